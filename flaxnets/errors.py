@@ -1,0 +1,30 @@
+"""Bad input is answered by one sentence that names the value and the nearest valid choice."""
+
+import difflib
+import re
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """What the user gave cannot be used; the message is one sentence for them, no traceback."""
+
+
+def one_of(valid: Iterable[str], value: str, what: str) -> str:
+    """`value` if it is among `valid`.
+
+    Raises InputError otherwise: "unknown architecture 'vgg17'; did you mean 'vgg16'?".
+    """
+    valid = list(valid)
+    if value in valid:
+        return value
+    near = difflib.get_close_matches(str(value), valid, n=8)
+    if not near:
+        raise InputError(f"unknown {what} {value!r}; expected one of {', '.join(valid)}")
+    nearest = max(near, key=lambda name: _likeness(name, str(value)))
+    raise InputError(f"unknown {what} {value!r}; did you mean {nearest!r}?")
+
+
+def _likeness(name: str, value: str) -> tuple[float, int]:
+    """Common letters first, then nearby numbers: 'vgg17' is nearer to 'vgg16' than to 'vgg11'."""
+    ours, given = (sum(map(int, re.findall(r"\d+", text))) for text in (name, value))
+    return difflib.SequenceMatcher(None, value, name).ratio(), -abs(ours - given)

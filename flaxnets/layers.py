@@ -1,0 +1,445 @@
+"""What linen lacks: torch's layers, exactly, in NHWC.
+
+Names are chosen so that the path of a parameter, joined by dots, is its torch `state_dict` key
+(see `flaxnets.convert`). Arguments keep torch's meaning: padding is given in pixels, the momentum
+of a batch norm is the weight of the new value.
+
+Where XLA's CPU backend is slow, a layer has a second formulation with equal values and gradients,
+chosen by platform and shape when the program is traced; GPU and TPU keep XLA's own operation.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+Array = jax.Array
+Dtype = Any
+Initializer = Callable[..., Array]
+Size = int | tuple[int, int]
+
+# torch's default for convolutions and linear layers: uniform in +-1/sqrt(fan_in)
+# (torch/nn/modules/conv.py, `reset_parameters`).
+torch_default = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+# He et al. 2015 (arXiv:1502.01852) with torch's mode="fan_out", as torchvision uses it.
+he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+def _pair(size: Size) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else size
+
+
+def _at_least_float32(dtype: Dtype) -> Dtype:
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def _check_fits(window: tuple[int, int], x: Array, padding: tuple[int, int] = (0, 0)) -> None:
+    """One sentence instead of an empty feature map."""
+    height, width = x.shape[1:3]
+    if height + 2 * padding[0] < window[0] or width + 2 * padding[1] < window[1]:
+        raise ValueError(
+            f"the images are too small for this network: a window of {window[0]}x{window[1]} does "
+            f"not fit a feature map of {height}x{width}; use larger images"
+        )
+
+
+class Sequential(nn.Module):
+    """Applies `layers` in turn; a module among them is named by its index in the list, as in torch.
+
+    Plain functions (`nn.relu`, `max_pool(3, 2)`) take an index too, so that the list reads like
+    the printed torch module and its parameters carry the same numbers.
+    """
+
+    layers: Sequence[Callable[..., Array]]
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        for index, layer in enumerate(self.layers):
+            if isinstance(layer, nn.Module):
+                layer = layer.clone(parent=self, name=str(index))
+            x = layer(x)
+        return x
+
+
+def _bias_default(fan_in: int) -> Initializer:
+    """torch's default bias: uniform in +-1/sqrt(fan_in) of the kernel beside it."""
+    bound = 1 / math.sqrt(fan_in)
+
+    def init(key: Array, shape: Sequence[int], dtype: Dtype = jnp.float32) -> Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+class Conv(nn.Module):
+    """2-D convolution with torch's arguments: `(N, H, W, C) -> (N, H', W', features)`.
+
+    The kernel is `(height, width, C / groups, features)`. Padding counts pixels on both sides, or
+    is a pair for height and width: XLA's "SAME" differs from torch at stride 2.
+
+    Raises ValueError if the kernel does not fit the padded input.
+    """
+
+    features: int
+    kernel_size: Size
+    stride: Size = 1
+    padding: Size = 0
+    dilation: Size = 1
+    groups: int = 1
+    use_bias: bool = True
+    kernel_init: Initializer = torch_default
+    bias_init: Initializer | None = None  # None: torch's default
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        size, padding, dilation = map(_pair, (self.kernel_size, self.padding, self.dilation))
+        reach = ((size[0] - 1) * dilation[0] + 1, (size[1] - 1) * dilation[1] + 1)
+        _check_fits(reach, x, padding)
+        channels = x.shape[-1] // self.groups
+        kernel = self.param("kernel", self.kernel_init, (*size, channels, self.features))
+        y = conv2d(
+            x.astype(self.dtype),
+            kernel.astype(self.dtype),
+            _pair(self.stride),
+            padding,
+            dilation,
+            self.groups,
+        )
+        if self.use_bias:
+            bias_init = self.bias_init or _bias_default(math.prod(size) * channels)
+            bias = self.param("bias", bias_init, (self.features,))
+            y = y + bias.astype(self.dtype)
+        return y
+
+
+class Linear(nn.Module):
+    """A fully connected layer that acts at every position of a feature map.
+
+    Without `patch` it maps `(..., C) -> (..., features)`. With `patch=(h, w)` it is the first
+    layer after the convolutions: its kernel `(h, w, C, features)` covers a patch of the map, so
+    `(N, h, w, C) -> (N, 1, 1, features)` and a larger map gives one vector a position. torch
+    flattens the same patch to `C * h * w` numbers; `flaxnets.convert` moves the axes.
+
+    Raises ValueError if the map is smaller than the patch.
+    """
+
+    features: int
+    patch: tuple[int, int] | None = None
+    use_bias: bool = True
+    kernel_init: Initializer = torch_default
+    bias_init: Initializer | None = None  # None: torch's default
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        # The two leaves have two names because a patch kernel has a convolution's rank: the
+        # converter could not tell them apart on the way back to torch.
+        leaf = "patch_kernel" if self.patch else "kernel"
+        shape = (*(self.patch or ()), x.shape[-1], self.features)
+        kernel = self.param(leaf, self.kernel_init, shape).astype(self.dtype)
+        x = x.astype(self.dtype)
+        if self.patch is None:
+            y = x @ kernel
+        else:
+            _check_fits(self.patch, x)
+            if x.shape[1:3] == self.patch:  # a product: 9 times faster than a convolution on CPU
+                y = x.reshape(x.shape[0], 1, 1, -1) @ kernel.reshape(-1, self.features)
+            else:
+                y = _xla_conv(x, kernel, ((1, 1), (0, 0), (1, 1), 1))
+        if self.use_bias:
+            bias_init = self.bias_init or _bias_default(math.prod(shape[:-1]))
+            y = y + self.param("bias", bias_init, (self.features,)).astype(self.dtype)
+        return y
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation with torch's running statistics (Ioffe & Szegedy 2015).
+
+    Differs from `nn.BatchNorm` as torch does: `momentum` weighs the new value, and the running
+    variance is the unbiased one (n / (n - 1)). Statistics are at least float32 whatever `dtype` is;
+    they cover this device's batch, or all devices of the mapped axis `axis_name`.
+    """
+
+    use_running_average: bool
+    momentum: float = 0.1
+    epsilon: float = 1e-5
+    axis_name: str | None = None
+    scale_init: Initializer = nn.initializers.ones
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        features = x.shape[-1]
+        scale = self.param("scale", self.scale_init, (features,))
+        bias = self.param("bias", nn.initializers.zeros, (features,))
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (features,), jnp.float32)
+        running_var = self.variable("batch_stats", "var", jnp.ones, (features,), jnp.float32)
+
+        x = x.astype(_at_least_float32(x.dtype))
+        if self.use_running_average:
+            mean, var = running_mean.value, running_var.value
+        else:
+            axes = tuple(range(x.ndim - 1))
+            count = math.prod(x.shape[:-1])
+            mean = x.mean(axes)
+            var = jnp.square(x - mean).mean(axes)
+            if self.axis_name is not None and not self.is_initializing():
+                own_mean, mean = mean, lax.pmean(mean, self.axis_name)
+                var = lax.pmean(var + jnp.square(own_mean - mean), self.axis_name)
+                count *= lax.axis_size(self.axis_name)
+            if not self.is_initializing():
+                unbiased = var * (count / max(count - 1, 1))
+                keep = 1 - self.momentum
+                running_mean.value = keep * running_mean.value + self.momentum * mean
+                running_var.value = keep * running_var.value + self.momentum * unbiased
+        y = (x - mean) * (scale * lax.rsqrt(var + self.epsilon)) + bias
+        return y.astype(self.dtype)
+
+
+def max_pool(
+    window: Size, stride: Size | None = None, padding: Size = 0, *, ceil_mode: bool = False
+) -> Callable[[Array], Array]:
+    """torch's `MaxPool2d`; `stride` is the window unless given.
+
+    With `ceil_mode` a last window may hang over the edge as long as it starts inside. The gradient
+    goes to the first of equal values in reading order, as in torch.
+    """
+    window, stride, padding = _pair(window), _pair(stride or window), _pair(padding)
+
+    def pool(x: Array) -> Array:
+        _check_fits(window, x, padding)
+        rows, columns = (
+            (before, _pad_after(size, span, step, before, ceil_mode))
+            for size, span, step, before in zip(x.shape[1:3], window, stride, padding, strict=True)
+        )
+        x = lax.pad(
+            x,
+            jnp.array(-jnp.inf, x.dtype),
+            [(0, 0, 0), (*rows, 0), (*columns, 0), (0, 0, 0)],
+        )
+        return lax.platform_dependent(
+            x,
+            cpu=lambda x: _reduce_slices(x, window, stride, _first_maximum),
+            default=lambda x: lax.reduce_window(
+                x, -jnp.inf, lax.max, (1, *window, 1), (1, *stride, 1), "VALID"
+            ),
+        )
+
+    return pool
+
+
+def _pad_after(size: int, window: int, stride: int, before: int, ceil_mode: bool) -> int:
+    """Padding at the far end of an axis; negative where torch's rounding leaves pixels unread."""
+    steps = size + 2 * before - window
+    last = -(-steps // stride) if ceil_mode else steps // stride
+    if ceil_mode and last * stride >= size + before:  # the window would start in the padding
+        last -= 1
+    return last * stride + window - size - before
+
+
+def _first_maximum(a: Array, b: Array) -> Array:
+    # Not jnp.maximum: it would share the gradient between equal values. A NaN in `a` stays.
+    return jnp.where((a >= b) | (a != a), a, b)
+
+
+def _reduce_slices(
+    x: Array,
+    window: tuple[int, int],
+    stride: tuple[int, int],
+    combine: Callable[[Array, Array], Array],
+) -> Array:
+    """Pooling as strided slices: XLA:CPU's gradient of `reduce_window` is 4-18 times slower."""
+    for axis in (2, 1):
+        span, step = window[axis - 1], stride[axis - 1]
+        last = (x.shape[axis] - span) // step * step
+        slices = [lax.slice_in_dim(x, i, i + last + 1, step, axis) for i in range(span)]
+        x = functools.reduce(combine, slices)
+    return x
+
+
+def avg_pool(
+    window: Size, stride: Size | None = None, padding: Size = 0, *, count_include_pad: bool = True
+) -> Callable[[Array], Array]:
+    """torch's `AvgPool2d`; the zeros of the padding count unless `count_include_pad` is False."""
+    window, stride, padding = _pair(window), _pair(stride or window), _pair(padding)
+
+    def window_sum(x: Array) -> Array:
+        x = jnp.pad(x, ((0, 0), (padding[0],) * 2, (padding[1],) * 2, (0, 0)))
+        return lax.platform_dependent(
+            x,
+            cpu=lambda x: _reduce_slices(x, window, stride, lax.add),
+            default=lambda x: lax.reduce_window(
+                x, 0.0, lax.add, (1, *window, 1), (1, *stride, 1), "VALID"
+            ),
+        )
+
+    def pool(x: Array) -> Array:
+        _check_fits(window, x, padding)
+        if count_include_pad:
+            return window_sum(x) / math.prod(window)
+        return window_sum(x) / window_sum(jnp.ones((1, *x.shape[1:3], 1), x.dtype))
+
+    return pool
+
+
+def adaptive_avg_pool(size: Size) -> Callable[[Array], Array]:
+    """torch's `AdaptiveAvgPool2d`: the map is divided into `size` bins, which overlap or repeat
+    pixels where it does not divide evenly.
+    """
+
+    def bins(n_in: int, n_out: int, dtype: Dtype) -> Array:
+        rows = []
+        for i in range(n_out):
+            start, end = i * n_in // n_out, -(-(i + 1) * n_in // n_out)
+            rows.append([(start <= j < end) / (end - start) for j in range(n_in)])
+        return jnp.array(rows, dtype)
+
+    def pool(x: Array) -> Array:
+        height, width = _pair(size)
+        if (height, width) == x.shape[1:3]:
+            return x
+        if (height, width) == (1, 1):
+            return x.mean((1, 2), keepdims=True)
+        dtype = _at_least_float32(x.dtype)
+        rows, columns = bins(x.shape[1], height, dtype), bins(x.shape[2], width, dtype)
+        y = jnp.einsum("ih,nhwc,jw->nijc", rows, x.astype(dtype), columns, precision="highest")
+        return y.astype(x.dtype)
+
+    return pool
+
+
+def average_positions(x: Array) -> Array:
+    """Class scores `(N, H, W, classes) -> (N, classes)`: the mean over positions.
+
+    With one position these are the network's logits; with more it is the evaluation of Simonyan &
+    Zisserman 2014, section 3.2, and of networks that end in global average pooling.
+    """
+    return x.mean((1, 2))
+
+
+def local_response_norm(
+    size: int = 5, alpha: float = 1e-4, beta: float = 0.75, k: float = 2.0
+) -> Callable[[Array], Array]:
+    """x / (k + alpha * sum of x^2 over `size` channels) ** beta (Krizhevsky et al. 2012, 3.3).
+
+    The paper multiplies the sum by alpha; torch's `LocalResponseNorm` multiplies the mean.
+    """
+
+    def norm(x: Array) -> Array:
+        squares = jnp.pad(jnp.square(x), [(0, 0)] * (x.ndim - 1) + [(size // 2, (size - 1) // 2)])
+        channels = x.shape[-1]
+        total = sum(squares[..., i : i + channels] for i in range(size))
+        return x * (k + alpha * total) ** -beta
+
+    return norm
+
+
+Geometry = tuple[tuple[int, int], tuple[int, int], tuple[int, int], int]
+
+
+def conv2d(
+    x: Array,
+    kernel: Array,
+    stride: tuple[int, int] = (1, 1),
+    padding: tuple[int, int] = (0, 0),
+    dilation: tuple[int, int] = (1, 1),
+    groups: int = 1,
+) -> Array:
+    """The convolution of `x` (N, H, W, C) with `kernel` (h, w, C / groups, O), as in torch.
+
+    On CPU it becomes matrix products, or dense convolutions instead of a grouped one, wherever
+    XLA's own convolution has a bad path.
+    """
+    geometry = (stride, padding, dilation, groups)
+    native = functools.partial(_xla_conv, geometry=geometry)
+    cure = _cpu_cure(x.shape, kernel.shape, geometry)
+    if cure is None:
+        return native(x, kernel)
+    cpu = functools.partial(cure, geometry=geometry)
+    return lax.platform_dependent(x, kernel, cpu=cpu, default=native)
+
+
+def _xla_conv(x: Array, kernel: Array, geometry: Geometry) -> Array:
+    stride, padding, dilation, groups = geometry
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        stride,
+        [(pad, pad) for pad in padding],
+        rhs_dilation=dilation,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )
+
+
+def _cpu_cure(
+    x_shape: tuple[int, ...], kernel_shape: tuple[int, ...], geometry: Geometry
+) -> Callable[..., Array] | None:
+    """The formulation that XLA:CPU runs faster than its convolution, or None."""
+    _, padding, _, groups = geometry
+    if groups > 1:
+        return _conv_by_bundles
+    if kernel_shape[:2] == (1, 1) and padding == (0, 0):
+        return _conv_pointwise
+    if math.prod(x_shape[1:3]) <= 16:
+        return _conv_by_taps
+    return None
+
+
+def _conv_pointwise(x: Array, kernel: Array, geometry: Geometry) -> Array:
+    """A 1x1 convolution is a matrix product over channels (its filter gradient: 37 -> 24 ms)."""
+    (down, right), *_ = geometry
+    return x[:, ::down, ::right] @ kernel[0, 0]
+
+
+def _conv_by_taps(x: Array, kernel: Array, geometry: Geometry) -> Array:
+    """A convolution on a tiny map: one matrix product for each cell of the kernel, over the pixels
+    it meets; cells that only meet padding cost nothing (3x3 on 2x2 pixels: 587 -> 5 ms).
+    """
+    stride, padding, dilation, _ = geometry
+    reach = [(n - 1) * d + 1 for n, d in zip(kernel.shape[:2], dilation, strict=True)]
+    n_out = [
+        (n + 2 * pad - span) // step + 1
+        for n, pad, span, step in zip(x.shape[1:3], padding, reach, stride, strict=True)
+    ]
+    y = jnp.zeros((x.shape[0], *n_out, kernel.shape[3]), x.dtype)
+    for row in range(kernel.shape[0]):
+        for column in range(kernel.shape[1]):
+            read, write = [], []
+            for axis, cell in enumerate((row, column)):
+                # Output r reads input r * step + shift.
+                step, shift = stride[axis], cell * dilation[axis] - padding[axis]
+                first = max(0, -(shift // step))
+                last = min(n_out[axis] - 1, (x.shape[axis + 1] - 1 - shift) // step)
+                read.append(slice(first * step + shift, last * step + shift + 1, step))
+                write.append((first, n_out[axis] - 1 - last, last - first + 1))
+            if all(count > 0 for *_, count in write):
+                product = x[:, read[0], read[1]] @ kernel[row, column]
+                margins = [(before, after) for before, after, _ in write]
+                y += jnp.pad(product, ((0, 0), *margins, (0, 0)))
+    return y
+
+
+def _conv_by_bundles(x: Array, kernel: Array, geometry: Geometry) -> Array:
+    """A grouped convolution as a few dense ones, each over a bundle of groups at least 32 channels
+    wide, its kernel block-diagonal (filter gradient, 32 groups of 4: 4055 -> 14 ms).
+    """
+    *window, groups = geometry
+    width, features = kernel.shape[2], kernel.shape[3] // groups
+    widest = min(32, x.shape[3])
+    size = next(n for n in range(1, groups + 1) if groups % n == 0 and n * width >= widest)
+    outputs = []
+    for first in range(0, groups, size):
+        part = x[..., first * width : (first + size) * width]
+        blocks = kernel[..., first * features : (first + size) * features]
+        blocks = blocks.reshape(*kernel.shape[:3], size, features)
+        block_diagonal = jnp.einsum("hwcgf,gk->hwkcgf", blocks, jnp.eye(size, dtype=kernel.dtype))
+        dense = block_diagonal.reshape(*kernel.shape[:2], size * width, size * features)
+        outputs.append(conv2d(part, dense, *window))
+    return jnp.concatenate(outputs, -1)

@@ -1,0 +1,44 @@
+"""The networks by name. Each family is one file that ends in a table, `VARIANTS`."""
+
+import dataclasses
+import fnmatch
+
+import flax.linen as nn
+
+from flaxnets.errors import InputError, one_of
+from flaxnets.models import alexnet, lenet, vgg
+
+FAMILIES = {
+    "lenet": lenet.VARIANTS,
+    "alexnet": alexnet.VARIANTS,
+    "vgg": vgg.VARIANTS,
+}
+VARIANTS = {name: build for family in FAMILIES.values() for name, build in family.items()}
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Names that match a shell pattern such as `"vgg*"`, family by family."""
+    return [name for name in VARIANTS if fnmatch.fnmatchcase(name, pattern)]
+
+
+def create_model(name: str, **fields) -> nn.Module:
+    """The network `name` as a linen module.
+
+    Every network has the fields `num_classes`, `dense` (a map of logits instead of their mean) and
+    `dtype` (of the computation; parameters stay float32); its class documents the others. Its
+    attribute `input_shape` is the (height, width, channels) of its paper; other sizes and channel
+    counts work too.
+
+        model = create_model("vgg16", num_classes=10, dtype=jnp.bfloat16)
+        variables = model.init(jax.random.key(0), jnp.zeros((1, *model.input_shape)))
+        logits = model.apply(variables, images)
+
+    Raises InputError (a ValueError) for an unknown name or field, with the nearest valid one.
+    """
+    build = VARIANTS[one_of(VARIANTS, name, "architecture")]
+    known = [f.name for f in dataclasses.fields(build.func) if f.name not in ("parent", "name")]
+    for field in fields:
+        one_of(known, field, f"field of {name}")
+    if fields.get("num_classes", 1) < 1:
+        raise InputError(f"num_classes is {fields['num_classes']}; expected at least 1")
+    return build(**fields)

@@ -1,0 +1,122 @@
+"""AlexNet: torchvision's single tower, and the network of Krizhevsky et al. 2012.
+
+- `alexnet`: torchvision/models/alexnet.py, which is the one-tower network of Krizhevsky 2014
+  (arXiv:1404.5997) with dropout before the first two linear layers and an adaptive pool.
+- `alexnet_2012`: "ImageNet Classification with Deep Convolutional Neural Networks", section 3.
+"""
+
+import functools
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from flaxnets.layers import (
+    Array,
+    Conv,
+    Dtype,
+    Linear,
+    Sequential,
+    adaptive_avg_pool,
+    average_positions,
+    local_response_norm,
+    max_pool,
+)
+
+
+class AlexNet(nn.Module):
+    """`(N, H, W, C)`, 224x224x3 in torchvision, to logits `(N, num_classes)`; 63 pixels at least.
+
+    With `dense`: the map `(N, H', W', num_classes)` of logits at every 6x6 patch of the features
+    (larger images than 224 for more than one; no adaptive pool).
+    """
+
+    num_classes: int = 1000
+    hidden_features: int = 4096
+    dropout_rate: float = 0.5
+    dense: bool = False
+    dtype: Dtype = jnp.float32
+
+    input_shape = (224, 224, 3)
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool = False) -> Array:
+        conv = functools.partial(Conv, dtype=self.dtype)
+        linear = functools.partial(Linear, dtype=self.dtype)
+        dropout = functools.partial(nn.Dropout, self.dropout_rate, deterministic=not train)
+        x = Sequential(
+            [
+                conv(64, 11, 4, 2), nn.relu, max_pool(3, 2),
+                conv(192, 5, padding=2), nn.relu, max_pool(3, 2),
+                conv(384, 3, padding=1), nn.relu,
+                conv(256, 3, padding=1), nn.relu,
+                conv(256, 3, padding=1), nn.relu, max_pool(3, 2),
+            ],
+            name="features",
+        )(x)  # fmt: skip
+        if not self.dense:
+            x = adaptive_avg_pool(6)(x)
+        x = Sequential(
+            [
+                dropout(), linear(self.hidden_features, patch=(6, 6)), nn.relu,
+                dropout(), linear(self.hidden_features), nn.relu,
+                linear(self.num_classes),
+            ],
+            name="classifier",
+        )(x)  # fmt: skip
+        return x if self.dense else average_positions(x)
+
+
+class AlexNet2012(nn.Module):
+    """`(N, H, W, C)`, 224x224x3 in the paper, to logits `(N, num_classes)`; 195 pixels at least.
+
+    Layers 2, 4 and 5 are split in two groups, one for each of the paper's two GPUs. The paper's
+    first layer has 55x55 positions, which a 224-pixel image gives at stride 4 only with three
+    pixels of padding: 227 = 55 * 4 + 7. Padding 2 on both sides reads just those
+    (the fourth is left over), so that images stay 224x224 as the paper's text has them.
+
+    Larger images give the mean of the class scores over positions, or with `dense` their map.
+    """
+
+    num_classes: int = 1000
+    hidden_features: int = 4096
+    dropout_rate: float = 0.5
+    dense: bool = False
+    dtype: Dtype = jnp.float32
+
+    input_shape = (224, 224, 3)
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool = False) -> Array:
+        # Section 5: weights from N(0, 0.01); biases one in layers 2, 4, 5 and the fully connected
+        # hidden layers, which gives their ReLUs positive inputs early on; zero elsewhere.
+        normal = nn.initializers.normal(0.01)
+        zeros, ones = nn.initializers.zeros, nn.initializers.ones
+        conv = functools.partial(Conv, kernel_init=normal, dtype=self.dtype)
+        linear = functools.partial(Linear, kernel_init=normal, dtype=self.dtype)
+        dropout = functools.partial(nn.Dropout, self.dropout_rate, deterministic=not train)
+        lrn = local_response_norm(size=5, alpha=1e-4, beta=0.75, k=2)
+        x = Sequential(
+            [
+                conv(96, 11, 4, 2, bias_init=zeros), nn.relu, lrn, max_pool(3, 2),
+                conv(256, 5, padding=2, groups=2, bias_init=ones), nn.relu, lrn, max_pool(3, 2),
+                conv(384, 3, padding=1, bias_init=zeros), nn.relu,
+                conv(384, 3, padding=1, groups=2, bias_init=ones), nn.relu,
+                conv(256, 3, padding=1, groups=2, bias_init=ones), nn.relu, max_pool(3, 2),
+            ],
+            name="features",
+        )(x)  # fmt: skip
+        x = Sequential(
+            [
+                linear(self.hidden_features, patch=(6, 6), bias_init=ones), nn.relu, dropout(),
+                linear(self.hidden_features, bias_init=ones), nn.relu, dropout(),
+                linear(self.num_classes, bias_init=zeros),
+            ],
+            name="classifier",
+        )(x)  # fmt: skip
+        return x if self.dense else average_positions(x)
+
+
+VARIANTS = {
+    "alexnet": functools.partial(AlexNet),
+    "alexnet_2012": functools.partial(AlexNet2012),
+}

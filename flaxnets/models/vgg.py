@@ -1,0 +1,97 @@
+"""VGG: Simonyan & Zisserman 2014, "Very Deep Convolutional Networks for Large-Scale Image
+Recognition" (arXiv:1409.1556), Table 1; names and initialisation of torchvision/models/vgg.py.
+
+torchvision pools the last map to 7x7 adaptively, so that other sizes than the paper's 224 work,
+and adds variants with batch normalisation.
+"""
+
+import functools
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from flaxnets.layers import (
+    Array,
+    BatchNorm,
+    Conv,
+    Dtype,
+    Linear,
+    Sequential,
+    adaptive_avg_pool,
+    average_positions,
+    he_normal_fan_out,
+    max_pool,
+)
+
+# Table 1: the widths of the 3x3 convolutions between the max pools. (Column C, with 1x1
+# convolutions, and A-LRN have no torchvision counterpart.)
+COLUMNS = {
+    "A": ((64,), (128,), (256, 256), (512, 512), (512, 512)),
+    "B": ((64, 64), (128, 128), (256, 256), (512, 512), (512, 512)),
+    "D": ((64, 64), (128, 128), (256,) * 3, (512,) * 3, (512,) * 3),
+    "E": ((64, 64), (128, 128), (256,) * 4, (512,) * 4, (512,) * 4),
+}
+
+
+class VGG(nn.Module):
+    """`(N, H, W, C)`, 224x224x3 in the paper, to logits `(N, num_classes)`; 32 pixels at least.
+
+    With `dense`: the map `(N, H', W', num_classes)` of logits at every 7x7 patch of the features
+    (images of 224 pixels at least; no adaptive pool).
+    """
+
+    column: str
+    batch_norm: bool = False
+    num_classes: int = 1000
+    hidden_features: int = 4096
+    dropout_rate: float = 0.5
+    dense: bool = False
+    dtype: Dtype = jnp.float32
+
+    input_shape = (224, 224, 3)
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool = False) -> Array:
+        zeros = nn.initializers.zeros
+        conv = functools.partial(
+            Conv, kernel_size=3, padding=1,
+            kernel_init=he_normal_fan_out, bias_init=zeros, dtype=self.dtype,
+        )  # fmt: skip
+        linear = functools.partial(
+            Linear, kernel_init=nn.initializers.normal(0.01), bias_init=zeros, dtype=self.dtype
+        )
+        norm = functools.partial(BatchNorm, use_running_average=not train, dtype=self.dtype)
+        dropout = functools.partial(nn.Dropout, self.dropout_rate, deterministic=not train)
+
+        features = []
+        for widths in COLUMNS[self.column]:
+            for width in widths:
+                features.append(conv(width))
+                if self.batch_norm:
+                    features.append(norm())
+                features.append(nn.relu)
+            features.append(max_pool(2))
+        x = Sequential(features, name="features")(x)
+        if not self.dense:
+            x = adaptive_avg_pool(7)(x)
+        x = Sequential(
+            [
+                linear(self.hidden_features, patch=(7, 7)), nn.relu, dropout(),
+                linear(self.hidden_features), nn.relu, dropout(),
+                linear(self.num_classes),
+            ],
+            name="classifier",
+        )(x)  # fmt: skip
+        return x if self.dense else average_positions(x)
+
+
+VARIANTS = {
+    "vgg11": functools.partial(VGG, "A"),
+    "vgg13": functools.partial(VGG, "B"),
+    "vgg16": functools.partial(VGG, "D"),
+    "vgg19": functools.partial(VGG, "E"),
+    "vgg11_bn": functools.partial(VGG, "A", batch_norm=True),
+    "vgg13_bn": functools.partial(VGG, "B", batch_norm=True),
+    "vgg16_bn": functools.partial(VGG, "D", batch_norm=True),
+    "vgg19_bn": functools.partial(VGG, "E", batch_norm=True),
+}

@@ -1,0 +1,10 @@
+"""What each family is compared with: one file of `CASES` a family, gathered here."""
+
+import importlib
+import pkgutil
+
+CASES = {
+    name: case
+    for module in pkgutil.iter_modules(__path__)
+    for name, case in importlib.import_module(f"{__name__}.{module.name}").CASES.items()
+}

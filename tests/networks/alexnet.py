@@ -1,0 +1,40 @@
+"""torchvision's AlexNet, and the 2012 network written from the paper's section 3."""
+
+from collections import OrderedDict
+
+from torch import nn
+
+from parity import Case
+
+
+def alexnet_2012(num_classes: int = 1000, hidden_features: int = 4096) -> nn.Module:
+    def lrn() -> nn.Module:  # torch averages over the window where the paper sums: alpha times 5
+        return nn.LocalResponseNorm(5, alpha=5 * 1e-4, beta=0.75, k=2)
+
+    features = nn.Sequential(
+        nn.Conv2d(3, 96, 11, 4, 2), nn.ReLU(), lrn(), nn.MaxPool2d(3, 2),
+        nn.Conv2d(96, 256, 5, padding=2, groups=2), nn.ReLU(), lrn(), nn.MaxPool2d(3, 2),
+        nn.Conv2d(256, 384, 3, padding=1), nn.ReLU(),
+        nn.Conv2d(384, 384, 3, padding=1, groups=2), nn.ReLU(),
+        nn.Conv2d(384, 256, 3, padding=1, groups=2), nn.ReLU(), nn.MaxPool2d(3, 2),
+    )  # fmt: skip
+    classifier = nn.Sequential(
+        nn.Linear(256 * 6 * 6, hidden_features), nn.ReLU(), nn.Dropout(),
+        nn.Linear(4096, hidden_features), nn.ReLU(), nn.Dropout(),
+        nn.Linear(hidden_features, num_classes),
+    )  # fmt: skip
+    parts = OrderedDict(features=features, flatten=nn.Flatten(), classifier=classifier)
+    return nn.Sequential(parts)
+
+
+CASES = {
+    "alexnet": Case(61_100_840),
+    # the paper: "60 million parameters"; 225 gives the same 6x6 features as 224
+    "alexnet_2012": Case(
+        60_965_224,
+        sizes=(224, 225),
+        train_size=224,
+        train_fields={"hidden_features": 256},
+        reference=alexnet_2012,
+    ),
+}

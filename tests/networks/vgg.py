@@ -1,0 +1,37 @@
+"""torchvision's VGG; trained with a narrower classifier than 4096, which only costs time here."""
+
+import functools
+
+from torch import nn
+
+from parity import Case
+from tools.torchvision_import import torchvision
+
+
+def vgg(name: str, hidden_features: int = 4096, num_classes: int = 1000) -> nn.Module:
+    model = torchvision.models.get_model(name, weights=None, num_classes=num_classes)
+    if hidden_features != 4096:
+        model.classifier[0] = nn.Linear(512 * 7 * 7, hidden_features)
+        model.classifier[3] = nn.Linear(hidden_features, hidden_features)
+        model.classifier[6] = nn.Linear(hidden_features, num_classes)
+    return model
+
+
+PARAMETERS = {
+    "vgg11": 132_863_336,
+    "vgg13": 133_047_848,
+    "vgg16": 138_357_544,
+    "vgg19": 143_667_240,
+    "vgg11_bn": 132_868_840,
+    "vgg13_bn": 133_053_736,
+    "vgg16_bn": 138_365_992,
+    "vgg19_bn": 143_678_248,
+}
+CASES = {
+    name: Case(
+        count,
+        train_fields={"hidden_features": 128},
+        reference=functools.partial(vgg, name),
+    )
+    for name, count in PARAMETERS.items()
+}

@@ -1,0 +1,181 @@
+"""Comparing a network of ours with an independent torch module, on random weights.
+
+Logits are compared in float32. Gradients and training steps are compared in float64, to a bound a
+million times tighter than float32 allows: in float32 both sides err by up to 4e-3 wherever rounding
+moves the maximum of a pool to another pixel or a value across a ReLU's zero, which would hide a
+real difference (measured on AlexNet 2012, torch's float32 against its float64).
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import torch
+
+from flaxnets import create_model, from_torch, to_torch
+from tools.torchvision_import import torchvision
+
+AUX_WEIGHT = 0.3
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """What pins a network, and how small its comparison can honestly be."""
+
+    parameters: int  # exact, with the default class count and the images of `input_shape`
+    sizes: Sequence[int] = (224, 193)  # of the images, in pixels: the native one, an odd one
+    train_size: int = 64  # of the images for gradients and training steps
+    reference: Callable[..., torch.nn.Module] | None = None  # None: torchvision's of that name
+    train_fields: dict[str, Any] = dataclasses.field(default_factory=dict)  # of both modules
+    batch: int = 4
+    logits_bound: float = 1e-5
+    training_bound: float = 1e-9
+
+
+def build_pair(name: str, case: Case, **fields):
+    """Our module and torch's, whose norms have statistics that a wrong wiring cannot hide
+    behind and whose dropout has rate 0, so that both compute one function in training too.
+    """
+    torch.manual_seed(0)
+    if case.reference is None:
+        reference = torchvision.models.get_model(name, weights=None, **fields)
+    else:
+        reference = case.reference(**fields)
+    for module in reference.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.weight.data.uniform_(0.5, 1.5)
+            module.bias.data.uniform_(-0.2, 0.2)
+            module.running_mean.uniform_(-0.2, 0.2)
+            module.running_var.uniform_(0.5, 1.5)
+        elif isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    model = create_model(name, **fields)
+    if hasattr(model, "dropout_rate"):
+        model = model.clone(dropout_rate=0.0)
+    return model, reference
+
+
+def images(size: int, batch: int = 2, channels: int = 3, seed: int = 0) -> np.ndarray:
+    """Normally distributed, (N, size, size, channels)."""
+    shape = (batch, size, size, channels)
+    return np.random.default_rng(seed).standard_normal(shape, np.float32)
+
+
+def nchw(x: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2)))
+
+
+def converted(model, reference: torch.nn.Module, x: np.ndarray):
+    """The reference's weights in our tree: fails unless the key sets agree both ways."""
+    like = jax.eval_shape(model.init, jax.random.key(0), jnp.asarray(x))
+    return from_torch(reference.state_dict(), like)
+
+
+def relative_error(ours, theirs, floor: float = 0.0) -> float:
+    """max |ours - theirs| / max |theirs|"""
+    ours, theirs = np.asarray(ours), np.asarray(theirs)
+    assert ours.shape == theirs.shape
+    return float(np.abs(ours - theirs).max() / max(np.abs(theirs).max(), floor))
+
+
+def largest_error(ours: dict[str, np.ndarray], theirs: dict[str, torch.Tensor]) -> float:
+    """The largest relative error over two dicts, which must have the same keys.
+
+    Values that are zero but for rounding (the gradient of a bias in front of a batch norm) are
+    measured against the largest of all.
+    """
+    assert set(ours) == set(theirs)
+    floor = 1e-4 * max(float(value.detach().abs().max()) for value in theirs.values())
+    return max(relative_error(ours[key], theirs[key].detach(), floor) for key in ours)
+
+
+def logits_error(model, reference: torch.nn.Module, x: np.ndarray) -> float:
+    with torch.no_grad():
+        theirs = reference.eval()(nchw(x))
+    ours = jax.jit(model.apply)(converted(model, reference, x), x)
+    return relative_error(ours, theirs)
+
+
+def round_trip_is_exact(model, reference: torch.nn.Module, x: np.ndarray) -> bool:
+    state_dict = reference.state_dict()
+    back = to_torch(converted(model, reference, x))
+    kept = {key for key in state_dict if not key.endswith("num_batches_tracked")}
+    return set(back) == kept and all(np.array_equal(back[k], state_dict[k].numpy()) for k in kept)
+
+
+def _torch_loss(reference: torch.nn.Module, x: np.ndarray, labels: np.ndarray) -> torch.Tensor:
+    """Cross entropy; auxiliary heads, which torch returns behind the logits, are added."""
+    outputs = reference(nchw(x).double())
+    logits, *aux = outputs if isinstance(outputs, tuple) else (outputs,)
+    loss = functools.partial(torch.nn.functional.cross_entropy, target=torch.from_numpy(labels))
+    return loss(logits) + AUX_WEIGHT * sum(loss(a) for a in aux)
+
+
+def _our_loss(params, model, rest, x, labels):
+    logits, updates = model.apply(
+        {"params": params, **rest},
+        x,
+        train=True,
+        mutable=[*rest, "aux_logits"],
+        rngs={"dropout": jax.random.key(0)},
+    )
+    aux = jax.tree.leaves(updates.pop("aux_logits", {}))
+    cross_entropy = optax.softmax_cross_entropy_with_integer_labels
+    loss = cross_entropy(logits, labels).mean()
+    return loss + AUX_WEIGHT * sum(cross_entropy(a, labels).mean() for a in aux), updates
+
+
+def training_errors(
+    model, reference: torch.nn.Module, batches: Sequence[np.ndarray]
+) -> dict[str, float]:
+    """Of the first gradient with respect to every parameter, and of losses, parameters and
+    running statistics over steps of SGD with momentum and weight decay.
+    """
+    with jax.enable_x64():
+        return _training_errors(model.clone(dtype=jnp.float64), reference.double(), batches)
+
+
+def _training_errors(model, reference: torch.nn.Module, batches) -> dict[str, float]:
+    variables = converted(model, reference, batches[0])
+    variables = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), variables)
+    params, rest = variables["params"], {k: v for k, v in variables.items() if k != "params"}
+    labels = np.arange(len(batches[0])) % 10
+
+    optimizer = torch.optim.SGD(
+        reference.train().parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4
+    )
+    tx = optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(0.01, momentum=0.9))
+    opt_state = tx.init(params)
+
+    @jax.jit
+    def step(params, rest, opt_state, x):
+        value_and_grad = jax.value_and_grad(_our_loss, has_aux=True)
+        (value, rest), grads = value_and_grad(params, model, rest, x, labels)
+        updates, opt_state = tx.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), rest, opt_state, value, grads
+
+    errors, ours, theirs = {}, [], []
+    for x in batches:
+        optimizer.zero_grad()
+        loss = _torch_loss(reference, x, labels)
+        loss.backward()
+        params, rest, opt_state, value, grads = step(params, rest, opt_state, x)
+        if not errors:
+            gradients = {key: p.grad for key, p in reference.named_parameters()}
+            errors["gradients"] = largest_error(to_torch({"params": grads}), gradients)
+        optimizer.step()
+        ours.append(float(value))
+        theirs.append(loss.item())
+    errors["losses"] = relative_error(ours, theirs)
+    errors["parameters after"] = largest_error(
+        to_torch({"params": params}), dict(reference.named_parameters())
+    )
+    statistics = {k: v for k, v in reference.named_buffers() if "running" in k}
+    if statistics:
+        errors["statistics after"] = largest_error(to_torch(rest), statistics)
+    return errors

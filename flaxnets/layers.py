@@ -26,7 +26,9 @@ Size = int | tuple[int, int]
 # torch's default for convolutions and linear layers: uniform in +-1/sqrt(fan_in)
 # (torch/nn/modules/conv.py, `reset_parameters`).
 torch_default = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-# He et al. 2015 (arXiv:1502.01852) with torch's mode="fan_out", as torchvision uses it.
+# He et al. 2015 (arXiv:1502.01852), equation 10: zero mean, variance 2 / fan_in.
+he_normal_fan_in = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
+# The same with torch's mode="fan_out", as torchvision uses it.
 he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 

@@ -1,0 +1,167 @@
+"""ResNet and ResNeXt for 32x32 images.
+
+- He et al. 2015, "Deep Residual Learning for Image Recognition" (arXiv:1512.03385), section 4.2:
+  6n + 2 layers, shortcuts without parameters (section 3.3, option A).
+- Xie et al. 2016, "Aggregated Residual Transformations for Deep Neural Networks"
+  (arXiv:1611.05431), section 5.3 and appendix A: 29 layers of bottlenecks.
+
+Neither is in torchvision; modules have the names of its ImageNet networks.
+"""
+
+import functools
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from flaxnets.layers import (
+    Array,
+    BatchNorm,
+    Conv,
+    Dtype,
+    Linear,
+    Sequential,
+    average_positions,
+    he_normal_fan_out,
+)
+
+# He et al. 2015 (arXiv:1502.01852), equation 10: zero mean, variance 2 / fan_in.
+he_normal_fan_in = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
+
+
+def pad_shortcut(x: Array, features: int, stride: int) -> Array:
+    """Option A: every `stride`-th pixel, and zeros for the new channels, behind the old ones."""
+    return jnp.pad(x[:, ::stride, ::stride], [(0, 0)] * 3 + [(0, features - x.shape[-1])])
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions around a shortcut without parameters."""
+
+    features: int
+    conv: Callable[..., nn.Module]
+    norm: Callable[..., nn.Module]
+    stride: int = 1
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        y = self.conv(self.features, 3, self.stride, 1, name="conv1")(x)
+        y = nn.relu(self.norm(name="bn1")(y))
+        y = self.norm(name="bn2")(self.conv(self.features, 3, padding=1, name="conv2")(y))
+        return nn.relu(y + pad_shortcut(x, self.features, self.stride))
+
+
+class ResNetCIFAR(nn.Module):
+    """`(N, H, W, C)`, 32x32x3 in the paper, to logits `(N, num_classes)`; any image size.
+
+    `depth` is 6n + 2: a first convolution, three stages of n blocks with 16, 32 and 64 features on
+    maps of 32, 16 and 8 pixels, a linear layer. `remat` recomputes each block in the backward pass.
+
+    With `dense`: the map `(N, H / 4, W / 4, num_classes)` of logits, whose mean are the logits.
+    """
+
+    depth: int
+    num_classes: int = 10
+    dense: bool = False
+    remat: bool = False
+    dtype: Dtype = jnp.float32
+
+    input_shape = (32, 32, 3)
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool = False) -> Array:
+        n, left_over = divmod(self.depth - 2, 6)
+        if n < 1 or left_over:
+            raise ValueError(f"depth is {self.depth}; expected 6n + 2, for example 20")
+        conv = functools.partial(
+            Conv, use_bias=False, kernel_init=he_normal_fan_in, dtype=self.dtype
+        )
+        norm = functools.partial(BatchNorm, use_running_average=not train, dtype=self.dtype)
+        block = functools.partial(
+            nn.remat(BasicBlock) if self.remat else BasicBlock, conv=conv, norm=norm
+        )
+        x = nn.relu(norm(name="bn1")(conv(16, 3, padding=1, name="conv1")(x)))
+        for stage in range(3):
+            strides = (1 if stage == 0 else 2, *[1] * (n - 1))
+            blocks = [block(16 * 2**stage, stride=stride) for stride in strides]
+            x = Sequential(blocks, name=f"layer{stage + 1}")(x)
+        if not self.dense:
+            x = average_positions(x)
+        return Linear(
+            self.num_classes, kernel_init=he_normal_fan_in, bias_init=nn.initializers.zeros,
+            dtype=self.dtype, name="fc",
+        )(x)  # fmt: skip
+
+
+class Bottleneck(nn.Module):
+    """1x1, grouped 3x3 and 1x1 convolutions around an identity or a projection (option B)."""
+
+    features: int
+    groups: int
+    conv: Callable[..., nn.Module]
+    norm: Callable[..., nn.Module]
+    stride: int = 1
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        width, out = self.features * self.groups, 4 * self.features
+        y = self.conv(width, 1, name="conv1")(x)
+        y = nn.relu(self.norm(name="bn1")(y))
+        y = self.conv(width, 3, self.stride, 1, groups=self.groups, name="conv2")(y)
+        y = nn.relu(self.norm(name="bn2")(y))
+        y = self.norm(name="bn3")(self.conv(out, 1, name="conv3")(y))
+        if x.shape[-1] != out:
+            x = Sequential([self.conv(out, 1, self.stride), self.norm()], name="downsample")(x)
+        return nn.relu(y + x)
+
+
+class ResNeXtCIFAR(nn.Module):
+    """`(N, H, W, C)`, 32x32x3 in the paper, to logits `(N, num_classes)`; any image size.
+
+    Three stages of three bottlenecks, whose 3x3 convolutions have `groups` groups of 64, 128 and
+    256 channels. `remat` recomputes each block in the backward pass.
+
+    With `dense`: the map `(N, H / 4, W / 4, num_classes)` of logits, whose mean are the logits.
+    """
+
+    groups: int
+    num_classes: int = 10
+    dense: bool = False
+    remat: bool = False
+    dtype: Dtype = jnp.float32
+
+    input_shape = (32, 32, 3)
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool = False) -> Array:
+        # Appendix A leaves the initialisation to Facebook's fb.resnet.torch: He's with the fan-out,
+        # and for the linear layer torch's default with zero biases (models/resnet.lua).
+        conv = functools.partial(
+            Conv, use_bias=False, kernel_init=he_normal_fan_out, dtype=self.dtype
+        )
+        norm = functools.partial(BatchNorm, use_running_average=not train, dtype=self.dtype)
+        block = functools.partial(
+            nn.remat(Bottleneck) if self.remat else Bottleneck,
+            groups=self.groups, conv=conv, norm=norm,
+        )  # fmt: skip
+        x = nn.relu(norm(name="bn1")(conv(64, 3, padding=1, name="conv1")(x)))
+        for stage in range(3):
+            strides = (1 if stage == 0 else 2, 1, 1)
+            blocks = [block(64 * 2**stage, stride=stride) for stride in strides]
+            x = Sequential(blocks, name=f"layer{stage + 1}")(x)
+        if not self.dense:
+            x = average_positions(x)
+        return Linear(
+            self.num_classes, bias_init=nn.initializers.zeros, dtype=self.dtype, name="fc"
+        )(x)
+
+
+VARIANTS = {
+    "resnet20_cifar": functools.partial(ResNetCIFAR, depth=20),
+    "resnet32_cifar": functools.partial(ResNetCIFAR, depth=32),
+    "resnet44_cifar": functools.partial(ResNetCIFAR, depth=44),
+    "resnet56_cifar": functools.partial(ResNetCIFAR, depth=56),
+    "resnet110_cifar": functools.partial(ResNetCIFAR, depth=110),
+    "resnet1202_cifar": functools.partial(ResNetCIFAR, depth=1202),
+    "resnext29_8x64d_cifar": functools.partial(ResNeXtCIFAR, groups=8),
+    "resnext29_16x64d_cifar": functools.partial(ResNeXtCIFAR, groups=16),
+}

@@ -1,0 +1,50 @@
+"""torchvision's residual networks, trained with fewer blocks where they only repeat.
+
+At such a learning rate and batch, 50 layers or more diverge: rounding grows thirtyfold a step, from
+1e-14 in the first loss to 1e-8 in the fifth. `test_resnet.py` has a single step of all 50.
+"""
+
+import functools
+
+from torch import nn
+
+from parity import Case
+from tools.torchvision_import import torchvision
+
+
+def resnet(name: str, depths: tuple[int, ...] | None = None, num_classes: int = 1000) -> nn.Module:
+    model = torchvision.models.get_model(name, weights=None, num_classes=num_classes)
+    if depths is None:
+        return model
+    block = model.layer1[0]
+    groups = block.conv2.groups
+    return torchvision.models.ResNet(
+        type(block),
+        list(depths),
+        num_classes,
+        groups=groups,
+        width_per_group=block.conv2.out_channels // groups,
+    )
+
+
+PARAMETERS = {
+    "resnet18": 11_689_512,
+    "resnet34": 21_797_672,
+    "resnet50": 25_557_032,
+    "resnet101": 44_549_160,
+    "resnet152": 60_192_808,
+    "resnext50_32x4d": 25_028_904,
+    "resnext101_32x8d": 88_791_336,
+    "resnext101_64x4d": 83_455_272,
+    "wide_resnet50_2": 68_883_240,
+    "wide_resnet101_2": 126_886_696,
+}
+TRAIN_DEPTHS = {"resnet18": (2, 2, 2, 2), "resnet50": (2, 2, 2, 2)}
+CASES = {
+    name: Case(
+        count,
+        train_fields={"depths": TRAIN_DEPTHS.get(name, (1, 2, 1, 1))},
+        reference=functools.partial(resnet, name),
+    )
+    for name, count in PARAMETERS.items()
+}

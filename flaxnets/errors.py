@@ -19,7 +19,8 @@ def one_of(valid: Iterable[str], value: str, what: str) -> str:
         return value
     near = difflib.get_close_matches(str(value), valid, n=8)
     if not near:
-        raise InputError(f"unknown {what} {value!r}; expected one of {', '.join(valid)}")
+        listed = ", ".join(valid[:12]) + (f" and {len(valid) - 12} more" if len(valid) > 12 else "")
+        raise InputError(f"unknown {what} {value!r}; expected one of {listed}")
     nearest = max(near, key=lambda name: _likeness(name, str(value)))
     raise InputError(f"unknown {what} {value!r}; did you mean {nearest!r}?")
 

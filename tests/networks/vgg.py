@@ -30,6 +30,7 @@ PARAMETERS = {
 CASES = {
     name: Case(
         count,
+        train_size=32,
         train_fields={"hidden_features": 128},
         reference=functools.partial(vgg, name),
     )

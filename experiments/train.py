@@ -1,0 +1,129 @@
+"""Trains any network of the library: `python experiments/train.py --arch vgg19`.
+
+Values that are not given come from the network's recipe, which `--arch NAME --help` shows. The same
+command again goes on where it stopped.
+"""
+
+import argparse
+import dataclasses
+import pathlib
+import shlex
+import sys
+import time
+from typing import Annotated, Literal
+
+import jax
+import jax.numpy as jnp
+import tyro
+
+from flaxnets import create_model, data
+from flaxnets.recipes import Recipe, recipe_for
+from flaxnets.terminal import compilation_cache, one_sentence_errors, quiet, versions
+from flaxnets.training.initial import load_initial
+from flaxnets.training.loop import Feed, Interrupted, fit
+from flaxnets.training.parallel import DataParallel, Mapping
+from flaxnets.training.workdir import Workdir
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    recipe: Annotated[Recipe, tyro.conf.OmitArgPrefixes]
+    arch: str = "vgg19"
+    """Name of a network: flaxnets.list_models()."""
+    dataset: str = "digits"
+    """digits (bundled), folder:PATH (train/<class>/*.jpg, val/<class>/*.jpg), or a prepared
+    TensorFlow Datasets name such as cifar10 or imagenet2012."""
+    data_dir: str | None = None
+    """Where TensorFlow Datasets were prepared; TFDS_DATA_DIR otherwise."""
+    workdir: pathlib.Path | None = None
+    """Directory of the run; runs/ARCH-DATASET unless given."""
+    init_from: pathlib.Path | None = None
+    """Weights to start from: a safetensors file under torch's keys."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the computation; parameters are float32."""
+    parallel: Mapping = "shard_map"
+    """How the step is mapped onto the devices."""
+    seed: int = 0
+    """Of initialisation, data order, augmentation and dropout."""
+
+
+def parse(arguments: list[str]) -> tuple[Options, data.Source]:
+    """Network and data set first: they decide the defaults of everything else."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--arch", default="vgg19")
+    first.add_argument("--dataset", default="digits")
+    first.add_argument("--data-dir", "--data_dir")
+    chosen, _ = first.parse_known_args(arguments)
+    create_model(chosen.arch)  # a wrong name is answered before a data set is opened
+    source = data.open_source(chosen.dataset, chosen.data_dir)
+    default = Options(recipe_for(chosen.arch, small=source.image_size is not None), **vars(chosen))
+    options = tyro.cli(Options, args=arguments, default=default, description=__doc__)
+    return options, source
+
+
+def main(arguments: list[str]) -> None:
+    options, source = parse(arguments)
+    recipe, shard = options.recipe, (jax.process_index(), jax.process_count())
+    model = create_model(
+        options.arch, num_classes=len(source.class_names), dtype=jnp.dtype(options.dtype)
+    )
+    parallel = DataParallel(options.parallel)
+    size = recipe.preprocessing.image_size
+    feed = Feed(
+        train=lambda step: data.train_batches(
+            source, recipe.batch_size, recipe.preprocessing,
+            seed=options.seed, start_step=step, shard=shard,
+        ),
+        test=lambda: data.eval_batches(
+            source, parallel.round_up(recipe.batch_size), recipe.preprocessing, shard=shard
+        ),
+        train_size=source.sizes["train"],
+        input_shape=(size, size, source.channels),
+        statistics=source.statistics,
+    )  # fmt: skip
+    initial = load_initial(options.init_from, model, feed.input_shape)
+    name = options.dataset.rstrip("/").replace("/", "-").replace(":", "-")
+    config = {
+        **dataclasses.asdict(options) | {"workdir": None, "data_dir": None, "recipe": None},
+        **dataclasses.asdict(recipe),
+        "input_shape": feed.input_shape,
+        "class_names": source.class_names,
+    }
+    config["init_from"] = str(options.init_from) if options.init_from else None
+    workdir = Workdir(options.workdir or pathlib.Path("runs") / f"{options.arch}-{name}", config)
+    title = f"{options.arch} on {options.dataset}"
+    command = shlex.join(["python", *sys.argv])
+
+    start = time.perf_counter()
+    try:
+        row = fit(
+            model, recipe, feed, workdir, parallel, seed=options.seed, initial=initial, title=title
+        )
+    except Interrupted as stopped:
+        print(f"{stopped}; go on with: {command}")
+        sys.exit(130)
+    summary = {
+        "arch": options.arch,
+        "dataset": options.dataset,
+        "parameters": row["parameters"],
+        "epochs": recipe.epochs,
+        "steps": row["steps"],
+        **{name: row[f"test_{name}"] for name in ("top1", "top5", "loss")},
+        "images_per_second": row["images_per_second"],
+        "seconds": round(time.perf_counter() - start, 1),
+        "devices": [str(device) for device in parallel.devices],
+        "versions": versions(),
+        "command": command,
+    }
+    workdir.finish(summary, title)
+    print(
+        f"{title}: top-1 {summary['top1']:.2%}, top-5 {summary['top5']:.2%} of "
+        f"{source.sizes['test']} test images after {recipe.epochs} epochs; see {workdir.path}"
+    )
+
+
+if __name__ == "__main__":
+    quiet()
+    with one_sentence_errors():
+        compilation_cache()
+        main(sys.argv[1:])

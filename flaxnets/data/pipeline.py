@@ -1,0 +1,155 @@
+"""From a source to NumPy batches: `{"image": uint8 (N, H, W, C), "label": int32 (N,)}`.
+
+Position decides everything: example `i` of a training stream is augmented with a seed made of
+(seed, process, i), and each pass over the data is shuffled with (seed, pass). So the same seed
+gives the same batches whatever the number of threads, and a stream can start at any step.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from flaxnets.data import augmentation
+from flaxnets.data.sources import InMemory, Shard, Source
+from flaxnets.data.tensorflow import tf
+from flaxnets.errors import InputError
+from flaxnets.recipes import Preprocessing
+
+Batch = dict[str, np.ndarray]
+PREFETCH = 2  # batches ready ahead of the training step
+
+
+def train_image(source: Source, how: Preprocessing, image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """The uint8 image that the network is fed in training; `image` is raw, as in the source."""
+    seeds = [tf.random.fold_in(seed, operation) for operation in range(3)]
+    if source.image_size is None:
+        image = augmentation.random_crop(
+            image, how.resize, how.image_size, seeds[0], source.channels
+        )
+    else:
+        image = augmentation.to_uint8(augmentation.resize(image, how.image_size))
+        image = augmentation.pad_and_crop(image, how.pad, seeds[0])
+    if how.flip and source.flip:
+        image = augmentation.random_flip(image, seeds[1])
+    if how.pca_std and source.channels == 3:
+        image = augmentation.pca_colour(image, seeds[2], how.pca_std)
+    return augmentation.to_uint8(image)
+
+
+def eval_image(source: Source, how: Preprocessing, image: tf.Tensor) -> tf.Tensor:
+    """The uint8 image that the network is fed in evaluation."""
+    if image.dtype == tf.string:
+        image = augmentation.decode(image, source.channels)
+    if source.image_size is None:
+        return augmentation.to_uint8(augmentation.center_crop(image, how.resize, how.image_size))
+    return augmentation.to_uint8(augmentation.resize(image, how.image_size))
+
+
+def train_batches(
+    source: Source,
+    batch_size: int,
+    how: Preprocessing,
+    *,
+    seed: int = 0,
+    start_step: int = 0,
+    shard: Shard = (0, 1),
+) -> Iterator[Batch]:
+    """Augmented batches of this process without end, from step `start_step` on.
+
+    `batch_size` counts examples over all processes; batches run across the ends of epochs, so no
+    example is left out.
+
+    Raises InputError if `batch_size` cannot be divided, or a picture cannot be decoded.
+    """
+    local = _local_batch_size(batch_size, shard)
+    share = source.share("train", shard)
+    if share < 1:
+        raise InputError(f"process {shard[0]} of {shard[1]} has no training examples")
+    first_epoch, offset = divmod(start_step * local, share)
+
+    def epoch(number):
+        return source.stream("train", shard, tf.stack([tf.constant(seed, tf.int64), number]))
+
+    def prepare(index, example):
+        base = tf.random.fold_in(tf.stack([tf.constant(seed, tf.int64), shard[0]]), index)
+        image = train_image(source, how, example["image"], base)
+        return {"image": image, "label": example["label"]}
+
+    examples = tf.data.Dataset.range(first_epoch, 2**31).flat_map(epoch).skip(offset)
+    examples = examples.enumerate(start_step * local)
+    images = examples.map(prepare, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    batches = images.batch(local, drop_remainder=True).prefetch(PREFETCH)
+    return _naming_bad_pictures(_numpy(batches), source)
+
+
+def eval_batches(
+    source: Source,
+    batch_size: int,
+    how: Preprocessing,
+    *,
+    split: str = "test",
+    shard: Shard = (0, 1),
+) -> Iterator[Batch]:
+    """One pass over `split`: every example once, in a fixed order.
+
+    The last batch is padded with zeros; `"mask"` (N,) is 1.0 for examples and 0.0 for padding. All
+    processes yield the same number of batches. Raises as `train_batches`.
+    """
+    local = _local_batch_size(batch_size, shard)
+    largest = max(source.share(split, (index, shard[1])) for index in range(shard[1]))
+    examples = source.stream(split, shard, None).map(
+        lambda e: {"image": eval_image(source, how, e["image"]), "label": e["label"]},
+        num_parallel_calls=tf.data.AUTOTUNE,
+        deterministic=True,
+    )
+    batches = _naming_bad_pictures(_numpy(examples.batch(local).prefetch(PREFETCH)), source)
+    for _ in range(-(-largest // local)):
+        batch = next(batches, None)
+        if batch is None:
+            shape = (0, how.image_size, how.image_size, source.channels)
+            batch = {"image": np.empty(shape, np.uint8), "label": np.empty(0, np.int32)}
+        count = len(batch["label"])
+        batch = {
+            key: np.pad(value, [(0, local - count)] + [(0, 0)] * (value.ndim - 1))
+            for key, value in batch.items()
+        }
+        yield batch | {"mask": (np.arange(local) < count).astype(np.float32)}
+
+
+def _local_batch_size(batch_size: int, shard: Shard) -> int:
+    if batch_size < 1 or batch_size % shard[1]:
+        raise InputError(
+            f"batch size {batch_size}; expected a positive multiple of the {shard[1]} process(es)"
+        )
+    return batch_size // shard[1]
+
+
+def _numpy(batches: tf.data.Dataset) -> Iterator[Batch]:
+    options = tf.data.Options()
+    options.deterministic = True
+    return iter(batches.with_options(options).as_numpy_iterator())
+
+
+def _naming_bad_pictures(batches: Iterator[Batch], source: Source) -> Iterator[Batch]:
+    """TensorFlow's decoding error names no file: look for it, since the run is over anyway."""
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except tf.errors.InvalidArgumentError as error:
+            bad = next(_undecodable(source), None)
+            if bad is None:
+                raise
+            raise InputError(f"{bad} is not a readable picture; remove or replace it") from error
+        yield batch
+
+
+def _undecodable(source: Source) -> Iterator[str]:
+    if not isinstance(source, InMemory) or source.image_size is not None:
+        return
+    for path in (str(path) for paths in source.images.values() for path in paths):
+        try:
+            augmentation.decode(tf.io.read_file(path), source.channels)
+        except tf.errors.InvalidArgumentError:
+            yield path

@@ -1,0 +1,1 @@
+"""Training: one step, its mapping onto devices, checkpoints, and the loop around them."""

@@ -1,0 +1,252 @@
+"""The loop around the step: epochs, evaluation, checkpoints, progress, and a way to stop."""
+
+import contextlib
+import dataclasses
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from flaxnets.errors import InputError
+from flaxnets.recipes import Recipe
+from flaxnets.training.checkpoints import Checkpoints
+from flaxnets.training.parallel import DataParallel
+from flaxnets.training.state import (
+    TrainState,
+    after_epoch,
+    create_state,
+    init_variables,
+    learning_rate_schedule,
+    make_optimizer,
+)
+from flaxnets.training.step import make_eval_step, make_train_step
+from flaxnets.training.workdir import Row, Workdir
+
+Batch = dict[str, np.ndarray]
+SUMS = ("loss", "top1", "top5")
+
+
+@dataclasses.dataclass(frozen=True)
+class Feed:
+    """What the loop needs of the data."""
+
+    train: Callable[[int], Iterator[Batch]]  # endless batches of this process, from a step on
+    test: Callable[[], Iterator[Batch]]  # one masked pass
+    train_size: int  # examples of an epoch, over all processes
+    input_shape: tuple[int, int, int]  # (height, width, channels) that the network is fed
+    statistics: tuple[tuple[float, ...], tuple[float, ...]]  # mean, std of pixels in 0..1
+
+
+class Interrupted(Exception):
+    """The user stopped the run; it was saved."""
+
+
+def fit(
+    model: nn.Module,
+    recipe: Recipe,
+    feed: Feed,
+    workdir: Workdir,
+    parallel: DataParallel,
+    *,
+    seed: int = 0,
+    initial: Any = None,
+    title: str = "",
+) -> Row:
+    """Trains to the recipe's last epoch, from the workdir's newest checkpoint if it has one.
+
+    Args:
+        initial: variables to start from instead of fresh ones.
+
+    Returns:
+        The last epoch's row with the run's totals.
+
+    Raises:
+        Interrupted: on SIGINT or SIGTERM, after saving.
+        InputError: the batch does not divide over the devices, or the loss is not finite.
+    """
+    parallel.check_batch_size(recipe.batch_size)
+    steps_per_epoch = max(1, feed.train_size // recipe.batch_size)
+    schedule = learning_rate_schedule(recipe, steps_per_epoch)
+    optimizer = make_optimizer(recipe, schedule)
+    train_step = parallel.map(
+        make_train_step(model, optimizer, feed.statistics, aux_weight=recipe.aux_weight, seed=seed),
+        donate_state=True,
+    )
+    eval_step = parallel.map(make_eval_step(model, feed.statistics))
+
+    def fresh() -> TrainState:
+        variables = initial
+        if variables is None:
+            variables = init_variables(model, feed.input_shape, recipe, seed)
+        return create_state(variables, optimizer, recipe)
+
+    checkpoints = Checkpoints(workdir.checkpoints)
+    sums = dict.fromkeys((*SUMS, "steps"), 0.0)
+    if checkpoints.latest_step is None:
+        state = parallel.replicate(fresh())
+    else:
+        like = jax.eval_shape(fresh)
+        like = jax.tree.map(
+            lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=parallel.replicated), like
+        )
+        state, sums = checkpoints.restore(like)
+    step = int(state.step)
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    workdir.forget_after(step)
+
+    total = recipe.epochs * steps_per_epoch
+    clock = Clock(recipe.batch_size)
+    batches = feed.train(step)
+    # Many steps in flight on virtual CPU devices can hang in an all-reduce.
+    ahead = 0 if parallel.devices[0].platform == "cpu" else 1
+    with terminal_progress(title, total, step) as show, signals_as_flag() as stop:
+        pending: list[dict[str, jax.Array]] = []
+        while step < total:
+            state, metrics = train_step(state, parallel.shard(next(batches)))
+            step += 1
+            pending.append(metrics)
+            end_of_epoch = step % steps_per_epoch == 0
+            while len(pending) > (0 if end_of_epoch or stop else ahead):
+                values = jax.device_get(pending.pop(0))
+                for name in SUMS:
+                    sums[name] += float(values[name])
+                sums["steps"] += 1
+                _check_finite(float(values["loss"]), step, schedule)
+                clock.tick()
+                workdir.scalar("step_loss", float(values["loss"]), step - len(pending))
+            show(step, sums, clock.images_per_second)
+            if end_of_epoch:
+                test = evaluate(eval_step, state, feed, parallel)
+                row = {
+                    "epoch": step // steps_per_epoch,
+                    "step": step,
+                    "learning_rate": float(schedule(step - 1)) * float(state.plateau.scale),
+                    **{f"train_{name}": sums[name] / sums["steps"] for name in SUMS},
+                    **{f"test_{name}": test[name] for name in SUMS},
+                    "images_per_second": round(clock.images_per_second, 1),
+                }
+                state = after_epoch(state, recipe, 1 - test["top1"])
+                sums = dict.fromkeys(sums, 0.0)
+                workdir.log(row)
+                checkpoints.save(state, sums, top1=test["top1"])
+                show.epoch(row, recipe.epochs)
+                clock.restart()
+            if stop and step < total:
+                checkpoints.save(state, sums)
+                checkpoints.close()
+                raise Interrupted(f"stopped and saved at step {step} of {total}")
+    checkpoints.close()
+    rows = workdir.rows()
+    return {**rows[-1], "steps": step, "parameters": parameters}
+
+
+def evaluate(
+    eval_step: Callable, state: TrainState, feed: Feed, parallel: DataParallel
+) -> dict[str, float]:
+    """Means over the whole test split, every example counted once."""
+    variables = {"params": state.params, **state.model_state}
+    totals: dict[str, float] = {}
+    for batch in feed.test():
+        for name, value in jax.device_get(eval_step(variables, parallel.shard(batch))).items():
+            totals[name] = totals.get(name, 0.0) + float(value)
+    count = totals.pop("count")
+    return {name: value / count for name, value in totals.items()}
+
+
+def _check_finite(loss: float, step: int, schedule) -> None:
+    if not math.isfinite(loss):
+        raise InputError(
+            f"the loss is {loss} after step {step} (learning rate {float(schedule(step)):.3g}); "
+            f"lower --learning-rate or start from a checkpoint"
+        )
+
+
+class Clock:
+    """Images per second of the current epoch, without the first step (it compiles)."""
+
+    def __init__(self, batch_size: int):
+        self._batch_size = batch_size
+        self._ticks = 0
+        self._first = self._last = 0.0
+        self._rate = 0.0
+
+    def restart(self) -> None:
+        self._ticks = 0
+
+    def tick(self) -> None:
+        self._last = time.perf_counter()
+        if self._ticks == 0:
+            self._first = self._last
+        self._ticks += 1
+
+    @property
+    def images_per_second(self) -> float:
+        if self._ticks > 1:
+            self._rate = self._batch_size * (self._ticks - 1) / (self._last - self._first)
+        return self._rate
+
+
+@contextlib.contextmanager
+def signals_as_flag() -> Iterator[list]:
+    """A list that is no longer empty once SIGINT or SIGTERM came; a second one acts at once."""
+    received: list[int] = []
+    signals = (signal.SIGINT, signal.SIGTERM)
+
+    def handler(number, frame):
+        received.append(number)
+        for each in signals:
+            signal.signal(each, before[each])
+
+    before = {each: signal.signal(each, handler) for each in signals}
+    try:
+        yield received
+    finally:
+        for each in signals:
+            signal.signal(each, before[each])
+
+
+class terminal_progress:
+    """A bar with loss, accuracy, images/s and time left; where the output is no terminal, a line an
+    epoch.
+    """
+
+    def __init__(self, title: str, total: int, completed: int):
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed}/{task.total}"),
+            TextColumn("{task.fields[text]}"),
+            TimeRemainingColumn(),
+        )
+        self._is_terminal = self._bar.console.is_terminal
+        self._task = self._bar.add_task(title, total=total, completed=completed, text="")
+
+    def __enter__(self):
+        if self._is_terminal:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_):
+        self._bar.stop() if self._is_terminal else None
+
+    def __call__(self, step: int, sums: dict[str, float], images_per_second: float) -> None:
+        if self._is_terminal and sums["steps"]:
+            loss, top1 = sums["loss"] / sums["steps"], sums["top1"] / sums["steps"]
+            text = f"loss {loss:.3f}  top-1 {top1:.1%}  {images_per_second:.0f} images/s"
+            self._bar.update(self._task, completed=step, text=text)
+
+    def epoch(self, row: Row, epochs: int) -> None:
+        self._bar.console.print(
+            f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}"
+            f"  train loss {row['train_loss']:.4f}  top-1 {row['train_top1']:6.2%}"
+            f"  test loss {row['test_loss']:.4f}  top-1 {row['test_top1']:6.2%}"
+            f"  {row['images_per_second']:.0f} images/s",
+            highlight=False,
+            soft_wrap=True,
+        )

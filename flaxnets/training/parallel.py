@@ -1,0 +1,77 @@
+"""Mapping a function of one device onto all of them: the batch is split, the state is replicated.
+
+Two thin mappings of the same function: `jax.jit` of `jax.shard_map`, and `jax.pmap` (which JAX
+itself builds on the former since 0.8).
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from flaxnets.errors import InputError
+from flaxnets.training.step import AXIS
+
+PyTree = Any
+Mapping = Literal["shard_map", "pmap"]
+
+
+class DataParallel:
+    """The devices of a run, all of them in all processes unless `devices` names some."""
+
+    def __init__(self, mapping: Mapping = "shard_map", devices: Sequence[jax.Device] | None = None):
+        self.mapping = mapping
+        self.devices = list(devices or jax.devices())
+        self.mesh = Mesh(np.array(self.devices), (AXIS,))
+        self.replicated = NamedSharding(self.mesh, PartitionSpec())
+        self._split = NamedSharding(self.mesh, PartitionSpec(AXIS))
+
+    def map(self, function: Callable, *, donate_state: bool = False) -> Callable:
+        """`function(state, batch)`, one device's view, as a compiled function over all devices.
+
+        Its results must be equal on every device (reduced over the axis).
+        """
+        donated = (0,) if donate_state else ()
+        if self.mapping == "pmap":
+            return jax.pmap(
+                function, AXIS, in_axes=(None, 0), out_axes=None,
+                devices=self.devices, donate_argnums=donated,
+            )  # fmt: skip
+        mapped = jax.shard_map(
+            function,
+            mesh=self.mesh,
+            in_specs=(PartitionSpec(), PartitionSpec(AXIS)),
+            out_specs=PartitionSpec(),
+            # With its check on, a pmean of gradients is silently wrong (a test compares with one
+            # device): differentiation inserts a sum of its own.
+            check_vma=False,
+        )
+        return jax.jit(mapped, donate_argnums=donated)
+
+    def replicate(self, tree: PyTree) -> PyTree:
+        return jax.device_put(tree, self.replicated)
+
+    def shard(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
+        """This process's examples, spread over its devices."""
+        if self.mapping == "pmap":
+            local = sum(d.process_index == jax.process_index() for d in self.devices)
+            return {k: v.reshape(local, -1, *v.shape[1:]) for k, v in batch.items()}
+        return {
+            key: jax.make_array_from_process_local_data(self._split, value)
+            for key, value in batch.items()
+        }
+
+    def check_batch_size(self, batch_size: int) -> None:
+        """Raises InputError unless every device gets the same number of images."""
+        count = len(self.devices)
+        if batch_size % count:
+            nearest = max(round(batch_size / count), 1) * count
+            raise InputError(
+                f"batch size {batch_size} does not divide over {count} devices; try {nearest}"
+            )
+
+    def round_up(self, batch_size: int) -> int:
+        """The next batch size that divides over the devices (evaluation masks the rest)."""
+        return -(-batch_size // len(self.devices)) * len(self.devices)

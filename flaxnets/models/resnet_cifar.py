@@ -3,7 +3,8 @@
 - He et al. 2015, "Deep Residual Learning for Image Recognition" (arXiv:1512.03385), section 4.2:
   6n + 2 layers, shortcuts without parameters (section 3.3, option A).
 - Xie et al. 2016, "Aggregated Residual Transformations for Deep Neural Networks"
-  (arXiv:1611.05431), section 5.3 and appendix A: 29 layers of bottlenecks.
+  (arXiv:1611.05431v2), section 5.3 and appendix A: 29 layers of bottlenecks, ReLU behind the sum.
+  (The first arXiv version normalised in front of each convolution, as the authors' README says.)
 
 Neither is in torchvision; modules have the names of its ImageNet networks.
 """
@@ -22,11 +23,9 @@ from flaxnets.layers import (
     Linear,
     Sequential,
     average_positions,
+    he_normal_fan_in,
     he_normal_fan_out,
 )
-
-# He et al. 2015 (arXiv:1502.01852), equation 10: zero mean, variance 2 / fan_in.
-he_normal_fan_in = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 
 
 def pad_shortcut(x: Array, features: int, stride: int) -> Array:
@@ -72,6 +71,7 @@ class ResNetCIFAR(nn.Module):
         n, left_over = divmod(self.depth - 2, 6)
         if n < 1 or left_over:
             raise ValueError(f"depth is {self.depth}; expected 6n + 2, for example 20")
+        # Section 4.2: the initialisation of He et al. 2015 (arXiv:1502.01852), zero biases.
         conv = functools.partial(
             Conv, use_bias=False, kernel_init=he_normal_fan_in, dtype=self.dtype
         )

@@ -14,17 +14,10 @@ from tools.torchvision_import import torchvision
 
 def resnet(name: str, depths: tuple[int, ...] | None = None, num_classes: int = 1000) -> nn.Module:
     model = torchvision.models.get_model(name, weights=None, num_classes=num_classes)
-    if depths is None:
-        return model
-    block = model.layer1[0]
-    groups = block.conv2.groups
-    return torchvision.models.ResNet(
-        type(block),
-        list(depths),
-        num_classes,
-        groups=groups,
-        width_per_group=block.conv2.out_channels // groups,
-    )
+    for stage, depth in enumerate(depths or (), 1):
+        blocks = getattr(model, f"layer{stage}")
+        setattr(model, f"layer{stage}", blocks[:depth])
+    return model
 
 
 PARAMETERS = {

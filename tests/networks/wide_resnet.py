@@ -45,7 +45,7 @@ def wide_resnet(depth: int, widen: int, num_classes: int = 10) -> nn.Module:
     return nn.Sequential(parts)
 
 
-# The paper's Tables 4 and 5: 2.8 M (16-4, here 2.7), 36.5 M and 8.9 M.
+# The paper: 36.5 M for WRN-28-10 and 8.9 M for WRN-40-4 (Table 5); WRN-16-4 is its SVHN network.
 SIZES = {(16, 4): 2_748_890, (28, 10): 36_479_194, (40, 4): 8_949_210}
 CASES = {
     f"wrn_{depth}_{widen}": Case(

@@ -1,0 +1,247 @@
+"""Facts about the residual networks that the comparison of every network does not state."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import parity
+from flaxnets import create_model, to_torch
+from flaxnets.layers import BatchNorm, Conv
+from flaxnets.models.resnet import BasicBlock, Bottleneck
+from flaxnets.models.resnet_cifar import pad_shortcut
+from flaxnets.models.wide_resnet import WideBlock
+from networks.resnet import CASES
+
+# One cheap network of each class; `blocks` counts its residual blocks.
+SMALL = {
+    "resnet18": {"depths": (1, 1)},
+    "resnet50": {"depths": (1, 1)},
+    "resnet20_cifar": {"depth": 8},
+    "resnext29_8x64d_cifar": {"groups": 1},
+    "wrn_16_4": {"depth": 10, "widen": 1},
+}
+BLOCKS = {
+    "resnet18": 2,
+    "resnet50": 2,
+    "resnet20_cifar": 3,
+    "resnext29_8x64d_cifar": 9,
+    "wrn_16_4": 3,
+}
+every_class = pytest.mark.parametrize("name", SMALL)
+
+
+def small(name: str, **fields):
+    return create_model(name, num_classes=10, **SMALL[name], **fields)
+
+
+def shapes(model, *shape: int):
+    x = jnp.zeros(shape or (1, *model.input_shape))
+    return jax.eval_shape(model.init, jax.random.key(0), x)
+
+
+def count(tree) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+@functools.cache
+def initialised(name: str, **fields):
+    model = create_model(name, **fields)
+    init = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    return to_torch(init)
+
+
+def no_norm(**_):
+    return lambda x: x
+
+
+@pytest.mark.parametrize(
+    ("block", "channels", "parameters"),
+    [
+        (functools.partial(BasicBlock, 64), 64, 73_856),
+        (functools.partial(BasicBlock, 256), 256, 1_180_160),
+        # "about 70k": 256-64-64-256, a sixteenth of the two 3x3 convolutions of 256
+        (functools.partial(Bottleneck, 64), 256, 70_016),
+    ],
+)
+def test_parameters_of_a_block_of_convolutions_with_biases(block, channels, parameters):
+    assert count(shapes(block(conv=Conv, norm=no_norm), 1, 8, 8, channels)) == parameters
+
+
+def test_the_bottleneck_of_the_paper_has_the_same_tree_and_torch_with_its_strides():
+    fields = {"depths": (1, 2, 1, 1), "num_classes": 10}
+    model, reference = parity.build_pair("resnet50", CASES["resnet50"], **fields)
+    paper = create_model("resnet50", stride_in_1x1=True, **fields)
+    assert shapes(paper) == shapes(model)
+    assert count(shapes(create_model("resnet50", stride_in_1x1=True))["params"]) == 25_557_032
+    for layer in (reference.layer2, reference.layer3, reference.layer4):
+        layer[0].conv1.stride, layer[0].conv2.stride = (2, 2), (1, 1)
+    for size in (64, 49):
+        x = parity.images(size)
+        assert parity.logits_error(paper, reference, x) < 1e-5
+        assert parity.logits_error(model, reference, x) > 1e-3
+
+
+def test_all_50_layers_take_the_same_step():
+    model, reference = parity.build_pair("resnet50", CASES["resnet50"], num_classes=10)
+    for column, error in parity.training_errors(model, reference, [parity.images(64, 4)]).items():
+        assert error < 1e-9, column
+
+
+def test_basic_blocks_have_no_groups():
+    with pytest.raises(ValueError, match="only bottleneck blocks have groups"):
+        shapes(create_model("resnet18", groups=32))
+
+
+@pytest.mark.parametrize(("name", "last"), [("resnet18", "bn2"), ("resnet50", "bn3")])
+def test_zero_init_residual_zeroes_the_last_norm_of_each_block_only(name, last):
+    zeroed = initialised(name, zero_init_residual=True)
+    for key, value in zeroed.items():
+        if value.ndim == 1 and key.endswith("weight"):
+            in_block = key.startswith("layer") and key.endswith(f"{last}.weight")
+            assert np.all(value == (0 if in_block else 1)), key
+    assert all(np.any(value) for key, value in initialised(name).items() if "bn" not in key)
+    assert all(
+        np.all(value == 1)
+        for key, value in initialised(name).items()
+        if value.ndim == 1 and key.endswith("weight")
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "fan"),
+    [
+        ("resnet50", "layer4.1.conv2.weight", 512 * 9),
+        ("resnext50_32x4d", "layer4.1.conv2.weight", 1024 * 9),  # not divided by the groups
+        ("resnet50", "layer4.0.downsample.0.weight", 2048),
+        ("resnet20_cifar", "layer3.0.conv1.weight", 32 * 9),  # fan-in
+        ("resnet20_cifar", "fc.weight", 64),
+        ("resnext29_8x64d_cifar", "layer3.1.conv1.weight", 2048),
+        ("wrn_16_4", "layer3.0.conv1.weight", 256 * 9),
+        ("wrn_16_4", "layer3.0.downsample.weight", 256),
+    ],
+)
+def test_weights_are_initialised_normally_with_variance_two_over_the_fan(name, key, fan):
+    value = initialised(name)[key]
+    # The sampling error of a standard deviation is 1 / sqrt(2 n); four of them are allowed.
+    assert abs(value.std() / np.sqrt(2 / fan) - 1) < 4 / np.sqrt(2 * value.size)
+    normal = abs(value / value.std())
+    assert 0.29 < np.mean(normal > 1) < 0.35 or value.size < 10_000
+    assert normal.max() > 3  # not truncated
+
+
+@pytest.mark.parametrize(
+    ("name", "fan_in", "bias"),
+    [("resnet50", 2048, True), ("resnext29_8x64d_cifar", 1024, False), ("wrn_16_4", 256, False)],
+)
+def test_the_linear_layer_is_initialised_as_torch_does(name, fan_in, bias):
+    weight, start = (initialised(name)[f"fc.{leaf}"] for leaf in ("weight", "bias"))
+    bound = 1 / np.sqrt(fan_in)
+    assert 0.95 * bound < abs(weight).max() <= bound
+    assert bool(start.any()) == bias
+    assert abs(start).max() <= bound
+
+
+@every_class
+def test_remat_has_the_same_tree_and_gradients(name):
+    model, remat = small(name, dtype=jnp.float64), small(name, dtype=jnp.float64, remat=True)
+
+    def loss(params, rest, model, x):
+        logits, _ = model.apply({"params": params, **rest}, x, train=True, mutable=[*rest])
+        return jnp.square(logits).sum()
+
+    with jax.enable_x64():
+        x = jnp.asarray(parity.images(32), jnp.float64)
+        variables = jax.jit(model.init)(jax.random.key(0), x)
+        assert shapes(remat) == shapes(model)
+        params, rest = variables["params"], {"batch_stats": variables["batch_stats"]}
+        gradients = [jax.grad(loss)(params, rest, m, x) for m in (model, remat)]
+        for ours, theirs in zip(*map(jax.tree.leaves, gradients), strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-12)
+        recomputed = str(jax.make_jaxpr(jax.grad(loss), static_argnums=2)(params, rest, remat, x))
+    assert recomputed.count("= remat2[") >= BLOCKS[name]
+
+
+@every_class
+def test_dense_logits_average_to_the_logits(name):
+    model = small(name)
+    x = parity.images(64)
+    variables = jax.jit(model.init)(jax.random.key(0), x)
+    logits = jax.jit(model.apply)(variables, x)
+    dense = jax.jit(model.clone(dense=True).apply)(variables, x)
+    assert dense.shape == (2, *((8, 8) if name in ("resnet18", "resnet50") else (16, 16)), 10)
+    np.testing.assert_allclose(dense.mean((1, 2)), logits, rtol=1e-4, atol=1e-5)
+
+
+@every_class
+def test_one_pixel_one_channel_and_bfloat16_are_enough(name):
+    model = small(name, dtype=jnp.bfloat16)
+    variables = shapes(model, 1, 1, 1, 1)
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
+    logits = jax.eval_shape(model.apply, variables, jnp.zeros((3, 1, 1, 1)))
+    assert (logits.shape, logits.dtype) == ((3, 10), jnp.bfloat16)
+
+
+@pytest.mark.parametrize("size", [224, 193])
+def test_the_last_map_of_an_imagenet_network_has_a_thirtysecond_of_the_pixels(size):
+    model = create_model("resnet50", dense=True)
+    x = jnp.zeros((1, size, size, 3))
+    dense = jax.eval_shape(model.apply, shapes(model), x)
+    assert dense.shape == (1, 7, 7, 1000)
+
+
+@pytest.mark.parametrize(("name", "depth"), [("resnet20_cifar", 21), ("wrn_16_4", 20)])
+def test_a_depth_that_is_no_whole_number_of_blocks_is_refused(name, depth):
+    with pytest.raises(ValueError, match=f"depth is {depth}; expected 6n"):
+        shapes(create_model(name, depth=depth))
+
+
+@pytest.mark.parametrize("depth", [20, 32, 44, 56, 110, 1202])
+def test_depth_counts_convolutions_and_the_linear_layer(depth):
+    params = shapes(create_model(f"resnet{depth}_cifar"))["params"]
+    kernels = [path for path, _ in jax.tree.leaves_with_path(params) if path[-1].key == "kernel"]
+    assert len(kernels) == depth
+
+
+def test_the_shortcut_without_parameters_subsamples_and_appends_zeros():
+    x = jnp.arange(1.0, 26.0).reshape(1, 5, 5, 1)
+    y = pad_shortcut(x, 3, 2)
+    np.testing.assert_array_equal(y[0, ..., 0], [[1, 3, 5], [11, 13, 15], [21, 23, 25]])
+    assert not y[..., 1:].any()
+    np.testing.assert_array_equal(pad_shortcut(x, 1, 1), x)
+
+
+def test_a_wide_block_drops_activations_between_its_convolutions_only():
+    block = functools.partial(
+        WideBlock, 4, functools.partial(Conv, use_bias=False),
+        functools.partial(BatchNorm, use_running_average=True),
+    )  # fmt: skip
+    x = parity.images(8, channels=4)
+
+    def drop_all():
+        return jnp.zeros_like
+
+    kept = block(lambda: lambda x: x)
+    variables = kept.init(jax.random.key(0), x)
+    np.testing.assert_array_equal(block(drop_all).apply(variables, x), x)
+    assert np.any(kept.apply(variables, x) != x)
+
+
+def test_the_dropout_rate_of_a_wide_network_acts_in_training_only():
+    model = create_model("wrn_16_4", depth=10, widen=1, dropout_rate=0.3)
+    x = parity.images(8)
+    variables = jax.jit(model.init)(jax.random.key(0), x)
+
+    def logits(seed: int, model=model, train: bool = True):
+        return model.apply(
+            variables, x, train, mutable=["batch_stats"], rngs={"dropout": jax.random.key(seed)}
+        )[0]
+
+    assert np.any(logits(0) != logits(1))
+    np.testing.assert_array_equal(logits(0), logits(0))
+    np.testing.assert_array_equal(logits(0, train=False), logits(1, train=False))
+    undropped = model.clone(dropout_rate=0.0)
+    np.testing.assert_array_equal(logits(0, undropped), logits(1, undropped))
+    assert create_model("wrn_28_10").dropout_rate == 0

@@ -40,10 +40,16 @@ def _at_least_float32(dtype: Dtype) -> Dtype:
     return jnp.promote_types(dtype, jnp.float32)
 
 
-def _check_fits(window: tuple[int, int], x: Array, padding: tuple[int, int] = (0, 0)) -> None:
+def _check_fits(
+    window: tuple[int, int],
+    x: Array,
+    padding: tuple[int, int] = (0, 0),
+    overhang: tuple[int, int] = (0, 0),
+) -> None:
     """One sentence instead of an empty feature map."""
     height, width = x.shape[1:3]
-    if height + 2 * padding[0] < window[0] or width + 2 * padding[1] < window[1]:
+    rows, columns = height + 2 * padding[0] + overhang[0], width + 2 * padding[1] + overhang[1]
+    if rows < window[0] or columns < window[1]:
         raise ValueError(
             f"the images are too small for this network: a window of {window[0]}x{window[1]} does "
             f"not fit a feature map of {height}x{width}; use larger images"
@@ -215,7 +221,8 @@ def max_pool(
     window, stride, padding = _pair(window), _pair(stride or window), _pair(padding)
 
     def pool(x: Array) -> Array:
-        _check_fits(window, x, padding)
+        overhang = (stride[0] - 1, stride[1] - 1) if ceil_mode else (0, 0)
+        _check_fits(window, x, padding, overhang)
         rows, columns = (
             (before, _pad_after(size, span, step, before, ceil_mode))
             for size, span, step, before in zip(x.shape[1:3], window, stride, padding, strict=True)
@@ -323,6 +330,18 @@ def average_positions(x: Array) -> Array:
     Zisserman 2014, section 3.2, and of networks that end in global average pooling.
     """
     return x.mean((1, 2))
+
+
+def imagenet_to_unit_range(x: Array, dtype: Dtype = jnp.float32) -> Array:
+    """RGB images normalised by ImageNet's mean and deviation, brought to [-1, 1].
+
+    torchvision's `transform_input`, for weights that were trained on images in that range.
+    """
+    if x.shape[-1] != 3:
+        raise ValueError(f"transform_input is for RGB images; these have {x.shape[-1]} channels")
+    x = x.astype(_at_least_float32(dtype))
+    mean, deviation = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    return (x * jnp.array(deviation, x.dtype) + jnp.array(mean, x.dtype) - 0.5) / 0.5
 
 
 def local_response_norm(

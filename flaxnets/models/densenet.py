@@ -1,0 +1,130 @@
+"""DenseNet: Huang, Liu, van der Maaten & Weinberger 2016, "Densely Connected Convolutional
+Networks" (arXiv:1608.06993), in the bottleneck and compression form "BC"; names and initialisation
+of torchvision/models/densenet.py.
+
+- `densenet121 161 169 201`: Table 1. torchvision's; the paper's 161 has the same layers.
+- `densenet_bc_100_12 250_24 190_40`: Table 2, for 32x32 images, by depth and growth rate. Not in
+  torchvision; modules keep the names of its ImageNet networks.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from flaxnets.layers import (
+    Array,
+    BatchNorm,
+    Conv,
+    Dtype,
+    Linear,
+    average_positions,
+    avg_pool,
+    he_normal_fan_in,
+    max_pool,
+)
+
+
+class DenseLayer(nn.Module):
+    """A 1x1 bottleneck to 4 growth_rate channels and a 3x3 convolution, each behind its norm.
+
+    Takes the maps of all layers before it in the block, rather than their concatenation, so that
+    under `remat` what is stored grows with the depth of the block and not with its square.
+    """
+
+    growth_rate: int
+    conv: Callable[..., nn.Module]
+    norm: Callable[..., nn.Module]
+    dropout: Callable[..., nn.Module]
+
+    @nn.compact
+    def __call__(self, maps: Sequence[Array]) -> Array:
+        x = nn.relu(self.norm(name="norm1")(jnp.concatenate(maps, -1)))
+        x = self.dropout()(self.conv(4 * self.growth_rate, 1, name="conv1")(x))
+        x = nn.relu(self.norm(name="norm2")(x))
+        return self.dropout()(self.conv(self.growth_rate, 3, padding=1, name="conv2")(x))
+
+
+class Transition(nn.Module):
+    """Half the channels (compression 0.5) on half the pixels."""
+
+    conv: Callable[..., nn.Module]
+    norm: Callable[..., nn.Module]
+    dropout: Callable[..., nn.Module]
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        y = nn.relu(self.norm(name="norm")(x))
+        return avg_pool(2)(self.dropout()(self.conv(x.shape[-1] // 2, 1, name="conv")(y)))
+
+
+class DenseNet(nn.Module):
+    """`(N, H, W, C)`, 224x224x3 in the paper, to logits `(N, num_classes)`; 29 pixels at least.
+
+    `depths` counts the layers of each block. With `small_images`, 32x32x3 in the paper and 4 pixels
+    at least, the first convolution is 3x3 at stride 1, without norm and pool.
+
+    `dropout_rate` acts behind every convolution but the first (section 4.2: 0.2 without data
+    augmentation); torchvision's `drop_rate` leaves the bottlenecks and transitions out. `remat`
+    recomputes each layer in the backward pass (Pleiss et al. 2017, arXiv:1707.06990).
+
+    With `dense`: the map `(N, H / 32, W / 32, num_classes)` of logits, whose mean are the logits;
+    `(N, H / 4, W / 4, num_classes)` with `small_images`.
+    """
+
+    depths: Sequence[int]
+    growth_rate: int = 32
+    small_images: bool = False
+    num_classes: int = 1000
+    dropout_rate: float = 0.0
+    dense: bool = False
+    remat: bool = False
+    dtype: Dtype = jnp.float32
+    input_shape: tuple[int, int, int] = (224, 224, 3)
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool = False) -> Array:
+        conv = functools.partial(
+            Conv, use_bias=False, kernel_init=he_normal_fan_in, dtype=self.dtype
+        )
+        norm = functools.partial(BatchNorm, use_running_average=not train, dtype=self.dtype)
+        dropout = functools.partial(nn.Dropout, self.dropout_rate, deterministic=not train)
+        parts = {"conv": conv, "norm": norm, "dropout": dropout}
+        dense_layer = functools.partial(
+            nn.remat(DenseLayer) if self.remat else DenseLayer, self.growth_rate, **parts
+        )
+
+        if self.small_images:
+            x = conv(2 * self.growth_rate, 3, padding=1, name="features.conv0")(x)
+        else:
+            x = conv(2 * self.growth_rate, 7, 2, 3, name="features.conv0")(x)
+            x = max_pool(3, 2, 1)(nn.relu(norm(name="features.norm0")(x)))
+        for block, depth in enumerate(self.depths, 1):
+            if block > 1:
+                x = Transition(**parts, name=f"features.transition{block - 1}")(x)
+            maps = [x]
+            for layer in range(1, depth + 1):
+                name = f"features.denseblock{block}.denselayer{layer}"
+                maps.append(dense_layer(name=name)(tuple(maps)))
+            x = jnp.concatenate(maps, -1)
+        x = nn.relu(norm(name="features.norm5")(x))
+        if not self.dense:
+            x = average_positions(x)
+        return Linear(
+            self.num_classes, bias_init=nn.initializers.zeros, dtype=self.dtype, name="classifier"
+        )(x)
+
+
+# A depth L of Table 2 is three blocks of (L - 4) / 6 layers of two convolutions each.
+cifar = functools.partial(DenseNet, small_images=True, num_classes=10, input_shape=(32, 32, 3))
+
+VARIANTS = {
+    "densenet121": functools.partial(DenseNet, depths=(6, 12, 24, 16)),
+    "densenet161": functools.partial(DenseNet, depths=(6, 12, 36, 24), growth_rate=48),
+    "densenet169": functools.partial(DenseNet, depths=(6, 12, 32, 32)),
+    "densenet201": functools.partial(DenseNet, depths=(6, 12, 48, 32)),
+    "densenet_bc_100_12": functools.partial(cifar, depths=(16,) * 3, growth_rate=12),
+    "densenet_bc_250_24": functools.partial(cifar, depths=(41,) * 3, growth_rate=24),
+    "densenet_bc_190_40": functools.partial(cifar, depths=(31,) * 3, growth_rate=40),
+}

@@ -1,0 +1,98 @@
+"""Network in network: Lin, Chen & Yan 2013, "Network In Network" (arXiv:1312.4400).
+
+The paper has no table of sizes. They are the authors': for CIFAR-10 of github.com/mavenlin/
+cuda-convnet, NIN/cifar-10_def, and gist e56253735ef32c3c296d (Caffe); for ImageNet, which the paper
+does not train, of gist d802a5849de39225bcc6 (Caffe). The Caffe file for CIFAR-10 averages in
+its second pool; here it takes the maximum, as in the paper's section 4 and cuda-convnet.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from flaxnets.layers import Array, Conv, Dtype, average_positions, max_pool
+
+# A row is an mlpconv layer: kernel, stride and padding of its convolution; the widths of that and
+# of the two 1x1 convolutions (the last row's third is the number of classes), and the standard
+# deviations of their initial weights; whether dropout follows the pool.
+CIFAR = (
+    (5, 1, 2, (192, 160, 96), (0.05, 0.05, 0.05), True),
+    (5, 1, 2, (192, 192, 192), (0.05, 0.05, 0.05), True),
+    (3, 1, 1, (192, 192), (0.05, 0.05, 0.05), False),
+)
+IMAGENET = (
+    (11, 4, 0, (96, 96, 96), (0.01, 0.05, 0.05), False),
+    (5, 1, 2, (256, 256, 256), (0.05, 0.05, 0.05), False),
+    (3, 1, 1, (384, 384, 384), (0.01, 0.05, 0.05), True),
+    (3, 1, 1, (1024, 1024), (0.05, 0.05, 0.01), False),
+)
+
+
+class MLPConv(nn.Module):
+    """Section 3.1: a perceptron with two more layers instead of the convolution's linear filter.
+
+    Slid over the image, it is a convolution and two "cascaded cross channel parametric pooling"
+    layers, which are 1x1 convolutions. A ReLU follows each, the last one of the network included.
+    """
+
+    kernel_size: int
+    stride: int
+    padding: int
+    widths: Sequence[int]
+    deviations: Sequence[float]
+    conv: Callable[..., nn.Module]
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        geometries = ((self.kernel_size, self.stride, self.padding), (1,), (1,))
+        names = ("conv", "cccp1", "cccp2")
+        layers = zip(names, self.widths, geometries, self.deviations, strict=True)
+        for name, width, geometry, deviation in layers:
+            normal = nn.initializers.normal(deviation)
+            x = nn.relu(self.conv(width, *geometry, kernel_init=normal, name=name)(x))
+        return x
+
+
+class NIN(nn.Module):
+    """`(N, H, W, C)` to class scores `(N, num_classes)`, the mean of each class's map (3.2).
+
+    The scores are not negative, for the maps come out of a ReLU. `nin_cifar`: 32x32x3 in the paper,
+    6 pixels at least; `nin_imagenet`: 224x224x3, 55 pixels at least. `remat` recomputes each
+    mlpconv layer in the backward pass.
+
+    With `dense`: the maps themselves, `(N, H', W', num_classes)`.
+    """
+
+    mlpconvs: Sequence[tuple]
+    num_classes: int = 1000
+    dropout_rate: float = 0.5
+    dense: bool = False
+    remat: bool = False
+    dtype: Dtype = jnp.float32
+    input_shape: tuple[int, int, int] = (224, 224, 3)
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool = False) -> Array:
+        conv = functools.partial(Conv, bias_init=nn.initializers.zeros, dtype=self.dtype)
+        dropout = functools.partial(nn.Dropout, self.dropout_rate, deterministic=not train)
+        mlpconv = nn.remat(MLPConv) if self.remat else MLPConv
+        for number, row in enumerate(self.mlpconvs, 1):
+            kernel_size, stride, padding, widths, deviations, dropout_follows = row
+            last = number == len(self.mlpconvs)
+            widths = (*widths, self.num_classes) if last else widths
+            x = mlpconv(
+                kernel_size, stride, padding, widths, deviations, conv, name=f"mlpconv{number}"
+            )(x)
+            if not last:
+                x = max_pool(3, 2, ceil_mode=True)(x)  # Caffe and cuda-convnet round up
+            if dropout_follows:
+                x = dropout()(x)
+        return x if self.dense else average_positions(x)
+
+
+VARIANTS = {
+    "nin_cifar": functools.partial(NIN, mlpconvs=CIFAR, num_classes=10, input_shape=(32, 32, 3)),
+    "nin_imagenet": functools.partial(NIN, mlpconvs=IMAGENET),
+}

@@ -1,0 +1,80 @@
+"""Highway networks, written from the paper's equations and the authors' list of layers."""
+
+import functools
+import itertools
+from collections import OrderedDict
+from collections.abc import Callable
+
+from torch import nn
+
+from parity import Case
+
+
+class Highway(nn.Module):
+    def __init__(self, layer: Callable[[], nn.Module]):
+        super().__init__()
+        self.H, self.T = layer(), layer()
+
+    def forward(self, x):
+        h, t = self.H(x).relu(), self.T(x).sigmoid()
+        return t * h + (1 - t) * x
+
+
+def as_published(model: nn.Module) -> nn.Module:
+    """He's weights and gates biased to carry, as in the paper: under torch's default the images
+    fade to nothing on their way, and the logits would be biases only.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(module.weight)
+        elif isinstance(module, Highway):
+            nn.init.constant_(module.T.bias, -2.0)
+    return model
+
+
+def highway_cifar(
+    layers: tuple[tuple[int, int], ...],
+    num_classes: int = 10,
+    stages: tuple[tuple[int, int], ...] | None = None,
+) -> nn.Module:
+    parts, channels, numbers = OrderedDict(drop1=nn.Dropout()), 3, itertools.count(1)
+    for stage, (width, depth) in enumerate(stages or layers, 1):
+        if stage > 1:
+            parts |= {f"pool{stage}": nn.MaxPool2d(2), f"drop{stage}": nn.Dropout()}
+        parts[f"conv{next(numbers)}"] = nn.Conv2d(channels, width, 3, padding=1)
+        parts[f"relu{stage}"] = nn.ReLU()
+        for number in itertools.islice(numbers, depth):
+            parts[f"conv{number}"] = Highway(functools.partial(nn.Conv2d, width, width, 3, 1, 1))
+        channels = width
+    parts |= {f"conv{next(numbers)}": nn.Conv2d(channels, 100, 1), "relu": nn.ReLU()}
+    parts |= {"pool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten(), "drop": nn.Dropout()}
+    parts["fc"] = nn.Linear(100, num_classes)
+    return as_published(nn.Sequential(parts))
+
+
+def highway_mlp(num_classes: int = 10) -> nn.Module:
+    parts = OrderedDict(flatten=nn.Flatten(), fc1=nn.Linear(784, 50), relu=nn.ReLU())
+    for number in range(2, 11):
+        parts[f"fc{number}"] = Highway(functools.partial(nn.Linear, 50, 50))
+    parts["output"] = nn.Linear(50, num_classes)
+    return as_published(nn.Sequential(parts))
+
+
+CASES = {
+    # Table 2: 2.3 M and 1.25 M; trained with fewer highway layers, which only cost time here
+    "highway19_cifar": Case(
+        2_256_838,
+        sizes=(32, 27),
+        train_size=12,
+        train_fields={"stages": ((32, 2), (80, 1), (128, 2))},
+        reference=functools.partial(highway_cifar, ((32, 4), (80, 5), (128, 5))),
+    ),
+    "highway32_cifar": Case(
+        1_255_270,
+        sizes=(32, 27),
+        train_size=12,
+        train_fields={"stages": ((32, 1), (48, 2), (64, 3))},
+        reference=functools.partial(highway_cifar, ((32, 9), (48, 9), (64, 9))),
+    ),
+    "highway_mlp": Case(85_660, sizes=(28,), train_size=28, reference=highway_mlp),
+}

@@ -1,0 +1,30 @@
+"""timm's Inception-v4; trained with one block of each kind, which only saves time here."""
+
+import timm
+from torch import nn
+
+from parity import Case
+
+
+def inception_v4(depths: tuple[int, int, int] = (4, 7, 3), num_classes: int = 1000) -> nn.Module:
+    model = timm.create_model("inception_v4", num_classes=num_classes)
+    kept, dropped = [], {kind: n - k for kind, n, k in zip("ABC", (4, 7, 3), depths, strict=True)}
+    for layer in model.features:
+        kind = type(layer).__name__.removeprefix("Inception")
+        if dropped.get(kind, 0):
+            dropped[kind] -= 1
+        else:
+            kept.append(layer)
+    model.features = nn.Sequential(*kept)
+    return model
+
+
+CASES = {
+    "inception_v4": Case(
+        42_679_816,
+        sizes=(299, 139),
+        train_size=107,
+        train_fields={"depths": (1, 1, 1)},
+        reference=inception_v4,
+    )
+}

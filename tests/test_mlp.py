@@ -1,0 +1,81 @@
+"""Linear models and multilayer perceptrons on rows and on images, and on scikit-learn's data."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from sklearn.datasets import load_breast_cancer, load_diabetes
+
+import parity
+from flaxnets import create_model, from_torch
+from flaxnets.errors import InputError
+from networks import mlp
+
+
+def initial(model, x):
+    return jax.jit(model.init)(jax.random.key(0), x)
+
+
+def test_images_of_several_channels_are_flattened_as_in_torch():
+    model = create_model("mlp")
+    reference = mlp.mlp(8 * 6 * 3, 128, 128, 128, num_classes=10)
+    x = np.ascontiguousarray(parity.images(8)[:, :, :6])
+    assert parity.logits_error(model, reference, x) < 1e-5
+
+
+def test_rows_of_features_are_images_of_one_pixel():
+    model = create_model("perceptron", num_classes=2)
+    rows = load_breast_cancer().data.astype(np.float32)
+    assert rows.shape == (569, 30)
+    variables = initial(model, rows)
+    logits = model.apply(variables, rows)
+    assert logits.shape == (569, 2)
+    assert np.array_equal(logits, model.apply(variables, rows[:, None, None]))
+
+
+@pytest.mark.parametrize(
+    ("name", "hidden", "parameters"),
+    [("perceptron", (32,), 65 * 32 + 33 * 10), ("mlp", (64, 32), 65 * 64 + 65 * 32 + 33 * 10)],
+)
+def test_hidden_widths(name, hidden, parameters):
+    model = create_model(name, hidden_features=hidden)
+    x = jnp.zeros((1, *model.input_shape))
+    variables = jax.eval_shape(model.init, jax.random.key(0), x)
+    assert sum(leaf.size for leaf in jax.tree.leaves(variables)) == parameters
+
+
+def test_gradient_descent_on_squared_error_finds_least_squares():
+    """The diabetes data: 442 patients, ten features, one target, all standardised."""
+    x, target = load_diabetes(return_X_y=True)
+    x, target = x / x.std(0), (target - target.mean()) / target.std()
+    model = create_model("linear_regression")
+    assert x.shape[1:] == model.input_shape
+    with jax.enable_x64():
+        model = model.clone(dtype=jnp.float64)
+
+        def loss(variables):
+            return jnp.square(model.apply(variables, x)[:, 0] - target).mean()
+
+        def step(_, variables):
+            return jax.tree.map(lambda v, g: v - 0.2 * g, variables, jax.grad(loss)(variables))
+
+        variables = jax.tree.map(lambda v: v.astype(jnp.float64), initial(model, x))
+        variables = jax.jit(lambda v: jax.lax.fori_loop(0, 10_000, step, v))(variables)
+        weights, (residual,), *_ = np.linalg.lstsq(np.c_[x, np.ones(len(x))], target)
+        assert float(loss(variables)) == pytest.approx(residual / len(x), rel=1e-9)
+        (layer,) = variables["params"]["classifier"].values()
+        learned = np.append(layer["kernel"], layer["bias"])
+        assert learned == pytest.approx(weights, abs=1e-6)
+
+
+def test_weights_go_into_the_network_under_torchs_keys():
+    model = create_model("linear_regression")
+    weights = {"classifier.0.weight": np.arange(10.0)[None], "classifier.0.bias": np.ones(1)}
+    variables = from_torch(weights, initial(model, jnp.zeros((1, 10))))
+    assert model.apply(variables, jnp.eye(10))[:, 0].tolist() == list(range(1, 11))
+
+
+@pytest.mark.parametrize("name", mlp.CASES)
+def test_there_is_no_dense_map(name):
+    with pytest.raises(InputError, match="unknown field"):
+        create_model(name, dense=True)

@@ -132,13 +132,15 @@ class Linear(nn.Module):
     Without `patch` it maps `(..., C) -> (..., features)`. With `patch=(h, w)` it is the first
     layer after the convolutions: its kernel `(h, w, C, features)` covers a patch of the map, so
     `(N, h, w, C) -> (N, 1, 1, features)` and a larger map gives one vector a position. torch
-    flattens the same patch to `C * h * w` numbers; `flaxnets.convert` moves the axes.
+    flattens the same patch to `C * h * w` numbers; `flaxnets.convert` moves the axes. With
+    `dilation` the patch takes every so many-th position.
 
     Raises ValueError if the map is smaller than the patch.
     """
 
     features: int
     patch: tuple[int, int] | None = None
+    dilation: int = 1
     use_bias: bool = True
     kernel_init: Initializer = torch_default
     bias_init: Initializer | None = None  # None: torch's default
@@ -155,11 +157,13 @@ class Linear(nn.Module):
         if self.patch is None:
             y = x @ kernel
         else:
-            _check_fits(self.patch, x)
+            height, width = ((n - 1) * self.dilation + 1 for n in self.patch)
+            _check_fits((height, width), x)
             if x.shape[1:3] == self.patch:  # a product: 9 times faster than a convolution on CPU
                 y = x.reshape(x.shape[0], 1, 1, -1) @ kernel.reshape(-1, self.features)
             else:
-                y = _xla_conv(x, kernel, ((1, 1), (0, 0), (1, 1), 1))
+                dilation = (self.dilation, self.dilation)
+                y = _xla_conv(x, kernel, ((1, 1), (0, 0), dilation, 1))
         if self.use_bias:
             bias_init = self.bias_init or _bias_default(math.prod(shape[:-1]))
             y = y + self.param("bias", bias_init, (self.features,)).astype(self.dtype)

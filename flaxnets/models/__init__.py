@@ -6,12 +6,44 @@ import fnmatch
 import flax.linen as nn
 
 from flaxnets.errors import InputError, one_of
-from flaxnets.models import alexnet, lenet, vgg
+from flaxnets.models import (
+    alexnet,
+    bn_inception,
+    densenet,
+    googlenet,
+    highway,
+    inception_resnet,
+    inception_v3,
+    inception_v4,
+    lenet,
+    mcdnn,
+    mlp,
+    nin,
+    overfeat,
+    resnet,
+    resnet_cifar,
+    vgg,
+    wide_resnet,
+)
 
 FAMILIES = {
     "lenet": lenet.VARIANTS,
     "alexnet": alexnet.VARIANTS,
     "vgg": vgg.VARIANTS,
+    "googlenet": googlenet.VARIANTS,
+    "bn_inception": bn_inception.VARIANTS,
+    "inception_v3": inception_v3.VARIANTS,
+    "inception_v4": inception_v4.VARIANTS,
+    "nin": nin.VARIANTS,
+    "highway": highway.VARIANTS,
+    "densenet": densenet.VARIANTS,
+    "inception_resnet": inception_resnet.VARIANTS,
+    "resnet": resnet.VARIANTS,
+    "resnet_cifar": resnet_cifar.VARIANTS,
+    "wide_resnet": wide_resnet.VARIANTS,
+    "overfeat": overfeat.VARIANTS,
+    "mcdnn": mcdnn.VARIANTS,
+    "mlp": mlp.VARIANTS,
 }
 VARIANTS = {name: build for family in FAMILIES.values() for name, build in family.items()}
 

@@ -81,7 +81,7 @@ def main(arguments: list[str]) -> None:
         input_shape=(size, size, source.channels),
         statistics=source.statistics,
     )  # fmt: skip
-    initial = load_initial(options.init_from, model, feed.input_shape)
+    initial = options.init_from and load_initial(options.init_from, model, feed.input_shape)
     name = options.dataset.rstrip("/").replace("/", "-").replace(":", "-")
     config = {
         **dataclasses.asdict(options) | {"workdir": None, "data_dir": None, "recipe": None},

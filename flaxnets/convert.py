@@ -98,7 +98,7 @@ def to_torch(variables: Any) -> dict[str, np.ndarray]:
     `torch_model.load_state_dict({key: torch.from_numpy(value) ...})` accepts it.
     """
     paths, _ = tree_util.tree_flatten_with_path(variables)
-    return {
-        _torch_key(path): np.ascontiguousarray(_to_torch_axes(np.asarray(value), _names(path)[-1]))
+    return {  # copies: a jax array lends NumPy a view that torch must not write to
+        _torch_key(path): np.array(_to_torch_axes(np.asarray(value), _names(path)[-1]), order="C")
         for path, value in paths
     }

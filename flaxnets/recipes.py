@@ -124,10 +124,12 @@ PHOTOGRAPHS = {
     "vgg16_bn": VGG_BN,
     "vgg19_bn": VGG_BN,
 }
-# A plain 19-layer network on 32-pixel images starts from He's initialisation and a warm-up.
+# A plain deep stack on few small images: N(0, 0.01) leaves the loss at 2.30, and SGD is caught by
+# the 7x7 pool, which repeats a 1x1 map 49 times and so multiplies the first linear layer's rate.
 VGG_SMALL = Recipe(
-    batch_size=64, epochs=12, learning_rate=0.01, schedule="cosine", warmup_epochs=1,
-    initialization="he_normal", preprocessing=Preprocessing(image_size=32, resize=32, pad=2),
+    batch_size=64, epochs=8, learning_rate=1e-4, optimizer="adamw", schedule="cosine",
+    warmup_epochs=1, initialization="he_normal",
+    preprocessing=Preprocessing(image_size=32, resize=32, pad=2),
 )  # fmt: skip
 
 SMALL_IMAGES = {

@@ -7,7 +7,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from flaxnets.training.state import TrainState
+from flaxnets.training.state import PyTree, TrainState
 
 Position = dict[str, Any]  # what JSON holds beside the state: where in the epoch the run stood
 
@@ -24,7 +24,13 @@ class Checkpoints:
             preservation_policy=AnyPreservationPolicy([LatestN(1), best]),
             cleanup_tmp_directories=True,
         )
-        self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
+        handlers = {
+            "state": ocp.PyTreeCheckpointHandler(),
+            "position": ocp.JsonCheckpointHandler(),
+        }
+        self._manager = ocp.CheckpointManager(
+            directory.absolute(), options=options, item_handlers=handlers
+        )
 
     @property
     def latest_step(self) -> int | None:
@@ -36,7 +42,7 @@ class Checkpoints:
         if step == self.latest_step:
             return
         items = ocp.args.Composite(
-            state=ocp.args.StandardSave(state), position=ocp.args.JsonSave(position)
+            state=ocp.args.PyTreeSave(state), position=ocp.args.JsonSave(position)
         )
         self._manager.save(step, args=items, metrics=None if top1 is None else {"top1": top1})
 
@@ -44,14 +50,28 @@ class Checkpoints:
         """The newest checkpoint, with the shapes, dtypes and shardings of `like`, so that it moves
         to another number of devices.
         """
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        items = ocp.args.Composite(
-            state=ocp.args.StandardRestore(abstract), position=ocp.args.JsonRestore()
-        )
+        items = ocp.args.Composite(state=_restore(like), position=ocp.args.JsonRestore())
         restored = self._manager.restore(self.latest_step, args=items)
         return restored["state"], restored["position"]
+
+    def restore_variables(self) -> PyTree:
+        """The network's variables alone, on this process's first device."""
+        sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        saved = self._manager.item_metadata(self.latest_step)["state"].tree
+        like = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            {name: saved[name] for name in ("params", "model_state")},
+        )
+        items = ocp.args.Composite(state=_restore(like, partial_restore=True))
+        state = self._manager.restore(self.latest_step, args=items)["state"]
+        return {"params": state["params"], **state["model_state"]}
 
     def close(self) -> None:
         """Waits until everything is on disk."""
         self._manager.wait_until_finished()
         self._manager.close()
+
+
+def _restore(like: PyTree, **options) -> ocp.args.PyTreeRestore:
+    arguments = ocp.checkpoint_utils.construct_restore_args(like)
+    return ocp.args.PyTreeRestore(item=like, restore_args=arguments, **options)

@@ -1,0 +1,239 @@
+"""Each layer against torch's or XLA's own, in values and gradients."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from jax import lax
+
+import parity
+from flaxnets import layers
+
+
+def gradient_like(f, x, *, seed=1):
+    """d sum(f(x) * weights) / dx for fixed random weights, and f(x)."""
+    y, pull = jax.vjp(f, x)
+    weights = np.random.default_rng(seed).standard_normal(y.shape, np.float32)
+    return y, pull(jnp.asarray(weights))[0], weights
+
+
+def assert_equals_torch(ours, theirs, x, tolerance=1e-6):
+    """Values and gradients of a layer of ours and a torch module."""
+    y, gradient, weights = gradient_like(ours, jnp.asarray(x))
+    inputs = parity.nchw(x).requires_grad_()
+    expected = theirs(inputs)
+    (expected * parity.nchw(weights)).sum().backward()
+    np.testing.assert_allclose(y, expected.detach().numpy().transpose(0, 2, 3, 1), atol=tolerance)
+    np.testing.assert_allclose(gradient, inputs.grad.numpy().transpose(0, 2, 3, 1), atol=tolerance)
+
+
+CONVOLUTIONS = {
+    "pointwise": ((1, 1, 6, 8), (1, 1), (0, 0), (1, 1), 1, 9),
+    "pointwise, stride 2": ((1, 1, 6, 8), (2, 2), (0, 0), (1, 1), 1, 9),
+    "3x3 on 2x2": ((3, 3, 6, 8), (1, 1), (1, 1), (1, 1), 1, 2),
+    "3x3 on 1x1": ((3, 3, 6, 8), (1, 1), (1, 1), (1, 1), 1, 1),
+    "3x3 on 4x4, stride 2": ((3, 3, 6, 8), (2, 2), (1, 1), (1, 1), 1, 4),
+    "5x5 on 3x3, dilation 2": ((5, 5, 6, 8), (1, 1), (4, 4), (2, 2), 1, 3),
+    "7x1 on 4x4": ((7, 1, 6, 8), (1, 1), (3, 0), (1, 1), 1, 4),
+    "two groups": ((3, 3, 32, 96), (1, 1), (1, 1), (1, 1), 2, 7),
+    "32 groups of 4, stride 2": ((3, 3, 4, 128), (2, 2), (1, 1), (1, 1), 32, 8),
+    "a group a channel": ((3, 3, 1, 6), (1, 1), (1, 1), (1, 1), 6, 5),
+}
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_convolution_on_cpu_equals_xla(name):
+    shape, *geometry, size = CONVOLUTIONS[name]
+    x = jnp.asarray(parity.images(size, channels=shape[2] * geometry[3]))
+    kernel = jax.random.normal(jax.random.key(0), shape)
+    assert layers._cpu_cure(x.shape, shape, tuple(geometry)) is not None
+
+    def ours(x, kernel):
+        return layers.conv2d(x, kernel, *geometry)
+
+    def native(x, kernel):
+        return layers._xla_conv(x, kernel, tuple(geometry))
+
+    expected, pull_expected = jax.vjp(native, x, kernel)
+    y, pull = jax.vjp(jax.jit(ours), x, kernel)
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-4)
+    for gradient, wanted in zip(pull(jnp.cos(y)), pull_expected(jnp.cos(y)), strict=True):
+        np.testing.assert_allclose(gradient, wanted, rtol=1e-5, atol=1e-3)
+
+
+def test_gpu_and_tpu_keep_the_convolution_of_xla():
+    """The cures are for CPU alone: the program for other platforms is one convolution."""
+    x, kernel = jnp.zeros((2, 8, 8, 128)), jnp.zeros((3, 3, 4, 128))
+
+    @jax.jit
+    def f(x, kernel):
+        return layers.conv2d(x, kernel, (1, 1), (1, 1), (1, 1), 32)
+
+    text = {p: f.trace(x, kernel).lower(lowering_platforms=(p,)).as_text() for p in ("cuda", "cpu")}
+    assert text["cuda"].count("stablehlo.convolution") == 1
+    assert "feature_group_count = 32" in text["cuda"]
+    assert "feature_group_count = 32" not in text["cpu"]
+
+
+@pytest.mark.parametrize("ceil_mode", [False, True])
+@pytest.mark.parametrize(
+    ("window", "stride", "padding"), [(3, 2, 1), (2, 2, 0), (3, 1, 1), (3, 3, 0)]
+)
+@pytest.mark.parametrize("size", [7, 8, 10])
+def test_max_pool(window, stride, padding, ceil_mode, size):
+    assert_equals_torch(
+        layers.max_pool(window, stride, padding, ceil_mode=ceil_mode),
+        torch.nn.MaxPool2d(window, stride, padding, ceil_mode=ceil_mode),
+        parity.images(size),
+    )
+
+
+def test_max_pool_gives_the_gradient_of_ties_to_the_first_as_torch():
+    x = np.random.default_rng(0).integers(0, 2, (2, 8, 8, 3)).astype(np.float32)
+    assert_equals_torch(layers.max_pool(3, 2, 1), torch.nn.MaxPool2d(3, 2, 1), x)
+
+
+def test_max_pool_keeps_nan():
+    x = np.zeros((1, 4, 4, 1), np.float32)
+    x[0, 1, 2] = np.nan
+    pooled = np.asarray(layers.max_pool(2)(jnp.asarray(x)))[0, :, :, 0]
+    np.testing.assert_array_equal(np.isnan(pooled), [[False, True], [False, False]])
+
+
+@pytest.mark.parametrize("count_include_pad", [False, True])
+def test_avg_pool(count_include_pad):
+    assert_equals_torch(
+        layers.avg_pool(3, 2, 1, count_include_pad=count_include_pad),
+        torch.nn.AvgPool2d(3, 2, 1, count_include_pad=count_include_pad),
+        parity.images(8),
+    )
+
+
+@pytest.mark.parametrize(("size", "out"), [(1, 7), (6, 7), (7, 7), (13, 6), (14, 7), (5, 1)])
+def test_adaptive_avg_pool(size, out):
+    assert_equals_torch(
+        layers.adaptive_avg_pool(out), torch.nn.AdaptiveAvgPool2d(out), parity.images(size)
+    )
+
+
+def test_local_response_norm_sums_where_torch_averages():
+    assert_equals_torch(
+        layers.local_response_norm(5, alpha=0.1, beta=0.75, k=2),
+        torch.nn.LocalResponseNorm(5, alpha=0.5, beta=0.75, k=2),
+        parity.images(3, channels=8),
+    )
+
+
+def test_batch_norm_keeps_torchs_running_statistics():
+    theirs = torch.nn.BatchNorm2d(3)
+    ours = layers.BatchNorm(use_running_average=False)
+    variables = ours.init(jax.random.key(0), jnp.zeros((2, 4, 4, 3)))
+    assert float(variables["batch_stats"]["mean"].sum()) == 0  # initialising is no training step
+    for seed in range(3):
+        x = parity.images(4, seed=seed) * 3 + 1
+        y, variables_new = ours.apply(variables, x, mutable=["batch_stats"])
+        variables = {**variables, **variables_new}
+        expected = theirs(parity.nchw(x)).detach().numpy().transpose(0, 2, 3, 1)
+        np.testing.assert_allclose(y, expected, atol=1e-5)
+    for name in ("mean", "var"):
+        expected = getattr(theirs, f"running_{name}").numpy()
+        np.testing.assert_allclose(variables["batch_stats"][name], expected, rtol=1e-5)
+
+
+def test_synchronised_batch_norm_equals_one_large_batch():
+    x = parity.images(4, batch=8)
+    norm = layers.BatchNorm(use_running_average=False, axis_name="batch")
+    variables = norm.init(jax.random.key(0), x)
+    apply = jax.pmap(
+        lambda part: norm.apply(variables, part, mutable=["batch_stats"]), axis_name="batch"
+    )
+    y, updates = apply(x.reshape(4, 2, 4, 4, 3))
+    expected, whole = norm.clone(axis_name=None).apply(variables, x, mutable=["batch_stats"])
+    np.testing.assert_allclose(y.reshape(x.shape), expected, atol=1e-5)
+    for name in ("mean", "var"):
+        np.testing.assert_allclose(
+            updates["batch_stats"][name][3], whole["batch_stats"][name], rtol=1e-5, atol=1e-6
+        )
+
+
+def test_bfloat16_computes_in_bfloat16_with_float32_parameters():
+    layer = layers.Sequential(
+        [
+            layers.Conv(4, 3, dtype=jnp.bfloat16),
+            layers.BatchNorm(use_running_average=False, dtype=jnp.bfloat16),
+            layers.max_pool(2),
+            layers.Linear(5, patch=(3, 3), dtype=jnp.bfloat16),
+        ]
+    )
+    y, variables = layer.init_with_output(jax.random.key(0), jnp.ones((2, 8, 8, 3)))
+    assert y.dtype == jnp.bfloat16
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
+
+
+def test_sequential_names_modules_by_their_index():
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            inner = layers.Sequential([nn.relu, layers.Conv(2, 1)])
+            return layers.Sequential([layers.Conv(3, 1), nn.relu, inner], name="features")(x)
+
+    params = Net().init(jax.random.key(0), jnp.zeros((1, 2, 2, 1)))["params"]
+    assert set(params) == {"features"}
+    assert set(params["features"]) == {"0", "2"}
+    assert set(params["features"]["2"]) == {"1"}
+
+
+def test_linear_over_a_patch_is_a_convolution_on_larger_maps():
+    layer = layers.Linear(5, patch=(2, 3))
+    x = jnp.asarray(parity.images(4))
+    variables = layer.init(jax.random.key(0), x[:, :2, :3])
+    whole = layer.apply(variables, x)
+    assert whole.shape == (2, 3, 2, 5)
+    for row in range(3):
+        for column in range(2):
+            patch = x[:, row : row + 2, column : column + 3]
+            one = layer.apply(variables, patch)
+            assert one.shape == (2, 1, 1, 5)
+            np.testing.assert_allclose(whole[:, row, column], one[:, 0, 0], atol=1e-5)
+
+
+def test_initialisation_is_torchs():
+    """torch's defaults: kernel and bias uniform in +-1/sqrt(fan_in)."""
+    for layer, x, fan_in in [
+        (layers.Conv(4000, 3, padding=1), jnp.zeros((1, 4, 4, 8)), 72),
+        (layers.Conv(4000, 3, padding=1, groups=4), jnp.zeros((1, 4, 4, 8)), 18),
+        (layers.Linear(4000), jnp.zeros((1, 50)), 50),
+        (layers.Linear(4000, patch=(2, 2)), jnp.zeros((1, 2, 2, 5)), 20),
+    ]:
+        for leaf in jax.tree.leaves(layer.init(jax.random.key(0), x)["params"]):
+            bound = fan_in**-0.5
+            assert 0.99 * bound < float(jnp.abs(leaf).max()) <= bound
+            assert abs(float(jnp.square(leaf).mean()) * 3 / bound**2 - 1) < 0.05
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [layers.Conv(2, 5), layers.max_pool(5), layers.avg_pool(5), layers.Linear(2, patch=(5, 5))],
+)
+def test_too_small_images_get_one_sentence(layer):
+    apply = (
+        layer if not isinstance(layer, nn.Module) else lambda x: layer.init(jax.random.key(0), x)
+    )
+    with pytest.raises(ValueError, match="too small for this network: a window of 5x5"):
+        apply(jnp.zeros((1, 4, 9, 3)))
+
+
+def test_lax_is_not_asked_for_same_padding():
+    """torch pads by pixels; XLA's SAME differs at stride 2."""
+    layer = layers.Conv(
+        1, 3, 2, 1, kernel_init=nn.initializers.ones, bias_init=nn.initializers.zeros
+    )
+    x = jnp.ones((1, 4, 4, 1))
+    y = layer.apply(layer.init(jax.random.key(0), x), x)
+    same = lax.conv_general_dilated(
+        x, jnp.ones((3, 3, 1, 1)), (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    np.testing.assert_array_equal(y[0, :, :, 0], [[4, 6], [6, 9]])
+    assert float(jnp.abs(y - same).max()) > 0

@@ -1,0 +1,147 @@
+"""What every network promises: names, fields, sizes, precision."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import flaxnets
+from flaxnets import InputError, create_model, list_models
+
+ROOT = pathlib.Path(flaxnets.__file__).parent
+
+
+def test_names_match_a_pattern():
+    assert list_models("vgg1?") == ["vgg11", "vgg13", "vgg16", "vgg19"]
+    assert list_models("alexnet*") == ["alexnet", "alexnet_2012"]
+    assert list_models("nothing*") == []
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"name": "vgg17"}, "unknown architecture 'vgg17'; did you mean 'vgg16'?"),
+        ({"name": "Alexnet"}, "unknown architecture 'Alexnet'; did you mean 'alexnet'?"),
+        (
+            {"name": "vgg16", "droput_rate": 0.1},
+            "unknown field of vgg16 'droput_rate'; did you mean 'dropout_rate'?",
+        ),
+        ({"name": "vgg16", "num_classes": 0}, "num_classes is 0; expected at least 1"),
+    ],
+)
+def test_wrong_names_get_the_nearest_right_one(wrong, sentence):
+    with pytest.raises(InputError) as raised:
+        create_model(**wrong)
+    assert str(raised.value) == sentence
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_class_count_channels_and_precision_are_free(name):
+    model = create_model(name, num_classes=7, dtype=jnp.bfloat16)
+    *size, channels = model.input_shape
+    x = jnp.zeros((2, *size, channels + 1))
+
+    def forward(key):
+        return model.init_with_output({"params": key, "dropout": key}, x)
+
+    logits, variables = jax.eval_shape(forward, jax.random.key(0))
+    assert logits.shape == (2, 7)
+    assert logits.dtype == jnp.bfloat16
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
+    assert set(variables) <= {"params", "batch_stats"}
+
+
+@pytest.mark.parametrize("name", ["lenet5", "alexnet_2012"])
+def test_larger_images_give_the_mean_of_the_map(name):
+    model = create_model(name, num_classes=3)
+    *size, channels = model.input_shape
+    x = jax.random.normal(jax.random.key(1), (1, size[0] + 32, size[1] + 64, channels))
+    variables = jax.jit(model.init)(jax.random.key(0), x[:, : size[0], : size[1]])
+    scores = model.clone(dense=True).apply(variables, x)
+    expected = {"lenet5": (1, 9, 17, 3), "alexnet_2012": (1, 2, 3, 3)}[name]
+    assert scores.shape == expected
+    np.testing.assert_allclose(model.apply(variables, x), scores.mean((1, 2)), atol=1e-5)
+
+
+def test_each_cell_of_lenets_map_is_the_network_on_its_crop():
+    model = create_model("lenet5")
+    x = jax.random.normal(jax.random.key(1), (1, 40, 36, 1))
+    variables = jax.jit(model.init)(jax.random.key(0), x)
+    scores = model.clone(dense=True).apply(variables, x)
+    for row in range(scores.shape[1]):
+        for column in range(scores.shape[2]):
+            crop = x[:, 4 * row : 4 * row + 28, 4 * column : 4 * column + 28]
+            np.testing.assert_allclose(
+                scores[:, row, column], model.apply(variables, crop), atol=1e-5
+            )
+
+
+def test_alexnet_2012_is_initialised_as_the_paper_says():
+    """Section 5: N(0, 0.01); biases one in layers 2, 4, 5 and the hidden linear layers."""
+    model = create_model("alexnet_2012", hidden_features=64)
+    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 224, 224, 3)))["params"]
+    ones = {("features", n) for n in "4"} | {("features", n) for n in ("10", "12")}
+    ones |= {("classifier", "0"), ("classifier", "3")}
+    for part, children in params.items():
+        for index, layer in children.items():
+            bias = 1 if (part, index) in ones else 0
+            np.testing.assert_array_equal(layer["bias"], bias, err_msg=f"{part}.{index}")
+            kernel = layer.get("kernel", layer.get("patch_kernel"))
+            assert abs(float(kernel.std()) / 0.01 - 1) < 0.05
+    layer_two = params["features"]["4"]["kernel"]
+    assert layer_two.shape == (5, 5, 48, 256)  # half of the 96 maps: the other is on the other GPU
+
+
+def test_the_library_imports_without_tensorflow_and_torch():
+    code = """
+import sys
+sys.modules["tensorflow"] = sys.modules["torch"] = None
+import jax, flax.linen
+import flaxnets, flaxnets.training.loop, flaxnets.recipes
+flaxnets.create_model("resnet50") if "resnet50" in flaxnets.list_models() else None
+"""
+    subprocess.run([sys.executable, "-W", "error::ImportWarning", "-c", code], check=True)
+
+
+# What a part of the library may import of the library; HOUSE.md's arrows, which run one way.
+ALLOWED = {
+    "errors": set(),
+    "layers": set(),
+    "models": {"layers", "errors", "models"},
+    "recipes": {"models", "errors"},
+    "convert": {"errors"},
+    "data": {"data", "recipes", "errors"},
+    "training": {"training", "recipes", "convert", "errors"},
+    "terminal": {"errors"},
+}
+FOREIGN = {
+    "tensorflow": {"data"}, "tensorflow_datasets": {"data"}, "torch": set(), "torchvision": set(),
+    "optax": {"training"}, "orbax": {"training"},
+}  # fmt: skip
+
+
+def test_imports_run_one_way():
+    for path in ROOT.rglob("*.py"):
+        part = path.relative_to(ROOT).parts[0].removesuffix(".py")
+        if part == "__init__":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom):
+                names = [node.module]
+            for name in names:
+                root, *rest = name.split(".")
+                if root == "flaxnets":
+                    assert rest, f"{path} imports the face of the library"
+                    assert rest[0] in ALLOWED[part], f"{path} imports {name}"
+                elif root in FOREIGN:
+                    assert part in FOREIGN[root], f"{path} imports {name}"
+                if part == "data":
+                    assert root not in ("jax", "flax"), f"{path} imports {name}"
+                if part == "models" and path.name != "__init__.py" and root == "flaxnets":
+                    assert rest[0] == "layers", f"{path} imports {name}"

@@ -1,0 +1,115 @@
+"""Weights between torch and safetensors, checked against the network of that name.
+
+    python tools/convert_torchvision.py --arch vgg19 --weights IMAGENET1K_V1 --out vgg19.safetensors
+    python tools/convert_torchvision.py --arch vgg19 --checkpoint FILE.pth --out vgg19.safetensors
+    python tools/convert_torchvision.py --arch vgg19 --workdir runs/vgg19-digits --out vgg19.pth
+
+Both formats hold torch's keys in torch's layout. The suffix of a file decides which one it is.
+"""
+
+import json
+import pathlib
+import pickle
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+import tyro
+from safetensors.numpy import save_file
+
+from flaxnets import create_model, from_torch, to_torch
+from flaxnets.errors import InputError, one_of
+from flaxnets.terminal import one_sentence_errors, quiet
+from flaxnets.training.checkpoints import Checkpoints
+from flaxnets.training.initial import read_safetensors
+
+SUFFIXES = (".safetensors", ".pth", ".pt")
+
+
+def read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """The tensors of a `.pth`; checkpoints of training scripts nest them under "model" or
+    "state_dict", and DataParallel prefixes their keys. Nothing is unpickled but tensors.
+    """
+    if not path.is_file():
+        raise InputError(f"no file {path}")
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise InputError(f"{path} is not a complete file of torch weights") from error
+    for key in ("model", "state_dict"):
+        loaded = loaded.get(key, loaded)
+    return {key.removeprefix("module."): value.numpy() for key, value in loaded.items()}
+
+
+def read_workdir(path: pathlib.Path, arch: str) -> dict[str, np.ndarray]:
+    """The newest checkpoint of a run of experiments/train.py."""
+    config = path / "config.json"
+    if not config.is_file():
+        raise InputError(f"{path} is not the workdir of a training run: it has no config.json")
+    trained = json.loads(config.read_text())["arch"]
+    if trained != arch:
+        raise InputError(f"{path} holds {trained!r}, not {arch!r}")
+    return to_torch(Checkpoints(path / "checkpoints").restore_variables())
+
+
+def main(
+    arch: str,
+    out: pathlib.Path,
+    checkpoint: pathlib.Path | None = None,
+    weights: str | None = None,
+    workdir: pathlib.Path | None = None,
+    num_classes: int | None = None,
+    in_channels: int | None = None,
+) -> None:
+    """Converts weights and checks every key and shape.
+
+    Args:
+        arch: name of the network.
+        out: file to write: .safetensors, .pth or .pt.
+        checkpoint: file to read, of the same suffixes.
+        weights: torchvision's published weights, such as IMAGENET1K_V1 (downloads).
+        workdir: a run of experiments/train.py to read.
+        num_classes: of the weights, if not the network's usual number.
+        in_channels: of the weights' images, if not the usual number.
+    """
+    create_model(arch)  # a wrong name is answered first
+    one_of(SUFFIXES, out.suffix, f"suffix of {out}")
+    if [checkpoint, weights, workdir].count(None) != 2:
+        raise InputError("give exactly one of --checkpoint, --weights and --workdir")
+    if checkpoint is not None:
+        one_of(SUFFIXES, checkpoint.suffix, f"suffix of {checkpoint}")
+        read = read_safetensors if checkpoint.suffix == ".safetensors" else read_torch
+        state_dict = read(checkpoint)
+    elif weights is not None:
+        from torchvision_import import torchvision
+
+        one_of(torchvision.models.list_models(), arch, "torchvision network")
+        published = torchvision.models.get_model_weights(arch)
+        one_of([entry.name for entry in published], weights, f"weights of {arch}")
+        loaded = torchvision.models.get_model(arch, weights=weights).state_dict()
+        state_dict = {key: value.numpy() for key, value in loaded.items()}
+    else:
+        state_dict = read_workdir(workdir, arch)
+
+    fields = {} if num_classes is None else {"num_classes": num_classes}
+    height, width, usual_channels = create_model(arch).input_shape
+    images = jnp.zeros((1, height, width, in_channels or usual_channels))
+    like = jax.eval_shape(create_model(arch, **fields).init, jax.random.key(0), images)
+    variables = from_torch(state_dict, like)
+    converted = to_torch(variables)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(out.name + ".part")  # never half a file under the final name
+    if out.suffix == ".safetensors":
+        save_file(converted, partial, metadata={"arch": arch})
+    else:
+        torch.save({key: torch.from_numpy(value) for key, value in converted.items()}, partial)
+    partial.replace(out)
+    count = sum(value.size for value in jax.tree.leaves(variables["params"]))
+    print(f"{out}: {arch}, {count:,} parameters in {len(converted)} arrays")
+
+
+if __name__ == "__main__":
+    quiet()
+    with one_sentence_errors():
+        tyro.cli(main)

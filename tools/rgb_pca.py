@@ -1,0 +1,87 @@
+"""Principal components of a data set's RGB values, for PCA colour augmentation.
+
+    python tools/rgb_pca.py --dataset cifar10 --data-dir DIR
+
+Every pixel of the training split counts once. Sums are integers, so the covariance is exact; only
+its eigenvectors are rounded. Prints JSON: eigenvalues of the covariance of RGB values in 0..1, from
+the largest, and their unit eigenvectors in the columns.
+"""
+
+import json
+import sys
+from collections.abc import Iterable
+
+import numpy as np
+import tyro
+from rich.progress import track
+
+from flaxnets import data
+from flaxnets.data.augmentation import decode
+from flaxnets.data.tensorflow import tf
+from flaxnets.errors import InputError
+from flaxnets.terminal import one_sentence_errors, quiet
+
+
+def rgb_covariance(images: Iterable[np.ndarray]) -> tuple[int, np.ndarray]:
+    """Pixel count and (3, 3) covariance of values in 0..1 of uint8 images (H, W, 3)."""
+    count = 0
+    total = [0] * 3  # Python's integers: 2**64 is reached after 10**14 pixels
+    products = [[0] * 3 for _ in range(3)]
+    for image in images:
+        pixels = image.reshape(-1, 3).astype(np.int64)
+        count += len(pixels)
+        gram, sums = pixels.T @ pixels, pixels.sum(0)
+        for i in range(3):
+            total[i] += int(sums[i])
+            for j in range(3):
+                products[i][j] += int(gram[i, j])
+    if not count:
+        raise InputError("the data set has no pixels")
+    # count * products - total * total stays in integers until the last division.
+    covariance = [
+        [(count * products[i][j] - total[i] * total[j]) / (count * count) for j in range(3)]
+        for i in range(3)
+    ]
+    return count, np.array(covariance) / 255**2
+
+
+def principal_components(covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Eigenvalues from the largest, and unit eigenvectors in the columns."""
+    values, vectors = np.linalg.eigh(covariance)
+    return values[::-1], vectors[:, ::-1]
+
+
+def main(dataset: str, data_dir: str | None = None) -> None:
+    """Measures the principal components of RGB values.
+
+    Args:
+        dataset: a name as in train.py: cifar10, imagenet2012, folder:PATH.
+        data_dir: where TensorFlow Datasets were prepared; TFDS_DATA_DIR otherwise.
+    """
+    source = data.open_source(dataset, data_dir)
+    if source.channels != 3:
+        raise InputError(f"data set {dataset!r} has {source.channels} channel(s); expected RGB")
+
+    def image(example):
+        raw = example["image"]
+        return decode(raw, 3) if raw.dtype == tf.string else raw
+
+    images = source.stream("train", (0, 1), None).map(image, num_parallel_calls=tf.data.AUTOTUNE)
+    size = source.sizes["train"]
+    watched = track(images.as_numpy_iterator(), "measuring", size, disable=not sys.stderr.isatty())
+    count, covariance = rgb_covariance(watched)
+    values, vectors = principal_components(covariance)
+    found = {
+        "dataset": dataset,
+        "images": size,
+        "pixels": count,
+        "eigenvalues": values.round(6).tolist(),
+        "eigenvectors": vectors.round(6).tolist(),
+    }
+    print(json.dumps(found, indent=2))
+
+
+if __name__ == "__main__":
+    quiet()
+    with one_sentence_errors():
+        tyro.cli(main)

@@ -1,0 +1,68 @@
+"""Draws originals over what the network is fed in training.
+
+python tools/show_augmentation.py --dataset digits --out grid.png
+"""
+
+import itertools
+import pathlib
+
+import matplotlib.figure
+import numpy as np
+import tyro
+
+from flaxnets import data
+from flaxnets.data.augmentation import decode
+from flaxnets.data.pipeline import train_image
+from flaxnets.data.tensorflow import tf
+from flaxnets.errors import InputError
+from flaxnets.recipes import recipe_for
+from flaxnets.terminal import one_sentence_errors, quiet
+
+
+def main(
+    dataset: str = "digits",
+    out: pathlib.Path = pathlib.Path("augmentation.png"),
+    data_dir: str | None = None,
+    arch: str = "vgg19",
+    columns: int = 8,
+    rows: int = 4,
+    seed: int = 0,
+) -> None:
+    """Draws a column for each of the first images: the original, then augmented views of it.
+
+    Args:
+        dataset: a name as in train.py.
+        out: the picture to write.
+        data_dir: where TensorFlow Datasets were prepared; TFDS_DATA_DIR otherwise.
+        arch: the network whose recipe augments.
+        columns: images.
+        rows: views of each.
+        seed: of the views.
+    """
+    source = data.open_source(dataset, data_dir)
+    how = recipe_for(arch, small=source.image_size is not None).preprocessing
+    if columns < 1 or rows < 1:
+        raise InputError(f"{columns} columns and {rows} rows; expected at least one of each")
+    figure = matplotlib.figure.Figure(figsize=(1.4 * columns, 1.5 * (rows + 1)))
+    axes = figure.subplots(rows + 1, columns, squeeze=False)
+    examples = itertools.islice(source.stream("train", (0, 1), (seed, 0)), columns)
+    for column, example in enumerate(examples):
+        raw, label = example["image"], int(example["label"])
+        original = decode(raw, source.channels) if raw.dtype == tf.string else raw
+        views = [train_image(source, how, raw, [seed, view]) for view in range(rows)]
+        for row, image in enumerate([original, *views]):
+            shown = np.squeeze(image.numpy())
+            axes[row, column].imshow(shown, cmap="gray", vmin=0, vmax=255)
+        axes[0, column].set_title(source.class_names[label], fontsize=8)
+    for each in axes.flat:
+        each.set_axis_off()
+    figure.tight_layout()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out, dpi=100)
+    print(f"{out}: {columns} images of {dataset}, {rows} views each, {how.image_size} pixels")
+
+
+if __name__ == "__main__":
+    quiet()
+    with one_sentence_errors():
+        tyro.cli(main)

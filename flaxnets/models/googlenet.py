@@ -41,7 +41,7 @@ ROWS = {
     "5b": (384, 192, 384, 48, 128, 128),
 }
 POOL_AFTER = {"3b": max_pool(3, 2, ceil_mode=True), "4e": max_pool(2, 2, ceil_mode=True)}
-HEAD_AFTER = {"4a": "aux1", "4d": "aux2"}
+HEAD_AFTER = {"4a": 1, "4d": 2}
 
 # torchvision truncates at +-2, which is 200 standard deviations: a plain normal distribution.
 normal = nn.initializers.normal(0.01)
@@ -107,9 +107,10 @@ class GoogLeNet(nn.Module):
     """`(N, H, W, C)`, 224x224x3 in the paper, to logits `(N, num_classes)`; 15 pixels at least.
 
     With `dense`: the map `(N, H', W', num_classes)` of logits at every position of the features.
-    In training the auxiliary heads sow their logits, `"aux1"` and `"aux2"`, into the collection
-    `"aux_logits"`. The published weights expect `transform_input`: RGB images, normalised with
-    ImageNet's statistics as for the other networks, are brought to [-1, 1] first.
+    In training the auxiliary heads sow their logits, under torchvision's names `"aux_logits1"` and
+    `"aux_logits2"`, into the collection `"aux_logits"`. The published weights expect
+    `transform_input`: RGB images, normalised with ImageNet's statistics as for the other networks,
+    are brought to [-1, 1] first.
     """
 
     num_classes: int = 1000
@@ -153,9 +154,9 @@ class GoogLeNet(nn.Module):
         for row, widths in ROWS.items():
             x = inception(widths, name=f"inception{row}")(x)
             if row in HEAD_AFTER and self.aux_logits and (train or self.is_initializing()):
-                logits = head(name=HEAD_AFTER[row])(x)
+                logits = head(name=f"aux{HEAD_AFTER[row]}")(x)
                 if not self.is_initializing():
-                    self.sow("aux_logits", HEAD_AFTER[row], logits)
+                    self.sow("aux_logits", f"aux_logits{HEAD_AFTER[row]}", logits)
             x = POOL_AFTER.get(row, lambda x: x)(x)
         if not self.dense:
             x = adaptive_avg_pool(1)(x)

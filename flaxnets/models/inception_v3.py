@@ -145,9 +145,9 @@ class InceptionV3(nn.Module):
     and 299 to train with the auxiliary head.
 
     With `dense`: the map `(N, H', W', num_classes)` of logits at every position of the features.
-    In training the auxiliary head sows its logits, `"AuxLogits"`, into the collection
-    `"aux_logits"`. The published weights expect `transform_input`: RGB images, normalised with
-    ImageNet's statistics as for the other networks, are brought to [-1, 1] first.
+    In training the auxiliary head sows its logits, under torchvision's name `"aux_logits"`, into
+    the collection of that name. The published weights expect `transform_input`: RGB images,
+    normalised with ImageNet's statistics as for the other networks, are brought to [-1, 1] first.
     """
 
     num_classes: int = 1000
@@ -184,7 +184,7 @@ class InceptionV3(nn.Module):
             if name == "Mixed_6e" and self.aux_logits and (train or self.is_initializing()):
                 logits = AuxiliaryHead(self.num_classes, unit, self.dtype, name="AuxLogits")(x)
                 if not self.is_initializing():
-                    self.sow("aux_logits", "AuxLogits", logits)
+                    self.sow("aux_logits", "aux_logits", logits)
         if not self.dense:
             x = adaptive_avg_pool(1)(x)
         linear = Linear(self.num_classes, kernel_init=normal, dtype=self.dtype, name="fc")

@@ -63,12 +63,16 @@ def parse(arguments: list[str]) -> tuple[Options, data.Source]:
 
 def main(arguments: list[str]) -> None:
     options, source = parse(arguments)
+    options.recipe.check()
     recipe, shard = options.recipe, (jax.process_index(), jax.process_count())
     model = create_model(
         options.arch, num_classes=len(source.class_names), dtype=jnp.dtype(options.dtype)
     )
     parallel = DataParallel(options.parallel)
     size = recipe.preprocessing.image_size
+    input_shape = (size, size, source.channels)
+    # Images too small for the network are refused before anything is written.
+    jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *input_shape)))
     feed = Feed(
         train=lambda step: data.train_batches(
             source, recipe.batch_size, recipe.preprocessing,
@@ -78,15 +82,15 @@ def main(arguments: list[str]) -> None:
             source, parallel.round_up(recipe.batch_size), recipe.preprocessing, shard=shard
         ),
         train_size=source.sizes["train"],
-        input_shape=(size, size, source.channels),
+        input_shape=input_shape,
         statistics=source.statistics,
     )  # fmt: skip
-    initial = options.init_from and load_initial(options.init_from, model, feed.input_shape)
+    initial = options.init_from and load_initial(options.init_from, model, input_shape)
     name = options.dataset.rstrip("/").replace("/", "-").replace(":", "-")
     config = {
         **dataclasses.asdict(options) | {"workdir": None, "data_dir": None, "recipe": None},
         **dataclasses.asdict(recipe),
-        "input_shape": feed.input_shape,
+        "input_shape": input_shape,
         "class_names": source.class_names,
     }
     config["init_from"] = str(options.init_from) if options.init_from else None

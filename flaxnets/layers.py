@@ -18,6 +18,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from flaxnets.errors import InputError
+
 Array = jax.Array
 Dtype = Any
 Initializer = Callable[..., Array]
@@ -50,7 +52,7 @@ def _check_fits(
     height, width = x.shape[1:3]
     rows, columns = height + 2 * padding[0] + overhang[0], width + 2 * padding[1] + overhang[1]
     if rows < window[0] or columns < window[1]:
-        raise ValueError(
+        raise InputError(
             f"the images are too small for this network: a window of {window[0]}x{window[1]} does "
             f"not fit a feature map of {height}x{width}; use larger images"
         )
@@ -90,7 +92,7 @@ class Conv(nn.Module):
     The kernel is `(height, width, C / groups, features)`. Padding counts pixels on both sides, or
     is a pair for height and width: XLA's "SAME" differs from torch at stride 2.
 
-    Raises ValueError if the kernel does not fit the padded input.
+    Raises InputError if the kernel does not fit the padded input.
     """
 
     features: int
@@ -135,7 +137,7 @@ class Linear(nn.Module):
     flattens the same patch to `C * h * w` numbers; `flaxnets.convert` moves the axes. With
     `dilation` the patch takes every so many-th position.
 
-    Raises ValueError if the map is smaller than the patch.
+    Raises InputError if the map is smaller than the patch.
     """
 
     features: int
@@ -455,7 +457,7 @@ def _conv_by_bundles(x: Array, kernel: Array, geometry: Geometry) -> Array:
     """A grouped convolution as a few dense ones, each over a bundle of groups at least 32 channels
     wide, its kernel block-diagonal (filter gradient, 32 groups of 4: 4055 -> 14 ms).
     """
-    *window, groups = geometry
+    stride, padding, dilation, groups = geometry
     width, features = kernel.shape[2], kernel.shape[3] // groups
     widest = min(32, x.shape[3])
     size = next(n for n in range(1, groups + 1) if groups % n == 0 and n * width >= widest)
@@ -466,5 +468,5 @@ def _conv_by_bundles(x: Array, kernel: Array, geometry: Geometry) -> Array:
         blocks = blocks.reshape(*kernel.shape[:3], size, features)
         block_diagonal = jnp.einsum("hwcgf,gk->hwkcgf", blocks, jnp.eye(size, dtype=kernel.dtype))
         dense = block_diagonal.reshape(*kernel.shape[:2], size * width, size * features)
-        outputs.append(conv2d(part, dense, *window))
+        outputs.append(conv2d(part, dense, stride, padding, dilation))
     return jnp.concatenate(outputs, -1)

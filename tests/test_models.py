@@ -111,7 +111,7 @@ flaxnets.create_model("resnet50") if "resnet50" in flaxnets.list_models() else N
 # What a part of the library may import of the library; HOUSE.md's arrows, which run one way.
 ALLOWED = {
     "errors": set(),
-    "layers": set(),
+    "layers": {"errors"},
     "models": {"layers", "errors", "models"},
     "recipes": {"models", "errors"},
     "convert": {"errors"},

@@ -75,8 +75,6 @@ def main(
     """
     create_model(arch)  # a wrong name is answered first
     one_of(SUFFIXES, out.suffix, f"suffix of {out}")
-    if [checkpoint, weights, workdir].count(None) != 2:
-        raise InputError("give exactly one of --checkpoint, --weights and --workdir")
     if checkpoint is not None:
         one_of(SUFFIXES, checkpoint.suffix, f"suffix of {checkpoint}")
         read = read_safetensors if checkpoint.suffix == ".safetensors" else read_torch
@@ -89,8 +87,10 @@ def main(
         one_of([entry.name for entry in published], weights, f"weights of {arch}")
         loaded = torchvision.models.get_model(arch, weights=weights).state_dict()
         state_dict = {key: value.numpy() for key, value in loaded.items()}
-    else:
+    elif workdir is not None:
         state_dict = read_workdir(workdir, arch)
+    else:
+        raise InputError("give one of --checkpoint, --weights and --workdir")
 
     fields = {} if num_classes is None else {"num_classes": num_classes}
     height, width, usual_channels = create_model(arch).input_shape

@@ -45,11 +45,11 @@ def main(
         raise InputError(f"{columns} columns and {rows} rows; expected at least one of each")
     figure = matplotlib.figure.Figure(figsize=(1.4 * columns, 1.5 * (rows + 1)))
     axes = figure.subplots(rows + 1, columns, squeeze=False)
-    examples = itertools.islice(source.stream("train", (0, 1), (seed, 0)), columns)
+    examples = itertools.islice(source.stream("train", (0, 1), tf.constant([seed, 0])), columns)
     for column, example in enumerate(examples):
         raw, label = example["image"], int(example["label"])
         original = decode(raw, source.channels) if raw.dtype == tf.string else raw
-        views = [train_image(source, how, raw, [seed, view]) for view in range(rows)]
+        views = [train_image(source, how, raw, tf.constant([seed, view])) for view in range(rows)]
         for row, image in enumerate([original, *views]):
             shown = np.squeeze(image.numpy())
             axes[row, column].imshow(shown, cmap="gray", vmin=0, vmax=255)

@@ -5,6 +5,9 @@ so that rounding happens once, in `to_uint8`. A `seed` is a pair of integers, as
 `tf.random.stateless_uniform`: the same seed gives the same result.
 """
 
+# TensorFlow's annotations deny what its functions accept (tensors for integers, and back).
+# pyright: reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false
+
 import numpy as np
 
 from flaxnets.data.tensorflow import tf

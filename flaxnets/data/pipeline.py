@@ -5,7 +5,11 @@ Position decides everything: example `i` of a training stream is augmented with 
 gives the same batches whatever the number of threads, and a stream can start at any step.
 """
 
+# TensorFlow's annotations deny what its functions accept (tensors for integers, and back).
+# pyright: reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false
+
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -124,10 +128,10 @@ def _local_batch_size(batch_size: int, shard: Shard) -> int:
     return batch_size // shard[1]
 
 
-def _numpy(batches: tf.data.Dataset) -> Iterator[Batch]:
+def _numpy(batches: tf.data.Dataset) -> Iterator[Any]:
     options = tf.data.Options()
     options.deterministic = True
-    return iter(batches.with_options(options).as_numpy_iterator())
+    yield from batches.with_options(options).as_numpy_iterator()
 
 
 def _naming_bad_pictures(batches: Iterator[Batch], source: Source) -> Iterator[Batch]:

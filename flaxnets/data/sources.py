@@ -4,10 +4,14 @@ A source knows its classes, its splits "train" and "test", and which augmentatio
 true; it streams raw examples `{"image", "label"}`, the image uint8 or an encoded string.
 """
 
+# TensorFlow's annotations deny what its functions accept (tensors for integers, and back).
+# pyright: reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false
+
 import dataclasses
 import functools
 import pathlib
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -47,10 +51,10 @@ class Source:
     @property
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and standard deviation of each channel, of pixels in 0..1."""
-        known = STATISTICS.get(self.name)
-        if known is not None:
-            return known
-        return tuple(s if self.channels == 3 else s[:1] for s in IMAGENET_STATISTICS)
+        if self.name in STATISTICS:
+            return STATISTICS[self.name]
+        mean, std = IMAGENET_STATISTICS
+        return (mean, std) if self.channels == 3 else (mean[:1], std[:1])
 
     def share(self, split: str, shard: Shard) -> int:
         """How many examples of `split` the process `shard` reads."""
@@ -91,9 +95,9 @@ class InMemory(Source):
 class Records(Source):
     """Encoded photographs in TFRecord files prepared by TensorFlow Datasets."""
 
-    splits: Mapping[str, "tfds.core.SplitInfo"]  # noqa: F821
-    features: "tfds.features.FeaturesDict"  # noqa: F821
-    keys: tuple[str, str]
+    splits: Mapping[str, Any]  # tfds.core.SplitInfo
+    features: Any  # tfds.features.FeaturesDict
+    keys: tuple[str, str]  # of the image and its label
 
     def share(self, split, shard):
         index, count = shard
@@ -108,21 +112,20 @@ class Records(Source):
         paths = [str(path) for path in info.filepaths]
         by_file = len(paths) >= count
         files = tf.data.Dataset.from_tensor_slices(paths[index::count] if by_file else paths)
+        read = tf.data.TFRecordDataset
         if shuffle_seed is None:
-            records = files.interleave(tf.data.TFRecordDataset, cycle_length=1)
+            records = files.interleave(read, cycle_length=1)
+            records = records if by_file else records.shard(count, index)
         else:
             seed = tf.cast(shuffle_seed[0] * 1_000_003 + shuffle_seed[1], tf.int64)
             files = files.shuffle(len(paths), seed, reshuffle_each_iteration=False)
             records = files.interleave(
-                tf.data.TFRecordDataset, cycle_length=16, num_parallel_calls=4, deterministic=True
+                read, cycle_length=16, num_parallel_calls=4, deterministic=True
             )
-        if not by_file:
-            records = records.shard(count, index)
-        if shuffle_seed is not None:
+            records = records if by_file else records.shard(count, index)
             held = max(1, SHUFFLE_BYTES * info.num_examples // max(info.num_bytes, 1))
-            records = records.shuffle(
-                min(held, info.num_examples), seed, reshuffle_each_iteration=False
-            )
+            buffer = min(held, info.num_examples)
+            records = records.shuffle(buffer, seed, reshuffle_each_iteration=False)
         return records.map(self._parse, num_parallel_calls=2, deterministic=True)
 
     def _parse(self, record):

@@ -7,6 +7,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
+from flaxnets.errors import InputError
 from flaxnets.training.state import PyTree, TrainState
 
 Position = dict[str, Any]  # what JSON holds beside the state: where in the epoch the run stood
@@ -56,14 +57,18 @@ class Checkpoints:
 
     def restore_variables(self) -> PyTree:
         """The network's variables alone, on this process's first device."""
+        self._manager.wait_until_finished()
         sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        saved = self._manager.item_metadata(self.latest_step)["state"].tree
+        step = self.latest_step
+        if step is None:
+            raise InputError(f"{self._manager.directory} holds no complete checkpoint")
+        saved = self._manager.item_metadata(step)["state"].tree
         like = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
             {name: saved[name] for name in ("params", "model_state")},
         )
         items = ocp.args.Composite(state=_restore(like, partial_restore=True))
-        state = self._manager.restore(self.latest_step, args=items)["state"]
+        state = self._manager.restore(step, args=items)["state"]
         return {"params": state["params"], **state["model_state"]}
 
     def close(self) -> None:

@@ -74,8 +74,19 @@ def fit(
     steps_per_epoch = max(1, feed.train_size // recipe.batch_size)
     schedule = learning_rate_schedule(recipe, steps_per_epoch)
     optimizer = make_optimizer(recipe, schedule)
+
+    def rate(step: int) -> float:
+        return float(np.asarray(schedule(step)))
+
     train_step = parallel.map(
-        make_train_step(model, optimizer, feed.statistics, aux_weight=recipe.aux_weight, seed=seed),
+        make_train_step(
+            model,
+            optimizer,
+            feed.statistics,
+            aux_weight=recipe.aux_weight,
+            label_smoothing=recipe.label_smoothing,
+            seed=seed,
+        ),
         donate_state=True,
     )
     eval_step = parallel.map(make_eval_step(model, feed.statistics))
@@ -87,7 +98,7 @@ def fit(
         return create_state(variables, optimizer, recipe)
 
     checkpoints = Checkpoints(workdir.checkpoints)
-    sums = dict.fromkeys((*SUMS, "steps"), 0.0)
+    sums: dict[str, float] = dict.fromkeys((*SUMS, "steps"), 0.0)
     if checkpoints.latest_step is None:
         state = parallel.replicate(fresh())
     else:
@@ -117,7 +128,7 @@ def fit(
                 for name in SUMS:
                     sums[name] += float(values[name])
                 sums["steps"] += 1
-                _check_finite(float(values["loss"]), step, schedule)
+                _check_finite(float(values["loss"]), step, rate(step))
                 clock.tick()
                 workdir.scalar("step_loss", float(values["loss"]), step - len(pending))
             show(step, sums, clock.images_per_second)
@@ -126,7 +137,7 @@ def fit(
                 row = {
                     "epoch": step // steps_per_epoch,
                     "step": step,
-                    "learning_rate": float(schedule(step - 1)) * float(state.plateau.scale),
+                    "learning_rate": rate(step - 1) * float(state.plateau.scale),
                     **{f"train_{name}": sums[name] / sums["steps"] for name in SUMS},
                     **{f"test_{name}": test[name] for name in SUMS},
                     "images_per_second": round(clock.images_per_second, 1),
@@ -159,10 +170,10 @@ def evaluate(
     return {name: value / count for name, value in totals.items()}
 
 
-def _check_finite(loss: float, step: int, schedule) -> None:
+def _check_finite(loss: float, step: int, learning_rate: float) -> None:
     if not math.isfinite(loss):
         raise InputError(
-            f"the loss is {loss} after step {step} (learning rate {float(schedule(step)):.3g}); "
+            f"the loss is {loss} after step {step} (learning rate {learning_rate:.3g}); "
             f"lower --learning-rate or start from a checkpoint"
         )
 

@@ -5,7 +5,7 @@ itself builds on the former since 0.8).
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import jax
 import numpy as np
@@ -15,13 +15,13 @@ from flaxnets.errors import InputError
 from flaxnets.training.step import AXIS
 
 PyTree = Any
-Mapping = Literal["shard_map", "pmap"]
+Mapping: TypeAlias = Literal["shard_map", "pmap"]
 
 
 class DataParallel:
     """The devices of a run, all of them in all processes unless `devices` names some."""
 
-    def __init__(self, mapping: Mapping = "shard_map", devices: Sequence[jax.Device] | None = None):
+    def __init__(self, mapping: Mapping = "shard_map", devices: Sequence[Any] | None = None):
         self.mapping = mapping
         self.devices = list(devices or jax.devices())
         self.mesh = Mesh(np.array(self.devices), (AXIS,))

@@ -44,13 +44,16 @@ def learning_rate_schedule(recipe: Recipe, steps_per_epoch: int) -> optax.Schedu
 
 
 def make_optimizer(recipe: Recipe, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """torch's SGD with momentum, the decay part of the gradient; or AdamW."""
+    """torch's SGD or RMSProp, the decay part of the gradient; or AdamW."""
+    clip = optax.clip_by_global_norm(recipe.clip_norm) if recipe.clip_norm else optax.identity()
     if recipe.optimizer == "adamw":
-        return optax.adamw(schedule, b1=recipe.momentum, weight_decay=recipe.weight_decay)
-    return optax.chain(
-        optax.add_decayed_weights(recipe.weight_decay),
-        optax.sgd(schedule, momentum=recipe.momentum),
-    )
+        adamw = optax.adamw(schedule, b1=recipe.momentum, weight_decay=recipe.weight_decay)
+        return optax.chain(clip, adamw)
+    if recipe.optimizer == "sgd":
+        rule = optax.sgd(schedule, momentum=recipe.momentum, nesterov=recipe.nesterov)
+    else:
+        rule = optax.rmsprop(schedule, decay=0.9, eps=1.0, momentum=recipe.momentum)
+    return optax.chain(clip, optax.add_decayed_weights(recipe.weight_decay), rule)
 
 
 def plateau_rule(recipe: Recipe) -> optax.GradientTransformationExtraArgs:

@@ -4,7 +4,9 @@ Both run under a mapped axis named `AXIS`: each device sees its part of the batc
 leaves the function is reduced over the axis, hence the same on every device.
 """
 
+import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -19,8 +21,8 @@ AXIS = "batch"
 
 def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
     """uint8 images, as they were decoded, to float32: ((x / 255) - mean) / std, a channel."""
-    mean, std = jnp.array(mean, jnp.float32), jnp.array(std, jnp.float32)
-    return (images.astype(jnp.float32) / 255 - mean) / std
+    shift, scale = jnp.array(mean, jnp.float32), jnp.array(std, jnp.float32)
+    return (images.astype(jnp.float32) / 255 - shift) / scale
 
 
 def scores(logits: jax.Array, labels: jax.Array) -> Metrics:
@@ -39,12 +41,19 @@ def scores(logits: jax.Array, labels: jax.Array) -> Metrics:
     }
 
 
+def _loss(logits: jax.Array, labels: jax.Array, smoothing: float) -> jax.Array:
+    """Mean cross entropy; `smoothing` of the target is spread over all classes."""
+    targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[1]), smoothing)
+    return optax.softmax_cross_entropy(logits.astype(jnp.float32), targets).mean()
+
+
 def make_train_step(
     model: nn.Module,
     optimizer: optax.GradientTransformation,
     statistics: tuple[Sequence[float], Sequence[float]],
     *,
     aux_weight: float = 0.0,
+    label_smoothing: float = 0.0,
     seed: int = 0,
 ) -> StepFunction:
     """`(state, {"image": uint8, "label": int32}) -> (state, metrics)`, metrics averaged over the
@@ -60,7 +69,7 @@ def make_train_step(
         key = jax.random.fold_in(key, lax.axis_index(AXIS))
         images = normalize(batch["image"], *statistics)
 
-        def objective(params: PyTree) -> tuple[jax.Array, tuple[PyTree, Metrics]]:
+        def total_loss(params: PyTree) -> tuple[jax.Array, tuple[PyTree, Metrics]]:
             logits, new_state = model.apply(
                 {"params": params, **state.model_state},
                 images,
@@ -68,12 +77,14 @@ def make_train_step(
                 mutable=[*state.model_state, "aux_logits"],
                 rngs={"dropout": key},
             )
+            new_state = dict(new_state)
             aux_logits = jax.tree.leaves(new_state.pop("aux_logits", {}))
+            loss = functools.partial(_loss, labels=batch["label"], smoothing=label_smoothing)
+            objective = loss(logits) + aux_weight * sum(map(loss, aux_logits))
             metrics = jax.tree.map(jnp.mean, scores(logits, batch["label"]))
-            aux_loss = sum(scores(aux, batch["label"])["loss"].mean() for aux in aux_logits)
-            return metrics["loss"] + aux_weight * aux_loss, (new_state, metrics)
+            return objective, (new_state, metrics)
 
-        grads, (model_state, metrics) = jax.grad(objective, has_aux=True)(state.params)
+        grads, (model_state, metrics) = jax.grad(total_loss, has_aux=True)(state.params)
         grads, model_state, metrics = lax.pmean((grads, model_state, metrics), AXIS)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         updates = jax.tree.map(lambda u: (state.plateau.scale * u).astype(u.dtype), updates)
@@ -96,7 +107,7 @@ def make_eval_step(
     """
 
     def eval_step(variables: PyTree, batch: dict[str, jax.Array]) -> Metrics:
-        logits = model.apply(variables, normalize(batch["image"], *statistics))
+        logits: Any = model.apply(variables, normalize(batch["image"], *statistics))
         mask = batch["mask"]
         sums = {
             k: jnp.where(mask > 0, v, 0).sum() for k, v in scores(logits, batch["label"]).items()

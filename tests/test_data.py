@@ -1,0 +1,372 @@
+"""Pipelines on real pictures (scikit-learn's photographs and digits) and on files made here."""
+
+import io
+import itertools
+import pathlib
+
+import numpy as np
+import pytest
+import sklearn.datasets
+import tensorflow_datasets as tfds
+import torch
+from PIL import Image
+
+from flaxnets import InputError
+from flaxnets.data import augmentation, eval_batches, open_source, train_batches
+from flaxnets.data.pipeline import train_image
+from flaxnets.data.tensorflow import tf
+from flaxnets.recipes import Preprocessing
+from tools.rgb_pca import principal_components, rgb_covariance
+from tools.torchvision_import import torchvision
+
+SMALL = Preprocessing(image_size=32, resize=32, pad=2)
+
+
+@pytest.fixture(scope="module")
+def photographs() -> list[bytes]:
+    """Two JPEG files of 640x427 pixels."""
+    directory = pathlib.Path(sklearn.datasets.__file__).parent / "images"
+    return [(directory / name).read_bytes() for name in ("china.jpg", "flower.jpg")]
+
+
+@pytest.fixture
+def pictures(tmp_path, photographs) -> pathlib.Path:
+    """A folder data set of two classes, three pictures each for training and one for testing."""
+    for split, count in (("train", 3), ("val", 1)):
+        for name, encoded in zip(("china", "flower"), photographs, strict=True):
+            directory = tmp_path / split / name
+            directory.mkdir(parents=True)
+            for i in range(count):
+                (directory / f"{i}.jpg").write_bytes(encoded)
+    return tmp_path
+
+
+def jpeg(image: np.ndarray, mode: str = "RGB") -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).convert(mode).save(buffer, "JPEG", quality=95)
+    return buffer.getvalue()
+
+
+def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+# Evaluation
+
+
+def test_evaluation_sees_what_torchvision_sees(photographs):
+    preset = torchvision.transforms._presets.ImageClassification(crop_size=224, resize_size=256)
+    for encoded in photographs:
+        image = Image.open(io.BytesIO(encoded))
+        mean, std = torch.tensor(preset.mean), torch.tensor(preset.std)
+        theirs = (preset(image) * std[:, None, None] + mean[:, None, None]) * 255
+        ours = augmentation.to_uint8(
+            augmentation.center_crop(augmentation.decode(tf.constant(encoded)), 256, 224)
+        )
+        difference = np.abs(ours.numpy().transpose(2, 0, 1).astype(np.float32) - theirs.numpy())
+        assert difference.max() < 1.01
+        assert difference.mean() < 0.25
+
+
+@pytest.mark.parametrize(("height", "width"), [(301, 500), (500, 301), (256, 256), (100, 143)])
+def test_center_crop_has_torchvisions_geometry(height, width):
+    image = noise(height, width)
+    pil = torchvision.transforms.functional.resize(Image.fromarray(image), 256)
+    assert pil.size[::-1] == tuple(augmentation.short_side_size(height, width, 256).numpy())
+    theirs = np.asarray(torchvision.transforms.functional.center_crop(pil, 224), np.float32)
+    ours = augmentation.center_crop(tf.constant(image), 256, 224).numpy()
+    assert np.abs(ours - theirs).max() < 2  # PIL rounds between its two passes
+
+
+@pytest.mark.parametrize("batch_size", [8, 64, 355, 1000])
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_every_example_is_counted_once(batch_size, processes):
+    source = open_source("digits")
+    seen, numbers = [], set()
+    for index in range(processes):
+        size = batch_size * processes
+        batches = list(eval_batches(source, size, SMALL, shard=(index, processes)))
+        numbers.add(len(batches))
+        for batch in batches:
+            assert batch["image"].shape == (batch_size, 32, 32, 1)
+            assert batch["label"].shape == batch["mask"].shape == (batch_size,)
+            assert not batch["image"][batch["mask"] == 0].any()
+            seen.append(batch["label"][batch["mask"] == 1])
+    assert len(numbers) == 1  # processes must step together
+    np.testing.assert_array_equal(
+        np.bincount(np.concatenate(seen)), np.bincount(source.labels["test"])
+    )
+
+
+# Training
+
+
+def test_krizhevskys_2048_crops_and_reflections():
+    """Section 4.1: 32 x 32 offsets of a 256-pixel picture and their reflections."""
+    image = tf.constant(noise(256, 256)[..., :1])
+    how = Preprocessing(pca_std=0.0)
+    source = open_source("digits")
+    source = type(source)(**{**vars(source), "image_size": None, "flip": True})
+
+    def corner(i):  # 8x8 pixels of noise tell every view apart
+        return train_image(source, how, image, tf.stack([0, i]))[:8, :8]
+
+    views = tf.data.Dataset.range(25_000).map(corner, num_parallel_calls=2)
+    seen = {view.tobytes() for view in views.as_numpy_iterator()}
+    offsets = itertools.product(range(32), range(32))
+    views = [image[y : y + 224, x : x + 224] for y, x in offsets]
+    expected = {view.numpy()[:8, :8].tobytes() for crop in views for view in (crop, crop[:, ::-1])}
+    assert len(expected) == 2048
+    assert seen == expected
+
+
+@pytest.mark.parametrize(("height", "width"), [(300, 400), (1000, 700), (256, 256), (90, 120)])
+def test_decoding_a_part_equals_decoding_all(height, width):
+    """A random crop of a JPEG is that of its decoded image, for the same seed."""
+    encoded = tf.constant(jpeg(noise(height, width)))
+    decoded = augmentation.decode(encoded)
+    for i in range(5):
+        part = augmentation.random_crop(encoded, 256, 224, tf.constant([1, i]), 3)
+        whole = augmentation.random_crop(decoded, 256, 224, tf.constant([1, i]), 3)
+        assert np.abs(part.numpy() - whole.numpy()).max() < 1.0
+
+
+def test_augmentations_are_the_same_eagerly_and_in_tf_data():
+    image = noise(32, 32)
+    operations = {
+        "pad_and_crop": lambda x, s: augmentation.pad_and_crop(x, 4, s),
+        "random_flip": augmentation.random_flip,
+        "pca_colour": augmentation.pca_colour,
+        "random_crop": lambda x, s: augmentation.random_crop(x, 36, 32, s, 3),
+    }
+    for name, operation in operations.items():
+        seeds = tf.data.Dataset.range(8).map(
+            lambda i, operation=operation: operation(tf.ensure_shape(image, (32, 32, 3)), [i, i])
+        )
+        results = [result.numpy() for result in seeds]
+        assert len({result.tobytes() for result in results}) > 1, name
+        for i, result in enumerate(results):
+            eager = operation(tf.constant(image), tf.constant([i, i], tf.int64)).numpy()
+            np.testing.assert_array_equal(result, eager, err_msg=name)
+
+
+def test_pca_colour_adds_one_shift_along_the_components():
+    image = tf.constant(noise(5, 4))
+    shifts = []
+    for i in range(2000):
+        shift = augmentation.pca_colour(image, [3, i]).numpy() - image.numpy()
+        assert np.abs(shift - shift[0, 0]).max() < 1e-4  # the same for every pixel
+        shifts.append(shift[0, 0] / 255)
+    vectors, values = augmentation.IMAGENET_EIGENVECTORS, augmentation.IMAGENET_EIGENVALUES
+    alpha = np.array(shifts) @ np.linalg.inv(vectors).T / values
+    np.testing.assert_allclose(alpha.std(0), 0.1, rtol=0.06)
+    np.testing.assert_allclose(alpha.mean(0), 0, atol=0.008)
+
+
+def test_rgb_components_are_exact():
+    images = [noise(7, 9, seed) // (seed + 1) for seed in range(3)]
+    pixels = np.concatenate([image.reshape(-1, 3) for image in images]) / 255
+    count, covariance = rgb_covariance(images)
+    assert count == len(pixels)
+    np.testing.assert_allclose(covariance, np.cov(pixels.T, bias=True), rtol=1e-12)
+    values, vectors = principal_components(covariance)
+    np.testing.assert_allclose(vectors @ np.diag(values) @ vectors.T, covariance, rtol=1e-9)
+    assert values[0] > values[1] > values[2] > 0
+
+
+def test_imagenets_components_are_orthonormal():
+    vectors = augmentation.IMAGENET_EIGENVECTORS
+    np.testing.assert_allclose(vectors.T @ vectors, np.eye(3), atol=2e-4)
+
+
+def test_same_seed_same_batches_from_any_step_on():
+    source = open_source("digits")
+    stream = list(itertools.islice(train_batches(source, 100, SMALL, seed=5), 31))
+    for start in (0, 7, 30):  # 14.42 batches are an epoch
+        again = next(train_batches(source, 100, SMALL, seed=5, start_step=start))
+        for key in ("image", "label"):
+            np.testing.assert_array_equal(again[key], stream[start][key])
+    other = next(train_batches(source, 100, SMALL, seed=6))
+    assert (other["label"] != stream[0]["label"]).any()
+    assert stream[0]["image"].dtype == np.uint8
+    assert stream[0]["label"].dtype == np.int32
+
+
+def test_an_epoch_has_every_example_and_the_next_other_augmentation():
+    source = open_source("digits")
+    small = type(source)(
+        **{
+            **vars(source),
+            "sizes": {"train": 10, "test": 10},
+            "images": {k: v[:10] for k, v in source.images.items()},
+            "labels": {k: np.arange(10, dtype=np.int32) for k in source.labels},
+        }
+    )
+    epochs = list(itertools.islice(train_batches(small, 10, SMALL), 4))
+    for batch in epochs:
+        np.testing.assert_array_equal(np.sort(batch["label"]), np.arange(10))
+    orders = {tuple(batch["label"]) for batch in epochs}
+    assert len(orders) == 4
+    of_first = {b["image"][np.argmin(b["label"])].tobytes() for b in epochs}
+    assert len(of_first) > 1
+
+
+def test_processes_share_the_examples():
+    source = open_source("digits")
+    shares = [source.share("train", (index, 4)) for index in range(4)]
+    assert sum(shares) == source.sizes["train"] == 1442
+    streams = [list(source.stream("train", (i, 4), (0, 0)).as_numpy_iterator()) for i in range(4)]
+    assert [len(stream) for stream in streams] == shares
+    images = [example["image"].tobytes() for stream in streams for example in stream]
+    assert sorted(images) == sorted(image.tobytes() for image in source.images["train"])
+
+
+def test_digits_are_split_by_class_and_never_mirrored():
+    source = open_source("digits")
+    assert source.sizes == {"train": 1442, "test": 355}
+    assert not source.flip
+    assert np.bincount(source.labels["test"]).min() == 34
+    pixels = source.images["train"] / 255
+    (mean,), (std,) = source.statistics
+    assert abs(pixels.mean() - mean) < 1e-3
+    assert abs(pixels.std() - std) < 1e-3
+
+
+# Folders
+
+
+def test_a_folder_of_pictures(pictures):
+    source = open_source(f"folder:{pictures}")
+    assert source.class_names == ("china", "flower")
+    assert source.sizes == {"train": 6, "test": 2}
+    batch = next(train_batches(source, 6, Preprocessing()))
+    assert batch["image"].shape == (6, 224, 224, 3)
+    assert len({image.tobytes() for image in batch["image"]}) == 6
+    (test,) = eval_batches(source, 2, Preprocessing())
+    np.testing.assert_array_equal(test["label"], [0, 1])
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_grey_and_cmyk_photographs_become_rgb(mode):
+    encoded = jpeg(noise(40, 50), mode)
+    expected = np.asarray(Image.open(io.BytesIO(encoded)).convert("RGB"), np.int32)
+    decoded = augmentation.decode(tf.constant(encoded)).numpy()
+    assert np.abs(decoded.astype(np.int32) - expected).max() <= 1
+    crop = augmentation.random_crop(tf.constant(encoded), 40, 32, tf.constant([0, 0]), 3)
+    assert crop.shape == (32, 32, 3)
+
+
+@pytest.mark.parametrize("suffix", ["PNG", "BMP", "GIF"])
+def test_other_formats_than_jpeg(suffix):
+    buffer = io.BytesIO()
+    Image.fromarray(noise(40, 50)).save(buffer, suffix)
+    encoded = tf.constant(buffer.getvalue())
+    expected = np.asarray(Image.open(io.BytesIO(buffer.getvalue())).convert("RGB"))
+    np.testing.assert_array_equal(augmentation.decode(encoded).numpy(), expected)
+    assert augmentation.random_crop(encoded, 40, 32, tf.constant([0, 0]), 3).shape == (32, 32, 3)
+
+
+@pytest.mark.parametrize("content", [b"no picture", b"", "half"])
+def test_an_unreadable_picture_is_named(pictures, content):
+    bad = pictures / "train" / "china" / "1.jpg"
+    bad.write_bytes(bad.read_bytes()[:20_000] if content == "half" else content)
+    source = open_source(f"folder:{pictures}")
+    with pytest.raises(InputError, match=f"{bad} is not a readable picture"):
+        next(train_batches(source, 6, Preprocessing()))
+
+
+def test_wrong_folders_get_one_sentence(pictures):
+    with pytest.raises(InputError, match="no directory /nowhere; a folder data set has"):
+        open_source("folder:/nowhere")
+    (pictures / "train" / "empty").mkdir()
+    with pytest.raises(InputError, match="class 'empty' has no pictures in"):
+        open_source(f"folder:{pictures}")
+    (pictures / "train" / "empty").rmdir()
+    (pictures / "val" / "flowr").mkdir()
+    with pytest.raises(InputError, match=r"unknown class in .*val 'flowr'; did you mean 'flower'"):
+        open_source(f"folder:{pictures}")
+
+
+# TensorFlow Datasets
+
+
+class Tiny(tfds.core.GeneratorBasedBuilder):
+    """Pictures of noise, so that a data set can be prepared without a download."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    SHAPE: tuple = (16, 16, 3)
+    ENCODING = "png"
+
+    def _info(self):
+        features = {
+            "image": tfds.features.Image(shape=self.SHAPE, encoding_format=self.ENCODING),
+            "label": tfds.features.ClassLabel(names=["left", "right"]),
+        }
+        return tfds.core.DatasetInfo(
+            builder=self,
+            features=tfds.features.FeaturesDict(features),
+            supervised_keys=("image", "label"),
+        )
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples(7), "validation": self._generate_examples(3)}
+
+    def _generate_examples(self, count):
+        for i in range(count):
+            height, width = (size or 300 + i for size in self.SHAPE[:2])
+            yield i, {"image": noise(height, width, i), "label": i % 2}
+
+
+class TinyPhotos(Tiny):
+    VERSION = tfds.core.Version("1.0.0")
+    SHAPE = (None, None, 3)
+    ENCODING = "jpeg"
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("tfds")
+    for builder in (Tiny, TinyPhotos):
+        builder(data_dir=directory).download_and_prepare()
+    return str(directory)
+
+
+def test_small_images_of_tfds_are_kept_decoded(prepared):
+    source = open_source("tiny", prepared)
+    assert source.image_size == 16
+    assert source.class_names == ("left", "right")
+    assert source.sizes == {"train": 7, "test": 3}
+    kept = {image.tobytes() for image in source.images["train"]}
+    assert kept == {noise(16, 16, i).tobytes() for i in range(7)}
+    batch = next(train_batches(source, 4, SMALL))
+    assert batch["image"].shape == (4, 32, 32, 3)
+
+
+def test_photographs_of_tfds_are_streamed(prepared):
+    source = open_source("tiny_photos", prepared)
+    assert source.image_size is None
+    first = next(train_batches(source, 7, Preprocessing()))
+    assert first["image"].shape == (7, 224, 224, 3)
+    assert sorted(first["label"]) == [0, 0, 0, 0, 1, 1, 1]
+    (batch,) = eval_batches(source, 4, Preprocessing())
+    assert batch["mask"].tolist() == [1, 1, 1, 0]
+    streams = [source.stream("train", (i, 2), (0, 0)) for i in range(2)]
+    assert [len(list(stream)) for stream in streams] == [4, 3]
+    stream = list(itertools.islice(train_batches(source, 3, Preprocessing()), 6))
+    again = next(train_batches(source, 3, Preprocessing(), start_step=5))
+    np.testing.assert_array_equal(again["image"], stream[5]["image"])
+
+
+def test_wrong_data_sets_get_one_sentence(tmp_path):
+    with pytest.raises(InputError, match="unknown data set 'cifr10'; did you mean 'cifar10'"):
+        open_source("cifr10", str(tmp_path))
+    with pytest.raises(InputError, match=r"'mnist' is not prepared in .*; where there is a netw"):
+        open_source("mnist", str(tmp_path))
+
+
+def test_batches_that_cannot_be_divided():
+    source = open_source("digits")
+    with pytest.raises(InputError, match="batch size 0; expected a positive multiple"):
+        next(train_batches(source, 0, SMALL))
+    with pytest.raises(InputError, match="batch size 5; expected a positive multiple of the 2"):
+        next(train_batches(source, 5, SMALL, shard=(0, 2)))

@@ -1,0 +1,147 @@
+"""The scripts as a user runs them: a process each."""
+
+import json
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+ROOT = pathlib.Path(__file__).parent.parent
+SUMMARY = {
+    "arch", "dataset", "parameters", "epochs", "steps", "top1", "top5", "loss",
+    "images_per_second", "seconds", "devices", "versions", "command",
+}  # fmt: skip
+
+
+def script(name, *arguments, **options):
+    command = [sys.executable, str(ROOT / name), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, **options)
+
+
+def train(*arguments, **options):
+    return script("experiments/train.py", "--arch", "lenet5", *arguments, **options)
+
+
+def test_training_prints_only_our_lines_and_resumes_after_a_kill(tmp_path):
+    workdir = tmp_path / "run"
+    first = train("--epochs", 2, "--workdir", workdir)
+    assert first.returncode == 0, first.stderr
+    assert first.stderr == ""
+    lines = first.stdout.splitlines()
+    assert [line.split("  ")[0] for line in lines[:2]] == ["epoch 1/2", "epoch 2/2"]
+    assert lines[2].startswith("lenet5 on digits: top-1 ")
+    assert len(lines) == 3
+    names = {path.name for path in workdir.iterdir()}
+    assert names >= {"config.json", "metrics.jsonl", "summary.json", "learning_curve.png"}
+    assert (workdir / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
+    assert list((workdir / "tensorboard").iterdir())
+    summary = json.loads((workdir / "summary.json").read_text())
+    assert set(summary) == SUMMARY
+    assert (summary["parameters"], summary["steps"]) == (44_426, 44)
+
+    # Killed somewhere after its third epoch, it goes on from there and not from the start.
+    command = [sys.executable, ROOT / "experiments/train.py", "--arch", "lenet5"]
+    running = subprocess.Popen([*command, "--epochs", "4000", "--workdir", workdir], text=True,
+                               stdout=subprocess.PIPE)  # fmt: skip
+    with running:
+        for line in running.stdout:
+            if line.startswith("epoch   30"):
+                break
+        running.send_signal(signal.SIGKILL)
+    last = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])["epoch"]
+    again = train("--epochs", last + 2, "--workdir", workdir)
+    assert again.returncode == 0, again.stderr
+    first_line = int(again.stdout.split("/")[0].removeprefix("epoch"))
+    assert 2 < first_line <= last + 1
+    rows = (workdir / "metrics.jsonl").read_text().splitlines()
+    epochs = [json.loads(row)["epoch"] for row in rows]
+    assert epochs == list(range(1, last + 3))
+
+    refused = script("experiments/train.py", "--arch", "vgg11", "--workdir", workdir)
+    assert refused.returncode == 2
+    assert "holds a run with arch 'lenet5', not 'vgg11'" in refused.stderr
+
+
+def test_control_c_saves_and_says_how_to_go_on(tmp_path):
+    command = [sys.executable, str(ROOT / "experiments/train.py"), "--arch", "lenet5"]
+    command += ["--epochs", "4000", "--workdir", str(tmp_path)]
+    with subprocess.Popen(command, text=True, stdout=subprocess.PIPE) as running:
+        running.stdout.readline()
+        time.sleep(0.2)
+        running.send_signal(signal.SIGINT)
+        last = running.stdout.read().splitlines()[-1]
+    assert running.returncode == 130
+    assert last.startswith("stopped and saved at step ")
+    assert last.endswith("--epochs 4000 --workdir " + str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--arch", "lenet6"], "error: unknown architecture 'lenet6'; did you mean 'lenet5'?\n"),
+        (["--batch-size", "0"], "error: batch size is 0; expected a positive number\n"),
+        (["--init-from", "none.safetensors"], "error: no file none.safetensors; tools/convert_"),
+        (["--dataset", "folder:nowhere"], "error: no directory nowhere; a folder data set has"),
+        (["--image-size", "8"], "error: the images are too small for this network: a window of"),
+    ],
+)
+def test_bad_input_gets_one_sentence_and_status_2(arguments, sentence, tmp_path):
+    result = train(*arguments, cwd=tmp_path)
+    assert result.returncode == 2
+    assert result.stderr.startswith(sentence)
+    assert result.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_weights_travel_from_torch_and_back(tmp_path):
+    """A .pth to safetensors and back, bit by bit; train.py starts from the file."""
+    import parity
+    from networks import CASES
+
+    _, reference = parity.build_pair("lenet5", CASES["lenet5"])
+    torch.save({"model": reference.state_dict()}, tmp_path / "a.pth")
+    convert = ["tools/convert_torchvision.py", "--arch", "lenet5"]
+    there = script(
+        *convert, "--checkpoint", tmp_path / "a.pth", "--out", tmp_path / "b.safetensors"
+    )
+    assert there.returncode == 0, there.stderr
+    assert there.stdout.endswith("b.safetensors: lenet5, 44,426 parameters in 10 arrays\n")
+    back = script(*convert, "--checkpoint", tmp_path / "b.safetensors", "--out", tmp_path / "c.pth")
+    assert back.returncode == 0, back.stderr
+    loaded = torch.load(tmp_path / "c.pth", weights_only=True)
+    for key, value in reference.state_dict().items():
+        assert torch.equal(loaded[key], value)
+        np.testing.assert_array_equal(load_file(tmp_path / "b.safetensors")[key], value.numpy())
+
+    run = train("--epochs", 1, "--learning-rate", "1e-12", "--weight-decay", 0, "--workdir",
+                tmp_path / "run", "--init-from", tmp_path / "b.safetensors")  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    out = tmp_path / "d.safetensors"
+    assert script(*convert, "--workdir", tmp_path / "run", "--out", out).returncode == 0
+    for key, value in load_file(out).items():
+        np.testing.assert_allclose(value, loaded[key], atol=1e-8)
+
+    (tmp_path / "half.safetensors").write_bytes((tmp_path / "b.safetensors").read_bytes()[:5000])
+    for arguments, sentence in [
+        (["--checkpoint", tmp_path / "half.safetensors"], "is not a complete safetensors file"),
+        (["--checkpoint", tmp_path / "none.pth"], "no file"),
+        (["--weights", "IMAGENET1K_V9"], "unknown torchvision network 'lenet5'"),
+        ([], "give one of --checkpoint, --weights and --workdir"),
+    ]:
+        refused = script(*convert, *arguments, "--out", tmp_path / "e.safetensors")
+        assert refused.returncode == 2, refused.stderr
+        assert sentence in refused.stderr
+        assert refused.stderr.count("\n") == 1
+    assert not list(tmp_path.glob("e.*"))
+
+
+def test_the_augmentation_is_drawn(tmp_path):
+    result = script("tools/show_augmentation.py", "--out", tmp_path / "grid.png")
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "grid.png").read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,390 @@
+"""The step on one and on many devices, schedules, checkpoints, and the loop."""
+
+import dataclasses
+import itertools
+import json
+import os
+import signal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flaxnets import InputError, create_model, data
+from flaxnets.layers import BatchNorm, Linear
+from flaxnets.recipes import Preprocessing, Recipe
+from flaxnets.training.checkpoints import Checkpoints
+from flaxnets.training.loop import Feed, Interrupted, evaluate, fit
+from flaxnets.training.parallel import DataParallel
+from flaxnets.training.state import (
+    after_epoch,
+    create_state,
+    init_variables,
+    learning_rate_schedule,
+    make_optimizer,
+)
+from flaxnets.training.step import make_eval_step, make_train_step, scores
+from flaxnets.training.workdir import Workdir
+
+RECIPE = Recipe(
+    batch_size=16, epochs=2, learning_rate=0.05, schedule="cosine",
+    preprocessing=Preprocessing(image_size=28, resize=32, pad=2),
+)  # fmt: skip
+STATISTICS = ((0.3,), (0.4,))
+
+
+def batches(count, size=16):
+    rng = np.random.default_rng(0)
+    for _ in range(count):
+        yield {
+            "image": rng.integers(0, 256, (size, 28, 28, 1), np.uint8),
+            "label": rng.integers(0, 10, size).astype(np.int32),
+        }
+
+
+def run(model, mapping, devices, steps=20, recipe=RECIPE):
+    parallel = DataParallel(mapping, jax.devices()[:devices])
+    optimizer = make_optimizer(recipe, learning_rate_schedule(recipe, 10))
+    step = parallel.map(
+        make_train_step(model, optimizer, STATISTICS, aux_weight=0.3), donate_state=True
+    )
+    variables = init_variables(model, (28, 28, 1), recipe, seed=0)
+    state = parallel.replicate(create_state(variables, optimizer, recipe))
+    history = []
+    for batch in batches(steps):
+        state, metrics = step(state, parallel.shard(batch))
+        history.append(jax.device_get(metrics))
+    return jax.device_get(state), history
+
+
+@pytest.fixture(scope="module")
+def on_one_device():
+    return run(create_model("lenet5"), "shard_map", 1)
+
+
+@pytest.mark.parametrize("mapping", ["shard_map", "pmap"])
+@pytest.mark.parametrize("devices", [1, 2, 8])
+def test_mappings_and_device_counts_give_the_same_parameters(mapping, devices, on_one_device):
+    """20 steps of momentum SGD; float32 sums in another order: 2e-5 of values up to 0.5."""
+    expected, losses = on_one_device
+    state, history = run(create_model("lenet5"), mapping, devices)
+    assert int(state.step) == 20
+    for leaf, wanted in zip(
+        jax.tree.leaves(state.params), jax.tree.leaves(expected.params), strict=True
+    ):
+        np.testing.assert_allclose(leaf, wanted, atol=2e-5)
+    for name in ("loss", "top1", "top5"):
+        ours, theirs = [m[name] for m in history], [m[name] for m in losses]
+        np.testing.assert_allclose(ours, theirs, atol=1e-4)
+    moved = jax.tree.map(
+        lambda a, b: float(np.abs(a - b).max()),
+        state.params,
+        jax.device_get(init_variables(create_model("lenet5"), (28, 28, 1), RECIPE, 0)["params"]),
+    )
+    assert min(jax.tree.leaves(moved)) > 1e-3
+
+
+class Normed(nn.Module):
+    """Batch norm and dropout, the two layers that see how a batch is split."""
+
+    dropout_rate: float = 0.0
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = BatchNorm(use_running_average=not train, name="norm")(x)
+        x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
+        return Linear(10, name="fc")(x.mean((1, 2)))
+
+
+def test_running_statistics_are_the_mean_over_devices():
+    """Each device normalises with its own images; afterwards all hold the same statistics."""
+    state, _ = run(Normed(), "shard_map", 4, steps=1)
+    (batch,) = batches(1)
+    images = (batch["image"] / 255 - 0.3) / 0.4
+    own = images.reshape(4, -1)
+    norm = state.model_state["batch_stats"]["norm"]
+    np.testing.assert_allclose(norm["mean"], 0.1 * own.mean(), rtol=1e-4)
+    np.testing.assert_allclose(norm["var"], 0.9 + 0.1 * own.var(1, ddof=1).mean(), rtol=1e-4)
+
+
+def test_dropout_differs_between_devices_and_steps():
+    """The same image on every device and in every step: only the mask can tell them apart."""
+
+    seen = []
+
+    class Spy(nn.Module):
+        @nn.compact
+        def __call__(self, x, train=False):
+            mask = nn.Dropout(0.5, deterministic=not train)(jnp.ones((64,)))
+            if train:
+                jax.debug.callback(lambda m: seen.append(tuple(np.asarray(m))), mask)
+            return Linear(10)(x.reshape(x.shape[0], -1))
+
+    model = Spy()
+    optimizer = make_optimizer(RECIPE, lambda _: 0.0)
+    parallel = DataParallel("shard_map", jax.devices()[:2])
+    step = parallel.map(make_train_step(model, optimizer, STATISTICS))
+    variables = model.init(jax.random.key(0), jnp.zeros((1, 28, 28, 1)))
+    state = parallel.replicate(create_state(variables, optimizer, RECIPE))
+    for batch in batches(2):
+        state, _ = step(state, parallel.shard(batch))
+    jax.effects_barrier()
+    assert len(set(seen)) == 4
+
+
+def test_auxiliary_logits_join_the_loss():
+    class TwoHeads(nn.Module):
+        @nn.compact
+        def __call__(self, x, train=False):
+            x = x.reshape(x.shape[0], -1)
+            aux = Linear(10, name="head")(x)
+            if train:
+                self.sow("aux_logits", "aux", aux)
+            return Linear(10, name="main")(x)
+
+    def gradient(aux_weight):
+        optimizer = make_optimizer(
+            dataclasses.replace(RECIPE, momentum=0.0, weight_decay=0.0), lambda _: 1.0
+        )
+        model, parallel = TwoHeads(), DataParallel(devices=jax.devices()[:1])
+        variables = model.init(jax.random.key(0), jnp.zeros((1, 28, 28, 1)))
+        state = parallel.replicate(create_state(variables, optimizer, RECIPE))
+        step = parallel.map(make_train_step(model, optimizer, STATISTICS, aux_weight=aux_weight))
+        after, _ = step(state, parallel.shard(next(batches(1))))
+        return jax.tree.map(lambda a, b: a - b, variables["params"], after.params)
+
+    without, third, whole = (gradient(weight) for weight in (0.0, 0.3, 1.0))
+    assert float(jnp.abs(without["head"]["kernel"]).max()) == 0
+    np.testing.assert_allclose(
+        third["head"]["kernel"], 0.3 * whole["head"]["kernel"], rtol=1e-3, atol=1e-6
+    )
+    np.testing.assert_allclose(third["main"]["kernel"], without["main"]["kernel"], atol=1e-7)
+
+
+def test_scores_count_the_five_best_and_no_ties():
+    logits = jnp.array([[1.0, 2, 3, 4, 5, 6], [6, 5, 4, 3, 2, 1], [0, 0, 0, 0, 0, 0]])
+    result = scores(logits, jnp.array([0, 1, 3]))
+    np.testing.assert_array_equal(result["top1"], [0, 0, 0])
+    np.testing.assert_array_equal(result["top5"], [0, 1, 1])
+    np.testing.assert_allclose(result["loss"][2], np.log(6), rtol=1e-6)
+    np.testing.assert_array_equal(scores(logits, jnp.array([5, 0, 0]))["top1"], [1, 1, 1])
+    assert float(scores(jnp.full((1, 6), jnp.nan), jnp.array([0]))["top5"][0]) == 0
+
+
+def test_masked_evaluation_counts_every_example_on_every_device_count():
+    source = data.open_source("digits")
+    model = create_model("lenet5")
+    variables = init_variables(model, (28, 28, 1), RECIPE, 0)
+    optimizer = make_optimizer(RECIPE, lambda _: 0.0)
+    found = []
+    for devices, batch_size in ((1, 355), (8, 96), (3, 99)):
+        parallel = DataParallel(devices=jax.devices()[:devices])
+        feed = Feed(
+            train=lambda step: iter(()),
+            test=lambda size=batch_size: data.eval_batches(source, size, RECIPE.preprocessing),
+            train_size=1,
+            input_shape=(28, 28, 1),
+            statistics=source.statistics,
+        )
+        step = parallel.map(make_eval_step(model, source.statistics))
+        state = parallel.replicate(create_state(variables, optimizer, RECIPE))
+        found.append(evaluate(step, state, feed, parallel))
+    for name in ("top1", "top5"):
+        counts = {round(result[name] * 355, 6) for result in found}
+        assert len(counts) == 1
+        assert counts.pop().is_integer()
+    np.testing.assert_allclose([r["loss"] for r in found], found[0]["loss"], rtol=1e-5)
+
+
+# Schedules
+
+
+def rates(steps_per_epoch=10, **values):
+    recipe = dataclasses.replace(RECIPE, **values)
+    schedule = learning_rate_schedule(recipe, steps_per_epoch)
+    return [float(schedule(step)) for step in range(recipe.epochs * steps_per_epoch)]
+
+
+def test_schedules():
+    step = rates(schedule="step", epochs=4, milestones=(1, 3), learning_rate=1.0, warmup_epochs=0.5)
+    np.testing.assert_allclose(step[:5], [1 / 6 + i / 6 for i in range(5)], rtol=1e-6)
+    np.testing.assert_allclose(step[5:10], 1.0)
+    np.testing.assert_allclose(step[11:30], 0.1, rtol=1e-6)
+    np.testing.assert_allclose(step[31:], 0.01, rtol=1e-6)
+    cosine = rates(schedule="cosine", epochs=2, learning_rate=1.0)
+    np.testing.assert_allclose(
+        cosine, [(1 + np.cos(np.pi * i / 20)) / 2 for i in range(20)], atol=1e-6
+    )
+    assert set(rates(schedule="constant", learning_rate=0.5)) == {0.5}
+
+
+def test_plateau_rule_divides_when_the_validation_error_stops_improving():
+    recipe = dataclasses.replace(RECIPE, schedule="plateau", patience=2)
+    optimizer = make_optimizer(recipe, lambda _: 1.0)
+    state = create_state({"params": {"kernel": jnp.ones(())}}, optimizer, recipe)
+    scales = []
+    for error in (0.9, 0.8, 0.8, 0.81, 0.7, 0.7, 0.7, 0.69):
+        state = after_epoch(state, recipe, error)
+        scales.append(float(state.plateau.scale))
+    np.testing.assert_allclose(scales, [1, 1, 1, 0.1, 0.1, 0.1, 0.01, 0.01], rtol=1e-6)
+    constant = dataclasses.replace(recipe, schedule="constant")
+    assert after_epoch(state, constant, 5.0) is state
+
+
+def test_plateau_scale_multiplies_the_update():
+    recipe = dataclasses.replace(RECIPE, schedule="plateau", patience=1)
+    model, parallel = create_model("lenet5"), DataParallel(devices=jax.devices()[:1])
+    optimizer = make_optimizer(recipe, lambda _: 0.1)
+    step = parallel.map(make_train_step(model, optimizer, STATISTICS))
+    state = create_state(init_variables(model, (28, 28, 1), recipe, 0), optimizer, recipe)
+    batch = parallel.shard(next(batches(1)))
+    reduced = after_epoch(after_epoch(state, recipe, 0.5), recipe, 0.5)
+    updates = [
+        jax.tree.map(lambda a, b: a - b, step(s, batch)[0].params, s.params)
+        for s in map(parallel.replicate, (state, reduced))
+    ]
+    for whole, tenth in zip(*map(jax.tree.leaves, updates), strict=True):
+        np.testing.assert_allclose(tenth, 0.1 * whole, rtol=1e-2, atol=1e-7)
+
+
+def test_he_initialisation_draws_every_kernel():
+    recipe = dataclasses.replace(RECIPE, initialization="he_normal")
+    params = init_variables(create_model("lenet5"), (28, 28, 1), recipe, 0)["params"]
+    kernel = params["classifier"]["0"]["patch_kernel"]
+    assert abs(float(kernel.std()) / np.sqrt(2 / 256) - 1) < 0.03
+    assert float(jnp.abs(params["classifier"]["0"]["bias"]).max()) == 0
+    again = init_variables(create_model("lenet5"), (28, 28, 1), recipe, 1)["params"]
+    assert float(jnp.abs(again["classifier"]["0"]["patch_kernel"] - kernel).max()) > 0.1
+
+
+# The loop
+
+
+def digits_feed(recipe=RECIPE, shorten=320):
+    source = data.open_source("digits")
+    return Feed(
+        train=lambda step: data.train_batches(
+            source, recipe.batch_size, recipe.preprocessing, start_step=step
+        ),
+        test=lambda: data.eval_batches(source, 96, recipe.preprocessing),
+        train_size=shorten,
+        input_shape=(28, 28, 1),
+        statistics=source.statistics,
+    )
+
+
+def start(path, recipe=RECIPE, feed=None, devices=1):
+    config = {**dataclasses.asdict(recipe), "arch": "lenet5"}
+    parallel = DataParallel(devices=jax.devices()[:devices])
+    workdir = Workdir(path, config)
+    return fit(create_model("lenet5"), recipe, feed or digits_feed(recipe), workdir, parallel)
+
+
+def saved(path):
+    return jax.tree.leaves(Checkpoints(path / "checkpoints").restore_variables())
+
+
+def logged(path):
+    return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path):
+    """Stopped in the middle of the second epoch, then run again: parameters and metrics are those
+    of a run that was never stopped, though dropped onto other steps.
+    """
+    whole = start(tmp_path / "whole")
+
+    feed = digits_feed()
+
+    def interrupting(step):
+        for number, batch in enumerate(feed.train(step), step):
+            if number == 27:
+                os.kill(os.getpid(), signal.SIGINT)
+            yield batch
+
+    with pytest.raises(Interrupted, match="stopped and saved at step 28 of 40"):
+        start(tmp_path / "cut", feed=dataclasses.replace(feed, train=interrupting))
+    resumed = start(tmp_path / "cut")
+    assert {k: v for k, v in resumed.items() if k != "images_per_second"} == {
+        k: v for k, v in whole.items() if k != "images_per_second"
+    }
+    for ours, theirs in zip(saved(tmp_path / "cut"), saved(tmp_path / "whole"), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert [row["epoch"] for row in logged(tmp_path / "cut")] == [1, 2]
+
+
+def test_the_last_and_the_best_checkpoint_are_kept(tmp_path):
+    recipe = dataclasses.replace(RECIPE, epochs=5, learning_rate=0.2)
+    start(tmp_path, recipe)
+    rows = logged(tmp_path)
+    best = max(rows, key=lambda row: (row["test_top1"], row["step"]))["step"]
+    kept = {int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()}
+    assert kept == {best, rows[-1]["step"]}
+
+
+def test_a_checkpoint_moves_to_another_number_of_devices(tmp_path):
+    one = dataclasses.replace(RECIPE, epochs=1)
+    start(tmp_path, one, devices=4)
+    before = saved(tmp_path)
+    row = start(tmp_path, dataclasses.replace(RECIPE, epochs=2), devices=2)
+    assert row["steps"] == 40
+    assert any((a != b).any() for a, b in zip(before, saved(tmp_path), strict=True))
+
+
+def test_saving_copies_what_the_next_step_overwrites(tmp_path):
+    """The step donates its state while Orbax writes in the background."""
+    recipe = RECIPE
+    optimizer = make_optimizer(recipe, lambda _: 0.5)
+    model, parallel = create_model("lenet5"), DataParallel(devices=jax.devices()[:1])
+    step = parallel.map(make_train_step(model, optimizer, STATISTICS), donate_state=True)
+    variables = init_variables(model, (28, 28, 1), recipe, 0)
+    state = parallel.replicate(create_state(variables, optimizer, recipe))
+    checkpoints = Checkpoints(tmp_path)
+    stream = itertools.cycle(batches(3))
+    for _ in range(3):
+        state, _ = step(state, parallel.shard(next(stream)))
+        expected = jax.tree.map(np.array, state.params)
+        checkpoints.save(state, {}, top1=0.0)
+        for _ in range(2):
+            state, _ = step(state, parallel.shard(next(stream)))
+        restored = checkpoints.restore_variables()["params"]
+        for a, b in zip(jax.tree.leaves(restored), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_array_equal(a, b)
+    checkpoints.close()
+
+
+def test_a_diverging_run_stops_with_the_step_and_the_rate(tmp_path):
+    recipe = dataclasses.replace(RECIPE, learning_rate=1e9, schedule="constant")
+    with pytest.raises(InputError, match=r"the loss is (nan|inf) after step \d+ .*rate 1e\+09"):
+        start(tmp_path, recipe)
+
+
+def test_a_workdir_of_something_else_is_refused_untouched(tmp_path):
+    config = {**dataclasses.asdict(RECIPE), "arch": "lenet5"}
+    Workdir(tmp_path, config)
+    before = {p: p.read_bytes() for p in tmp_path.iterdir()}
+    with pytest.raises(InputError, match=r"holds a run with arch 'lenet5', not 'vgg11'; choose"):
+        Workdir(tmp_path, {**config, "arch": "vgg11"})
+    with pytest.raises(InputError, match="holds a run with batch size 16, not 32"):
+        Workdir(tmp_path, {**config, "batch_size": 32})
+    Workdir(tmp_path, {**config, "batch_size": 16})
+    assert {p: p.read_bytes() for p in tmp_path.iterdir()} == before
+    Workdir(tmp_path, {**config, "epochs": 9})
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="is a file; expected a directory"):
+        Workdir(tmp_path / "file", config)
+
+
+def test_recipes_refuse_impossible_values():
+    for values, sentence in [
+        ({"batch_size": 0}, "batch size is 0; expected a positive number"),
+        ({"weight_decay": -1.0}, "weight decay is -1.0; expected zero or more"),
+    ]:
+        with pytest.raises(InputError, match=sentence):
+            dataclasses.replace(RECIPE, **values).check()
+    with pytest.raises(InputError, match="resize 100 is smaller than the image size 224"):
+        Preprocessing(resize=100).check()
+    with pytest.raises(InputError, match="batch size 12 does not divide over 8 devices; try 16"):
+        DataParallel().check_batch_size(12)

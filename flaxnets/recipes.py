@@ -193,7 +193,7 @@ LENET = Recipe(
 # A plain deep stack on few small images: N(0, 0.01) leaves the loss at 2.30, and SGD is caught by
 # the 7x7 pool, which repeats a 1x1 map 49 times and so multiplies the first linear layer's rate.
 VGG_SMALL = Recipe(
-    batch_size=64, epochs=8, learning_rate=1e-4, optimizer="adamw", schedule="cosine",
+    batch_size=64, epochs=6, learning_rate=1e-4, optimizer="adamw", schedule="cosine",
     warmup_epochs=1, initialization="he_normal", preprocessing=_small(32, pad=2),
 )  # fmt: skip
 

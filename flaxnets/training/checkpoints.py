@@ -26,7 +26,8 @@ class Checkpoints:
             cleanup_tmp_directories=True,
         )
         handlers = {
-            "state": ocp.PyTreeCheckpointHandler(),
+            # Random weights do not compress: it only costs the next steps their cores.
+            "state": ocp.PyTreeCheckpointHandler(use_compression=False),
             "position": ocp.JsonCheckpointHandler(),
         }
         self._manager = ocp.CheckpointManager(

@@ -59,7 +59,7 @@ class NIN(nn.Module):
     """`(N, H, W, C)` to class scores `(N, num_classes)`, the mean of each class's map (3.2).
 
     The scores are not negative, for the maps come out of a ReLU. `nin_cifar`: 32x32x3 in the paper,
-    6 pixels at least; `nin_imagenet`: 224x224x3, 55 pixels at least. `remat` recomputes each
+    4 pixels at least; `nin_imagenet`: 224x224x3, 39 pixels at least. `remat` recomputes each
     mlpconv layer in the backward pass.
 
     With `dense`: the maps themselves, `(N, H', W', num_classes)`.

@@ -1,0 +1,150 @@
+"""Facts about DenseNet that the comparison of every network does not state."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import parity
+from flaxnets import create_model, to_torch
+
+SMALL = {
+    "densenet121": {"depths": (1, 2, 1, 1), "growth_rate": 4},
+    "densenet_bc_100_12": {"depths": (2, 1, 1), "growth_rate": 4},
+}
+both_stems = pytest.mark.parametrize("name", SMALL)
+
+
+def small(name: str, **fields):
+    return create_model(name, **{"num_classes": 3, **SMALL[name], **fields})
+
+
+def shapes(model, *shape: int):
+    x = jnp.zeros(shape or (1, *model.input_shape))
+    return jax.eval_shape(model.init, jax.random.key(0), x)
+
+
+@pytest.mark.parametrize(
+    ("name", "depth", "features"),
+    [
+        ("densenet121", 121, 1024),
+        ("densenet161", 161, 2208),
+        ("densenet169", 169, 1664),
+        ("densenet201", 201, 1920),
+        ("densenet_bc_100_12", 100, 342),
+        ("densenet_bc_250_24", 250, 1734),
+        ("densenet_bc_190_40", 190, 2190),
+    ],
+)
+def test_the_name_counts_convolutions_and_the_linear_layer(name, depth, features):
+    params = shapes(create_model(name))["params"]
+    kernels = [path for path, _ in jax.tree.leaves_with_path(params) if path[-1].key == "kernel"]
+    assert len(kernels) == depth
+    assert params["classifier"]["kernel"].shape[0] == features
+
+
+def test_a_layer_reads_every_map_before_it_in_its_block():
+    params = shapes(create_model("densenet121"))["params"]
+    widths = [
+        params[f"features.denseblock2.denselayer{n}"]["conv1"]["kernel"].shape[2]
+        for n in range(1, 13)
+    ]
+    assert widths == list(range(128, 128 + 12 * 32, 32))
+    first = params["features.denseblock1.denselayer1"]
+    # two norms of 64 and 128 channels, a 1x1 convolution to 128, a 3x3 to 32
+    assert sum(leaf.size for leaf in jax.tree.leaves(first)) == 128 + 8_192 + 256 + 36_864
+
+
+def test_initial_weights_are_torchvisions():
+    model = create_model("densenet121", depths=(1, 1, 1, 1))
+    init = to_torch(jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3))))
+    for key, fan_in in {
+        "features.conv0": 3 * 49,
+        "features.denseblock1.denselayer1.conv2": 128 * 9,
+        "features.transition1.conv": 96,
+    }.items():
+        value = init[f"{key}.weight"]
+        # The sampling error of a standard deviation is 1 / sqrt(2 n); four of them are allowed.
+        assert abs(value.std() / np.sqrt(2 / fan_in) - 1) < 4 / np.sqrt(2 * value.size), key
+        assert abs(value).max() > 3 * value.std(), key  # not truncated
+    bound = 1 / np.sqrt(init["classifier.weight"].shape[1])
+    assert 0.95 * bound < abs(init["classifier.weight"]).max() <= bound
+    assert not init["classifier.bias"].any()
+    assert np.all(init["features.norm5.weight"] == 1)
+    assert not init["features.norm5.bias"].any()
+
+
+@both_stems
+def test_dropout_follows_every_convolution_but_the_first(name):
+    model = small(name, dropout_rate=0.5)
+    calls = []
+
+    def record(next_function, args, kwargs, context):
+        if isinstance(context.module, nn.Dropout):
+            calls.append(context.module.rate)
+        return next_function(*args, **kwargs)
+
+    with nn.intercept_methods(record):
+        params = shapes(model)["params"]
+    kernels = [path for path, _ in jax.tree.leaves_with_path(params) if path[-1].key == "kernel"]
+    assert calls == [0.5] * (len(kernels) - 2)  # nor after the linear layer
+    assert create_model(name).dropout_rate == 0
+
+
+@both_stems
+def test_dropout_acts_in_training_only(name):
+    model, x = small(name, dropout_rate=0.2), parity.images(32)
+    variables = jax.jit(model.init)(jax.random.key(0), x)
+
+    @functools.partial(jax.jit, static_argnames="train")
+    def logits(seed: int, train: bool = True):
+        rngs = {"dropout": jax.random.key(seed)}
+        return model.apply(variables, x, train, mutable=["batch_stats"], rngs=rngs)[0]
+
+    assert np.any(logits(0) != logits(1))
+    np.testing.assert_array_equal(logits(0), logits(0))
+    np.testing.assert_array_equal(logits(0, train=False), logits(1, train=False))
+
+
+@both_stems
+def test_remat_has_the_same_tree_and_gradients(name):
+    def loss(params, rest, model, x):
+        logits, updates = model.apply({"params": params, **rest}, x, True, mutable=[*rest])
+        return jnp.square(logits).sum(), updates
+
+    with jax.enable_x64():
+        model, x = small(name, dtype=jnp.float64), jnp.asarray(parity.images(32), jnp.float64)
+        remat = model.clone(remat=True)
+        variables = jax.jit(model.init)(jax.random.key(0), x)
+        assert shapes(remat) == shapes(model)
+        params, rest = variables["params"], {"batch_stats": variables["batch_stats"]}
+        gradients = jax.jit(jax.grad(loss, has_aux=True), static_argnums=2)
+        results = [gradients(params, rest, m, x) for m in (model, remat)]
+        for ours, theirs in zip(*map(jax.tree.leaves, results), strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-12)
+        recomputed = str(gradients.trace(params, rest, remat, x).jaxpr)
+    assert recomputed.count("= remat2[") >= sum(SMALL[name]["depths"])
+
+
+@both_stems
+def test_dense_logits_average_to_the_logits(name):
+    model, x = small(name), parity.images(70)
+    variables = jax.jit(model.init)(jax.random.key(0), x)
+    dense = jax.jit(model.clone(dense=True).apply)(variables, x)
+    positions = 2 if name == "densenet121" else 17
+    assert dense.shape == (2, positions, positions, 3)
+    logits = jax.jit(model.apply)(variables, x)
+    np.testing.assert_allclose(dense.mean((1, 2)), logits, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "smallest"), [("densenet121", 29), ("densenet_bc_100_12", 4)])
+def test_the_smallest_image_and_one_sentence_for_a_smaller_one(name, smallest):
+    model = small(name, dtype=jnp.bfloat16)
+    variables = shapes(model, 1, smallest, smallest, 1)
+    logits = jax.eval_shape(model.apply, variables, jnp.zeros((2, smallest, smallest, 1)))
+    assert (logits.shape, logits.dtype) == ((2, 3), jnp.bfloat16)
+    with pytest.raises(ValueError, match="the images are too small for this network"):
+        shapes(model, 1, smallest - 1, smallest, 1)

@@ -1,0 +1,134 @@
+"""Facts about network in network that the comparison of every network does not state."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import parity
+from flaxnets import create_model, to_torch
+
+# The same rows with few channels; dropout behind the pool as in the authors' two files.
+THIN = {
+    "nin_cifar": (
+        (5, 1, 2, (8, 6, 4), (0.3,) * 3, True),
+        (5, 1, 2, (8, 8, 8), (0.3,) * 3, True),
+        (3, 1, 1, (8, 8), (0.3,) * 3, False),
+    ),
+    "nin_imagenet": (
+        (11, 4, 0, (8, 8, 8), (0.2,) * 3, False),
+        (5, 1, 2, (8, 8, 8), (0.3,) * 3, False),
+        (3, 1, 1, (8, 8, 8), (0.3,) * 3, True),
+        (3, 1, 1, (8, 8), (0.3,) * 3, False),
+    ),
+}
+both = pytest.mark.parametrize("name", THIN)
+
+
+def thin(name: str, **fields):
+    return create_model(name, mlpconvs=THIN[name], num_classes=3, **fields)
+
+
+def shapes(model, *shape: int):
+    x = jnp.zeros(shape or (1, *model.input_shape))
+    return jax.eval_shape(model.init, jax.random.key(0), x)
+
+
+@pytest.mark.parametrize(
+    ("name", "maps"), [("nin_cifar", (8, 8, 10)), ("nin_imagenet", (6, 6, 1000))]
+)
+def test_a_map_of_scores_for_every_class(name, maps):
+    model = create_model(name, dense=True)
+    x = jnp.zeros((1, *model.input_shape))
+    assert jax.eval_shape(model.apply, shapes(model), x).shape == (1, *maps)
+
+
+def test_an_mlpconv_layer_is_a_convolution_and_a_perceptron_over_its_channels():
+    first = shapes(create_model("nin_cifar"))["params"]["mlpconv1"]
+    assert {name: layer["kernel"].shape for name, layer in first.items()} == {
+        "conv": (5, 5, 3, 192),
+        "cccp1": (1, 1, 192, 160),
+        "cccp2": (1, 1, 160, 96),
+    }
+
+
+@both
+def test_the_scores_are_means_of_rectified_maps(name):
+    model, x = thin(name), parity.images(99)
+    variables = jax.jit(model.init)(jax.random.key(0), x)
+    scores, dense = jax.jit(model.apply), jax.jit(model.clone(dense=True).apply)
+    maps = dense(variables, x)
+    assert maps.shape[1] > 1
+    np.testing.assert_allclose(maps.mean((1, 2)), scores(variables, x), rtol=1e-5)
+    assert maps.max() > 0
+    last = variables["params"][f"mlpconv{len(THIN[name])}"]["cccp2"]
+    last["bias"] -= 1e6
+    assert not scores(variables, x).any()
+
+
+@pytest.mark.parametrize(
+    ("name", "deviations"),
+    [
+        ("nin_cifar", [(0.05, 0.05, 0.05)] * 3),
+        (
+            "nin_imagenet",
+            [(0.01, 0.05, 0.05), (0.05, 0.05, 0.05), (0.01, 0.05, 0.05), (0.05, 0.05, 0.01)],
+        ),
+    ],
+)
+def test_initial_weights_are_the_authors(name, deviations):
+    model = create_model(name)
+    init = to_torch(jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 67, 67, 3))))
+    for number, row in enumerate(deviations, 1):
+        for layer, deviation in zip(("conv", "cccp1", "cccp2"), row, strict=True):
+            value = init.pop(f"mlpconv{number}.{layer}.weight")
+            # The sampling error of a standard deviation is 1 / sqrt(2 n); four are allowed.
+            assert abs(value.std() / deviation - 1) < 4 / np.sqrt(2 * value.size)
+            assert not init.pop(f"mlpconv{number}.{layer}.bias").any()
+    assert not init
+
+
+@pytest.mark.parametrize(("name", "pools"), [("nin_cifar", (1, 2)), ("nin_imagenet", (3,))])
+def test_dropout_follows_the_pools_of_the_authors_and_acts_in_training_only(name, pools):
+    rows = create_model(name).mlpconvs
+    assert tuple(number for number, row in enumerate(rows, 1) if row[-1]) == pools
+    model, x = thin(name), parity.images(67)
+    variables = jax.jit(model.init)(jax.random.key(0), x)
+
+    @functools.partial(jax.jit, static_argnames="train")
+    def scores(seed: int, train: bool = True):
+        return model.apply(variables, x, train, rngs={"dropout": jax.random.key(seed)})
+
+    assert model.dropout_rate == 0.5
+    assert np.any(scores(0) != scores(1))
+    np.testing.assert_array_equal(scores(0, train=False), scores(1, train=False))
+
+
+@both
+def test_remat_has_the_same_tree_and_gradients(name):
+    def loss(params, model, x):
+        return jnp.square(model.apply({"params": params}, x)).sum()
+
+    with jax.enable_x64():
+        model, x = thin(name, dtype=jnp.float64), jnp.asarray(parity.images(67), jnp.float64)
+        remat = model.clone(remat=True)
+        params = jax.jit(model.init)(jax.random.key(0), x)["params"]
+        assert shapes(remat) == shapes(model)
+        gradients = jax.jit(jax.grad(loss), static_argnums=1)
+        results = [gradients(params, m, x) for m in (model, remat)]
+        for ours, theirs in zip(*map(jax.tree.leaves, results), strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-12)
+        recomputed = str(gradients.trace(params, remat, x).jaxpr)
+    assert recomputed.count("= remat2[") >= len(model.mlpconvs)
+
+
+@pytest.mark.parametrize(("name", "smallest"), [("nin_cifar", 4), ("nin_imagenet", 39)])
+def test_the_smallest_image_and_one_sentence_for_a_smaller_one(name, smallest):
+    model = thin(name, dtype=jnp.bfloat16)
+    variables = shapes(model, 1, smallest, smallest, 1)
+    scores = jax.eval_shape(model.apply, variables, jnp.zeros((2, smallest, smallest, 1)))
+    assert (scores.shape, scores.dtype) == ((2, 3), jnp.bfloat16)
+    with pytest.raises(ValueError, match="the images are too small for this network"):
+        shapes(model, 1, smallest - 1, smallest, 1)

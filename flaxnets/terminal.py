@@ -17,17 +17,32 @@ from flaxnets.errors import InputError
 PACKAGES = ("flaxnets", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow")
 
 
+def _cache_directory() -> pathlib.Path:
+    root = pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache"))
+    return root / "flaxnets"
+
+
 def quiet() -> None:
-    """Silences TensorFlow, XLA, absl and library warnings; errors still raise."""
+    """Silences TensorFlow, XLA, absl and library warnings; errors still raise.
+
+    What compiled code writes past every log level (TensorFlow's decoders do) goes to `native.log`
+    in the user's cache directory, where the cause of a crash can be read.
+    """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    logging.disable(logging.WARNING)
+    logging.disable(logging.ERROR)
     warnings.simplefilter("ignore")
+    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
+    try:
+        _cache_directory().mkdir(parents=True, exist_ok=True)
+        log = os.open(_cache_directory() / "native.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    except OSError:
+        log = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(log, 2)
 
 
 def compilation_cache() -> None:
     """Keeps compiled programs between runs, in the user's cache directory."""
-    root = pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache"))
-    jax.config.update("jax_compilation_cache_dir", str(root / "flaxnets" / "xla"))
+    jax.config.update("jax_compilation_cache_dir", str(_cache_directory() / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
 
@@ -37,16 +52,17 @@ def one_sentence_errors() -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        _fail(str(error))
+        _say(str(error))
+        sys.exit(2)
     except Exception as error:
         if not _is_disk_full(error):
             raise
-        _fail("the disk is full; what was saved before is intact: make room and run again")
+        _say("the disk is full; what was saved before is intact: make room and run again")
+        os._exit(2)  # a usual exit would let background writers fail once more, with tracebacks
 
 
-def _fail(sentence: str) -> None:
-    print(f"error: {sentence}", file=sys.stderr)
-    sys.exit(2)
+def _say(sentence: str) -> None:
+    print(f"error: {sentence}", file=sys.stderr, flush=True)
 
 
 def _is_disk_full(error: BaseException) -> bool:

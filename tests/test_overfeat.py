@@ -1,0 +1,96 @@
+"""What Tables 1, 3 and 5 of arXiv:1312.6229 state about OverFeat, and what its fields do."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+import parity
+from flaxnets import create_model
+from networks import CASES
+
+# Side of each convolution's output: Table 1 (see the module for layer 2), Table 3 before pooling.
+SIDES = {
+    "overfeat_fast": (56, 24, 12, 12, 12),
+    "overfeat_accurate": (108, 30, 15, 15, 15, 15),
+}
+NATIVE = {"overfeat_fast": 231, "overfeat_accurate": 221}
+STRIDE = {"overfeat_fast": 4 * 2 * 2 * 2, "overfeat_accurate": 2 * 3 * 2 * 3}
+
+
+def narrow_pair(name: str, **fields):
+    """Ours and torch's with few channels, on the same weights."""
+    model, reference = parity.build_pair(name, CASES[name], **CASES[name].train_fields, **fields)
+    x = parity.images(NATIVE[name])
+    return model, reference.eval(), parity.converted(model, reference, x)
+
+
+@pytest.mark.parametrize("name", SIDES)
+def test_map_sizes_of_the_tables(name):
+    model = create_model(name)
+    x = jnp.zeros((1, *model.input_shape))
+
+    def outputs(variables, x):
+        return model.apply(variables, x, capture_intermediates=True)[1]["intermediates"]
+
+    variables = jax.eval_shape(model.init, jax.random.key(0), x)
+    features = jax.eval_shape(outputs, variables, x)["features"]
+    layers = [features[key]["__call__"][0] for key in sorted(set(features) - {"__call__"}, key=int)]
+    table = zip(SIDES[name], model.channels, strict=True)
+    assert [layer.shape for layer in layers] == [(1, side, side, width) for side, width in table]
+
+
+@pytest.mark.parametrize("name", SIDES)
+def test_smallest_images_are_the_papers(name):
+    model = create_model(name, num_classes=7, **CASES[name].train_fields)
+    size = NATIVE[name]
+    x = jnp.zeros((1, size, size, 1))
+    variables = jax.eval_shape(model.init, jax.random.key(0), x)
+    dense = model.clone(dense=True)
+    assert jax.eval_shape(dense.apply, variables, x).shape == (1, 1, 1, 7)
+    with pytest.raises(ValueError, match="images are too small for this network"):
+        jax.eval_shape(model.apply, variables, x[:, :, 1:])
+
+
+@pytest.mark.parametrize("name", SIDES)
+def test_dense_map_averages_to_the_logits(name):
+    model, _, variables = narrow_pair(name)
+    x = parity.images(NATIVE[name] + STRIDE[name])
+    grid = jax.jit(model.clone(dense=True).apply)(variables, x)
+    assert grid.shape[1:3] == (2, 2)
+    assert np.asarray(grid).std((1, 2)).min() > 0  # the positions differ
+    logits = jax.jit(model.apply)(variables, x)
+    assert parity.relative_error(grid.mean((1, 2)), logits) < 1e-5
+
+
+def test_offset_pooling_interleaves_the_maps_of_all_offsets():
+    """Section 3.3, Figure 3: the last pool at the offsets 0, 1, 2. Table 5: images of 281 pixels
+    have 20x20 features before it, and 2x2 classifier positions at each of 3x3 offsets.
+    """
+    model, reference, variables = narrow_pair("overfeat_accurate")
+    x = parity.images(281)
+    grid = jax.jit(model.clone(dense=True, offset_pooling=True).apply)(variables, x)
+    assert grid.shape[1:3] == (6, 6)
+
+    with torch.no_grad():
+        *layers, pool = reference.features
+        features = torch.nn.Sequential(*layers)(parity.nchw(x))
+        assert features.shape[2:] == (20, 20)
+        for row, column in np.ndindex(6, 6):
+            patch = pool(features[:, :, row : row + 15, column : column + 15])
+            expected = reference.classifier(patch.flatten(1))
+            assert parity.relative_error(grid[:, row, column], expected) < 1e-5
+
+    plain = jax.jit(model.clone(dense=True).apply)(variables, x)  # offset 0 alone
+    assert parity.relative_error(grid[:, ::3, ::3], plain) < 1e-5
+
+
+def test_initialisation():
+    """Section 3.1: mean 0 and standard deviation 0.01."""
+    model = create_model("overfeat_fast", **CASES["overfeat_fast"].train_fields)
+    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, *model.input_shape)))["params"]
+    kernels = np.concatenate([v.ravel() for v in jax.tree.leaves(params) if v.ndim > 1])
+    assert abs(kernels.mean()) < 1e-4
+    assert kernels.std() == pytest.approx(0.01, rel=0.01)
+    assert not any(v.any() for v in jax.tree.leaves(params) if v.ndim == 1)

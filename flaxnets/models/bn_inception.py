@@ -20,7 +20,6 @@ from flaxnets.layers import (
     Dtype,
     Linear,
     Sequential,
-    Size,
     adaptive_avg_pool,
     average_positions,
     avg_pool,
@@ -50,8 +49,8 @@ class ConvNormRelu(nn.Module):
     """Convolution without bias (section 3.2), batch normalisation and ReLU."""
 
     features: int
-    kernel_size: Size = 1
-    stride: Size = 1
+    kernel_size: int = 1
+    stride: int = 1
     conv: Callable[..., nn.Module] = Conv
     norm: Callable[..., nn.Module] = BatchNorm
 

@@ -11,7 +11,7 @@ CASES = {
     "inception_v3": Case(
         27_161_264,
         sizes=(299, 160),
-        train_size=96,
+        train_size=139,  # 3x3 in the end: batch norms of few values amplify every rounding
         train_fields={"aux_logits": False},
         reference=functools.partial(torchvision.models.inception_v3, init_weights=False),
     ),

@@ -173,7 +173,7 @@ NIN = Recipe(
     preprocessing=Preprocessing(pca_std=0.0),
 )  # fmt: skip
 
-# Sermanet et al. 2013, section 3.2: batch 128, rate 0.05 halved after 30, 50, 60, 70 and 80 epochs,
+# Sermanet et al. 2013, section 3.1: batch 128, rate 0.05 halved after 30, 50, 60, 70 and 80 epochs,
 # momentum 0.6, decay 1e-5; crops of 221 from a short side of 256 and reflections. The fast network
 # takes 231 pixels (section 3.3).
 OVERFEAT = Recipe(

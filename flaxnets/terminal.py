@@ -7,6 +7,7 @@ import logging
 import os
 import pathlib
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 
@@ -31,6 +32,7 @@ def quiet() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.disable(logging.ERROR)
     warnings.simplefilter("ignore")
+    threading.excepthook = _thread_failed
     sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
     try:
         _cache_directory().mkdir(parents=True, exist_ok=True)
@@ -38,6 +40,11 @@ def quiet() -> None:
     except OSError:
         log = os.open(os.devnull, os.O_WRONLY)
     os.dup2(log, 2)
+
+
+def _thread_failed(failure: threading.ExceptHookArgs) -> None:
+    if failure.exc_value is None or not _is_disk_full(failure.exc_value):
+        threading.__excepthook__(failure)
 
 
 def compilation_cache() -> None:

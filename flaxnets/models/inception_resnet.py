@@ -11,6 +11,7 @@ Impact of Residual Connections on Learning" (arXiv:1602.07261).
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -33,7 +34,7 @@ MAX = max_pool(3, 2)
 AVERAGE = avg_pool(3, 1, 1, count_include_pad=False)
 
 # A branch is a name and its layers; a convolution is (features, kernel, stride, padding).
-STEM = (
+STEM: tuple[tuple[Any, ...], ...] = (
     ("conv2d_1a", (32, 3, 2, V)),
     ("conv2d_2a", (32, 3, 1, V)),
     ("conv2d_2b", (64, 3)),
@@ -41,7 +42,7 @@ STEM = (
     ("conv2d_3b", (80, 1)),
     ("conv2d_4a", (192, 3, 1, V)),
 )
-STEM_ENDS = {
+STEM_ENDS: dict[str, tuple[Any, ...]] = {
     "v1": ("conv2d_4b", (256, 3, 2, V)),  # Figure 14
     "v2": ("maxpool_5a", MAX),
 }
@@ -106,11 +107,12 @@ class ConvNorm(nn.Module):
         return nn.relu(self.norm(name="bn")(x))
 
 
-def branch(conv: ModuleDef, name: str, *layers) -> Callable[[Array], Array]:
+def branch(conv: ModuleDef, name: str, *layers: Any) -> Callable[[Array], Array]:
     """One layer under that name, or several in turn."""
-    if len(layers) > 1:
+    first, *rest = layers
+    if rest:
         return Sequential([conv(*v) if isinstance(v, tuple) else v for v in layers], name=name)
-    return conv(*layers[0], name=name) if isinstance(layers[0], tuple) else layers[0]
+    return conv(*first, name=name) if isinstance(first, tuple) else first
 
 
 class Mixed(nn.Module):

@@ -47,8 +47,9 @@ class Workdir:
         """Drops what was logged after the checkpoint from which the run goes on."""
         rows = [row for row in self.rows() if row["step"] <= step]
         self._metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        # An unbounded queue: on a full disk its writer dies, and a bounded one would block the run.
         self._tensorboard = SummaryWriter(
-            str(self.path / "tensorboard"), purge_step=step + 1, max_queue=1
+            str(self.path / "tensorboard"), purge_step=step + 1, max_queue=0
         )
 
     def log(self, row: Row) -> None:

@@ -18,6 +18,7 @@ SMALL = {
     "highway_mlp": {"depth": 4, "width": 7},
 }
 HIGHWAY_LAYERS = {"highway19_cifar": 4, "highway_mlp": 3}
+SIZE = {"highway19_cifar": 8, "highway_mlp": 28}  # of the images, in pixels
 every_class = pytest.mark.parametrize("name", SMALL)
 
 
@@ -136,7 +137,7 @@ def test_remat_has_the_same_tree_and_gradients(name):
     with jax.enable_x64():
         model = small(name, dtype=jnp.float64)
         remat = model.clone(remat=True)
-        x = jnp.asarray(parity.images(28, channels=model.input_shape[-1]), jnp.float64)
+        x = jnp.asarray(parity.images(SIZE[name], channels=model.input_shape[-1]), jnp.float64)
         params = jax.jit(model.init)(jax.random.key(0), x)["params"]
         assert shapes(remat) == shapes(model)
         gradients = jax.jit(jax.grad(loss), static_argnums=1)
@@ -150,10 +151,10 @@ def test_remat_has_the_same_tree_and_gradients(name):
 @every_class
 def test_dense_logits_average_to_the_logits(name):
     model = small(name)
-    x = parity.images(31, channels=model.input_shape[-1])
+    x = parity.images(SIZE[name] + 3, channels=model.input_shape[-1])
     variables = jax.jit(model.init)(jax.random.key(0), x)
     dense = jax.jit(model.clone(dense=True).apply)(variables, x)
-    positions = 7 if name == "highway19_cifar" else 4
+    positions = 2 if name == "highway19_cifar" else 4
     assert dense.shape == (2, positions, positions, 3)
     logits = jax.jit(model.apply)(variables, x)
     np.testing.assert_allclose(dense.mean((1, 2)), logits, rtol=1e-4, atol=1e-5)

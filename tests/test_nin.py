@@ -24,6 +24,7 @@ THIN = {
         (3, 1, 1, (8, 8), (0.3,) * 3, False),
     ),
 }
+SIZE = {"nin_cifar": 12, "nin_imagenet": 67}  # of the images, in pixels
 both = pytest.mark.parametrize("name", THIN)
 
 
@@ -94,7 +95,7 @@ def test_initial_weights_are_the_authors(name, deviations):
 def test_dropout_follows_the_pools_of_the_authors_and_acts_in_training_only(name, pools):
     rows = create_model(name).mlpconvs
     assert tuple(number for number, row in enumerate(rows, 1) if row[-1]) == pools
-    model, x = thin(name), parity.images(67)
+    model, x = thin(name), parity.images(SIZE[name])
     variables = jax.jit(model.init)(jax.random.key(0), x)
 
     @functools.partial(jax.jit, static_argnames="train")
@@ -112,7 +113,10 @@ def test_remat_has_the_same_tree_and_gradients(name):
         return jnp.square(model.apply({"params": params}, x)).sum()
 
     with jax.enable_x64():
-        model, x = thin(name, dtype=jnp.float64), jnp.asarray(parity.images(67), jnp.float64)
+        model, x = (
+            thin(name, dtype=jnp.float64),
+            jnp.asarray(parity.images(SIZE[name]), jnp.float64),
+        )
         remat = model.clone(remat=True)
         params = jax.jit(model.init)(jax.random.key(0), x)["params"]
         assert shapes(remat) == shapes(model)

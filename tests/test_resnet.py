@@ -30,6 +30,14 @@ BLOCKS = {
     "resnext29_8x64d_cifar": 9,
     "wrn_16_4": 3,
 }
+INIT = {
+    "resnet18": {"depths": (1, 2)},
+    "resnet50": {"depths": (1, 2)},
+    "resnext50_32x4d": {"depths": (1, 2)},
+    "resnet20_cifar": {"depth": 14},
+    "resnext29_8x64d_cifar": {"groups": 2},
+    "wrn_16_4": {"depth": 10},
+}
 every_class = pytest.mark.parametrize("name", SMALL)
 
 
@@ -48,9 +56,8 @@ def count(tree) -> int:
 
 @functools.cache
 def initialised(name: str, **fields):
-    model = create_model(name, **fields)
-    init = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
-    return to_torch(init)
+    model = create_model(name, **INIT[name], **fields)
+    return to_torch(jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 3))))
 
 
 def no_norm(**_):
@@ -102,23 +109,20 @@ def test_zero_init_residual_zeroes_the_last_norm_of_each_block_only(name, last):
         if value.ndim == 1 and key.endswith("weight"):
             in_block = key.startswith("layer") and key.endswith(f"{last}.weight")
             assert np.all(value == (0 if in_block else 1)), key
-    assert all(np.any(value) for key, value in initialised(name).items() if "bn" not in key)
-    assert all(
-        np.all(value == 1)
-        for key, value in initialised(name).items()
-        if value.ndim == 1 and key.endswith("weight")
-    )
+    for key, value in initialised(name).items():
+        if value.ndim == 1 and key.endswith("weight"):
+            assert np.all(value == 1), key
 
 
 @pytest.mark.parametrize(
     ("name", "key", "fan"),
     [
-        ("resnet50", "layer4.1.conv2.weight", 512 * 9),
-        ("resnext50_32x4d", "layer4.1.conv2.weight", 1024 * 9),  # not divided by the groups
-        ("resnet50", "layer4.0.downsample.0.weight", 2048),
+        ("resnet50", "layer2.1.conv2.weight", 128 * 9),
+        ("resnext50_32x4d", "layer2.1.conv2.weight", 256 * 9),  # not divided by the groups
+        ("resnet50", "layer2.0.downsample.0.weight", 512),
         ("resnet20_cifar", "layer3.0.conv1.weight", 32 * 9),  # fan-in
         ("resnet20_cifar", "fc.weight", 64),
-        ("resnext29_8x64d_cifar", "layer3.1.conv1.weight", 2048),
+        ("resnext29_8x64d_cifar", "layer3.1.conv1.weight", 512),
         ("wrn_16_4", "layer3.0.conv1.weight", 256 * 9),
         ("wrn_16_4", "layer3.0.downsample.weight", 256),
     ],
@@ -134,7 +138,7 @@ def test_weights_are_initialised_normally_with_variance_two_over_the_fan(name, k
 
 @pytest.mark.parametrize(
     ("name", "fan_in", "bias"),
-    [("resnet50", 2048, True), ("resnext29_8x64d_cifar", 1024, False), ("wrn_16_4", 256, False)],
+    [("resnet50", 512, True), ("resnext29_8x64d_cifar", 1024, False), ("wrn_16_4", 256, False)],
 )
 def test_the_linear_layer_is_initialised_as_torch_does(name, fan_in, bias):
     weight, start = (initialised(name)[f"fc.{leaf}"] for leaf in ("weight", "bias"))
@@ -153,25 +157,26 @@ def test_remat_has_the_same_tree_and_gradients(name):
         return jnp.square(logits).sum()
 
     with jax.enable_x64():
-        x = jnp.asarray(parity.images(32), jnp.float64)
+        x = jnp.asarray(parity.images(8), jnp.float64)
         variables = jax.jit(model.init)(jax.random.key(0), x)
         assert shapes(remat) == shapes(model)
-        params, rest = variables["params"], {"batch_stats": variables["batch_stats"]}
-        gradients = [jax.grad(loss)(params, rest, m, x) for m in (model, remat)]
-        for ours, theirs in zip(*map(jax.tree.leaves, gradients), strict=True):
-            np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-12)
-        recomputed = str(jax.make_jaxpr(jax.grad(loss), static_argnums=2)(params, rest, remat, x))
+        args = variables["params"], {"batch_stats": variables["batch_stats"]}
+        grad = jax.jit(jax.grad(loss), static_argnums=2)
+        gradients = [grad(*args, m, x) for m in (model, remat)]
+        recomputed = str(jax.make_jaxpr(jax.grad(loss), static_argnums=2)(*args, remat, x))
+    for theirs, ours in zip(*map(jax.tree.leaves, gradients), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-11)
     assert recomputed.count("= remat2[") >= BLOCKS[name]
 
 
 @every_class
 def test_dense_logits_average_to_the_logits(name):
     model = small(name)
-    x = parity.images(64)
+    x = parity.images(32)
     variables = jax.jit(model.init)(jax.random.key(0), x)
     logits = jax.jit(model.apply)(variables, x)
     dense = jax.jit(model.clone(dense=True).apply)(variables, x)
-    assert dense.shape == (2, *((8, 8) if name in ("resnet18", "resnet50") else (16, 16)), 10)
+    assert dense.shape == (2, *((4, 4) if name in ("resnet18", "resnet50") else (8, 8)), 10)
     np.testing.assert_allclose(dense.mean((1, 2)), logits, rtol=1e-4, atol=1e-5)
 
 
@@ -234,6 +239,7 @@ def test_the_dropout_rate_of_a_wide_network_acts_in_training_only():
     x = parity.images(8)
     variables = jax.jit(model.init)(jax.random.key(0), x)
 
+    @functools.partial(jax.jit, static_argnums=(1, 2))
     def logits(seed: int, model=model, train: bool = True):
         return model.apply(
             variables, x, train, mutable=["batch_stats"], rngs={"dropout": jax.random.key(seed)}
@@ -241,7 +247,7 @@ def test_the_dropout_rate_of_a_wide_network_acts_in_training_only():
 
     assert np.any(logits(0) != logits(1))
     np.testing.assert_array_equal(logits(0), logits(0))
-    np.testing.assert_array_equal(logits(0, train=False), logits(1, train=False))
+    np.testing.assert_array_equal(logits(0, model, False), logits(1, model, False))
     undropped = model.clone(dropout_rate=0.0)
     np.testing.assert_array_equal(logits(0, undropped), logits(1, undropped))
     assert create_model("wrn_28_10").dropout_rate == 0

@@ -350,6 +350,16 @@ def imagenet_to_unit_range(x: Array, dtype: Dtype = jnp.float32) -> Array:
     return (x * jnp.array(deviation, x.dtype) + jnp.array(mean, x.dtype) - 0.5) / 0.5
 
 
+def relu_of_sum(x: Array) -> Array:
+    """ReLU behind a residual sum, which XLA:CPU then computes once.
+
+    It would fuse a maximum, and the sum with it, into both of its readers, the next convolution
+    and the next sum, so that every block adds up all blocks before it anew (1202 layers did not
+    compile in ten minutes). A choice between two arrays is stored.
+    """
+    return jnp.where(x <= 0, 0, x)  # NaN stays, and the gradient at zero is zero, as in `nn.relu`
+
+
 def local_response_norm(
     size: int = 5, alpha: float = 1e-4, beta: float = 0.75, k: float = 2.0
 ) -> Callable[[Array], Array]:

@@ -25,6 +25,7 @@ from flaxnets.layers import (
     average_positions,
     he_normal_fan_out,
     max_pool,
+    relu_of_sum,
 )
 
 # Table 1: residual blocks in the stages conv2_x to conv5_x.
@@ -65,7 +66,7 @@ class BasicBlock(Block):
         y = nn.relu(self.norm(name="bn1")(y))
         y = self.conv(self.features, 3, padding=1, name="conv2")(y)
         y = self.norm(scale_init=self.last_scale_init, name="bn2")(y)
-        return nn.relu(y + self.shortcut(x, self.features))
+        return relu_of_sum(y + self.shortcut(x, self.features))
 
 
 class Bottleneck(Block):
@@ -81,7 +82,7 @@ class Bottleneck(Block):
         y = nn.relu(self.norm(name="bn2")(y))
         y = self.conv(4 * self.features, 1, name="conv3")(y)
         y = self.norm(scale_init=self.last_scale_init, name="bn3")(y)
-        return nn.relu(y + self.shortcut(x, 4 * self.features))
+        return relu_of_sum(y + self.shortcut(x, 4 * self.features))
 
 
 class ResNet(nn.Module):

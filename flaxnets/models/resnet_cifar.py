@@ -25,6 +25,7 @@ from flaxnets.layers import (
     average_positions,
     he_normal_fan_in,
     he_normal_fan_out,
+    relu_of_sum,
 )
 
 
@@ -46,7 +47,7 @@ class BasicBlock(nn.Module):
         y = self.conv(self.features, 3, self.stride, 1, name="conv1")(x)
         y = nn.relu(self.norm(name="bn1")(y))
         y = self.norm(name="bn2")(self.conv(self.features, 3, padding=1, name="conv2")(y))
-        return nn.relu(y + pad_shortcut(x, self.features, self.stride))
+        return relu_of_sum(y + pad_shortcut(x, self.features, self.stride))
 
 
 class ResNetCIFAR(nn.Module):
@@ -111,7 +112,7 @@ class Bottleneck(nn.Module):
         y = self.norm(name="bn3")(self.conv(out, 1, name="conv3")(y))
         if x.shape[-1] != out:
             x = Sequential([self.conv(out, 1, self.stride), self.norm()], name="downsample")(x)
-        return nn.relu(y + x)
+        return relu_of_sum(y + x)
 
 
 class ResNeXtCIFAR(nn.Module):

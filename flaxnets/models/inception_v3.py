@@ -25,7 +25,7 @@ from flaxnets.layers import (
 
 # A branch is a name and a chain of convolutions (features, kernel). Two kernels stand for two
 # convolutions side by side, whose outputs are concatenated.
-FIGURE_5 = (
+FIGURE_5 = (  # the published weights have a 5x5 in the branch where the figure has a single 3x3
     ("branch1x1", (64, 1)),
     ("branch5x5", (48, 1), (64, 5)),
     ("branch3x3dbl", (64, 1), (96, 3), (96, 3)),
@@ -142,7 +142,7 @@ class AuxiliaryHead(nn.Module):
 
 class InceptionV3(nn.Module):
     """`(N, H, W, C)`, 299x299x3 in the paper, to logits `(N, num_classes)`; 75 pixels at least,
-    and 299 to train with the auxiliary head.
+    and 299 to train with the auxiliary head. `modules` names the rows of `MIXED` to build.
 
     With `dense`: the map `(N, H', W', num_classes)` of logits at every position of the features.
     In training the auxiliary head sows its logits, under torchvision's name `"aux_logits"`, into
@@ -150,6 +150,7 @@ class InceptionV3(nn.Module):
     normalised with ImageNet's statistics as for the other networks, are brought to [-1, 1] first.
     """
 
+    modules: tuple[str, ...] = tuple(MIXED)
     num_classes: int = 1000
     aux_logits: bool = True
     transform_input: bool = False
@@ -179,8 +180,8 @@ class InceptionV3(nn.Module):
         x = unit(80, name="Conv2d_3b_1x1")(x)
         x = unit(192, 3, padding=0, name="Conv2d_4a_3x3")(x)
         x = max_pool(3, 2)(x)
-        for name, (branches, project) in MIXED.items():
-            x = mixed(branches, project, unit, name=name)(x)
+        for name in self.modules:
+            x = mixed(*MIXED[name], unit, name=name)(x)
             if name == "Mixed_6e" and self.aux_logits and (train or self.is_initializing()):
                 logits = AuxiliaryHead(self.num_classes, unit, self.dtype, name="AuxLogits")(x)
                 if not self.is_initializing():

@@ -63,16 +63,29 @@ class Sequential(nn.Module):
 
     Plain functions (`nn.relu`, `max_pool(3, 2)`) take an index too, so that the list reads like
     the printed torch module and its parameters carry the same numbers.
+
+    With `remat` the backward pass recomputes the layers in segments of the square root of their
+    number, at whose ends alone the forward pass stores its results (Chen et al. 2016,
+    arXiv:1604.06174, section 4.1).
     """
 
     layers: Sequence[Callable[..., Array]]
+    remat: bool = False
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        for index, layer in enumerate(self.layers):
-            if isinstance(layer, nn.Module):
-                layer = layer.clone(parent=self, name=str(index))
-            x = layer(x)
+        def segment(module: nn.Module, x: Array, first: int, last: int) -> Array:
+            for index, layer in list(enumerate(self.layers))[first:last]:
+                if isinstance(layer, nn.Module):
+                    layer = layer.clone(parent=module, name=str(index))
+                x = layer(x)
+            return x
+
+        if not self.remat:
+            return segment(self, x, 0, len(self.layers))
+        step = math.isqrt(len(self.layers))
+        for first in range(0, len(self.layers), step):
+            x = nn.remat(segment, static_argnums=(2, 3))(self, x, first, first + step)
         return x
 
 

@@ -10,22 +10,30 @@ import pytest
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 
-PARITY: dict[str, dict[str, float]] = {}
-
 
 @pytest.fixture
-def record_parity():
+def record_parity(request):
     """`record_parity(name, "logits", error)`: a cell of the table that pytest prints at the end."""
-    return lambda name, column, value: PARITY.setdefault(name, {}).update({column: value})
+
+    def record(name: str, column: str, value: float) -> None:
+        request.node.user_properties.append(("parity", (name, column, value)))
+
+    return record
 
 
 def pytest_terminal_summary(terminalreporter):
-    if not PARITY:
+    table: dict[str, dict[str, float]] = {}
+    for reports in terminalreporter.stats.values():
+        for report in reports:  # the tests may have run in another process (pytest-xdist)
+            for key, (name, column, value) in getattr(report, "user_properties", ()):
+                if key == "parity":
+                    table.setdefault(name, {})[column] = value
+    if not table:
         return
-    columns = sorted({column for row in PARITY.values() for column in row})
+    columns = sorted({column for row in table.values() for column in row})
     terminalreporter.section("parity: max error / max value")
     terminalreporter.write_line(f"{'network':32}" + "".join(f"{c:>18}" for c in columns))
-    for name, row in PARITY.items():
+    for name, row in sorted(table.items()):
         cells = (
             format(row[c], ",d" if c == "parameters" else ".1e") if c in row else ""
             for c in columns

@@ -97,6 +97,38 @@ def test_alexnet_2012_is_initialised_as_the_paper_says():
     assert layer_two.shape == (5, 5, 48, 256)  # half of the 96 maps: the other is on the other GPU
 
 
+@pytest.mark.parametrize("name", list_models())
+def test_every_network_can_recompute_activations(name):
+    assert create_model(name, remat=True).remat
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "segments"),
+    [("vgg11_bn", 32, 6), ("lenet5", 28, 3), ("mcdnn_mnist", 29, 3), ("mlp", 8, 4)],
+)
+def test_a_sequence_is_recomputed_in_segments_with_the_same_gradients(name, size, segments):
+    """Every layer in one of the segments; the tree and the gradients stay, to float64."""
+    fields = {"dropout_rate": 0.5, "hidden_features": 16} if name.startswith("vgg") else {}
+    with jax.enable_x64():
+        model = create_model(name, dtype=jnp.float64, **fields)
+        x = jax.random.normal(jax.random.key(0), (2, size, size, model.input_shape[-1]))
+        variables = jax.jit(model.init)(jax.random.key(1), x)
+        params = variables.pop("params")
+
+        def loss(params, remat):
+            logits, updates = model.clone(remat=remat).apply(
+                {"params": params, **variables}, x, train=True,
+                mutable=list(variables), rngs={"dropout": jax.random.key(2)},
+            )  # fmt: skip
+            return jnp.square(logits).sum(), updates
+
+        grad = jax.jit(jax.grad(loss, has_aux=True), static_argnums=1)
+        assert str(grad.trace(params, True).jaxpr).count("= remat2[") == segments
+        plain, recomputed = grad(params, False), grad(params, True)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), plain,
+                 recomputed)  # fmt: skip
+
+
 def test_the_library_imports_without_tensorflow_and_torch():
     code = """
 import sys

@@ -56,10 +56,11 @@ def list_models(pattern: str = "*") -> list[str]:
 def create_model(name: str, **fields) -> nn.Module:
     """The network `name` as a linen module.
 
-    Every network has the fields `num_classes`, `dense` (a map of logits instead of their mean) and
-    `dtype` (of the computation; parameters stay float32); its class documents the others. Its
-    attribute `input_shape` is the (height, width, channels) of its paper; other sizes and channel
-    counts work too.
+    Every network has the fields `num_classes`, `dtype` (of the computation; parameters stay
+    float32), `remat` (the backward pass recomputes activations instead of storing them) and, but
+    for the multilayer perceptrons, `dense` (a map of logits instead of their mean); its class
+    documents the others. Its attribute `input_shape` is the (height, width, channels) of its paper;
+    other sizes and channel counts work too.
 
         model = create_model("vgg16", num_classes=10, dtype=jnp.bfloat16)
         variables = model.init(jax.random.key(0), jnp.zeros((1, *model.input_shape)))

@@ -34,6 +34,7 @@ class AlexNet(nn.Module):
     hidden_features: int = 4096
     dropout_rate: float = 0.5
     dense: bool = False
+    remat: bool = False
     dtype: Dtype = jnp.float32
 
     input_shape = (224, 224, 3)
@@ -51,6 +52,7 @@ class AlexNet(nn.Module):
                 conv(256, 3, padding=1), nn.relu,
                 conv(256, 3, padding=1), nn.relu, max_pool(3, 2),
             ],
+            self.remat,
             name="features",
         )(x)  # fmt: skip
         if not self.dense:
@@ -81,6 +83,7 @@ class AlexNet2012(nn.Module):
     hidden_features: int = 4096
     dropout_rate: float = 0.5
     dense: bool = False
+    remat: bool = False
     dtype: Dtype = jnp.float32
 
     input_shape = (224, 224, 3)
@@ -103,6 +106,7 @@ class AlexNet2012(nn.Module):
                 conv(384, 3, padding=1, groups=2, bias_init=ones), nn.relu,
                 conv(256, 3, padding=1, groups=2, bias_init=ones), nn.relu, max_pool(3, 2),
             ],
+            self.remat,
             name="features",
         )(x)  # fmt: skip
         x = Sequential(

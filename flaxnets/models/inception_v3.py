@@ -181,7 +181,8 @@ class InceptionV3(nn.Module):
         x = unit(192, 3, padding=0, name="Conv2d_4a_3x3")(x)
         x = max_pool(3, 2)(x)
         for name in self.modules:
-            x = mixed(*MIXED[name], unit, name=name)(x)
+            branches, project = MIXED[name]
+            x = mixed(branches, project, unit, name=name)(x)
             if name == "Mixed_6e" and self.aux_logits and (train or self.is_initializing()):
                 logits = AuxiliaryHead(self.num_classes, unit, self.dtype, name="AuxLogits")(x)
                 if not self.is_initializing():

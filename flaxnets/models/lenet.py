@@ -22,6 +22,7 @@ class LeNet5(nn.Module):
 
     num_classes: int = 10
     dense: bool = False
+    remat: bool = False
     dtype: Dtype = jnp.float32
 
     input_shape = (28, 28, 1)
@@ -35,6 +36,7 @@ class LeNet5(nn.Module):
                 conv(6, 5), nn.relu, max_pool(2),
                 conv(16, 5), nn.relu, max_pool(2),
             ],
+            self.remat,
             name="features",
         )(x)  # fmt: skip
         x = Sequential(

@@ -35,6 +35,7 @@ class MCDNN(nn.Module):
 
     num_classes: int = 10
     dense: bool = False
+    remat: bool = False
     dtype: Dtype = jnp.float32
 
     input_shape = (29, 29, 1)
@@ -49,6 +50,7 @@ class MCDNN(nn.Module):
                 conv(20, 4), scaled_tanh, max_pool(2),
                 conv(40, 5), scaled_tanh, max_pool(3),
             ],
+            self.remat,
             name="features",
         )(x)  # fmt: skip
         x = Sequential(

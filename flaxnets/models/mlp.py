@@ -23,6 +23,7 @@ class MLP(nn.Module):
     input_shape: tuple[int, ...] = (8, 8, 1)  # scikit-learn's digits
     hidden_features: tuple[int, ...] = ()
     num_classes: int = 10
+    remat: bool = False
     dtype: Dtype = jnp.float32
 
     @nn.compact
@@ -32,7 +33,8 @@ class MLP(nn.Module):
         layers = []
         for features in self.hidden_features:
             layers += [linear(features), nn.relu]
-        return Sequential([*layers, linear(self.num_classes)], name="classifier")(x)
+        layers.append(linear(self.num_classes))
+        return Sequential(layers, self.remat, name="classifier")(x)
 
 
 VARIANTS = {

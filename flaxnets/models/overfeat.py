@@ -36,6 +36,7 @@ class OverFeat(nn.Module):
     dropout_rate: float = 0.5
     dense: bool = False
     offset_pooling: bool = False
+    remat: bool = False
     dtype: Dtype = jnp.float32
 
     @nn.compact
@@ -53,7 +54,7 @@ class OverFeat(nn.Module):
             if pool > 1:
                 last = layer == len(self.pools)
                 features.append(max_pool(pool, 1 if last and self.offset_pooling else pool))
-        x = Sequential(features, name="features")(x)
+        x = Sequential(features, self.remat, name="features")(x)
         dilation = self.pools[-1] if self.offset_pooling else 1
         first, second = self.hidden_features
         x = Sequential(

@@ -46,6 +46,7 @@ class VGG(nn.Module):
     hidden_features: int = 4096
     dropout_rate: float = 0.5
     dense: bool = False
+    remat: bool = False
     dtype: Dtype = jnp.float32
 
     input_shape = (224, 224, 3)
@@ -71,7 +72,7 @@ class VGG(nn.Module):
                     features.append(norm())
                 features.append(nn.relu)
             features.append(max_pool(2))
-        x = Sequential(features, name="features")(x)
+        x = Sequential(features, self.remat, name="features")(x)
         if not self.dense:
             x = adaptive_avg_pool(7)(x)
         x = Sequential(

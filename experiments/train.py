@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import tyro
 
 from flaxnets import create_model, data
+from flaxnets.errors import InputError
 from flaxnets.recipes import Recipe, recipe_for
 from flaxnets.terminal import compilation_cache, one_sentence_errors, quiet, versions
 from flaxnets.training.initial import load_initial
@@ -31,8 +32,8 @@ class Options:
     arch: str = "vgg19"
     """Name of a network: flaxnets.list_models()."""
     dataset: str = "digits"
-    """digits (bundled), folder:PATH (train/<class>/*.jpg, val/<class>/*.jpg), or a prepared
-    TensorFlow Datasets name such as cifar10 or imagenet2012."""
+    """digits, breast_cancer or diabetes (bundled), folder:PATH (train/<class>/*.jpg,
+    val/<class>/*.jpg), or a prepared TensorFlow Datasets name such as cifar10 or imagenet2012."""
     data_dir: str | None = None
     """Where TensorFlow Datasets were prepared; TFDS_DATA_DIR otherwise."""
     workdir: pathlib.Path | None = None
@@ -56,7 +57,10 @@ def parse(arguments: list[str]) -> tuple[Options, data.Source]:
     chosen, _ = first.parse_known_args(arguments)
     create_model(chosen.arch)  # a wrong name is answered before a data set is opened
     source = data.open_source(chosen.dataset, chosen.data_dir)
-    default = Options(recipe_for(chosen.arch, small=source.image_size is not None), **vars(chosen))
+    recipe = recipe_for(chosen.arch, source.kind)
+    if not source.class_names:
+        recipe = dataclasses.replace(recipe, loss="squared_error")
+    default = Options(recipe, **vars(chosen))
     options = tyro.cli(Options, args=arguments, default=default, description=__doc__)
     return options, source
 
@@ -65,9 +69,12 @@ def main(arguments: list[str]) -> None:
     options, source = parse(arguments)
     options.recipe.check()
     recipe, shard = options.recipe, (jax.process_index(), jax.process_count())
-    model = create_model(
-        options.arch, num_classes=len(source.class_names), dtype=jnp.dtype(options.dtype)
-    )
+    if recipe.loss == "cross_entropy" and not source.class_names:
+        raise InputError(
+            f"{options.dataset} has numbers to predict, not classes; expected --loss squared_error"
+        )
+    outputs = len(source.class_names) or 1
+    model = create_model(options.arch, num_classes=outputs, dtype=jnp.dtype(options.dtype))
     parallel = DataParallel(options.parallel)
     size = recipe.preprocessing.image_size
     input_shape = (size, size, source.channels)
@@ -92,6 +99,7 @@ def main(arguments: list[str]) -> None:
         **dataclasses.asdict(recipe),
         "input_shape": input_shape,
         "class_names": source.class_names,
+        "statistics": source.statistics,
     }
     config["init_from"] = str(options.init_from) if options.init_from else None
     workdir = Workdir(options.workdir or pathlib.Path("runs") / f"{options.arch}-{name}", config)
@@ -112,7 +120,7 @@ def main(arguments: list[str]) -> None:
         "parameters": row["parameters"],
         "epochs": recipe.epochs,
         "steps": row["steps"],
-        **{name: row[f"test_{name}"] for name in ("top1", "top5", "loss")},
+        **{name: row[f"test_{name}"] for name in ("top1", "top5", "loss") if f"test_{name}" in row},
         "images_per_second": row["images_per_second"],
         "seconds": round(time.perf_counter() - start, 1),
         "devices": [str(device) for device in parallel.devices],
@@ -120,9 +128,13 @@ def main(arguments: list[str]) -> None:
         "command": command,
     }
     workdir.finish(summary, title)
+    if source.class_names:
+        result = f"top-1 {summary['top1']:.2%}, top-5 {summary['top5']:.2%}"
+    else:
+        result = f"mean squared error {summary['loss']:.4f}"
     print(
-        f"{title}: top-1 {summary['top1']:.2%}, top-5 {summary['top5']:.2%} of "
-        f"{source.sizes['test']} test images after {recipe.epochs} epochs; see {workdir.path}"
+        f"{title}: {result} of {source.sizes['test']} test examples after {recipe.epochs} epochs; "
+        f"see {workdir.path}"
     )
 
 

@@ -232,6 +232,29 @@ def test_digits_are_split_by_class_and_never_mirrored():
     assert abs(pixels.std() - std) < 1e-3
 
 
+def test_rows_of_features_are_standardised_by_the_training_split():
+    cancer, diabetes = open_source("breast_cancer"), open_source("diabetes")
+    assert (cancer.kind, diabetes.kind) == ("rows", "rows")
+    assert cancer.class_names == ("malignant", "benign")
+    assert diabetes.class_names == ()
+    assert cancer.sizes == {"train": 456, "test": 113}
+    assert diabetes.sizes == {"train": 354, "test": 88}
+    target = diabetes.labels["train"]
+    assert target.mean() == pytest.approx(0, abs=1e-6)
+    assert target.std() == pytest.approx(1, abs=1e-6)
+    for source, features in ((cancer, 30), (diabetes, 10)):
+        batch = next(train_batches(source, 32, SMALL))
+        assert batch["image"].shape == (32, 1, 1, features)
+        assert batch["image"].dtype == np.float32
+        assert batch["label"].dtype == source.labels["train"].dtype
+        mean, std = source.statistics
+        fed = (source.images["train"] - mean) / std
+        np.testing.assert_allclose(fed.mean((0, 1, 2)), 0, atol=1e-6)
+        np.testing.assert_allclose(fed.std((0, 1, 2)), 1, atol=1e-6)
+        rows = {row.tobytes() for split in source.images.values() for row in split}
+        assert {row.tobytes() for row in batch["image"]} <= rows  # fed as they are
+
+
 # Folders
 
 

@@ -149,6 +149,7 @@ ALLOWED = {
     "convert": {"errors"},
     "data": {"data", "recipes", "errors"},
     "training": {"training", "recipes", "convert", "errors"},
+    "inference": {"inference", "training", "models", "recipes", "errors"},
     "terminal": {"errors"},
 }
 FOREIGN = {

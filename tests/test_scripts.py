@@ -88,6 +88,7 @@ def test_control_c_saves_and_says_how_to_go_on(tmp_path):
         (["--batch-size", "0"], "error: batch size is 0; expected a positive number\n"),
         (["--init-from", "none.safetensors"], "error: no file none.safetensors; tools/convert_"),
         (["--dataset", "folder:nowhere"], "error: no directory nowhere; a folder data set has"),
+        (["--dataset", "diabetes"], "error: lenet5 does not read rows; expected one of softmax_"),
         (["--image-size", "8"], "error: the images are too small for this network: a window of"),
     ],
 )
@@ -97,6 +98,23 @@ def test_bad_input_gets_one_sentence_and_status_2(arguments, sentence, tmp_path)
     assert result.stderr.startswith(sentence)
     assert result.stderr.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_numbers_are_predicted_through_the_same_script(tmp_path):
+    command = ["experiments/train.py", "--arch", "perceptron", "--dataset", "diabetes"]
+    result = script(*command, "--epochs", 20, "--workdir", tmp_path / "run")
+    assert result.returncode == 0, result.stderr
+    assert "perceptron on diabetes: mean squared error 0." in result.stdout
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert set(summary) == SUMMARY - {"top1", "top5"}
+    assert summary["parameters"] == 11 * 128 + 129
+    assert summary["loss"] < 0.8  # 1: the mean for everyone
+    assert (tmp_path / "run/learning_curve.png").read_bytes().startswith(b"\x89PNG")
+    refused = script(*command, "--loss", "cross_entropy", "--workdir", tmp_path / "other")
+    assert refused.returncode == 2
+    assert refused.stderr == (
+        "error: diabetes has numbers to predict, not classes; expected --loss squared_error\n"
+    )
 
 
 def test_weights_travel_from_torch_and_back(tmp_path):

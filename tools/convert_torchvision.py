@@ -7,7 +7,6 @@
 Both formats hold torch's keys in torch's layout. The suffix of a file decides which one it is.
 """
 
-import json
 import pathlib
 import pickle
 
@@ -20,6 +19,7 @@ from safetensors.numpy import save_file
 
 from flaxnets import create_model, from_torch, to_torch
 from flaxnets.errors import InputError, one_of
+from flaxnets.inference.run import read_config
 from flaxnets.terminal import one_sentence_errors, quiet
 from flaxnets.training.checkpoints import Checkpoints
 from flaxnets.training.initial import read_safetensors
@@ -44,10 +44,7 @@ def read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 def read_workdir(path: pathlib.Path, arch: str) -> dict[str, np.ndarray]:
     """The newest checkpoint of a run of experiments/train.py."""
-    config = path / "config.json"
-    if not config.is_file():
-        raise InputError(f"{path} is not the workdir of a training run: it has no config.json")
-    trained = json.loads(config.read_text())["arch"]
+    trained = read_config(path)["arch"]
     if trained != arch:
         raise InputError(f"{path} holds {trained!r}, not {arch!r}")
     return to_torch(Checkpoints(path / "checkpoints").restore_variables())

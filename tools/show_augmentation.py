@@ -40,7 +40,9 @@ def main(
         seed: of the views.
     """
     source = data.open_source(dataset, data_dir)
-    how = recipe_for(arch, small=source.image_size is not None).preprocessing
+    if source.kind == "rows":
+        raise InputError(f"data set {dataset!r} has rows of features; expected images")
+    how = recipe_for(arch, source.kind).preprocessing
     if columns < 1 or rows < 1:
         raise InputError(f"{columns} columns and {rows} rows; expected at least one of each")
     figure = matplotlib.figure.Figure(figsize=(1.4 * columns, 1.5 * (rows + 1)))

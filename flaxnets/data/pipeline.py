@@ -1,4 +1,5 @@
-"""From a source to NumPy batches: `{"image": uint8 (N, H, W, C), "label": int32 (N,)}`.
+"""From a source to NumPy batches: `{"image": uint8 (N, H, W, C), "label": int32 (N,)}`; rows of
+measured features and numbers to predict are float32.
 
 Position decides everything: example `i` of a training stream is augmented with a seed made of
 (seed, process, i), and each pass over the data is shuffled with (seed, pass). So the same seed
@@ -25,6 +26,8 @@ PREFETCH = 2  # batches ready ahead of the training step
 
 def train_image(source: Source, how: Preprocessing, image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     """The uint8 image that the network is fed in training; `image` is raw, as in the source."""
+    if source.kind == "rows":
+        return image
     seeds = [tf.random.fold_in(seed, operation) for operation in range(3)]
     if source.image_size is None:
         image = augmentation.random_crop(
@@ -42,6 +45,8 @@ def train_image(source: Source, how: Preprocessing, image: tf.Tensor, seed: tf.T
 
 def eval_image(source: Source, how: Preprocessing, image: tf.Tensor) -> tf.Tensor:
     """The uint8 image that the network is fed in evaluation."""
+    if source.kind == "rows":
+        return image
     if image.dtype == tf.string:
         image = augmentation.decode(image, source.channels)
     if source.image_size is None:
@@ -110,8 +115,10 @@ def eval_batches(
     for _ in range(-(-largest // local)):
         batch = next(batches, None)
         if batch is None:
-            shape = (0, how.image_size, how.image_size, source.channels)
-            batch = {"image": np.empty(shape, np.uint8), "label": np.empty(0, np.int32)}
+            batch = {
+                key: np.empty((0, *spec.shape), spec.dtype.as_numpy_dtype)
+                for key, spec in examples.element_spec.items()
+            }
         count = len(batch["label"])
         batch = {
             key: np.pad(value, [(0, local - count)] + [(0, 0)] * (value.ndim - 1))

@@ -1,7 +1,8 @@
-"""Where examples come from: the bundled digits, TensorFlow Datasets, a folder of pictures.
+"""Where examples come from: bundled data, TensorFlow Datasets, a folder of pictures.
 
 A source knows its classes, its splits "train" and "test", and which augmentations keep its labels
 true; it streams raw examples `{"image", "label"}`, the image uint8 or an encoded string.
+Rows of measured features are float32 images of one pixel, with a channel for each feature.
 """
 
 # TensorFlow's annotations deny what its functions accept (tensors for integers, and back).
@@ -10,7 +11,7 @@ true; it streams raw examples `{"image", "label"}`, the image uint8 or an encode
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ import numpy as np
 from flaxnets.data.augmentation import decode
 from flaxnets.data.tensorflow import tf
 from flaxnets.errors import InputError, one_of
+from flaxnets.recipes import Kind
 
 Shard = tuple[int, int]  # (this process, number of processes)
 
@@ -42,11 +44,15 @@ class Source:
     """What the library needs to know of a data set."""
 
     name: str
-    class_names: tuple[str, ...]
+    class_names: tuple[str, ...]  # none where the label is a number (float32)
     sizes: Mapping[str, int]  # examples in "train" and "test"
     channels: int
     image_size: int | None  # pixels of small square images; None for photographs of any size
     flip: bool  # whether a mirror image keeps its label
+
+    @property
+    def kind(self) -> Kind:
+        return "photographs" if self.image_size is None else "small images"
 
     @property
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -80,7 +86,7 @@ class InMemory(Source):
         order = tf.range(index, self.sizes[split], count)
         if shuffle_seed is not None:
             order = tf.random.experimental.stateless_shuffle(order, shuffle_seed)
-        images, labels = tf.constant(self.images[split]), tf.constant(self.labels[split], tf.int32)
+        images, labels = tf.constant(self.images[split]), tf.constant(self.labels[split])
 
         def example(i):
             image = tf.gather(images, i)
@@ -89,6 +95,22 @@ class InMemory(Source):
             return {"image": image, "label": tf.gather(labels, i)}
 
         return tf.data.Dataset.from_tensor_slices(order).map(example)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows(InMemory):
+    """Measured features: images float32 (N, 1, 1, features)."""
+
+    @property
+    def kind(self) -> Kind:
+        return "rows"
+
+    @property
+    def statistics(self):
+        """Mean and standard deviation of each feature over the training rows."""
+        rows = self.images["train"].astype(np.float64)
+        mean, std = rows.mean((0, 1, 2)), rows.std((0, 1, 2))
+        return tuple(mean.tolist()), tuple(std.tolist())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,13 +158,13 @@ class Records(Source):
 
 
 def open_source(name: str, data_dir: str | None = None) -> Source:
-    """The data set `name`: "digits", "folder:PATH", or a TensorFlow Datasets name, which must have
-    been prepared in `data_dir` (or TFDS_DATA_DIR, or ~/tensorflow_datasets). Never downloads.
+    """The data set `name`: one of `BUNDLED`, "folder:PATH", or a TensorFlow Datasets name, prepared
+    in `data_dir` (or TFDS_DATA_DIR, or ~/tensorflow_datasets) before. Never downloads.
 
     Raises InputError if it is unknown, absent or malformed, in one sentence with the remedy.
     """
-    if name == "digits":
-        return digits()
+    if name in BUNDLED:
+        return BUNDLED[name]()
     if name.startswith("folder:"):
         return folder(pathlib.Path(name.removeprefix("folder:")))
     return tfds_source(name, data_dir)
@@ -156,21 +178,68 @@ def digits() -> InMemory:
 
     bunch = load_digits()
     images = np.round(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
-    labels = bunch.target.astype(np.int32)
-    occurrence = np.empty_like(labels)
-    for digit in range(10):
-        occurrence[labels == digit] = np.arange(np.count_nonzero(labels == digit))
-    masks = {"train": occurrence % 5 != 4, "test": occurrence % 5 == 4}
     return InMemory(
         name="digits",
         class_names=tuple(map(str, range(10))),
-        sizes={split: int(mask.sum()) for split, mask in masks.items()},
         channels=1,
         image_size=8,
         flip=False,
-        images={split: images[mask] for split, mask in masks.items()},
-        labels={split: labels[mask] for split, mask in masks.items()},
+        **_every_fifth_tested(images, bunch.target.astype(np.int32), bunch.target),
     )
+
+
+def breast_cancer() -> Rows:
+    """569 tumours, malignant or benign, by 30 measures of their cells (UCI, bundled with
+    scikit-learn): 456 for training, 113 for testing, stratified.
+    """
+    from sklearn.datasets import load_breast_cancer
+
+    bunch = load_breast_cancer()
+    return _rows("breast_cancer", bunch.data, bunch.target.astype(np.int32), bunch.target_names)
+
+
+def diabetes() -> Rows:
+    """442 patients, ten measures each, and the progression of their disease after a year (Efron et
+    al. 2004, bundled with scikit-learn): 354 for training, 88 for testing. The target counts
+    standard deviations of the training targets from their mean, so that a squared error of 1 is
+    that of always answering with the mean.
+    """
+    from sklearn.datasets import load_diabetes
+
+    bunch = load_diabetes()
+    train = _every_fifth_tested(bunch.data, bunch.target, np.zeros(442))["labels"]["train"]
+    target = ((bunch.target - train.mean()) / train.std()).astype(np.float32)
+    return _rows("diabetes", bunch.data, target, ())
+
+
+def _rows(name: str, features: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -> Rows:
+    strata = labels if len(class_names) else np.zeros_like(labels)
+    images = features.astype(np.float32)[:, None, None]
+    return Rows(
+        name=name,
+        class_names=tuple(map(str, class_names)),
+        channels=features.shape[1],
+        image_size=1,
+        flip=False,
+        **_every_fifth_tested(images, labels, strata),
+    )
+
+
+def _every_fifth_tested(images: np.ndarray, labels: np.ndarray, strata: np.ndarray) -> dict:
+    """A fixed split: every fifth example of each stratum is tested."""
+    occurrence = np.empty(len(labels), int)
+    for stratum in np.unique(strata):
+        members = strata == stratum
+        occurrence[members] = np.arange(np.count_nonzero(members))
+    masks = {"train": occurrence % 5 != 4, "test": occurrence % 5 == 4}
+    return {
+        "sizes": {split: int(mask.sum()) for split, mask in masks.items()},
+        "images": {split: images[mask] for split, mask in masks.items()},
+        "labels": {split: labels[mask] for split, mask in masks.items()},
+    }
+
+
+BUNDLED = {"digits": digits, "breast_cancer": breast_cancer, "diabetes": diabetes}
 
 
 def folder(root: pathlib.Path) -> InMemory:
@@ -226,7 +295,7 @@ def _pictures(directory: pathlib.Path) -> list[str]:
 
 @functools.cache
 def _tfds():
-    import tensorflow_datasets as tfds  # two seconds that digits and folders need not wait for
+    import tensorflow_datasets as tfds  # two seconds that other sources need not wait for
 
     return tfds
 
@@ -239,7 +308,7 @@ def tfds_source(name: str, data_dir: str | None = None) -> Source:
         builder = tfds.core.read_only_builder.builder_from_files(name, data_dir=data_dir)
     except tfds.core.registered.DatasetNotFoundError:
         one_of(
-            ["digits", "folder:PATH", *tfds.list_builders(with_community_datasets=False)],
+            [*BUNDLED, "folder:PATH", *tfds.list_builders(with_community_datasets=False)],
             name.split("/")[0].split(":")[0],
             "data set",
         )

@@ -16,11 +16,13 @@ Position = dict[str, Any]  # what JSON holds beside the state: where in the epoc
 class Checkpoints:
     """Checkpoints in `directory/<step>`, written in the background and renamed when complete.
 
-    Kept are the newest and the one with the best `top1`.
+    Kept are the newest and the one with the smallest validation error.
     """
 
     def __init__(self, directory: pathlib.Path):
-        best = BestN(get_metric_fn=lambda m: m["top1"], n=1, keep_checkpoints_without_metrics=False)
+        best = BestN(
+            get_metric_fn=lambda m: -m["error"], n=1, keep_checkpoints_without_metrics=False
+        )
         options = ocp.CheckpointManagerOptions(
             preservation_policy=AnyPreservationPolicy([LatestN(1), best]),
             cleanup_tmp_directories=True,
@@ -38,15 +40,15 @@ class Checkpoints:
     def latest_step(self) -> int | None:
         return self._manager.latest_step()
 
-    def save(self, state: TrainState, position: Position, top1: float | None = None) -> None:
-        """Returns once the state is copied; `top1` makes it a candidate for the best."""
+    def save(self, state: TrainState, position: Position, error: float | None = None) -> None:
+        """Returns once the state is copied; a validation `error` makes it a candidate for best."""
         step = int(state.step)
         if step == self.latest_step:
             return
         items = ocp.args.Composite(
             state=ocp.args.PyTreeSave(state), position=ocp.args.JsonSave(position)
         )
-        self._manager.save(step, args=items, metrics=None if top1 is None else {"top1": top1})
+        self._manager.save(step, args=items, metrics=None if error is None else {"error": error})
 
     def restore(self, like: TrainState) -> tuple[TrainState, Position]:
         """The newest checkpoint, with the shapes, dtypes and shardings of `like`, so that it moves

@@ -29,7 +29,6 @@ from flaxnets.training.step import make_eval_step, make_train_step
 from flaxnets.training.workdir import Row, Workdir
 
 Batch = dict[str, np.ndarray]
-SUMS = ("loss", "top1", "top5")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,13 +82,14 @@ def fit(
             model,
             optimizer,
             feed.statistics,
+            loss=recipe.loss,
             aux_weight=recipe.aux_weight,
             label_smoothing=recipe.label_smoothing,
             seed=seed,
         ),
         donate_state=True,
     )
-    eval_step = parallel.map(make_eval_step(model, feed.statistics))
+    eval_step = parallel.map(make_eval_step(model, feed.statistics, loss=recipe.loss))
 
     def fresh() -> TrainState:
         variables = initial
@@ -98,7 +98,7 @@ def fit(
         return create_state(variables, optimizer, recipe)
 
     checkpoints = Checkpoints(workdir.checkpoints)
-    sums: dict[str, float] = dict.fromkeys((*SUMS, "steps"), 0.0)
+    sums: dict[str, float] = {"steps": 0.0}  # since the epoch began
     if checkpoints.latest_step is None:
         state = parallel.replicate(fresh())
     else:
@@ -125,27 +125,29 @@ def fit(
             end_of_epoch = step % steps_per_epoch == 0
             while len(pending) > (0 if end_of_epoch or stop else ahead):
                 values = jax.device_get(pending.pop(0))
-                for name in SUMS:
-                    sums[name] += float(values[name])
+                for name, value in values.items():
+                    sums[name] = sums.get(name, 0.0) + float(value)
                 sums["steps"] += 1
                 _check_finite(float(values["loss"]), step, rate(step))
                 clock.tick()
                 workdir.scalar("step_loss", float(values["loss"]), step - len(pending))
             show(step, sums, clock.images_per_second)
             if end_of_epoch:
+                steps = sums.pop("steps")
                 test = evaluate(eval_step, state, feed, parallel)
                 row = {
                     "epoch": step // steps_per_epoch,
                     "step": step,
                     "learning_rate": rate(step - 1) * float(state.plateau.scale),
-                    **{f"train_{name}": sums[name] / sums["steps"] for name in SUMS},
-                    **{f"test_{name}": test[name] for name in SUMS},
+                    **{f"train_{name}": summed / steps for name, summed in sums.items()},
+                    **{f"test_{name}": value for name, value in test.items()},
                     "images_per_second": round(clock.images_per_second, 1),
                 }
-                state = after_epoch(state, recipe, 1 - test["top1"])
-                sums = dict.fromkeys(sums, 0.0)
+                error = 1 - test["top1"] if "top1" in test else test["loss"]
+                state = after_epoch(state, recipe, error)
+                sums = {"steps": 0.0}
                 workdir.log(row)
-                checkpoints.save(state, sums, top1=test["top1"])
+                checkpoints.save(state, sums, error=error)
                 show.epoch(row, recipe.epochs)
                 clock.restart()
             if stop and step < total:
@@ -203,6 +205,13 @@ class Clock:
         return self._rate
 
 
+def described(values: dict[str, Any], prefix: str = "") -> str:
+    """The loss and, where there are classes, the accuracy."""
+    text = f"loss {values[prefix + 'loss']:.4f}"
+    top1 = values.get(prefix + "top1")
+    return text if top1 is None else f"{text}  top-1 {top1:6.2%}"
+
+
 @contextlib.contextmanager
 def signals_as_flag() -> Iterator[list]:
     """A list that is no longer empty once SIGINT or SIGTERM came; a second one acts at once."""
@@ -248,15 +257,14 @@ class terminal_progress:
 
     def __call__(self, step: int, sums: dict[str, float], images_per_second: float) -> None:
         if self._is_terminal and sums["steps"]:
-            loss, top1 = sums["loss"] / sums["steps"], sums["top1"] / sums["steps"]
-            text = f"loss {loss:.3f}  top-1 {top1:.1%}  {images_per_second:.0f} images/s"
+            means = {name: summed / sums["steps"] for name, summed in sums.items()}
+            text = f"{described(means)}  {images_per_second:.0f} images/s"
             self._bar.update(self._task, completed=step, text=text)
 
     def epoch(self, row: Row, epochs: int) -> None:
         self._bar.console.print(
             f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}"
-            f"  train loss {row['train_loss']:.4f}  top-1 {row['train_top1']:6.2%}"
-            f"  test loss {row['test_loss']:.4f}  top-1 {row['test_top1']:6.2%}"
+            f"  train {described(row, 'train_')}  test {described(row, 'test_')}"
             f"  {row['images_per_second']:.0f} images/s",
             highlight=False,
             soft_wrap=True,

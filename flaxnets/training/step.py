@@ -4,7 +4,6 @@ Both run under a mapped axis named `AXIS`: each device sees its part of the batc
 leaves the function is reduced over the axis, hence the same on every device.
 """
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,19 +13,42 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from flaxnets.recipes import Loss
 from flaxnets.training.state import Metrics, PyTree, StepFunction, TrainState
 
 AXIS = "batch"
 
 
 def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
-    """uint8 images, as they were decoded, to float32: ((x / 255) - mean) / std, a channel."""
+    """(x - mean) / std a channel, in float32; uint8 images, as they were decoded, are divided by
+    255 first, measured features have the units of the statistics.
+    """
     shift, scale = jnp.array(mean, jnp.float32), jnp.array(std, jnp.float32)
-    return (images.astype(jnp.float32) / 255 - shift) / scale
+    unit = 255 if images.dtype == jnp.uint8 else 1
+    return (images.astype(jnp.float32) / unit - shift) / scale
 
 
-def scores(logits: jax.Array, labels: jax.Array) -> Metrics:
-    """Per example: cross entropy, and whether the label is the best or among the five best."""
+def losses(
+    outputs: jax.Array, labels: jax.Array, kind: Loss, label_smoothing: float = 0.0
+) -> jax.Array:
+    """Of each example, (N,): `outputs` (N, K) against classes (N,), or against numbers (N,) where
+    labels are floating point and K is 1. Smoothing of the target is spread over all classes.
+    """
+    outputs = outputs.astype(jnp.float32)
+    if jnp.issubdtype(labels.dtype, jnp.floating):
+        targets = labels[:, None]
+    else:
+        targets = optax.smooth_labels(jax.nn.one_hot(labels, outputs.shape[1]), label_smoothing)
+    if kind == "squared_error":
+        return optax.squared_error(outputs, targets).sum(1)
+    return optax.softmax_cross_entropy(outputs, targets)
+
+
+def scores(logits: jax.Array, labels: jax.Array, loss: Loss = "cross_entropy") -> Metrics:
+    """Per example: the loss and, of classes, whether the label is best or among the five best."""
+    found = {"loss": losses(logits, labels, loss)}
+    if jnp.issubdtype(labels.dtype, jnp.floating):
+        return found
     logits = logits.astype(jnp.float32)
     right = jnp.take_along_axis(logits, labels[:, None], 1)
     better = (logits > right).sum(1)
@@ -34,17 +56,10 @@ def scores(logits: jax.Array, labels: jax.Array) -> Metrics:
     index = jnp.arange(logits.shape[1])
     better += ((logits == right) & (index < labels[:, None])).sum(1)
     better = jnp.where(jnp.isnan(right[:, 0]), logits.shape[1], better)
-    return {
-        "loss": optax.softmax_cross_entropy_with_integer_labels(logits, labels),
+    return found | {
         "top1": (better < 1).astype(jnp.float32),
         "top5": (better < 5).astype(jnp.float32),
     }
-
-
-def _loss(logits: jax.Array, labels: jax.Array, smoothing: float) -> jax.Array:
-    """Mean cross entropy; `smoothing` of the target is spread over all classes."""
-    targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[1]), smoothing)
-    return optax.softmax_cross_entropy(logits.astype(jnp.float32), targets).mean()
 
 
 def make_train_step(
@@ -52,12 +67,13 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     statistics: tuple[Sequence[float], Sequence[float]],
     *,
+    loss: Loss = "cross_entropy",
     aux_weight: float = 0.0,
     label_smoothing: float = 0.0,
     seed: int = 0,
 ) -> StepFunction:
     """`(state, {"image": uint8, "label": int32}) -> (state, metrics)`, metrics averaged over the
-    batch: "loss" of the main classifier, "top1", "top5".
+    batch: "loss" of the main classifier and, of classes, "top1" and "top5".
 
     Gradients, and the running statistics that each device computes on its own images (as in torch's
     DistributedDataParallel), are averaged over devices. Auxiliary classifiers `sow` their logits
@@ -67,7 +83,10 @@ def make_train_step(
     def train_step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         key = jax.random.fold_in(key, lax.axis_index(AXIS))
-        images = normalize(batch["image"], *statistics)
+        images, labels = normalize(batch["image"], *statistics), batch["label"]
+
+        def mean_loss(outputs: jax.Array) -> jax.Array:
+            return losses(outputs, labels, loss, label_smoothing).mean()
 
         def total_loss(params: PyTree) -> tuple[jax.Array, tuple[PyTree, Metrics]]:
             logits, new_state = model.apply(
@@ -79,9 +98,8 @@ def make_train_step(
             )
             new_state = dict(new_state)
             aux_logits = jax.tree.leaves(new_state.pop("aux_logits", {}))
-            loss = functools.partial(_loss, labels=batch["label"], smoothing=label_smoothing)
-            objective = loss(logits) + aux_weight * sum(map(loss, aux_logits))
-            metrics = jax.tree.map(jnp.mean, scores(logits, batch["label"]))
+            objective = mean_loss(logits) + aux_weight * sum(map(mean_loss, aux_logits))
+            metrics = jax.tree.map(jnp.mean, scores(logits, labels, loss))
             return objective, (new_state, metrics)
 
         grads, (model_state, metrics) = jax.grad(total_loss, has_aux=True)(state.params)
@@ -100,18 +118,20 @@ def make_train_step(
 
 
 def make_eval_step(
-    model: nn.Module, statistics: tuple[Sequence[float], Sequence[float]]
+    model: nn.Module,
+    statistics: tuple[Sequence[float], Sequence[float]],
+    *,
+    loss: Loss = "cross_entropy",
 ) -> Callable[[PyTree, dict[str, jax.Array]], Metrics]:
-    """`(variables, batch with "mask") -> sums` of "loss", "top1", "top5" and "count" over the
+    """`(variables, batch with "mask") -> sums` of the training step's metrics and "count" over the
     examples whose mask is one, over all devices.
     """
 
     def eval_step(variables: PyTree, batch: dict[str, jax.Array]) -> Metrics:
         logits: Any = model.apply(variables, normalize(batch["image"], *statistics))
         mask = batch["mask"]
-        sums = {
-            k: jnp.where(mask > 0, v, 0).sum() for k, v in scores(logits, batch["label"]).items()
-        }
+        values = scores(logits, batch["label"], loss)
+        sums = {name: jnp.where(mask > 0, value, 0).sum() for name, value in values.items()}
         return lax.psum({**sums, "count": mask.sum()}, AXIS)
 
     return eval_step

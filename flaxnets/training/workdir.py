@@ -92,21 +92,22 @@ def _check_same_run(path: pathlib.Path, config: Row, may_change: tuple[str, ...]
 
 
 def draw_learning_curve(rows: list[Row], path: pathlib.Path, title: str) -> None:
-    """Loss and top-1 accuracy of training and test data over the epochs, as a PNG."""
+    """Loss and, of classes, top-1 accuracy of training and test data over the epochs, as a PNG."""
     import matplotlib.figure  # half a second that only the end of a run needs
 
-    figure = matplotlib.figure.Figure(figsize=(9, 3.6), layout="constrained")
-    loss, accuracy = figure.subplots(1, 2)
+    curves = {"loss": ("loss", 1), "top1": ("top-1 accuracy (%)", 100)}
+    names = [name for name in curves if f"test_{name}" in rows[0]]
+    figure = matplotlib.figure.Figure(figsize=(4.5 * len(names), 3.6), layout="constrained")
     epochs = [row["epoch"] for row in rows]
-    for axes, name, scale in ((loss, "loss", 1), (accuracy, "top1", 100)):
+    for axes, name in zip(figure.subplots(1, len(names), squeeze=False).flat, names, strict=True):
+        label, scale = curves[name]
         for split, marker in (("train", "."), ("test", "o")):
             values = [scale * row[f"{split}_{name}"] for row in rows]
             axes.plot(epochs, values, marker=marker, markersize=4, label=split)
         axes.set_xlabel("epoch")
+        axes.set_ylabel(label)
+        axes.set_yscale("log" if name == "loss" else "linear")
         axes.grid(alpha=0.3)
-    loss.set_ylabel("cross entropy")
-    loss.set_yscale("log")
-    accuracy.set_ylabel("top-1 accuracy (%)")
-    accuracy.legend()
+        axes.legend()
     figure.suptitle(title)
     figure.savefig(path, dpi=120)

@@ -20,7 +20,7 @@ def alexnet_2012(num_classes: int = 1000, hidden_features: int = 4096) -> nn.Mod
     )  # fmt: skip
     classifier = nn.Sequential(
         nn.Linear(256 * 6 * 6, hidden_features), nn.ReLU(), nn.Dropout(),
-        nn.Linear(4096, hidden_features), nn.ReLU(), nn.Dropout(),
+        nn.Linear(hidden_features, hidden_features), nn.ReLU(), nn.Dropout(),
         nn.Linear(hidden_features, num_classes),
     )  # fmt: skip
     parts = OrderedDict(features=features, flatten=nn.Flatten(), classifier=classifier)

@@ -1,4 +1,5 @@
-"""torchvision's residual networks, trained with fewer blocks where they only repeat.
+"""torchvision's residual networks, trained with fewer blocks where they only repeat, some with fewer
+stages.
 
 At such a learning rate and batch, 50 layers or more diverge: rounding grows thirtyfold a step, from
 1e-14 in the first loss to 1e-8 in the fifth. `test_resnet.py` has a single step of all 50.
@@ -14,9 +15,14 @@ from tools.torchvision_import import torchvision
 
 def resnet(name: str, depths: tuple[int, ...] | None = None, num_classes: int = 1000) -> nn.Module:
     model = torchvision.models.get_model(name, weights=None, num_classes=num_classes)
-    for stage, depth in enumerate(depths or (), 1):
+    if depths is None:
+        return model
+    for stage in range(1, 5):
         blocks = getattr(model, f"layer{stage}")
-        setattr(model, f"layer{stage}", blocks[:depth])
+        kept = blocks[: depths[stage - 1]] if stage <= len(depths) else nn.Identity()
+        setattr(model, f"layer{stage}", kept)
+    features = model.fc.in_features >> (4 - len(depths))  # each stage doubles them
+    model.fc = nn.Linear(features, num_classes)
     return model
 
 

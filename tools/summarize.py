@@ -1,0 +1,285 @@
+"""A network layer by layer, and the library's counts beside those that were published.
+
+    python tools/summarize.py --arch resnet50
+    python tools/summarize.py --arch lenet5 --image-size 32 --json
+    python tools/summarize.py --table he2015
+
+Everything is for one image in evaluation, as the papers count. Multiply-adds are those of the
+convolutions and fully connected layers alone, a multiplication with its addition counted once.
+Neurons are the outputs of these layers. Nothing is computed: shapes are enough.
+
+Auxiliary classifiers run in training only. Their rows are marked and have parameters, which the
+total includes, but neither multiply-adds nor neurons; their output shapes are those of
+initialisation.
+"""
+
+import dataclasses
+import decimal
+import json
+import math
+import sys
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import tyro
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from flaxnets import create_model, list_models
+from flaxnets.errors import InputError, one_of
+from flaxnets.layers import Array, BatchNorm, Conv, Linear
+from flaxnets.models import FAMILIES
+from flaxnets.terminal import one_sentence_errors, quiet
+
+# He et al. 2015 (arXiv:1512.03385), Table 1, last row: "FLOPs", which are multiply-adds, by layers.
+# The counts round to them, but for 34 layers (3.66; 3.64 with the shortcuts without parameters of
+# the paper's Table 2) and 50 (3.858), which are truncated.
+HE2015 = {18: "1.8e9", 34: "3.6e9", 50: "3.8e9", 101: "7.6e9", 152: "11.3e9"}
+
+# Numbers of parameters as they were published: exact, or in millions.
+PUBLISHED: dict[str, dict[str, int | str]] = {
+    "torchvision": {
+        "alexnet": 61_100_840,
+        "vgg11": 132_863_336, "vgg13": 133_047_848, "vgg16": 138_357_544, "vgg19": 143_667_240,
+        "vgg11_bn": 132_868_840, "vgg13_bn": 133_053_736, "vgg16_bn": 138_365_992,
+        "vgg19_bn": 143_678_248,
+        "googlenet": 13_004_888, "googlenet without auxiliary": 6_624_904,
+        "inception_v3": 27_161_264, "inception_v3 without auxiliary": 23_834_568,
+        "densenet121": 7_978_856, "densenet161": 28_681_000,
+        "densenet169": 14_149_480, "densenet201": 20_013_928,
+        "resnet18": 11_689_512, "resnet34": 21_797_672, "resnet50": 25_557_032,
+        "resnet101": 44_549_160, "resnet152": 60_192_808,
+        "resnext50_32x4d": 25_028_904, "resnext101_32x8d": 88_791_336,
+        "resnext101_64x4d": 83_455_272,
+        "wide_resnet50_2": 68_883_240, "wide_resnet101_2": 126_886_696,
+    },
+    "timm": {"inception_v4": 42_679_816, "inception_resnet_v2": 55_843_464},
+    "Krizhevsky et al. 2012, abstract": {"alexnet_2012": "60 M"},
+    "Lin et al. 2013, the authors' files": {"nin_cifar": "0.97 M"},
+    "the authors' nin_imagenet, 29 MB": {"nin_imagenet": "7.6 M"},
+    "Sermanet et al. 2013, Table 4": {"overfeat_fast": "145 M", "overfeat_accurate": "144 M"},
+    "Ioffe & Szegedy 2015, section 4.2": {"bn_inception": "13.6 M"},
+    "Srivastava et al. 2015, Table 2": {"highway19_cifar": "2.3 M", "highway32_cifar": "1.25 M"},
+    "He et al. 2015, Table 6": {
+        "resnet20_cifar": "0.27 M", "resnet32_cifar": "0.46 M", "resnet44_cifar": "0.66 M",
+        "resnet56_cifar": "0.85 M", "resnet110_cifar": "1.7 M", "resnet1202_cifar": "19.4 M",
+    },
+    "Xie et al. 2016, Table 7": {
+        "resnext29_8x64d_cifar": "34.4 M", "resnext29_16x64d_cifar": "68.1 M",
+    },
+    "Zagoruyko & Komodakis 2016": {
+        "wrn_16_4": "2.8 M", "wrn_28_10": "36.5 M", "wrn_40_4": "8.9 M",
+    },
+    "Huang et al. 2016, Table 2": {
+        "densenet_bc_100_12": "0.8 M", "densenet_bc_250_24": "15.3 M",
+        "densenet_bc_190_40": "25.6 M",
+    },
+}  # fmt: skip
+# Why a count differs from the published one by more than rounding or truncation.
+REASONS = {
+    "bn_inception": "Figure 5 adds up to 11.3 M",
+    "wrn_16_4": "2,772,020 with 100 classes",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """A convolution, fully connected layer or batch norm, for one image."""
+
+    name: str  # the path of the module, joined by dots: its torch name
+    kind: str
+    output_shape: tuple[int, ...]  # (H, W, C), or (C,)
+    parameters: int
+    multiply_adds: int
+    neurons: int
+    auxiliary: bool = False
+
+
+def _layer(module: nn.Module, output: Array) -> Layer:
+    leaves = module.variables["params"]
+    neurons = multiply_adds = 0
+    if not isinstance(module, BatchNorm):
+        kernel = leaves["kernel"] if "kernel" in leaves else leaves["patch_kernel"]
+        neurons = math.prod(output.shape[1:])
+        multiply_adds = neurons * math.prod(kernel.shape[:-1])  # h w C / groups for each output
+    parameters = sum(leaf.size for leaf in leaves.values())
+    kind, name = type(module).__name__, ".".join(module.path)
+    return Layer(name, kind, output.shape[1:], parameters, multiply_adds, neurons)
+
+
+def summarize(model: nn.Module, input_shape: tuple[int, ...]) -> list[Layer]:
+    """The layers of `model` that own parameters, in the order in which they are called.
+
+    Args:
+        model: a network or a part of one, made of flaxnets.layers.
+        input_shape: of one image, (H, W, C), or of one row of features, (C,).
+    """
+    calls: list[Layer] = []
+    created: list[Layer] = []
+
+    def record(next_fun, args, kwargs, context):
+        output = next_fun(*args, **kwargs)
+        if isinstance(context.module, Conv | Linear | BatchNorm):
+            calls.append(_layer(context.module, output))
+        return output
+
+    def forward():  # a new function each time: JAX would not trace the same one again
+        x = jnp.zeros((1, *input_shape))
+        variables = model.init(jax.random.key(0), x)
+        created.extend(calls)
+        calls.clear()
+        model.apply(variables, x)
+        return variables["params"]
+
+    with nn.intercept_methods(record):
+        params = jax.eval_shape(forward)
+    run = {layer.name for layer in calls}
+    layers = [
+        layer
+        if layer.name in run
+        else dataclasses.replace(layer, multiply_adds=0, neurons=0, auxiliary=True)
+        for layer in created
+    ]
+    if totals(layers)["parameters"] != sum(leaf.size for leaf in jax.tree.leaves(params)):
+        raise ValueError(f"{type(model).__name__} has parameters outside of the counted layers")
+    return layers
+
+
+def totals(layers: list[Layer]) -> dict[str, int]:
+    """Sums over all layers, and of the parameters without auxiliary classifiers."""
+    return {
+        "parameters": sum(layer.parameters for layer in layers),
+        "parameters_without_auxiliary": sum(x.parameters for x in layers if not x.auxiliary),
+        "multiply_adds": sum(layer.multiply_adds for layer in layers),
+        "neurons": sum(layer.neurons for layer in layers),
+    }
+
+
+def agreement(count: int, published: int | str) -> str:
+    """How `count` becomes the published number: exact, rounded or truncated; or that it differs."""
+    if isinstance(published, int):
+        return "exact" if count == published else "differs"
+    value = decimal.Decimal(published.replace(" M", "e6"))  # its exponent is its last digit's
+    ways = {"rounded": decimal.ROUND_HALF_EVEN, "truncated": decimal.ROUND_DOWN}
+    exact = decimal.Decimal(count)
+    return next((way for way, r in ways.items() if exact.quantize(value, r) == value), "differs")
+
+
+def counts_rows(name: str) -> list[dict[str, Any]]:
+    """Parameters of a network and the published number; once more without auxiliary classifiers."""
+    model = create_model(name)
+    family = next(family for family, variants in FAMILIES.items() if name in variants)
+    sums = totals(summarize(model, model.input_shape))
+    found = {name: sums["parameters"]}
+    if sums["parameters_without_auxiliary"] != sums["parameters"]:
+        found[f"{name} without auxiliary"] = sums["parameters_without_auxiliary"]
+    rows = []
+    for network, count in found.items():
+        source = next((source for source, given in PUBLISHED.items() if network in given), None)
+        published = PUBLISHED[source][network] if source else None
+        way = agreement(count, published) if published else None
+        row = {"network": network, "family": family, "parameters": count, "published": published}
+        rows.append(row | {"agreement": way, "source": source, "note": REASONS.get(network)})
+    return rows
+
+
+def counts() -> list[dict[str, Any]]:
+    names = track(list_models(), "tracing", disable=not sys.stderr.isatty(), transient=True)
+    return [row for name in names for row in counts_rows(name)]
+
+
+def he2015() -> list[dict[str, Any]]:
+    """Multiply-adds of ResNets with the paper's strides, projections included, and the paper's."""
+    rows = []
+    for layers, paper in HE2015.items():
+        model = create_model(f"resnet{layers}", stride_in_1x1=True)
+        count = totals(summarize(model, model.input_shape))["multiply_adds"]
+        row = {"layers": layers, "multiply_adds": count, "published": paper}
+        rows.append(row | {"agreement": agreement(count, paper)})
+    return rows
+
+
+TABLES = {"he2015": he2015, "counts": counts}
+
+
+def show(title: str, rows: list[dict[str, Any]], footer: list[dict[str, Any]]) -> None:
+    def cell(value: Any) -> str:
+        if isinstance(value, tuple):
+            return "x".join(map(str, value))
+        return f"{value:,}" if type(value) is int else "yes" if value is True else value or ""
+
+    table = Table(title=title)
+    keys = [key for key in rows[0] if any(row.get(key) for row in rows)]
+    for key in keys:
+        number = type(rows[0][key]) is int
+        table.add_column(key.replace("_", " "), justify="right" if number else "left")
+    for group in (rows, footer):
+        for row in group:
+            table.add_row(*(cell(row.get(key)) for key in keys))
+        table.add_section()
+    # Where the output is no terminal, rich would fold the columns at 80 characters.
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    arch: str | None = None
+    """Name of a network: flaxnets.list_models()."""
+    num_classes: int | None = None
+    """Outputs of the network; its own number unless given."""
+    image_size: int | None = None
+    """Height and width in pixels; its paper's unless given."""
+    channels: int | None = None
+    """Of the images; its paper's unless given."""
+    table: str | None = None
+    """Instead of one network, he2015: multiply-adds of ResNets beside the paper's; or counts:
+    parameters of every network beside the published numbers."""
+    json: bool = False
+    """Print JSON instead of a table."""
+
+
+def network(options: Options) -> tuple[nn.Module, tuple[int, ...]]:
+    """The network and the shape of its images or features."""
+    if options.arch is None:
+        raise InputError("nothing to summarize; expected --arch NAME or --table NAME")
+    fields = {} if options.num_classes is None else {"num_classes": options.num_classes}
+    model = create_model(options.arch, **fields)
+    *size, channels = model.input_shape
+    given = {"image-size": options.image_size, "channels": options.channels}
+    for field, value in given.items():
+        if value is not None and not size:
+            raise InputError(f"{options.arch} takes rows of features; leave out --{field}")
+        if value is not None and value < 1:
+            raise InputError(f"{field} is {value}; expected at least 1")
+    return model, (*[options.image_size or n for n in size], options.channels or channels)
+
+
+def main(options: Options) -> None:
+    if options.table is not None:
+        if options != Options(table=options.table, json=options.json):
+            raise InputError("--table has networks of its own; leave out every option but --json")
+        rows = TABLES[one_of(TABLES, options.table, "table")]()
+        found, footer = {"table": options.table, "rows": rows}, []
+    else:
+        model, input_shape = network(options)
+        layers = summarize(model, input_shape)
+        sums = totals(layers)
+        rows = [dataclasses.asdict(layer) for layer in layers]
+        found = {"arch": options.arch, "input_shape": input_shape, "totals": sums, "layers": rows}
+        footer = [{"name": "total", **sums}]
+        if any(layer.auxiliary for layer in layers):
+            ours = sums["parameters_without_auxiliary"]
+            footer.append({"name": "without auxiliary classifiers", "parameters": ours})
+    if options.json:
+        print(json.dumps(found, indent=2))
+    else:
+        show(options.table or f"{options.arch} on {'x'.join(map(str, input_shape))}", rows, footer)
+
+
+if __name__ == "__main__":
+    quiet()
+    with one_sentence_errors():
+        main(tyro.cli(Options, description=__doc__))

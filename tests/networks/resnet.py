@@ -1,5 +1,5 @@
-"""torchvision's residual networks, trained with fewer blocks where they only repeat, some with fewer
-stages.
+"""torchvision's residual networks, trained with fewer blocks where they only repeat, some with
+fewer stages.
 
 At such a learning rate and batch, 50 layers or more diverge: rounding grows thirtyfold a step, from
 1e-14 in the first loss to 1e-8 in the fifth. `test_resnet.py` has a single step of all 50.

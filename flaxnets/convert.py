@@ -33,6 +33,11 @@ def _torch_key(path: tuple) -> str:
     return ".".join([*modules, LEAVES.get(leaf, leaf)])
 
 
+def torch_keys(variables: Any) -> Any:
+    """A tree like `variables` of the torch key of each leaf."""
+    return tree_util.tree_map_with_path(lambda path, _: _torch_key(path), variables)
+
+
 def _to_flax_axes(value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     if value.ndim == 2 and len(shape) == 4:  # torch flattened the patch in CHW order
         height, width, channels, features = shape

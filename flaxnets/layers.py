@@ -77,8 +77,10 @@ class Sequential(nn.Module):
         def segment(module: nn.Module, x: Array, first: int, last: int) -> Array:
             for index, layer in list(enumerate(self.layers))[first:last]:
                 if isinstance(layer, nn.Module):
-                    layer = layer.clone(parent=module, name=str(index))
-                x = layer(x)
+                    x = layer.clone(parent=module, name=str(index))(x)
+                else:
+                    x = layer(x)
+                    module.sow("intermediates", str(index), x)  # for those who ask for it
             return x
 
         if not self.remat:

@@ -79,6 +79,10 @@ class Recipe:
     """Share of the target that is spread over all classes in the training loss."""
     aux_weight: float = 0.3
     """Of the losses of auxiliary classifiers, where the network has them."""
+    freeze: tuple[str, ...] = ()
+    """Patterns of torch keys ("features.*") whose parameters and running statistics never move."""
+    rate_factors: dict[str, float] = field(default_factory=dict)
+    """Patterns of torch keys and the factor of the learning rate of each; the last match counts."""
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
 
     def check(self) -> None:
@@ -87,6 +91,9 @@ class Recipe:
         _check_positive(self, "batch_size", "epochs", "learning_rate", "factor", "patience")
         _check_not_negative(self, "momentum", "weight_decay", "warmup_epochs", "aux_weight")
         _check_not_negative(self, "clip_norm", "label_smoothing")
+        for pattern, factor in self.rate_factors.items():
+            if factor < 0:
+                raise InputError(f"rate factor of {pattern} is {factor}; expected zero or more")
 
 
 def _check_positive(row, *names: str) -> None:

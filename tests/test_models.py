@@ -23,20 +23,21 @@ def test_names_match_a_pattern():
 
 
 @pytest.mark.parametrize(
-    ("wrong", "sentence"),
+    ("name", "fields", "sentence"),
     [
-        ({"name": "vgg17"}, "unknown architecture 'vgg17'; did you mean 'vgg16'?"),
-        ({"name": "Alexnet"}, "unknown architecture 'Alexnet'; did you mean 'alexnet'?"),
+        ("vgg17", {}, "unknown architecture 'vgg17'; did you mean 'vgg16'?"),
+        ("Alexnet", {}, "unknown architecture 'Alexnet'; did you mean 'alexnet'?"),
         (
-            {"name": "vgg16", "droput_rate": 0.1},
+            "vgg16",
+            {"droput_rate": 0.1},
             "unknown field of vgg16 'droput_rate'; did you mean 'dropout_rate'?",
         ),
-        ({"name": "vgg16", "num_classes": 0}, "num_classes is 0; expected at least 1"),
+        ("vgg16", {"num_classes": 0}, "num_classes is 0; expected at least 1"),
     ],
 )
-def test_wrong_names_get_the_nearest_right_one(wrong, sentence):
+def test_wrong_names_get_the_nearest_right_one(name, fields, sentence):
     with pytest.raises(InputError) as raised:
-        create_model(**wrong)
+        create_model(name, **fields)
     assert str(raised.value) == sentence
 
 
@@ -148,7 +149,7 @@ ALLOWED = {
     "recipes": {"models", "errors"},
     "convert": {"errors"},
     "data": {"data", "recipes", "errors"},
-    "training": {"training", "recipes", "convert", "errors"},
+    "training": {"training", "recipes", "convert", "layers", "errors"},
     "inference": {"inference", "training", "models", "recipes", "errors"},
     "terminal": {"errors"},
 }

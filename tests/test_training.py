@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flaxnets import InputError, create_model, data
+from flaxnets import InputError, create_model, data, to_torch
 from flaxnets.layers import BatchNorm, Linear
 from flaxnets.recipes import Preprocessing, Recipe, recipe_for
 from flaxnets.training.checkpoints import Checkpoints
@@ -33,6 +33,7 @@ RECIPE = Recipe(
     preprocessing=Preprocessing(image_size=28, resize=32, pad=2),
 )  # fmt: skip
 STATISTICS = ((0.3,), (0.4,))
+STATISTICS_RGB = ((0.5,) * 3, (0.25,) * 3)
 
 
 def batches(count, size=16):
@@ -171,6 +172,52 @@ def test_scores_count_the_five_best_and_no_ties():
     np.testing.assert_allclose(result["loss"][2], np.log(6), rtol=1e-6)
     np.testing.assert_array_equal(scores(logits, jnp.array([5, 0, 0]))["top1"], [1, 1, 1])
     assert float(scores(jnp.full((1, 6), jnp.nan), jnp.array([0]))["top5"][0]) == 0
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_what_is_frozen_keeps_its_bits(remat):
+    """Parameters and running statistics under the patterns, which have no optimiser state either;
+    the others move as if the frozen part were a constant function.
+    """
+    recipe = dataclasses.replace(
+        recipe_for("resnet20_cifar", "small images"),
+        freeze=("conv1.*", "bn1.*", "layer[12].*"),
+        rate_factors={"*": 0.5, "fc.*": 2.0},
+    )
+    model = create_model("resnet20_cifar", remat=remat)
+    optimizer = make_optimizer(recipe, lambda _: 0.1)
+    variables = init_variables(model, (16, 16, 3), recipe, 0)
+    state = create_state(variables, optimizer, recipe)
+    parallel = DataParallel(devices=jax.devices()[:3])
+    step = parallel.map(make_train_step(model, optimizer, STATISTICS_RGB, freeze=recipe.freeze))
+    images = np.random.default_rng(0).integers(0, 256, (6, 16, 16, 3), np.uint8)
+    batch = parallel.shard({"image": images, "label": np.arange(6, dtype=np.int32)})
+    before = to_torch({"params": state.params, **state.model_state})
+    state, _ = step(parallel.replicate(state), batch)
+    after = to_torch({"params": state.params, **state.model_state})
+    moved = {key for key in before if not np.array_equal(before[key], after[key])}
+    assert moved == {key for key in before if key.startswith(("layer3.", "fc."))}
+    momentum = {leaf.size for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim > 1}
+    trained = [v for k, v in variables["params"].items() if k in ("layer3", "fc")]
+    assert momentum == {leaf.size for leaf in jax.tree.leaves(trained) if leaf.ndim > 1}
+
+    # The rate of fc is four times that of layer3: so is its step at equal gradients.
+    twice = dataclasses.replace(recipe, rate_factors={"*": 0.5})
+    other = make_optimizer(twice, lambda _: 0.1)
+    step = parallel.map(make_train_step(model, other, STATISTICS_RGB, freeze=recipe.freeze))
+    start = parallel.replicate(create_state(variables, other, recipe))
+    slow = to_torch({"params": step(start, batch)[0].params})
+    for key, factor in (("fc.weight", 4.0), ("layer3.0.conv1.weight", 1.0)):
+        np.testing.assert_allclose(
+            after[key] - before[key], factor * (slow[key] - before[key]), rtol=1e-3, atol=1e-6
+        )
+
+
+def test_a_pattern_that_freezes_nothing_is_refused():
+    recipe = dataclasses.replace(RECIPE, freeze=("feature.*",))
+    variables = init_variables(create_model("lenet5"), (28, 28, 1), recipe, 0)
+    with pytest.raises(InputError, match=r"freeze 'feature.\*' matches no parameter; the first"):
+        create_state(variables, make_optimizer(recipe, lambda _: 0.1), recipe)
 
 
 def test_losses_of_classes_and_of_numbers():

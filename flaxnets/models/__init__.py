@@ -53,8 +53,8 @@ def list_models(pattern: str = "*") -> list[str]:
     return [name for name in VARIANTS if fnmatch.fnmatchcase(name, pattern)]
 
 
-def create_model(name: str, **fields) -> nn.Module:
-    """The network `name` as a linen module.
+def create_model(arch: str, /, **fields) -> nn.Module:
+    """The network `arch` as a linen module, whose own name (`name`) is one of the fields.
 
     Every network has the fields `num_classes`, `dtype` (of the computation; parameters stay
     float32), `remat` (the backward pass recomputes activations instead of storing them) and, but
@@ -68,10 +68,10 @@ def create_model(name: str, **fields) -> nn.Module:
 
     Raises InputError (a ValueError) for an unknown name or field, with the nearest valid one.
     """
-    build = VARIANTS[one_of(VARIANTS, name, "architecture")]
-    known = [f.name for f in dataclasses.fields(build.func) if f.name not in ("parent", "name")]
+    build = VARIANTS[one_of(VARIANTS, arch, "architecture")]
+    known = [f.name for f in dataclasses.fields(build.func) if f.name != "parent"]
     for field in fields:
-        one_of(known, field, f"field of {name}")
+        one_of(known, field, f"field of {arch}")
     if fields.get("num_classes", 1) < 1:
         raise InputError(f"num_classes is {fields['num_classes']}; expected at least 1")
     return build(**fields)

@@ -85,6 +85,7 @@ def fit(
             loss=recipe.loss,
             aux_weight=recipe.aux_weight,
             label_smoothing=recipe.label_smoothing,
+            freeze=recipe.freeze,
             seed=seed,
         ),
         donate_state=True,

@@ -1,7 +1,8 @@
 """What a training run carries from step to step, and the optimiser that a recipe asks for."""
 
+import fnmatch
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -11,6 +12,8 @@ import jax.numpy as jnp
 import optax
 from jax import tree_util
 
+from flaxnets.convert import torch_keys
+from flaxnets.errors import InputError
 from flaxnets.recipes import Recipe
 
 PyTree = Any
@@ -43,7 +46,46 @@ def learning_rate_schedule(recipe: Recipe, steps_per_epoch: int) -> optax.Schedu
     return optax.join_schedules([rise, after], [warmup]) if warmup else after
 
 
+def is_frozen(freeze: Sequence[str], key: str) -> bool:
+    """Whether a pattern of `freeze` matches the torch key of a parameter or a statistic."""
+    return any(fnmatch.fnmatchcase(key, pattern) for pattern in freeze)
+
+
 def make_optimizer(recipe: Recipe, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """The recipe's rule for the parameters that are not frozen, which have no optimiser state."""
+    rule = optax.chain(_rule(recipe, schedule), _scale_by_name(recipe.rate_factors))
+    if not recipe.freeze:
+        return rule
+
+    def labels(params: PyTree) -> PyTree:
+        keys = torch_keys({"params": params})["params"]
+        for pattern in recipe.freeze:
+            if not fnmatch.filter(jax.tree.leaves(keys), pattern):
+                raise InputError(
+                    f"freeze {pattern!r} matches no parameter; the first are "
+                    f"{', '.join(jax.tree.leaves(keys)[:3])}"
+                )
+        return jax.tree.map(lambda key: "frozen" if is_frozen(recipe.freeze, key) else "free", keys)
+
+    return optax.partition({"free": rule, "frozen": optax.set_to_zero()}, labels)
+
+
+def _scale_by_name(factors: dict[str, float]) -> optax.GradientTransformation:
+    if not factors:
+        return optax.identity()
+
+    def factor(key: str) -> float:
+        matching = [f for pattern, f in factors.items() if fnmatch.fnmatchcase(key, pattern)]
+        return matching[-1] if matching else 1.0
+
+    def scale(updates: PyTree, params: PyTree) -> PyTree:
+        keys = torch_keys({"params": updates})["params"]
+        return jax.tree.map(lambda update, key: factor(key) * update, updates, keys)
+
+    return optax.stateless(scale)
+
+
+def _rule(recipe: Recipe, schedule: optax.Schedule) -> optax.GradientTransformation:
     """torch's SGD or RMSProp, the decay part of the gradient; or AdamW."""
     clip = optax.clip_by_global_norm(recipe.clip_norm) if recipe.clip_norm else optax.identity()
     if recipe.optimizer == "adamw":

@@ -13,8 +13,10 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from flaxnets.convert import torch_keys
+from flaxnets.layers import BatchNorm
 from flaxnets.recipes import Loss
-from flaxnets.training.state import Metrics, PyTree, StepFunction, TrainState
+from flaxnets.training.state import Metrics, PyTree, StepFunction, TrainState, is_frozen
 
 AXIS = "batch"
 
@@ -70,6 +72,7 @@ def make_train_step(
     loss: Loss = "cross_entropy",
     aux_weight: float = 0.0,
     label_smoothing: float = 0.0,
+    freeze: Sequence[str] = (),
     seed: int = 0,
 ) -> StepFunction:
     """`(state, {"image": uint8, "label": int32}) -> (state, metrics)`, metrics averaged over the
@@ -77,8 +80,23 @@ def make_train_step(
 
     Gradients, and the running statistics that each device computes on its own images (as in torch's
     DistributedDataParallel), are averaged over devices. Auxiliary classifiers `sow` their logits
-    into "aux_logits"; `aux_weight` times their losses joins the objective.
+    into "aux_logits"; `aux_weight` times their losses joins the objective. What the patterns
+    `freeze` match keeps its bits: parameters, and batch norms, which use their running statistics.
     """
+
+    def unless_frozen(old: PyTree, new: PyTree) -> PyTree:
+        def choose(key: str, old: jax.Array, new: jax.Array) -> jax.Array:
+            return old if is_frozen(freeze, key) else new
+
+        return jax.tree.map(choose, torch_keys(old), old, new)
+
+    def frozen_norms(next_function, args, kwargs, context):
+        module = context.module
+        if isinstance(module, BatchNorm):
+            key = ".".join((*module.path, "running_mean"))
+            if is_frozen(freeze, key):  # linen forbids to assign a field of a bound module
+                object.__setattr__(module, "use_running_average", True)
+        return next_function(*args, **kwargs)
 
     def train_step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
@@ -89,13 +107,16 @@ def make_train_step(
             return losses(outputs, labels, loss, label_smoothing).mean()
 
         def total_loss(params: PyTree) -> tuple[jax.Array, tuple[PyTree, Metrics]]:
-            logits, new_state = model.apply(
-                {"params": params, **state.model_state},
-                images,
-                train=True,
-                mutable=[*state.model_state, "aux_logits"],
-                rngs={"dropout": key},
-            )
+            constant = {"params": lax.stop_gradient(params)}
+            variables = unless_frozen(constant, {"params": params}) | state.model_state
+            with nn.intercept_methods(frozen_norms):
+                logits, new_state = model.apply(
+                    variables,
+                    images,
+                    train=True,
+                    mutable=[*state.model_state, "aux_logits"],
+                    rngs={"dropout": key},
+                )
             new_state = dict(new_state)
             aux_logits = jax.tree.leaves(new_state.pop("aux_logits", {}))
             objective = mean_loss(logits) + aux_weight * sum(map(mean_loss, aux_logits))
@@ -106,10 +127,12 @@ def make_train_step(
         grads, model_state, metrics = lax.pmean((grads, model_state, metrics), AXIS)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         updates = jax.tree.map(lambda u: (state.plateau.scale * u).astype(u.dtype), updates)
+        new = {"params": optax.apply_updates(state.params, updates), **model_state}
+        kept = unless_frozen({"params": state.params, **state.model_state}, new)
         state = state.replace(
             step=state.step + 1,
-            params=optax.apply_updates(state.params, updates),
-            model_state=model_state,
+            params=kept.pop("params"),
+            model_state=kept,
             opt_state=opt_state,
         )
         return state, metrics

@@ -1,0 +1,77 @@
+"""Writes a network with its weights as one StableHLO file, which JAX runs without this library.
+
+    python tools/export.py --arch resnet18 --checkpoint FILE.safetensors --out resnet18.stablehlo
+
+    exported = jax.export.deserialize(bytearray(pathlib.Path("resnet18.stablehlo").read_bytes()))
+    logits = exported.call(images)  # float32 (N, H, W, C), normalised; any N
+
+The file holds programs for CPU, GPU and TPU.
+"""
+
+import dataclasses
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import tyro
+from jax import export
+
+from flaxnets import create_model
+from flaxnets.errors import InputError
+from flaxnets.inference.run import load_run
+from flaxnets.terminal import one_sentence_errors, quiet
+from flaxnets.training.initial import load_initial
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    out: pathlib.Path
+    """File to write."""
+    arch: str | None = None
+    """Name of a network: flaxnets.list_models()."""
+    checkpoint: pathlib.Path | None = None
+    """Its weights: a safetensors file under torch's keys; random ones unless given."""
+    workdir: pathlib.Path | None = None
+    """A run of train.py instead of a name and a checkpoint."""
+    num_classes: int | None = None
+    """Outputs of the network; its own number unless given."""
+    image_size: int | None = None
+    """Height and width in pixels, which are fixed; the network's own unless given."""
+    platforms: tuple[str, ...] = ("cpu", "cuda", "tpu")
+    """What the programs are for."""
+
+
+def main(options: Options) -> None:
+    if options.workdir is not None:
+        run = load_run(options.workdir)
+        model, variables = run.model, run.variables
+        size, channels = run.preprocessing.image_size, len(run.statistics[0])
+        input_shape = (size, size, channels)
+    elif options.arch is not None:
+        fields = {} if options.num_classes is None else {"num_classes": options.num_classes}
+        model = create_model(options.arch, **fields)
+        input_shape = tuple(model.input_shape)
+        if options.image_size is not None:
+            input_shape = (options.image_size, options.image_size, input_shape[-1])
+        if options.checkpoint is not None:
+            variables = load_initial(options.checkpoint, model, input_shape)
+        else:
+            variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, *input_shape)))
+    else:
+        raise InputError("nothing to export; expected --arch NAME or --workdir DIR")
+    (batch,) = export.symbolic_shape("N")
+    images = jax.ShapeDtypeStruct((batch, *input_shape), jnp.float32)
+    network = jax.jit(lambda images: model.apply(variables, images))
+    exported = export.export(network, platforms=options.platforms)(images)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    partial = options.out.with_name(options.out.name + ".part")
+    partial.write_bytes(exported.serialize())
+    partial.replace(options.out)
+    shape = "x".join(map(str, input_shape))
+    print(f"{options.out}: {type(model).__name__} on Nx{shape} float32, {exported.platforms}")
+
+
+if __name__ == "__main__":
+    quiet()
+    with one_sentence_errors():
+        main(tyro.cli(Options, description=__doc__))

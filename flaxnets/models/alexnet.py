@@ -27,13 +27,15 @@ class AlexNet(nn.Module):
     """`(N, H, W, C)`, 224x224x3 in torchvision, to logits `(N, num_classes)`; 63 pixels at least.
 
     With `dense`: the map `(N, H', W', num_classes)` of logits at every 6x6 patch of the features
-    (larger images than 224 for more than one; no adaptive pool).
+    (larger images than 224 for more than one; no adaptive pool). `offset_pooling` as in
+    `AlexNet2012`.
     """
 
     num_classes: int = 1000
     hidden_features: int = 4096
     dropout_rate: float = 0.5
     dense: bool = False
+    offset_pooling: bool = False
     remat: bool = False
     dtype: Dtype = jnp.float32
 
@@ -44,22 +46,23 @@ class AlexNet(nn.Module):
         conv = functools.partial(Conv, dtype=self.dtype)
         linear = functools.partial(Linear, dtype=self.dtype)
         dropout = functools.partial(nn.Dropout, self.dropout_rate, deterministic=not train)
+        last_stride, dilation = (1, 2) if self.offset_pooling else (2, 1)
         x = Sequential(
             [
                 conv(64, 11, 4, 2), nn.relu, max_pool(3, 2),
                 conv(192, 5, padding=2), nn.relu, max_pool(3, 2),
                 conv(384, 3, padding=1), nn.relu,
                 conv(256, 3, padding=1), nn.relu,
-                conv(256, 3, padding=1), nn.relu, max_pool(3, 2),
+                conv(256, 3, padding=1), nn.relu, max_pool(3, last_stride),
             ],
             self.remat,
             name="features",
         )(x)  # fmt: skip
-        if not self.dense:
+        if not (self.dense or self.offset_pooling):
             x = adaptive_avg_pool(6)(x)
         x = Sequential(
             [
-                dropout(), linear(self.hidden_features, patch=(6, 6)), nn.relu,
+                dropout(), linear(self.hidden_features, patch=(6, 6), dilation=dilation), nn.relu,
                 dropout(), linear(self.hidden_features), nn.relu,
                 linear(self.num_classes),
             ],
@@ -76,13 +79,18 @@ class AlexNet2012(nn.Module):
     pixels of padding: 227 = 55 * 4 + 7. Padding 2 on both sides reads just those
     (the fourth is left over), so that images stay 224x224 as the paper's text has them.
 
-    Larger images give the mean of the class scores over positions, or with `dense` their map.
+    Larger images give the mean of the class scores over positions, or with `dense` their map. With
+    `offset_pooling` the last pool moves by one pixel instead of two and the classifier reads every
+    other position: the map at both offsets of the pool, interleaved, 16 pixels apart instead of 32
+    (Sermanet et al. 2013, arXiv:1312.6229, section 3.3). The pool is 3 wide, but its windows
+    overlap: there are as many offsets as its stride has pixels.
     """
 
     num_classes: int = 1000
     hidden_features: int = 4096
     dropout_rate: float = 0.5
     dense: bool = False
+    offset_pooling: bool = False
     remat: bool = False
     dtype: Dtype = jnp.float32
 
@@ -97,6 +105,7 @@ class AlexNet2012(nn.Module):
         conv = functools.partial(Conv, kernel_init=normal, dtype=self.dtype)
         linear = functools.partial(Linear, kernel_init=normal, dtype=self.dtype)
         dropout = functools.partial(nn.Dropout, self.dropout_rate, deterministic=not train)
+        last_stride, dilation = (1, 2) if self.offset_pooling else (2, 1)
         lrn = local_response_norm(size=5, alpha=1e-4, beta=0.75, k=2)
         x = Sequential(
             [
@@ -104,14 +113,16 @@ class AlexNet2012(nn.Module):
                 conv(256, 5, padding=2, groups=2, bias_init=ones), nn.relu, lrn, max_pool(3, 2),
                 conv(384, 3, padding=1, bias_init=zeros), nn.relu,
                 conv(384, 3, padding=1, groups=2, bias_init=ones), nn.relu,
-                conv(256, 3, padding=1, groups=2, bias_init=ones), nn.relu, max_pool(3, 2),
+                conv(256, 3, padding=1, groups=2, bias_init=ones), nn.relu,
+                max_pool(3, last_stride),
             ],
             self.remat,
             name="features",
         )(x)  # fmt: skip
         x = Sequential(
             [
-                linear(self.hidden_features, patch=(6, 6), bias_init=ones), nn.relu, dropout(),
+                linear(self.hidden_features, patch=(6, 6), dilation=dilation, bias_init=ones),
+                nn.relu, dropout(),
                 linear(self.hidden_features, bias_init=ones), nn.relu, dropout(),
                 linear(self.num_classes, bias_init=zeros),
             ],

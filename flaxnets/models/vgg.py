@@ -37,7 +37,9 @@ class VGG(nn.Module):
     """`(N, H, W, C)`, 224x224x3 in the paper, to logits `(N, num_classes)`; 32 pixels at least.
 
     With `dense`: the map `(N, H', W', num_classes)` of logits at every 7x7 patch of the features
-    (images of 224 pixels at least; no adaptive pool).
+    (images of 224 pixels at least; no adaptive pool). With `offset_pooling` the last pool moves by
+    one pixel and the classifier reads every other position: the map at both offsets of the pool,
+    interleaved, 16 pixels apart instead of 32 (Sermanet et al. 2013, arXiv:1312.6229, section 3.3).
     """
 
     column: str
@@ -46,6 +48,7 @@ class VGG(nn.Module):
     hidden_features: int = 4096
     dropout_rate: float = 0.5
     dense: bool = False
+    offset_pooling: bool = False
     remat: bool = False
     dtype: Dtype = jnp.float32
 
@@ -72,12 +75,15 @@ class VGG(nn.Module):
                     features.append(norm())
                 features.append(nn.relu)
             features.append(max_pool(2))
+        if self.offset_pooling:
+            features[-1] = max_pool(2, 1)
         x = Sequential(features, self.remat, name="features")(x)
-        if not self.dense:
+        if not (self.dense or self.offset_pooling):
             x = adaptive_avg_pool(7)(x)
+        dilation = 2 if self.offset_pooling else 1
         x = Sequential(
             [
-                linear(self.hidden_features, patch=(7, 7)), nn.relu, dropout(),
+                linear(self.hidden_features, patch=(7, 7), dilation=dilation), nn.relu, dropout(),
                 linear(self.hidden_features), nn.relu, dropout(),
                 linear(self.num_classes),
             ],

@@ -1,0 +1,193 @@
+"""Networks as filters: a class score at every position of a picture, at one scale or several.
+
+A classifier that reads patches of the feature map is a convolution (Sermanet et al. 2013,
+"OverFeat", arXiv:1312.6229, section 3.5): on a larger picture the network gives the map of what it
+would say of every crop, and computes once what the crops share.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from flaxnets.errors import InputError
+from flaxnets.layers import Sequential
+
+Array = jax.Array
+Layer = Callable[..., Any]  # a module, or a function of an array
+
+# arXiv:1312.6229, Table 5: (height, width) of the six scales of the accurate network.
+SIX_SCALES = ((245, 245), (281, 317), (317, 389), (389, 461), (425, 497), (461, 569))
+
+
+def convolutionize(
+    network: nn.Module | Sequence[Layer], input_size: tuple[int, int, int] | None = None
+) -> nn.Module:
+    """The network as a map: `(N, H, W, C)` to logits `(N, H', W', classes)`, same variables.
+
+    A network of the library becomes `network.clone(dense=True)`. A list of layers, or a Sequential
+    (ours or flax's), becomes a module that leaves the layers alone as long as their output grows
+    with their input: convolutions, pools, activations. The first one that does not (a function that
+    flattens in whatever order, an adaptive or global pool, a module that does such a thing inside)
+    starts the head, which with all that follows acts on every window of the map, one position
+    apart, of the size that the map has for images of `input_size`. A fully connected layer behind
+    a flattened map so becomes the convolution it is, written as one matrix product over windows.
+
+    Where the map has one position, images of `input_size`, the logits are the network's. A cell of
+    a larger map is the network on its crop, if convolutions do not pad; padding meets the borders
+    of the picture instead of those of the crop.
+
+    Args:
+        network: a network, or layers: modules and functions of an array.
+        input_size: (height, width, channels) of the images that the layers were made for; only,
+            and always, with layers.
+
+    Raises:
+        InputError: the network is no list of layers and has no field `dense`, or the size is
+            missing.
+    """
+    if not isinstance(network, Sequence | Sequential | nn.Sequential):
+        if not hasattr(network, "dense"):
+            raise InputError(
+                f"{type(network).__name__} reads its input at one size and has no map; expected a "
+                "network with a field `dense`, or a list of layers"
+            )
+        return network.clone(dense=True)
+    if input_size is None or len(input_size) != 3:
+        raise InputError(
+            f"input_size is {input_size}; expected the (height, width, channels) of the images "
+            "that the layers were made for"
+        )
+    layers = tuple(network if isinstance(network, Sequence) else network.layers)
+    flax = isinstance(network, nn.Sequential)
+    shape = (1, *input_size)
+    for head, layer in enumerate(layers):
+        n, height, width, channels = shape
+        larger = _output_shape(layer, (n, height + 64, width + 64, channels))
+        output = _output_shape(layer, shape)
+        if len(output) != 4 or output[1:3] == larger[1:3]:
+            return FullyConvolutional(layers, head, (height, width), flax)
+        shape = output
+    return FullyConvolutional(layers, len(layers), (1, 1), flax)
+
+
+def _output_shape(layer: Layer, shape: tuple[int, ...]) -> tuple[int, ...]:
+    def output(x: Array) -> Any:
+        if isinstance(layer, nn.Module):
+            key = jax.random.key(0)
+            return layer.init_with_output({"params": key, "dropout": key}, x)[0]
+        return layer(x)
+
+    return jax.eval_shape(output, jax.ShapeDtypeStruct(shape, jnp.float32)).shape
+
+
+class FullyConvolutional(nn.Module):
+    """`layers[:head]` on the picture, then the others on every window of the map.
+
+    `(N, H, W, C)` to `(N, H', W', ...)`, a cell for each window (height, width). A layer's variables
+    have its index for a name, or with `flax_names` that of flax's Sequential, "layers_0".
+    """
+
+    layers: Sequence[Layer]
+    head: int
+    window: tuple[int, int]
+    flax_names: bool = False
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        grid = None
+        for index, layer in enumerate(self.layers):
+            if index == self.head:
+                x = _windows(x, self.window)
+                grid, x = x.shape[:3], x.reshape(-1, *x.shape[3:])
+            if isinstance(layer, nn.Module) and not self.flax_names:
+                layer = layer.clone(parent=self, name=str(index))
+            x = layer(x)
+        return x if grid is None else x.reshape(*grid, *x.shape[1:])
+
+
+def _windows(x: Array, window: tuple[int, int]) -> Array:
+    """(N, H, W, C) to every window of it, (N, H', W', height, width, C)."""
+    (_, height, width, _), (rows, columns) = x.shape, window
+    if height < rows or width < columns:
+        raise InputError(
+            f"the images are too small: the head reads {rows}x{columns} positions of a feature map "
+            f"of {height}x{width}; use larger images"
+        )
+    down = jnp.arange(height - rows + 1)[:, None] + jnp.arange(rows)
+    right = jnp.arange(width - columns + 1)[:, None] + jnp.arange(columns)
+    return x[:, down][:, :, :, right].swapaxes(2, 3)
+
+
+def cell_stride(model: nn.Module, input_shape: tuple[int, int, int]) -> tuple[float, float]:
+    """Pixels between the cells of a network's map, (down, right); `input_shape` is (H, W, C)."""
+    height, width, channels = input_shape
+    span = 1152  # a multiple of the strides of every network here: 2^7 * 9
+    before, after = (
+        map_shape(model, (height + more, width + more, channels)) for more in (0, span)
+    )
+    return span / (after[0] - before[0]), span / (after[1] - before[1])
+
+
+def map_shape(model: nn.Module, input_shape: tuple[int, int, int]) -> tuple[int, int]:
+    """(H', W') of the network's map for images of `input_shape`, without computing it."""
+    x = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
+    dense = convolutionize(model)
+    output = jax.eval_shape(lambda x: dense.init_with_output(jax.random.key(0), x)[0], x)
+    return output.shape[1:3]
+
+
+def probability_maps(
+    model: nn.Module,
+    variables: Any,
+    images: Array,
+    sizes: Sequence[tuple[int, int]] = SIX_SCALES,
+) -> list[tuple[Array, Array]]:
+    """Maps of class probabilities at several scales, of the pictures and of their mirror images.
+
+    Args:
+        model: a network with a map; `offset_pooling` gives a finer one where it is a field.
+        images: (N, H, W, C), normalised as for `model.apply`.
+        sizes: (height, width) in pixels; the images are resized to each, whatever their
+            proportions (bilinear, antialiased). The paper does not say how it came to its sizes.
+
+    Returns:
+        For each size two maps (N, H', W', classes), float32; that of the mirror images is mirrored
+        back, so that both have the picture's left at their left.
+
+    Raises:
+        InputError: the network has no map, or a size is too small for it.
+    """
+    dense = convolutionize(model)
+
+    @jax.jit
+    def maps(variables: Any, images: Array) -> tuple[Array, Array]:
+        logits: Any = [dense.apply(variables, x) for x in (images, images[:, :, ::-1])]
+        straight, mirrored = (jax.nn.softmax(each.astype(jnp.float32)) for each in logits)
+        return straight, mirrored[:, :, ::-1]
+
+    n, _, _, channels = images.shape
+    return [
+        maps(variables, jax.image.resize(images, (n, *size, channels), "bilinear"))
+        for size in sizes
+    ]
+
+
+def multi_scale(
+    model: nn.Module,
+    variables: Any,
+    images: Array,
+    sizes: Sequence[tuple[int, int]] = SIX_SCALES,
+) -> Array:
+    """Class scores (N, classes) from all positions at several scales (OverFeat, section 3.3).
+
+    The maximum over positions of each class, at each scale and for the picture and its mirror
+    image, then the mean of these vectors. They are probabilities here, which the paper leaves open;
+    maxima of different positions do not add up to one.
+
+    Arguments and errors are those of `probability_maps`.
+    """
+    maps = probability_maps(model, variables, images, sizes)
+    return jnp.mean(jnp.stack([each.max((1, 2)) for pair in maps for each in pair]), 0)

@@ -1,0 +1,324 @@
+"""Networks as filters: maps, the offsets of the last pool, several scales."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flaxnets import InputError, create_model, list_models
+from flaxnets.inference.dense import (
+    SIX_SCALES,
+    cell_stride,
+    convolutionize,
+    map_shape,
+    multi_scale,
+    probability_maps,
+)
+from flaxnets.inference.features import features
+from flaxnets.layers import (
+    BatchNorm,
+    Conv,
+    Linear,
+    Sequential,
+    adaptive_avg_pool,
+    average_positions,
+    avg_pool,
+    max_pool,
+)
+
+# Narrow where the network has a field for it.
+OVERFEAT = {"channels": (6, 16, 32, 64, 64), "hidden_features": (48, 64)}
+NARROW = {
+    "lenet5": {},
+    "alexnet": {"hidden_features": 16},
+    "alexnet_2012": {"hidden_features": 16},
+    "vgg11": {"hidden_features": 16},
+    "overfeat_fast": OVERFEAT,
+}
+
+
+def initialized(model, *shape, dtype=np.float32):
+    """Images (1, *shape) and random variables for them, biases and statistics too."""
+    rng = np.random.default_rng(0)
+
+    def fill(leaf):
+        if leaf.ndim > 1:
+            deviation = np.sqrt(2 / np.prod(leaf.shape[:-1]))
+            return rng.normal(0, deviation, leaf.shape).astype(dtype)
+        return rng.uniform(0.1, 1, leaf.shape).astype(dtype)
+
+    x = rng.normal(size=(1, *shape)).astype(dtype)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), x)
+    return jnp.asarray(x), jax.tree.map(fill, shapes)
+
+
+def captured(model, variables, x, name):
+    """The output of one layer."""
+    return jax.jit(lambda x: features(model, variables, x, [name])[name])(x)
+
+
+def close(ours, expected, tolerance=1e-5):
+    assert ours.shape == expected.shape
+    return np.abs(ours - expected).max() <= tolerance * np.abs(expected).max()
+
+
+# --------------------------------------------------------------------------- networks
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_every_network_of_maps_can_be_convolutionized(name):
+    model = create_model(name, num_classes=7)
+    if type(model).__name__ == "MLP":
+        with pytest.raises(InputError, match="MLP reads its input at one size and has no map"):
+            convolutionize(model)
+        return
+    assert convolutionize(model) == model.clone(dense=True)
+    *size, _ = model.input_shape
+    assert min(map_shape(model, (*size, 3))) >= 1
+
+
+@pytest.mark.parametrize("name", NARROW)
+def test_a_single_cell_is_the_networks_logits(name):
+    model = create_model(name, num_classes=3, **NARROW[name])
+    x, variables = initialized(model, *model.input_shape)
+    scores = jax.jit(convolutionize(model).apply)(variables, x)
+    assert scores.shape == (1, 1, 1, 3)
+    np.testing.assert_array_equal(scores[:, 0, 0], jax.jit(model.apply)(variables, x))
+
+
+def test_each_cell_of_lenets_map_is_the_network_on_its_crop():
+    model = create_model("lenet5")
+    x, variables = initialized(model, 40, 36, 1)
+    scores = convolutionize(model).apply(variables, x)
+    assert scores.shape == (1, 4, 3, 10)
+    for row, column in np.ndindex(4, 3):
+        crop = x[:, 4 * row : 4 * row + 28, 4 * column : 4 * column + 28]
+        assert close(scores[:, row, column], model.apply(variables, crop))
+
+
+# The features' reading field: cell i reads pixels 32 i - reach to 32 i - reach + field. AlexNet has
+# 11/4 (kernel / stride), 3/2, 5/1, 3/2, three 3/1, 3/2: its field is 195 pixels, its padding 66;
+# VGG-11's are 150 and 59. In crops of these sizes that leaves the cells named here inside.
+@pytest.mark.parametrize(
+    ("name", "size", "reach", "field", "inside"),
+    [("alexnet", 288, 66, 195, [3, 4]), ("vgg11", 192, 59, 150, [2, 3])],
+)
+def test_padding_reaches_the_cells_whose_field_crosses_the_border_and_no_others(
+    name, size, reach, field, inside
+):
+    """The map has the picture where a crop has zeros: features agree where no zero is read, and
+    differ in every other cell. At 224 pixels AlexNet has no cell without zeros.
+    """
+    model = create_model(name, num_classes=3, dense=True, **NARROW[name])
+    x, variables = initialized(model, size + 64, size + 64, 3)
+    crop = x[:, 32 : 32 + size, 32 : 32 + size]
+    of_picture, of_crop = (
+        np.asarray(captured(model, variables, each, "features")) for each in (x, crop)
+    )
+    cells = size // 32 - (name == "alexnet")  # the last would need the zeros of one more cell
+    of_picture = of_picture[:, 1 : 1 + cells, 1 : 1 + cells]
+    assert of_crop.shape == of_picture.shape
+    error = np.abs(of_picture - of_crop).max((0, 3)) / np.abs(of_crop).max()
+    whole = [32 * i >= reach and 32 * i - reach + field <= size for i in range(cells)]
+    assert [i for i in range(cells) if whole[i]] == inside
+    np.testing.assert_array_equal(error < 1e-5, np.logical_and.outer(whole, whole))
+    # So no logit of AlexNet or VGG is exactly that of its crop.
+    apply = jax.jit(model.apply)
+    assert not close(apply(variables, x)[:, 1, 1], apply(variables, crop)[:, 0, 0], 1e-3)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet20_cifar"])
+def test_average_then_linear_is_linear_then_average(name):
+    with jax.enable_x64():
+        model = create_model(name, num_classes=5, dtype=jnp.float64)
+        x, variables = initialized(model, 64, 96, 3, dtype=np.float64)
+        scores = jax.jit(convolutionize(model).apply)(variables, x)
+        assert scores.shape == {"resnet18": (1, 2, 3, 5), "resnet20_cifar": (1, 16, 24, 5)}[name]
+        assert np.asarray(scores).std((1, 2)).min() > 0  # the cells differ
+        logits = jax.jit(model.apply)(variables, x)  # averages the features
+        assert close(scores.mean((1, 2)), logits, 1e-13)
+
+
+# --------------------------------------------------------------------------- lists of layers
+
+
+def torchs_flatten(x):
+    return x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)
+
+
+def flatten(x):
+    return x.reshape(x.shape[0], -1)
+
+
+class Head(nn.Module):
+    """Flattens inside, as many modules do."""
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(3)(nn.relu(nn.Dense(5)(flatten(x))))
+
+
+FEATURES = [Conv(4, 3), nn.relu, max_pool(2)]  # 12x10 pixels to 5x4
+HEADS = {
+    "ours": [flatten, Linear(5), nn.relu, Linear(3)],
+    "flax's": [flatten, nn.Dense(5), nn.relu, nn.Dense(3)],
+    "torch's order": [torchs_flatten, nn.Dropout(0.5, deterministic=True), nn.Dense(3)],
+    "normalised": [flatten, BatchNorm(True), nn.relu, nn.Dense(3), nn.log_softmax],
+    "patch": [Linear(5, patch=(5, 4)), nn.relu, Linear(3), average_positions],
+    "global average": [lambda x: x.mean((1, 2)), nn.Dense(3)],
+    "adaptive pool": [adaptive_avg_pool((2, 3)), flatten, nn.Dense(3)],
+    "module": [Head()],
+    "nested": [flatten, Sequential([nn.Dense(5), nn.relu, nn.Dense(3)])],
+    "convolutions": [Conv(3, (5, 4))],
+    "average pool": [avg_pool((5, 4), 1), Linear(3)],
+}
+
+
+@pytest.mark.parametrize("wrapped", [Sequential, nn.Sequential])
+@pytest.mark.parametrize("head", HEADS)
+def test_a_list_of_layers_becomes_a_map_with_the_same_variables(head, wrapped):
+    network = wrapped([*FEATURES, *HEADS[head]])
+    x, variables = initialized(network, 12, 10, 2)
+    dense = convolutionize(network, (12, 10, 2))
+    assert jax.tree.map(jnp.shape, variables) == jax.tree.map(
+        jnp.shape, dict(dense.init(jax.random.key(1), x))
+    )
+    scores = dense.apply(variables, x)
+    assert scores.shape == (1, 1, 1, 3)
+    np.testing.assert_array_equal(scores.reshape(1, 3), network.apply(variables, x).reshape(1, 3))
+
+    larger = jax.random.normal(jax.random.key(2), (2, 18, 16, 2))
+    scores = jax.jit(dense.apply)(variables, larger)
+    assert scores.shape == (2, 4, 4, 3)
+    for row, column in np.ndindex(4, 4):
+        crop = larger[:, 2 * row : 2 * row + 12, 2 * column : 2 * column + 10]
+        expected = network.apply(variables, crop)
+        assert close(scores[:, row, column], expected.reshape(2, 3))
+
+
+def test_a_plain_list_is_a_sequential():
+    layers = [*FEATURES, *HEADS["ours"]]
+    x, variables = initialized(Sequential(layers), 12, 10, 2)
+    scores = convolutionize(layers, (12, 10, 2)).apply(variables, x)
+    np.testing.assert_array_equal(scores[0, 0], Sequential(layers).apply(variables, x))
+
+
+def test_what_cannot_be_a_map():
+    layers = [*FEATURES, *HEADS["ours"]]
+    for size in (None, (12, 10)):
+        with pytest.raises(InputError, match=r"; expected the \(height, width, channels\) of the"):
+            convolutionize(layers, size)
+    with pytest.raises(InputError, match="Dense reads its input at one size and has no map"):
+        convolutionize(nn.Dense(3))
+    _, variables = initialized(Sequential(layers), 12, 10, 2)
+    dense = convolutionize(layers, (12, 10, 2))
+    with pytest.raises(InputError, match="head reads 5x4 positions of a feature map of 4x7; use"):
+        dense.apply(variables, jnp.zeros((1, 11, 16, 2)))
+
+
+# --------------------------------------------------------------------------- offset pooling
+
+
+# The last pool (window, stride), its index in `features`, the patch behind it; image sizes that
+# give both offsets of the pool a position, and leave them unequal numbers of them.
+@pytest.mark.parametrize(
+    ("name", "window", "stride", "index", "patch", "size"),
+    [
+        ("alexnet", 3, 2, 12, 6, 256),
+        ("alexnet_2012", 3, 2, 14, 6, 256),
+        ("vgg11", 2, 2, 20, 7, 256),
+        ("overfeat_fast", 2, 2, 12, 6, 263),
+    ],
+)
+def test_offset_pooling_is_the_map_of_each_offset_interleaved(
+    name, window, stride, index, patch, size
+):
+    """Sermanet et al. 2013, section 3.3 and Figure 3, steps b to e (step c at each offset)."""
+    model = create_model(name, num_classes=3, dense=True, **NARROW[name])
+    x, variables = initialized(model, size, size, 3)
+    before = f"features.{index - 1}"
+    unpooled = captured(model, variables, x, before)
+    plain = jax.jit(model.apply)(variables, x)
+    fine = jax.jit(model.clone(offset_pooling=True).apply)(variables, x)
+
+    hidden = model.hidden_features
+    first, second = hidden if isinstance(hidden, tuple) else (hidden, hidden)
+    params = variables["params"]["classifier"]
+    one, two, three = sorted(params)
+    expected = np.full(fine.shape, np.nan)
+    for down, right in np.ndindex(stride, stride):
+        y = max_pool(window, stride)(unpooled[:, down:, right:])
+        y = nn.relu(Linear(first, patch=(patch, patch)).apply({"params": params[one]}, y))
+        y = nn.relu(Linear(second).apply({"params": params[two]}, y))
+        y = Linear(3).apply({"params": params[three]}, y)
+        expected[:, down::stride, right::stride] = y
+    assert close(fine, expected)
+    assert close(fine[:, ::stride, ::stride], plain)
+    assert min(fine.shape[1:3]) == 3
+    # Without `dense` the mean, as of the plain map.
+    mean = jax.jit(model.clone(dense=False, offset_pooling=True).apply)(variables, x)
+    assert close(mean, fine.mean((1, 2)))
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "pixels"),
+    [
+        ("lenet5", {}, 4), ("mcdnn_mnist", {}, 6), ("resnet18", {}, 32), ("highway_mlp", {}, 1),
+        ("alexnet", {}, 32), ("alexnet", {"offset_pooling": True}, 16),
+        ("vgg16", {}, 32), ("vgg16", {"offset_pooling": True}, 16),
+        ("overfeat_fast", {}, 32), ("overfeat_fast", {"offset_pooling": True}, 16),
+        ("overfeat_accurate", {}, 36), ("overfeat_accurate", {"offset_pooling": True}, 12),
+    ],
+)  # fmt: skip
+def test_pixels_between_cells(name, fields, pixels):
+    model = create_model(name, **fields)
+    assert cell_stride(model, model.input_shape) == (pixels, pixels)
+
+
+# --------------------------------------------------------------------------- several scales
+
+
+def test_six_scales_have_the_maps_of_table_5():
+    """arXiv:1312.6229, Table 5, "Classifier map" (pre- and post-reshape): at each of 3x3 offsets,
+    and interleaved.
+    """
+    coarse = [(1, 1), (2, 3), (3, 5), (5, 7), (6, 8), (7, 10)]
+    model = create_model("overfeat_accurate")
+    fine = model.clone(offset_pooling=True)
+    assert [map_shape(model, (*size, 3)) for size in SIX_SCALES] == coarse
+    assert [map_shape(fine, (*size, 3)) for size in SIX_SCALES] == [
+        (3 * height, 3 * width) for height, width in coarse
+    ]
+
+
+def test_several_scales_are_maxima_over_positions_averaged():
+    """Section 3.3: the maximum of each class over the crops of a scale and flip, then the mean."""
+    model = create_model("lenet5")
+    sizes = [(28, 28), (40, 36)]
+    images = jax.random.normal(jax.random.key(0), (2, 60, 50, 1)) * 3
+    _, variables = initialized(model, 28, 28, 1)
+    apply, vectors = jax.jit(model.apply), []
+    for height, width in sizes:
+        resized = jax.image.resize(images, (2, height, width, 1), "bilinear")
+        for x in (resized, resized[:, :, ::-1]):
+            crops = [
+                apply(variables, x[:, i : i + 28, j : j + 28])
+                for i in range(0, height - 27, 4)
+                for j in range(0, width - 27, 4)
+            ]
+            vectors.append(jax.nn.softmax(jnp.stack(crops)).max(0))
+    found = multi_scale(model, variables, images, sizes)
+    assert close(found, jnp.mean(jnp.stack(vectors), 0))
+
+
+def test_maps_of_mirror_images_are_mirrored_back():
+    model = create_model("lenet5")
+    x, variables = initialized(model, 28, 44, 1)
+    [(straight, mirrored)] = probability_maps(model, variables, x, [(28, 44)])
+    assert straight.shape == mirrored.shape == (1, 1, 5, 10)
+    for column in range(5):
+        crop = x[:, :, 4 * column : 4 * column + 28]
+        for scores, picture in ((straight, crop), (mirrored, crop[:, :, ::-1])):
+            expected = jax.nn.softmax(model.apply(variables, picture))
+            assert close(scores[:, 0, column], expected)

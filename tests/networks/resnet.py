@@ -38,11 +38,12 @@ PARAMETERS = {
     "wide_resnet50_2": 68_883_240,
     "wide_resnet101_2": 126_886_696,
 }
+WIDE = ("resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d", "wide_resnet101_2")
 TRAIN_DEPTHS = {
     "resnet18": (2, 2, 2, 2),
     "resnet50": (2, 2, 2, 2),
     # Wide stages are slow to compile, on maps below 5x5 above all.
-    **dict.fromkeys(("resnext101_32x8d", "resnext101_64x4d", "wide_resnet101_2"), (1, 2)),
+    **dict.fromkeys(WIDE, (1, 2)),
 }
 CASES = {
     name: Case(

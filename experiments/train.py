@@ -10,6 +10,7 @@ import pathlib
 import shlex
 import sys
 import time
+import warnings
 from typing import Annotated, Literal
 
 import jax
@@ -20,10 +21,10 @@ from flaxnets import create_model, data
 from flaxnets.errors import InputError
 from flaxnets.recipes import Recipe, recipe_for
 from flaxnets.terminal import compilation_cache, one_sentence_errors, quiet, versions
-from flaxnets.training.initial import load_initial
 from flaxnets.training.loop import Feed, Interrupted, fit
 from flaxnets.training.parallel import DataParallel, Mapping
 from flaxnets.training.workdir import Workdir
+from flaxnets.weights import PublishedWeights, WeightsWarning, find_weights, load_into
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +39,10 @@ class Options:
     """Where TensorFlow Datasets were prepared; TFDS_DATA_DIR otherwise."""
     workdir: pathlib.Path | None = None
     """Directory of the run; runs/ARCH-DATASET unless given."""
-    init_from: pathlib.Path | None = None
-    """Weights to start from: a safetensors file under torch's keys."""
+    init_from: str | None = None
+    """Weights to start from: the name of published ones, such as IMAGENET1K_V1, whose mean and
+    deviation the images then have, or a file (.safetensors, .pth) under torch's keys. With other
+    classes the last layer starts afresh."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the computation; parameters are float32."""
     parallel: Mapping = "shard_map"
@@ -65,6 +68,28 @@ def parse(arguments: list[str]) -> tuple[Options, data.Source]:
     return options, source
 
 
+def start_from(options: Options, model, input_shape: tuple[int, int, int], statistics):
+    """The initial variables, if asked for, and the statistics that the images are normalised by."""
+    if options.init_from is None:
+        return None, statistics
+    start = find_weights(options.arch, options.init_from)
+    if isinstance(start, PublishedWeights) and input_shape[-1] == 3:
+        statistics = start.statistics
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always", WeightsWarning)
+        initial = load_into(
+            model,
+            start,
+            input_shape,
+            num_classes=model.num_classes,
+            in_channels=input_shape[-1],
+            seed=options.seed,
+        )
+    for note in notes:
+        print(note.message)
+    return initial, statistics
+
+
 def main(arguments: list[str]) -> None:
     options, source = parse(arguments)
     options.recipe.check()
@@ -80,6 +105,7 @@ def main(arguments: list[str]) -> None:
     input_shape = (size, size, source.channels)
     # Images too small for the network are refused before anything is written.
     jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *input_shape)))
+    initial, statistics = start_from(options, model, input_shape, source.statistics)
     feed = Feed(
         train=lambda step: data.train_batches(
             source, recipe.batch_size, recipe.preprocessing,
@@ -90,18 +116,16 @@ def main(arguments: list[str]) -> None:
         ),
         train_size=source.sizes["train"],
         input_shape=input_shape,
-        statistics=source.statistics,
+        statistics=statistics,
     )  # fmt: skip
-    initial = options.init_from and load_initial(options.init_from, model, input_shape)
     name = options.dataset.rstrip("/").replace("/", "-").replace(":", "-")
     config = {
         **dataclasses.asdict(options) | {"workdir": None, "data_dir": None, "recipe": None},
         **dataclasses.asdict(recipe),
         "input_shape": input_shape,
         "class_names": source.class_names,
-        "statistics": source.statistics,
+        "statistics": statistics,
     }
-    config["init_from"] = str(options.init_from) if options.init_from else None
     workdir = Workdir(options.workdir or pathlib.Path("runs") / f"{options.arch}-{name}", config)
     title = f"{options.arch} on {options.dataset}"
     command = shlex.join(["python", *sys.argv])

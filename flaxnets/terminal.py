@@ -18,7 +18,7 @@ from flaxnets.errors import InputError
 PACKAGES = ("flaxnets", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow")
 
 
-def _cache_directory() -> pathlib.Path:
+def cache_directory() -> pathlib.Path:
     root = pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache"))
     return root / "flaxnets"
 
@@ -35,8 +35,8 @@ def quiet() -> None:
     threading.excepthook = _thread_failed
     sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
     try:
-        _cache_directory().mkdir(parents=True, exist_ok=True)
-        log = os.open(_cache_directory() / "native.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        cache_directory().mkdir(parents=True, exist_ok=True)
+        log = os.open(cache_directory() / "native.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     except OSError:
         log = os.open(os.devnull, os.O_WRONLY)
     os.dup2(log, 2)
@@ -49,7 +49,7 @@ def _thread_failed(failure: threading.ExceptHookArgs) -> None:
 
 def compilation_cache() -> None:
     """Keeps compiled programs between runs, in the user's cache directory."""
-    jax.config.update("jax_compilation_cache_dir", str(_cache_directory() / "xla"))
+    jax.config.update("jax_compilation_cache_dir", str(cache_directory() / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
 
 

@@ -150,11 +150,13 @@ ALLOWED = {
     "convert": {"errors"},
     "data": {"data", "recipes", "errors"},
     "training": {"training", "recipes", "convert", "layers", "errors"},
-    "inference": {"inference", "training", "models", "recipes", "errors"},
+    "inference": {"inference", "training", "models", "recipes", "errors", "weights"},
     "terminal": {"errors"},
+    "weights": {"models", "convert", "errors", "terminal"},
 }
 FOREIGN = {
-    "tensorflow": {"data"}, "tensorflow_datasets": {"data"}, "torch": set(), "torchvision": set(),
+    "tensorflow": {"data"}, "tensorflow_datasets": {"data"}, "torchvision": set(),
+    "torch": {"weights"},  # inside functions, to read .pth files
     "optax": {"training"}, "orbax": {"training"},
 }  # fmt: skip
 

@@ -8,11 +8,9 @@ Both formats hold torch's keys in torch's layout. The suffix of a file decides w
 """
 
 import pathlib
-import pickle
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import torch
 import tyro
 from safetensors.numpy import save_file
@@ -22,27 +20,10 @@ from flaxnets.errors import InputError, one_of
 from flaxnets.inference.run import read_config
 from flaxnets.terminal import one_sentence_errors, quiet
 from flaxnets.training.checkpoints import Checkpoints
-from flaxnets.training.initial import read_safetensors
-
-SUFFIXES = (".safetensors", ".pth", ".pt")
+from flaxnets.weights import SUFFIXES, StateDict, read_weights
 
 
-def read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """The tensors of a `.pth`; checkpoints of training scripts nest them under "model" or
-    "state_dict", and DataParallel prefixes their keys. Nothing is unpickled but tensors.
-    """
-    if not path.is_file():
-        raise InputError(f"no file {path}")
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise InputError(f"{path} is not a complete file of torch weights") from error
-    for key in ("model", "state_dict"):
-        loaded = loaded.get(key, loaded)
-    return {key.removeprefix("module."): value.numpy() for key, value in loaded.items()}
-
-
-def read_workdir(path: pathlib.Path, arch: str) -> dict[str, np.ndarray]:
+def read_workdir(path: pathlib.Path, arch: str) -> StateDict:
     """The newest checkpoint of a run of experiments/train.py."""
     trained = read_config(path)["arch"]
     if trained != arch:
@@ -73,9 +54,7 @@ def main(
     create_model(arch)  # a wrong name is answered first
     one_of(SUFFIXES, out.suffix, f"suffix of {out}")
     if checkpoint is not None:
-        one_of(SUFFIXES, checkpoint.suffix, f"suffix of {checkpoint}")
-        read = read_safetensors if checkpoint.suffix == ".safetensors" else read_torch
-        state_dict = read(checkpoint)
+        state_dict = read_weights(checkpoint)
     elif weights is not None:
         from torchvision_import import torchvision
 

@@ -16,11 +16,11 @@ import jax.numpy as jnp
 import tyro
 from jax import export
 
-from flaxnets import create_model
+from flaxnets import create_model, from_torch
 from flaxnets.errors import InputError
 from flaxnets.inference.run import load_run
 from flaxnets.terminal import one_sentence_errors, quiet
-from flaxnets.training.initial import load_initial
+from flaxnets.weights import read_weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +54,9 @@ def main(options: Options) -> None:
         if options.image_size is not None:
             input_shape = (options.image_size, options.image_size, input_shape[-1])
         if options.checkpoint is not None:
-            variables = load_initial(options.checkpoint, model, input_shape)
+            images = jnp.zeros((1, *input_shape))
+            like = jax.eval_shape(model.init, jax.random.key(0), images)
+            variables = from_torch(read_weights(options.checkpoint), like)
         else:
             variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, *input_shape)))
     else:

@@ -1,0 +1,36 @@
+"""The first layer's filters, found in any network and scaled for the eye."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flaxnets import InputError, create_model
+from flaxnets.inference.network import Network
+from flaxnets.inference.pictures import Preset
+from tools import plot_filters
+
+
+def network(arch: str, channels: int = 3) -> Network:
+    model = create_model(arch)
+    size = model.input_shape[0]
+    preset = Preset(size, size, mean=(0.5,) * channels, std=(0.5,) * channels)
+    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, size, size, channels)))
+    return Network(arch, arch, model, variables, preset, ())
+
+
+def test_the_first_convolution_is_drawn_with_zero_as_grey():
+    found = network("resnet20_cifar")
+    name, kernel = plot_filters.first_filters(found)
+    assert name == "conv1"
+    np.testing.assert_array_equal(kernel, found.variables["params"]["conv1"]["kernel"])
+    images = plot_filters.tiles(kernel)
+    assert images.shape == (16, 3, 3, 3)
+    np.testing.assert_allclose(np.abs(images - 0.5).max((1, 2, 3)), 0.5, rtol=1e-6)
+    np.testing.assert_array_equal(np.sign(images - 0.5), np.sign(np.moveaxis(kernel, -1, 0)))
+    assert plot_filters.tiles(np.ones((5, 5, 2, 6))).shape == (12, 5, 5, 1)
+
+
+def test_a_network_without_convolutions_is_refused():
+    with pytest.raises(InputError, match="softmax_regression has no convolution"):
+        plot_filters.first_filters(network("softmax_regression", 1))

@@ -1,0 +1,112 @@
+"""What pretraining brings: eight classes of CIFAR-10, then the other two from a few pictures each.
+
+    python tools/measure_transfer.py --data-dir DIR
+
+Trains a network on eight classes, then on the other two three times with as many steps: from
+scratch, from the eight classes' weights, and from these with everything but the head frozen. All
+runs are those of experiments/train.py, on folders of pictures that this tool writes.
+"""
+
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+import numpy as np
+import tyro
+from PIL import Image
+
+from flaxnets import data
+from flaxnets.data.sources import InMemory
+from flaxnets.errors import InputError
+from flaxnets.terminal import one_sentence_errors, quiet
+
+ROOT = pathlib.Path(__file__).parent.parent
+SPLITS = {"train": "train", "test": "val"}
+
+
+def write_folder(source: InMemory, root: pathlib.Path, classes: list[int], train: int) -> None:
+    """`root/train/<class>/` with `train` pictures a class, `root/val/<class>/` with all tested."""
+    for split, directory in SPLITS.items():
+        for label in classes:
+            folder = root / directory / source.class_names[label]
+            folder.mkdir(parents=True)
+            members = np.flatnonzero(source.labels[split] == label)
+            for index in members[: train if split == "train" else None]:
+                Image.fromarray(np.squeeze(source.images[split][index])).save(
+                    folder / f"{index:05}.png"
+                )
+
+
+def run(script: str, *arguments: object) -> None:
+    command = [sys.executable, str(ROOT / script), *map(str, arguments)]
+    if subprocess.run(command, check=False).returncode:
+        raise InputError(f"{script} failed; its message stands above")
+
+
+def main(
+    arch: str = "resnet20_cifar",
+    dataset: str = "cifar10",
+    data_dir: str | None = None,
+    pictures: int = 1000,
+    few: int = 50,
+    epochs: int = 10,
+    few_epochs: int = 40,
+    freeze: tuple[str, ...] = ("conv1.*", "bn1.*", "layer*"),
+    out: pathlib.Path | None = None,
+) -> None:
+    """Measures the accuracy on two classes with and without pretraining on the others.
+
+    Args:
+        arch: name of the network.
+        dataset: small images of at least three classes; the last two are held back.
+        data_dir: where TensorFlow Datasets were prepared; TFDS_DATA_DIR otherwise.
+        pictures: of each class for pretraining.
+        few: of each of the two classes.
+        epochs: of pretraining.
+        few_epochs: of training on the two classes.
+        freeze: patterns of torch keys, all but the head's.
+        out: JSON file to write the accuracies to.
+    """
+    source = data.open_source(dataset, data_dir)
+    if not isinstance(source, InMemory) or source.kind != "small images":
+        raise InputError(f"data set {dataset!r} has {source.kind}; expected small images")
+    last = len(source.class_names) - 2
+    train = ["experiments/train.py", "--arch", arch, "--schedule", "cosine"]
+    with tempfile.TemporaryDirectory() as directory:
+        temporary = pathlib.Path(directory)
+        write_folder(source, temporary / "many", list(range(last)), pictures)
+        write_folder(source, temporary / "two", [last, last + 1], few)
+        pretrained = temporary / "pretrained.safetensors"
+        workdir = ["--workdir", temporary / "run-many"]
+        run(*train, "--dataset", f"folder:{temporary}/many", "--epochs", epochs, *workdir)
+        run(
+            "tools/convert_torchvision.py", "--arch", arch, "--num-classes", last,
+            *workdir, "--out", pretrained,
+        )  # fmt: skip
+        short = [*train, "--dataset", f"folder:{temporary}/two", "--epochs", few_epochs]
+        short += ["--batch-size", min(32, few)]
+        start = ["--init-from", pretrained]
+        ways = {
+            "from scratch": ["--learning-rate", 0.05],
+            "pretrained": ["--learning-rate", 0.01, *start],
+            "pretrained, only the head moves": [
+                "--learning-rate", 0.05, *start, "--freeze", *freeze,
+            ],
+        }  # fmt: skip
+        found = {}
+        for number, (name, arguments) in enumerate(ways.items()):
+            workdir = temporary / f"run-{number}"
+            run(*short, *arguments, "--workdir", workdir)
+            found[name] = json.loads((workdir / "summary.json").read_text())["top1"]
+    for name, top1 in found.items():
+        print(f"{name:32} top-1 {top1:.2%} on two classes after {few} pictures of each")
+    if out is not None:
+        out.write_text(json.dumps(found, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    quiet()
+    with one_sentence_errors():
+        tyro.cli(main)

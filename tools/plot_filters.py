@@ -1,0 +1,98 @@
+"""Draws the filters of a network's first convolution.
+
+    python tools/plot_filters.py --arch alexnet --weights IMAGENET1K_V1 --out filters.png
+
+A filter of RGB images is drawn in colour, others a row a filter with an image for each channel. The
+value zero is grey, and the largest weight of a filter, in magnitude, is white or black.
+"""
+
+import dataclasses
+import math
+import pathlib
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import matplotlib.figure
+import numpy as np
+import tyro
+
+from flaxnets.errors import InputError
+from flaxnets.inference.network import Network, from_weights, from_workdir
+from flaxnets.layers import Conv
+from flaxnets.terminal import one_sentence_errors, quiet
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    out: pathlib.Path
+    """Picture to write."""
+    arch: str | None = None
+    """Name of a network: flaxnets.list_models()."""
+    weights: str | None = None
+    """Published weights, such as IMAGENET1K_V1."""
+    checkpoint: pathlib.Path | None = None
+    """A file of weights under torch's keys instead."""
+    workdir: pathlib.Path | None = None
+    """A run of train.py instead of a name and weights."""
+
+
+def first_filters(network: Network) -> tuple[str, np.ndarray]:
+    """The torch name of the first convolution and its kernel, (height, width, channels, filters).
+
+    Raises InputError if the network has none.
+    """
+    found: list[tuple[str, np.ndarray]] = []
+
+    def record(next_function, args, kwargs, context):
+        if isinstance(context.module, Conv) and not found:
+            kernel = context.module.variables["params"]["kernel"]
+            found.append((".".join(context.module.path), np.asarray(kernel)))
+        return next_function(*args, **kwargs)
+
+    size, channels = network.preset.crop, len(network.preset.mean)
+    images = jnp.zeros((1, size, size, channels))
+    with nn.intercept_methods(record):
+        jax.eval_shape(lambda: network.model.apply(network.variables, images))
+    if not found:
+        raise InputError(f"{network.arch} has no convolution")
+    return found[0]
+
+
+def tiles(kernel: np.ndarray) -> np.ndarray:
+    """Values in 0..1, (filters, height, width, 3), or (filters * channels, height, width, 1)."""
+    scaled = 0.5 + 0.5 * kernel / np.abs(kernel).max((0, 1, 2), keepdims=True).clip(1e-12)
+    filters = np.moveaxis(scaled, -1, 0)
+    if filters.shape[-1] == 3:
+        return filters
+    return np.moveaxis(filters, -1, 1).reshape(-1, *filters.shape[1:3], 1)
+
+
+def main(options: Options) -> None:
+    if options.workdir is not None:
+        network = from_workdir(options.workdir)
+    elif options.arch is not None:
+        network = from_weights(options.arch, options.weights, options.checkpoint)
+    else:
+        raise InputError("nothing to draw; expected --arch NAME with weights, or --workdir DIR")
+    name, kernel = first_filters(network)
+    images = tiles(kernel)
+    channels = kernel.shape[2]
+    columns = math.ceil(math.sqrt(len(images))) if channels in (1, 3) else channels
+    rows = math.ceil(len(images) / columns)
+    figure = matplotlib.figure.Figure(figsize=(0.6 * columns, 0.6 * rows + 0.4))
+    axes = figure.subplots(rows, columns, squeeze=False).flat
+    for each in axes:
+        each.set_axis_off()
+    for each, image in zip(figure.axes, images, strict=False):
+        each.imshow(np.squeeze(image), cmap="gray", vmin=0, vmax=1)
+    figure.suptitle(f"{network.name}: {name}", fontsize=9)
+    figure.savefig(options.out, dpi=120)
+    height, width = kernel.shape[:2]
+    print(f"{options.out}: {kernel.shape[3]} filters of {height}x{width}x{channels}, {name}")
+
+
+if __name__ == "__main__":
+    quiet()
+    with one_sentence_errors():
+        main(tyro.cli(Options, description=__doc__))

@@ -9,6 +9,7 @@ import pytest
 from flaxnets import InputError, create_model, list_models
 from flaxnets.inference.dense import (
     SIX_SCALES,
+    average_maps,
     cell_stride,
     convolutionize,
     map_shape,
@@ -26,6 +27,7 @@ from flaxnets.layers import (
     avg_pool,
     max_pool,
 )
+from flaxnets.models import FAMILIES
 
 # Narrow where the network has a field for it.
 OVERFEAT = {"channels": (6, 16, 32, 64, 64), "hidden_features": (48, 64)}
@@ -74,8 +76,16 @@ def test_every_network_of_maps_can_be_convolutionized(name):
             convolutionize(model)
         return
     assert convolutionize(model) == model.clone(dense=True)
-    *size, _ = model.input_shape
-    assert min(map_shape(model, (*size, 3))) >= 1
+
+
+@pytest.mark.parametrize("family", sorted(set(FAMILIES) - {"mlp"}))
+def test_every_family_has_a_map_that_grows_with_the_picture(family):
+    model = create_model(next(iter(FAMILIES[family])), num_classes=7)
+    *size, channels = model.input_shape
+    shape = map_shape(model, (*size, channels))
+    strides = cell_stride(model, model.input_shape)
+    larger = (size[0] + int(strides[0]), size[1] + int(2 * strides[1]), channels)
+    assert map_shape(model, larger) == (shape[0] + 1, shape[1] + 2)
 
 
 @pytest.mark.parametrize("name", NARROW)
@@ -87,22 +97,12 @@ def test_a_single_cell_is_the_networks_logits(name):
     np.testing.assert_array_equal(scores[:, 0, 0], jax.jit(model.apply)(variables, x))
 
 
-def test_each_cell_of_lenets_map_is_the_network_on_its_crop():
-    model = create_model("lenet5")
-    x, variables = initialized(model, 40, 36, 1)
-    scores = convolutionize(model).apply(variables, x)
-    assert scores.shape == (1, 4, 3, 10)
-    for row, column in np.ndindex(4, 3):
-        crop = x[:, 4 * row : 4 * row + 28, 4 * column : 4 * column + 28]
-        assert close(scores[:, row, column], model.apply(variables, crop))
-
-
 # The features' reading field: cell i reads pixels 32 i - reach to 32 i - reach + field. AlexNet has
 # 11/4 (kernel / stride), 3/2, 5/1, 3/2, three 3/1, 3/2: its field is 195 pixels, its padding 66;
 # VGG-11's are 150 and 59. In crops of these sizes that leaves the cells named here inside.
 @pytest.mark.parametrize(
     ("name", "size", "reach", "field", "inside"),
-    [("alexnet", 288, 66, 195, [3, 4]), ("vgg11", 192, 59, 150, [2, 3])],
+    [("alexnet", 288, 66, 195, [3, 4]), ("vgg11", 224, 59, 150, [2, 3, 4])],
 )
 def test_padding_reaches_the_cells_whose_field_crosses_the_border_and_no_others(
     name, size, reach, field, inside
@@ -295,30 +295,47 @@ def test_six_scales_have_the_maps_of_table_5():
 def test_several_scales_are_maxima_over_positions_averaged():
     """Section 3.3: the maximum of each class over the crops of a scale and flip, then the mean."""
     model = create_model("lenet5")
-    sizes = [(28, 28), (40, 36)]
-    images = jax.random.normal(jax.random.key(0), (2, 60, 50, 1)) * 3
     _, variables = initialized(model, 28, 28, 1)
+    keys = jax.random.split(jax.random.key(0))
+    sizes = [(28, 28), (40, 36)]
+    scales = [jax.random.normal(k, (2, *size, 1)) for k, size in zip(keys, sizes, strict=True)]
     apply, vectors = jax.jit(model.apply), []
-    for height, width in sizes:
-        resized = jax.image.resize(images, (2, height, width, 1), "bilinear")
-        for x in (resized, resized[:, :, ::-1]):
+    for (height, width), images in zip(sizes, scales, strict=True):
+        for x in (images, images[:, :, ::-1]):
             crops = [
                 apply(variables, x[:, i : i + 28, j : j + 28])
                 for i in range(0, height - 27, 4)
                 for j in range(0, width - 27, 4)
             ]
             vectors.append(jax.nn.softmax(jnp.stack(crops)).max(0))
-    found = multi_scale(model, variables, images, sizes)
+    found = multi_scale(model, variables, scales)
     assert close(found, jnp.mean(jnp.stack(vectors), 0))
 
 
 def test_maps_of_mirror_images_are_mirrored_back():
     model = create_model("lenet5")
     x, variables = initialized(model, 28, 44, 1)
-    [(straight, mirrored)] = probability_maps(model, variables, x, [(28, 44)])
+    straight, mirrored = probability_maps(model, variables, x)
     assert straight.shape == mirrored.shape == (1, 1, 5, 10)
     for column in range(5):
         crop = x[:, :, 4 * column : 4 * column + 28]
         for scores, picture in ((straight, crop), (mirrored, crop[:, :, ::-1])):
             expected = jax.nn.softmax(model.apply(variables, picture))
             assert close(scores[:, 0, column], expected)
+
+
+def test_maps_of_several_scales_lie_over_each_other():
+    """A plane, sampled at the cells of each scale, is the same plane where all have cells; beyond
+    its outermost cells a map goes on unchanged.
+    """
+    sizes, counts = [(100, 150), (200, 300)], [(3, 5), (5, 7)]
+    # Positions of cells 20 pixels apart, as fractions of the picture.
+    places = [
+        [(np.arange(n) - (n - 1) / 2) * 20 / side for n, side in zip(count, size, strict=True)]
+        for count, size in zip(counts, sizes, strict=True)
+    ]
+    maps = [np.stack(np.meshgrid(*each, indexing="ij"), -1) for each in places]
+    np.testing.assert_allclose(average_maps(maps, sizes), maps[-1], atol=1e-12)
+    wide = average_maps(maps[::-1], sizes[::-1])  # the finer map ends inside of the coarser one
+    np.testing.assert_allclose(wide[1, 1:-1], maps[0][1, 1:-1], atol=1e-12)
+    np.testing.assert_allclose(wide[0, 0, 0], (maps[0][0, 0, 0] + maps[1][0, 0, 0]) / 2)

@@ -11,6 +11,9 @@ Modes:
     compile: seconds to trace and to compile one training step at the network's native size, whose
         result must be finite, and the peak memory of the process.
     learn: training loss over the first and the last tenth of the first steps on a data set.
+    dense: the map of a larger picture, twice the network's size, beside the same predictions from
+        separate crops: seconds and multiply-adds of both, and their ratios. The crops have zeros
+        for padding where the map has the picture, so the numbers of padded networks differ.
 
 Every network has a process of its own. Networks that torchvision lacks have no ratio.
 """
@@ -39,6 +42,8 @@ from rich.progress import track
 
 from flaxnets import create_model, list_models
 from flaxnets.errors import InputError
+from flaxnets.inference.dense import cell_stride, convolutionize, map_shape
+from flaxnets.layers import avg_pool
 from flaxnets.recipes import recipe_for
 from flaxnets.terminal import one_sentence_errors, quiet, versions
 from flaxnets.training.parallel import DataParallel
@@ -52,18 +57,18 @@ Row = dict[str, Any]
 class Options:
     arch: tuple[str, ...] = ()
     """Names of networks; all of the library unless given."""
-    mode: Literal["infer", "train", "compile", "learn"] = "train"
+    mode: Literal["infer", "train", "compile", "learn", "dense"] = "train"
     """What to measure."""
     batch_size: int = 8
-    """Images in a step."""
+    """Images in a step; crops at once (dense)."""
     image_size: int | None = None
-    """Height and width in pixels; the network's native size unless given."""
+    """Height and width in pixels; the network's native size, or twice it (dense), unless given."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the computation; torch takes part in float32 only."""
     remat: bool = False
     """Recompute activations in the backward pass."""
     rounds: int = 7
-    """Timed repetitions (infer, train)."""
+    """Timed repetitions (infer, train, dense)."""
     steps: int = 100
     """Training steps (learn)."""
     dataset: str = "digits"
@@ -265,11 +270,68 @@ def measure_learning(arch: str, options: Options) -> Row:
     }
 
 
+def measure_dense(arch: str, options: Options) -> Row:
+    from summarize import summarize, totals
+
+    model = create_model(arch, dtype=jnp.dtype(options.dtype))
+    if not hasattr(model, "dense"):
+        return {"note": "no map"}
+    *size, channels = model.input_shape
+    side = options.image_size or 2 * max(size)
+    input_shape = (side, side, channels)
+    variables = init_variables(model, model.input_shape, recipe_for(arch, "small images"), 0)
+    # A prediction is the mean of the cells that the network has at its own size, often one.
+    window, grid = map_shape(model, model.input_shape), map_shape(model, input_shape)
+    down, right = map(round, cell_stride(model, model.input_shape))
+    rows, columns = (cells - span + 1 for cells, span in zip(grid, window, strict=True))
+    corners = [(row * down, column * right) for row, column in np.ndindex(rows, columns)]
+    # The last crops may hang over the edge, where a padded network reads zeros.
+    hang = [(0, max(0, corners[-1][axis] + size[axis] - side)) for axis in (0, 1)]
+    picture = np.random.default_rng(0).normal(size=input_shape).astype(np.float32)
+    padded = np.pad(picture, [*hang, (0, 0)])
+    dense = convolutionize(model)
+
+    @jax.jit
+    def from_map(variables: Any, images: jax.Array) -> jax.Array:
+        logits: Any = dense.apply(variables, images)
+        return avg_pool(window, 1)(logits)
+
+    from_crop = jax.jit(model.apply)
+
+    def one_map() -> None:
+        jax.block_until_ready(from_map(variables, picture[None]))
+
+    def crops() -> None:
+        for first in range(0, len(corners), options.batch_size):
+            batch = [
+                padded[top : top + size[0], left : left + size[1]]
+                for top, left in corners[first : first + options.batch_size]
+            ]
+            batch += batch[-1:] * (options.batch_size - len(batch))  # one compiled program
+            jax.block_until_ready(from_crop(variables, np.stack(batch)))
+
+    seconds = alternate({"map": one_map, "crops": crops}, options.rounds)
+    median = {name: statistics.median(values) for name, values in seconds.items()}
+    of_map = totals(summarize(dense, input_shape))["multiply_adds"]
+    of_crops = len(corners) * totals(summarize(model, model.input_shape))["multiply_adds"]
+    return {
+        "image_size": side,
+        "predictions": len(corners),
+        "map_seconds": median["map"],
+        "crops_seconds": median["crops"],
+        "seconds_ratio": median["crops"] / median["map"],
+        "map_multiply_adds": of_map,
+        "crops_multiply_adds": of_crops,
+        "multiply_adds_ratio": of_crops / of_map,
+    }
+
+
 MODES: dict[str, Callable[[str, Options], Row]] = {
     "infer": measure_speed,
     "train": measure_speed,
     "compile": measure_compilation,
     "learn": measure_learning,
+    "dense": measure_dense,
 }
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from flaxnets.errors import InputError
 from flaxnets.layers import Sequential
@@ -86,8 +87,8 @@ def _output_shape(layer: Layer, shape: tuple[int, ...]) -> tuple[int, ...]:
 class FullyConvolutional(nn.Module):
     """`layers[:head]` on the picture, then the others on every window of the map.
 
-    `(N, H, W, C)` to `(N, H', W', ...)`, a cell for each window (height, width). A layer's variables
-    have its index for a name, or with `flax_names` that of flax's Sequential, "layers_0".
+    `(N, H, W, C)` to `(N, H', W', ...)`, a cell for each window (height, width). Layers are named
+    by their index, as in our Sequential, or with `flax_names` "layers_0", as in flax's.
     """
 
     layers: Sequence[Layer]
@@ -139,55 +140,67 @@ def map_shape(model: nn.Module, input_shape: tuple[int, int, int]) -> tuple[int,
     return output.shape[1:3]
 
 
-def probability_maps(
-    model: nn.Module,
-    variables: Any,
-    images: Array,
-    sizes: Sequence[tuple[int, int]] = SIX_SCALES,
-) -> list[tuple[Array, Array]]:
-    """Maps of class probabilities at several scales, of the pictures and of their mirror images.
+def probability_maps(model: nn.Module, variables: Any, images: Array) -> tuple[Array, Array]:
+    """Maps of class probabilities of pictures and of their mirror images.
 
     Args:
         model: a network with a map; `offset_pooling` gives a finer one where it is a field.
         images: (N, H, W, C), normalised as for `model.apply`.
-        sizes: (height, width) in pixels; the images are resized to each, whatever their
-            proportions (bilinear, antialiased). The paper does not say how it came to its sizes.
 
     Returns:
-        For each size two maps (N, H', W', classes), float32; that of the mirror images is mirrored
-        back, so that both have the picture's left at their left.
+        Two maps (N, H', W', classes), float32. The second is mirrored back: the picture's left is
+        at the left of both.
 
     Raises:
-        InputError: the network has no map, or a size is too small for it.
+        InputError: the network has no map, or the pictures are too small for it.
     """
     dense = convolutionize(model)
-
-    @jax.jit
-    def maps(variables: Any, images: Array) -> tuple[Array, Array]:
-        logits: Any = [dense.apply(variables, x) for x in (images, images[:, :, ::-1])]
-        straight, mirrored = (jax.nn.softmax(each.astype(jnp.float32)) for each in logits)
-        return straight, mirrored[:, :, ::-1]
-
-    n, _, _, channels = images.shape
-    return [
-        maps(variables, jax.image.resize(images, (n, *size, channels), "bilinear"))
-        for size in sizes
-    ]
+    logits: Any = [dense.apply(variables, x) for x in (images, images[:, :, ::-1])]
+    straight, mirrored = (jax.nn.softmax(x.astype(jnp.float32)) for x in logits)
+    return straight, mirrored[:, :, ::-1]
 
 
-def multi_scale(
-    model: nn.Module,
-    variables: Any,
-    images: Array,
-    sizes: Sequence[tuple[int, int]] = SIX_SCALES,
-) -> Array:
+def multi_scale(model: nn.Module, variables: Any, scales: Sequence[Array]) -> Array:
     """Class scores (N, classes) from all positions at several scales (OverFeat, section 3.3).
 
-    The maximum over positions of each class, at each scale and for the picture and its mirror
-    image, then the mean of these vectors. They are probabilities here, which the paper leaves open;
-    maxima of different positions do not add up to one.
+    The maximum over positions of each class, at each scale and for the pictures and their mirror
+    images, then the mean of these vectors. They are probabilities here, which the paper leaves
+    open; maxima of different positions add up to more than one.
 
-    Arguments and errors are those of `probability_maps`.
+    Args:
+        scales: the same pictures at each scale, (N, H, W, C) each; the paper's are `SIX_SCALES`.
+
+    Raises:
+        InputError: as `probability_maps`.
     """
-    maps = probability_maps(model, variables, images, sizes)
-    return jnp.mean(jnp.stack([each.max((1, 2)) for pair in maps for each in pair]), 0)
+    maps = [each for images in scales for each in probability_maps(model, variables, images)]
+    return jnp.mean(jnp.stack([each.max((1, 2)) for each in maps]), 0)
+
+
+def average_maps(maps: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]]) -> np.ndarray:
+    """The mean of maps of one picture at several scales, on the cells of the last one.
+
+    Args:
+        maps: (H', W', classes) each, of any numbers of cells.
+        sizes: (height, width) of the picture at the scale of each map, in pixels.
+
+    Cells lie around the centre of the picture, as many pixels apart at one scale as at another.
+
+    Returns:
+        (H', W', classes) of the last map; the others are interpolated linearly between their cells,
+        and go on unchanged beyond the outermost.
+    """
+    total = np.zeros_like(maps[-1])
+    for values, size in zip(maps, sizes, strict=True):
+        rows, columns = (
+            _interpolation(values.shape[axis], maps[-1].shape[axis], size[axis] / sizes[-1][axis])
+            for axis in (0, 1)
+        )
+        total += np.einsum("ih,hwc,jw->ijc", rows, values, columns, optimize=True)
+    return total / len(maps)
+
+
+def _interpolation(count: int, finer: int, scale: float) -> np.ndarray:
+    """(finer, count): weights of `count` cells at the places of `finer` ones, both centred."""
+    places = (count - 1) / 2 + (np.arange(finer) - (finer - 1) / 2) * scale
+    return np.stack([np.interp(places, np.arange(count), row) for row in np.eye(count)], 1)

@@ -1,0 +1,193 @@
+"""Draws where in a picture a network sees a class.
+
+    python experiments/dense.py photo.jpg --arch vgg16 --weights IMAGENET1K_V1 --class tabby \\
+        --out map.png
+    python experiments/dense.py photo.jpg --workdir runs/vgg16-pets --class Maine --scales 6
+
+The network is applied to the whole picture as one filter. The figure has the picture, the
+probability of the class in every cell of the map over it, and the best class of every cell.
+"""
+
+import collections
+import dataclasses
+import pathlib
+from typing import Annotated, Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from PIL import Image
+
+from flaxnets.errors import InputError, one_of
+from flaxnets.inference.dense import (
+    SIX_SCALES,
+    average_maps,
+    cell_stride,
+    convolutionize,
+    probability_maps,
+)
+from flaxnets.inference.network import Network, from_weights, from_workdir
+from flaxnets.inference.pictures import as_array, read_picture, scale_short_side
+from flaxnets.terminal import compilation_cache, one_sentence_errors, quiet
+from flaxnets.training.step import normalize
+
+LARGEST = 2**22  # pixels that a network reads at once
+# Of matplotlib's cycle; C7 is its grey, for the classes behind the most frequent ones.
+COLORS, GREY = ("C0", "C1", "C2", "C3", "C4", "C5", "C6", "C8", "C9"), "C7"
+Box = tuple[float, float, float, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    picture: Annotated[pathlib.Path, tyro.conf.Positional]
+    """File in any format that Pillow reads; turned as its EXIF orientation says."""
+    class_: Annotated[str, tyro.conf.arg(name="class")]
+    """Name of the class to draw."""
+    arch: str | None = None
+    """Name of a network: flaxnets.list_models()."""
+    weights: str | None = None
+    """Published weights such as IMAGENET1K_V1; beside --checkpoint, their preprocessing alone."""
+    checkpoint: pathlib.Path | None = None
+    """A file of weights instead, .safetensors or .pth."""
+    class_names: pathlib.Path | None = None
+    """Text file with a line for each class; ImageNet's unless given."""
+    workdir: pathlib.Path | None = None
+    """A run of train.py instead of a name and weights."""
+    image_size: int | None = None
+    """Short side of the scaled picture, in pixels; twice what the network reads unless given."""
+    scales: Literal[1, 6] = 1
+    """6: OverFeat's scales, in proportion to what the network reads, and their mirror images."""
+    out: pathlib.Path = pathlib.Path("map.png")
+    """File to draw to; .png, .pdf, .svg."""
+
+
+def main(options: Options) -> None:
+    if options.image_size is not None and options.scales == 6:
+        raise InputError("--scales 6 has sizes of its own; leave out --image-size")
+    known = Figure().canvas.get_supported_filetypes()
+    one_of(known, options.out.suffix.removeprefix("."), "format of a figure")
+    network = _open(options)
+    one_of(network.class_names, options.class_, "class")
+    offsets: Any = {"offset_pooling": True} if hasattr(network.model, "offset_pooling") else {}
+    model = convolutionize(network.model).clone(**offsets)
+    picture = read_picture(options.picture, len(network.preset.mean))
+    pictures = [_scaled(picture, size) for size in _short_sides(options, network)]
+
+    @jax.jit
+    def maps(image: jax.Array) -> jax.Array:
+        x = normalize(image[None], *network.preset.statistics)
+        straight, mirrored = probability_maps(model, network.variables, x)
+        return (straight[0] + mirrored[0]) / 2 if options.scales == 6 else straight[0]
+
+    shown = as_array(pictures[-1])
+    sizes = [(each.height, each.width) for each in pictures]
+    grids = [np.asarray(maps(jnp.asarray(as_array(each)))) for each in pictures]
+    probabilities = average_maps(grids, sizes)
+    down, right = cell_stride(model, shown.shape)
+
+    rows, columns, _ = probabilities.shape
+    heat = probabilities[..., network.class_names.index(options.class_)]
+    row, column = np.unravel_index(heat.argmax(), heat.shape)
+    best = probabilities.argmax(2)
+    counts = collections.Counter(best.ravel().tolist()).most_common()
+    size = f"{shown.shape[1]}x{shown.shape[0]}"
+    print(f"{rows}x{columns} cells, {down:g} pixels apart, of {size} pixels")
+    place = f"row {row + 1}, column {column + 1}"
+    print(f"{options.class_}: {heat[row, column]:.2%} at most, in {place}")
+    print("cells by their best class:")
+    for index, count in counts[: len(COLORS)]:
+        print(f"{count:5} {network.class_names[index]}")
+    named = [(index, f"{network.class_names[index]} ({count})") for index, count in counts]
+    # Cells lie around the centre of the picture.
+    height, width = rows * down / 2, columns * right / 2
+    middle, centre = shown.shape[0] / 2, shown.shape[1] / 2
+    box = (centre - width, centre + width, middle + height, middle - height)
+    figure = draw(shown, options.class_, heat, best, named, box)
+    try:
+        figure.savefig(options.out, dpi=120, bbox_inches="tight")
+    except OSError as error:
+        raise InputError(f"cannot write {options.out} ({error.strerror})") from error
+
+
+def _open(options: Options) -> Network:
+    if options.workdir is not None:
+        if options.arch or options.weights or options.checkpoint:
+            raise InputError("--workdir names a network with its weights; give nothing beside it")
+        return from_workdir(options.workdir)
+    if options.arch is None:
+        raise InputError("no network given; expected --arch NAME or --workdir DIR")
+    return from_weights(options.arch, options.weights, options.checkpoint, options.class_names)
+
+
+def _short_sides(options: Options, network: Network) -> list[int]:
+    if options.scales == 6:
+        return [round(min(size) * network.preset.crop / 221) for size in SIX_SCALES]
+    return [options.image_size or 2 * network.preset.crop]
+
+
+def _scaled(picture: Image.Image, short_side: int) -> Image.Image:
+    if short_side < 1:
+        raise InputError(f"--image-size is {short_side}; expected at least 1")
+    pixels = short_side**2 * max(picture.size) // min(picture.size)
+    if pixels > LARGEST:
+        raise InputError(
+            f"the picture scaled to {short_side} pixels on its short side has {pixels:,}; expected "
+            f"at most {LARGEST:,}: cut it, or give a smaller --image-size"
+        )
+    return scale_short_side(picture, short_side)
+
+
+def draw(
+    picture: np.ndarray,
+    name: str,
+    heat: np.ndarray,
+    best: np.ndarray,
+    classes: list[tuple[int, str]],
+    box: Box,
+) -> Figure:
+    """Three panels.
+
+    Args:
+        picture: uint8 (H, W, 1 or 3).
+        name: of the class whose probabilities are `heat`, (H', W').
+        best: class of each cell, (H', W').
+        classes: each class in `best` with its label, the most frequent first.
+        box: left, right, bottom and top of the map, in pixels of the picture.
+    """
+    height, width = picture.shape[:2]
+    panel = 5 * min(max(width / height, 0.5), 2)
+    figure = Figure((3 * panel + 3, 5.5), layout="constrained")
+    axes: Any = figure.subplots(1, 3)
+    for axis in axes:
+        pixels = picture[..., 0] if picture.shape[2] == 1 else picture
+        axis.imshow(pixels, cmap="gray", vmin=0, vmax=255, extent=(0, width, height, 0))
+        axis.set_axis_off()
+    axes[0].set_title("picture")
+
+    values = axes[1].imshow(heat, "inferno", vmin=0, extent=box, alpha=0.6)
+    axes[1].set_title(f"probability of {name}")
+    figure.colorbar(values, ax=axes[1], fraction=0.046)
+
+    colors = {index: color for (index, _), color in zip(classes, COLORS, strict=False)}
+    rgb = {index: to_rgb(colors.get(index, GREY)) for index, _ in classes}
+    tiles = np.array([[rgb[index] for index in row] for row in best.tolist()])
+    axes[2].imshow(tiles, extent=box, alpha=0.6, interpolation="nearest")
+    axes[2].set_title("best class of each cell")
+    handles = [Patch(color=colors[i], label=label) for i, label in classes if i in colors]
+    if len(classes) > len(handles):
+        handles.append(Patch(color=GREY, label=f"{len(classes) - len(handles)} other classes"))
+    axes[2].legend(handles=handles, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    for axis in axes:
+        axis.set(xlim=(0, width), ylim=(height, 0))
+    return figure
+
+
+if __name__ == "__main__":
+    quiet()
+    with one_sentence_errors():
+        compilation_cache()
+        main(tyro.cli(Options, description=__doc__))

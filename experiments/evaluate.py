@@ -1,16 +1,19 @@
 """Evaluates trained networks, one by one and together.
 
     python experiments/evaluate.py runs/mcdnn_mnist-digits runs/second-column runs/third-column
+    python experiments/evaluate.py --arch resnet50 --weights IMAGENET1K_V1 --dataset imagenet2012
 
-Prints top-1 and top-5 accuracy over the whole test split for each run of `train.py` and, for
-several, of the mean of their class probabilities.
+Prints top-1 and top-5 accuracy over the whole test split for each network and, for several, of the
+mean of their class probabilities.
 """
 
 import dataclasses
+import io
 import json
 import pathlib
 import sys
-from typing import Annotated
+from collections.abc import Iterator
+from typing import Annotated, Any
 
 import numpy as np
 import tyro
@@ -18,70 +21,191 @@ from rich.progress import track
 
 from flaxnets import data
 from flaxnets.errors import InputError
+from flaxnets.inference.network import Network, from_weights, from_workdir
+from flaxnets.inference.pictures import Preset, read_picture
 from flaxnets.inference.predict import accuracy, predict
-from flaxnets.inference.run import load_run
+from flaxnets.inference.views import (
+    VIEWS_PER_SIZE,
+    Views,
+    check_views,
+    for_views,
+    view_batches,
+    views_of,
+)
+from flaxnets.recipes import Preprocessing
 from flaxnets.terminal import compilation_cache, one_sentence_errors, quiet
 from flaxnets.training.parallel import DataParallel
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    workdirs: Annotated[tuple[pathlib.Path, ...], tyro.conf.Positional]
+    workdirs: Annotated[tuple[pathlib.Path, ...], tyro.conf.Positional] = ()
     """Directories of runs of train.py, whose networks tell the same classes apart."""
+    arch: tuple[str, ...] = ()
+    """Names of networks whose weights are given by the two options that follow: one name for all
+    of them, or one for each."""
+    weights: tuple[str, ...] = ()
+    """Published weights such as IMAGENET1K_V1; beside --checkpoint, their preprocessing alone."""
+    checkpoint: tuple[pathlib.Path, ...] = ()
+    """Files of weights, .safetensors or .pth, whose classes are in the order of the data set's."""
     dataset: str | None = None
-    """A name as in train.py; the one that the first network was trained on unless given."""
+    """A name as in train.py; the one that the first run was trained on unless given."""
     data_dir: str | None = None
     """Where TensorFlow Datasets were prepared; TFDS_DATA_DIR otherwise."""
+    views: Views = "center"
+    """Of photographs, whose class probabilities are averaged: the centre; the corners and the
+    centre, mirrored as well; ten random crops; OverFeat's six scales."""
+    seed: int = 0
+    """Of random views."""
     batch_size: int = 64
-    """Images per step, over all devices."""
-    out: pathlib.Path | None = None
-    """JSON file to write the results to."""
-    predictions: pathlib.Path | None = None
-    """NumPy file (.npz) to write to: `probabilities` (runs, N, classes) and `labels` (N,)."""
+    """Images, or views of images, per step, over all devices."""
+    json: bool = False
+    """Print JSON."""
+    output: pathlib.Path | None = None
+    """NumPy file (.npz) to write to: `probabilities` (networks, N, classes) and `labels` (N,)."""
+    confusion: pathlib.Path | None = None
+    """Picture to draw the confusion matrix to: of the mean, if there are several networks."""
 
 
 def main(options: Options) -> None:
-    if not options.workdirs:
-        raise InputError("no run given; expected directories that train.py wrote")
-    runs = [load_run(path) for path in options.workdirs]
-    dataset = options.dataset or runs[0].dataset
+    networks = [from_workdir(path) for path in options.workdirs] + list(_from_weights(options))
+    if not networks:
+        raise InputError("no network given; expected directories that train.py wrote, or --arch")
+    dataset = options.dataset or networks[0].dataset
+    if dataset is None:
+        raise InputError("no data set given; expected --dataset NAME")
     source = data.open_source(dataset, options.data_dir)
     if not source.class_names:
         raise InputError(f"{dataset} has numbers to predict, not classes; expected classes")
-    for run in runs:
-        if run.class_names != source.class_names:
-            raise InputError(
-                f"{run.path} was trained on the classes of {run.dataset!r}, not {dataset!r}"
-            )
+    for network in networks:
+        _check_fits(network, source, options.views)
     parallel = DataParallel()
     members, labels = [], np.empty(0)
-    for run in runs:
-        batches = data.eval_batches(
-            source, parallel.round_up(options.batch_size), run.preprocessing
+    for network in networks:
+        batch_size = parallel.round_up(-(-options.batch_size // VIEWS_PER_SIZE[options.views]))
+        batches = _batches(source, batch_size, network.preset, options)
+        count = -(-source.sizes["test"] // batch_size)
+        watched = track(batches, network.name, count, disable=not sys.stdout.isatty())
+        model = for_views(network.model, options.views)
+        probabilities, labels = predict(
+            model, network.variables, watched, network.preset.statistics, parallel
         )
-        count = -(-source.sizes["test"] // parallel.round_up(options.batch_size))
-        watched = track(batches, run.arch, count, disable=not sys.stdout.isatty())
-        probabilities, labels = predict(run.model, run.variables, watched, run.statistics, parallel)
         members.append(probabilities)
 
     rows = [
-        {"run": str(run.path), "arch": run.arch, **accuracy(probabilities, labels)}
-        for run, probabilities in zip(runs, members, strict=True)
+        {"network": network.name, "arch": network.arch, **accuracy(probabilities, labels)}
+        for network, probabilities in zip(networks, members, strict=True)
     ]
-    if len(runs) > 1:
-        name = f"mean of {len(runs)}"
-        rows.append({"run": name, "arch": name, **accuracy(np.mean(members, 0), labels)})
-    print(f"{len(labels)} test examples of {dataset}")
-    for row in rows:
-        print(
-            f"top-1 {row['top1']:7.2%}  top-5 {row['top5']:7.2%}  loss {row['loss']:.4f}  "
-            f"{row['run']}"
+    if len(networks) > 1:
+        name = f"mean of {len(networks)}"
+        rows.append({"network": name, "arch": name, **accuracy(np.mean(members, 0), labels)})
+    result = {
+        "dataset": dataset, "examples": len(labels), "views": options.views, "results": rows,
+    }  # fmt: skip
+    if options.json:
+        print(json.dumps(result, indent=2))
+    else:
+        print(f"{len(labels)} test examples of {dataset}")
+        for row in rows:
+            print(
+                f"top-1 {row['top1']:7.2%}  top-5 {row['top5']:7.2%}  loss {row['loss']:.4f}  "
+                f"{row['network']}"
+            )
+    if options.output is not None:
+        np.savez(options.output, probabilities=np.stack(members), labels=labels)
+    if options.confusion is not None:
+        guesses = np.mean(members, 0).argmax(1)
+        title = f"{rows[-1]['network']} on {dataset}: {rows[-1]['top1']:.2%}"
+        draw_confusion(options.confusion, guesses, labels, source.class_names, title)
+
+
+def _from_weights(options: Options) -> Iterator[Network]:
+    count = max(len(options.arch), len(options.weights), len(options.checkpoint))
+    columns: list[Any] = []
+    for name in ("arch", "weights", "checkpoint"):
+        given = getattr(options, name) or (None,)
+        if len(given) not in (1, count):
+            raise InputError(f"--{name} has {len(given)} values for {count} networks; expected one "
+                             f"for all or one for each")  # fmt: skip
+        columns.append(given * count if len(given) == 1 else given)
+    for arch, weights, checkpoint in zip(*columns, strict=True):
+        if arch is None:
+            raise InputError("weights of no network; expected --arch NAME")
+        yield from_weights(arch, weights, checkpoint)
+
+
+def _check_fits(network: Network, source: data.Source, views: Views) -> None:
+    if network.dataset is not None and network.class_names != source.class_names:
+        raise InputError(
+            f"{network.name} was trained on the classes of {network.dataset!r}, not {source.name!r}"
         )
-    if options.out is not None:
-        result = {"dataset": dataset, "examples": len(labels), "results": rows}
-        options.out.write_text(json.dumps(result, indent=2) + "\n")
-    if options.predictions is not None:
-        np.savez(options.predictions, probabilities=np.stack(members), labels=labels)
+    if len(network.class_names) != len(source.class_names):
+        raise InputError(
+            f"{network.name} tells {len(network.class_names)} classes apart, {source.name!r} has "
+            f"{len(source.class_names)}"
+        )
+    if len(network.preset.mean) != source.channels:
+        raise InputError(
+            f"{network.name} reads images of {len(network.preset.mean)} channels; those of "
+            f"{source.name!r} have {source.channels}"
+        )
+    if views != "center" and source.image_size is not None:
+        raise InputError(
+            f"networks read the images of {source.name!r} whole, of which there are no {views} "
+            f"views; expected --views center"
+        )
+    check_views(views, network.preset)
+
+
+def _batches(
+    source: data.Source, batch_size: int, preset: Preset, options: Options
+) -> Iterator[dict[str, np.ndarray]]:
+    """The centre as in training, so that the figures are train.py's; else views from Pillow."""
+    if options.views == "center":
+        how = Preprocessing(image_size=preset.crop, resize=preset.resize or preset.crop)
+        return data.eval_batches(source, batch_size, how)
+
+    def prepare(index: int, image: bytes) -> dict[str, np.ndarray]:
+        # Not turned by EXIF: neither is it in training, nor in the usual evaluation on ImageNet.
+        picture = read_picture(
+            io.BytesIO(image), source.channels, rotate=False, name=f"test example {index}"
+        )
+        return views_of(picture, preset, options.views, (options.seed, index))
+
+    examples: Any = source.stream("test", (0, 1), None).as_numpy_iterator()
+    return view_batches(examples, batch_size, prepare)
+
+
+def draw_confusion(
+    path: pathlib.Path,
+    guesses: np.ndarray,
+    labels: np.ndarray,
+    class_names: tuple[str, ...],
+    title: str,
+) -> None:
+    """For each true class, a row, the share of its examples that were taken for each class."""
+    import matplotlib.figure  # half a second that others need not wait for
+
+    count = len(class_names)
+    matrix = np.zeros((count, count))
+    np.add.at(matrix, (labels, guesses), 1)
+    shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    side = max(4.0, min(12.0, 0.3 * count))
+    figure = matplotlib.figure.Figure(figsize=(side + 1, side), layout="constrained")
+    axes = figure.subplots()
+    drawn = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+    figure.colorbar(drawn, label="share of the true class")
+    if count <= 40:
+        axes.set_xticks(range(count), class_names, rotation=90)
+        axes.set_yticks(range(count), class_names)
+    if count <= 12:
+        for row, column in np.argwhere(matrix):
+            colour = "white" if shares[row, column] > 0.5 else "black"
+            axes.text(column, row, f"{matrix[row, column]:.0f}", ha="center", va="center", c=colour)
+    axes.set_xlabel("network's class")
+    axes.set_ylabel("true class")
+    axes.set_title(title)
+    figure.savefig(path, dpi=120)
 
 
 if __name__ == "__main__":

@@ -2,19 +2,25 @@
 
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 
 import jax
 import numpy as np
 import pytest
+from PIL import Image
+from safetensors.numpy import save_file
+from sklearn.datasets import load_sample_images
 
-from flaxnets import InputError, create_model, data
+from experiments import classify, evaluate
+from flaxnets import InputError, create_model, data, to_torch
 from flaxnets.inference.predict import accuracy, predict
 from flaxnets.inference.run import load_run
 from flaxnets.recipes import recipe_for
 from flaxnets.training.parallel import DataParallel
 from flaxnets.training.state import init_variables
+from tools.torchvision_import import torchvision
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -47,7 +53,7 @@ def test_every_example_is_predicted_once_in_order_on_any_number_of_devices(mappi
     assert found["loss"] == pytest.approx(expected, rel=1e-5)
 
 
-def test_columns_are_averaged(tmp_path):
+def test_columns_are_averaged(tmp_path, capsys):
     """Three columns of MCDNN: the mean of their probabilities, and each alone."""
     runs = [tmp_path / f"column{seed}" for seed in range(3)]
     for seed, run in enumerate(runs):
@@ -56,13 +62,13 @@ def test_columns_are_averaged(tmp_path):
             "--seed", seed, "--workdir", run,
         )  # fmt: skip
         assert trained.returncode == 0, trained.stderr
-    files = ["--out", tmp_path / "result.json", "--predictions", tmp_path / "result.npz"]
-    evaluated = script("experiments/evaluate.py", *runs, *files)
-    assert evaluated.returncode == 0, evaluated.stderr
-    lines = evaluated.stdout.splitlines()
-    assert lines[0] == "355 test examples of digits"
-    assert lines[-1].endswith("mean of 3")
-    results = json.loads((tmp_path / "result.json").read_text())["results"]
+    files = ["--output", tmp_path / "result.npz", "--confusion", tmp_path / "confusion.png"]
+    evaluated = script("experiments/evaluate.py", *runs, *files, "--json")
+    assert (evaluated.returncode, evaluated.stderr) == (0, "")
+    result = json.loads(evaluated.stdout)
+    assert (result["examples"], result["dataset"]) == (355, "digits")
+    results = result["results"]
+    assert results[3]["network"] == "mean of 3"
     for run, result in zip(runs, results, strict=False):
         summary = json.loads((run / "summary.json").read_text())
         assert result["top1"] == pytest.approx(summary["top1"], abs=1e-6)
@@ -72,6 +78,19 @@ def test_columns_are_averaged(tmp_path):
     best = stored["probabilities"].mean(0).argmax(1)
     assert results[3]["top1"] == pytest.approx(np.mean(best == stored["labels"]))
     assert load_run(runs[0]).class_names == tuple("0123456789")
+    with Image.open(tmp_path / "confusion.png") as image:
+        assert image.size == (600, 480)
+
+    # The network of a run names scans in files as it was evaluated.
+    scans = data.open_source("digits").images["test"][..., 0]
+    paths = [tmp_path / f"{index}.png" for index in range(0, 355, 50)]
+    for path in paths:
+        Image.fromarray(scans[int(path.stem)]).convert("RGB").save(path)
+    classify.main(classify.Options(tuple(paths), workdir=runs[0], top=10, json=True))
+    for found in json.loads(capsys.readouterr().out):
+        named = {int(row["class"]): row["probability"] for row in found["classes"]}
+        predicted = stored["probabilities"][0, int(pathlib.Path(found["picture"]).stem)]
+        np.testing.assert_allclose([named[i] for i in range(10)], predicted, atol=0.02)
 
 
 def test_runs_that_cannot_be_evaluated(tmp_path):
@@ -79,4 +98,150 @@ def test_runs_that_cannot_be_evaluated(tmp_path):
         load_run(tmp_path)
     refused = script("experiments/evaluate.py")
     assert refused.returncode == 2
-    assert refused.stderr == "error: no run given; expected directories that train.py wrote\n"
+    assert refused.stderr == (
+        "error: no network given; expected directories that train.py wrote, or --arch\n"
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder data set of crops of two photographs, 21 pictures to test on."""
+    root = tmp_path_factory.mktemp("pictures")
+    random = np.random.default_rng(0)
+    for split, count in (("train", 1), ("val", 10)):
+        for label, photo in enumerate(load_sample_images().images):
+            (root / split / f"class{label}").mkdir(parents=True)
+            for index in range(count + label):
+                top, left = random.integers(200), random.integers(300)
+                height, width = random.integers(40, 200, 2)
+                crop = Image.fromarray(photo[top : top + height, left : left + width])
+                exif = Image.Exif()
+                exif[0x0112] = 6  # to be ignored, as in training
+                crop.save(root / split / f"class{label}" / f"{index:02}.jpg", exif=exif)
+    return root
+
+
+@pytest.fixture(scope="module")
+def two_files(tmp_path_factory):
+    """Two networks for 32 of 36 pixels and two classes: their variables and files."""
+    model = create_model("nin_cifar", num_classes=2)
+    paths, members = [], []
+    for seed in range(2):
+        paths.append(tmp_path_factory.mktemp("weights") / f"{seed}.safetensors")
+        variables = jax.jit(model.init)(jax.random.key(seed), np.zeros((1, 32, 32, 3)))
+        variables = jax.tree.map(lambda x: 2 * x, variables)  # for logits that differ more
+        save_file(to_torch(variables), paths[-1])
+        members.append(variables)
+    return model, members, tuple(paths)
+
+
+def expected_probabilities(model, variables, folder, views):
+    """By torchvision's transforms, one picture after the other."""
+    transforms = torchvision.transforms
+    scale, tensor = transforms.Resize(36), transforms.ToTensor()
+    normal = transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    found = []
+    for path in sorted((folder / "val").rglob("*.jpg")):
+        crops = {
+            "center": lambda x: [transforms.CenterCrop(32)(x)],
+            "ten-crop": transforms.TenCrop(32),
+        }[views](scale(Image.open(path).convert("RGB")))
+        images = np.stack([normal(tensor(crop)).permute(1, 2, 0).numpy() for crop in crops])
+        found.append(jax.nn.softmax(model.apply(variables, images)).mean(0))
+    return np.stack(found)
+
+
+@pytest.mark.parametrize(("views", "atol"), [("center", 0.01), ("ten-crop", 1e-5)])
+def test_views_over_a_split(views, atol, folder, two_files, tmp_path, capsys):
+    """On eight devices, with a last batch of one or five pictures; tf.data resizes the centre."""
+    model, members, paths = two_files
+    evaluate.main(evaluate.Options(
+        arch=("nin_cifar",), checkpoint=paths, dataset=f"folder:{folder}", views=views,
+        batch_size=80 if views == "ten-crop" else 16, output=tmp_path / "out.npz", json=True,
+    ))  # fmt: skip
+    result = json.loads(capsys.readouterr().out)
+    assert (result["examples"], result["views"]) == (21, views)
+    stored = np.load(tmp_path / "out.npz")
+    np.testing.assert_array_equal(stored["labels"], [0] * 10 + [1] * 11)
+    for variables, found in zip(members, stored["probabilities"], strict=True):
+        expected = expected_probabilities(model, variables, folder, views)
+        assert expected.std() > 10 * atol
+        np.testing.assert_allclose(found, expected, atol=atol)
+    means = [*stored["probabilities"], stored["probabilities"].mean(0)]
+    for row, probabilities in zip(result["results"], means, strict=True):
+        assert row["top1"] == np.mean(probabilities.argmax(1) == stored["labels"])
+        assert row["top5"] == 1
+
+
+def test_random_views_depend_on_the_seed_and_not_on_the_batch(folder, two_files, tmp_path, capsys):
+    def probabilities(seed, batch_size):  # and checks what is printed
+        evaluate.main(evaluate.Options(
+            arch=("nin_cifar",), checkpoint=two_files[2][:1], dataset=f"folder:{folder}",
+            views="random-10", seed=seed, batch_size=batch_size, output=tmp_path / "out.npz",
+        ))  # fmt: skip
+        stored = np.load(tmp_path / "out.npz")
+        right = np.mean(stored["probabilities"][0].argmax(1) == stored["labels"])
+        title, row = capsys.readouterr().out.splitlines()
+        assert title == f"21 test examples of folder:{folder}"
+        assert row.startswith(f"top-1 {right:7.2%}  top-5 100.00%  loss ")
+        assert row.endswith(f"  {two_files[2][0]}")
+        return stored["probabilities"]
+
+    first = probabilities(0, 80)
+    np.testing.assert_allclose(probabilities(0, 160), first, atol=1e-6)
+    assert np.abs(probabilities(1, 80) - first).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"arch": ("nin_cifar",)}, "no data set given; expected --dataset NAME"),
+        ({"dataset": "digits"}, "weights of no network; expected --arch NAME"),
+        (
+            {"arch": ("nin_cifar", "alexnet", "vgg11"), "dataset": "digits"},
+            "--checkpoint has 2 values for 3 networks; expected one for all or one for each",
+        ),
+        (
+            {"arch": ("nin_cifar",), "dataset": "digits"},
+            "{} tells 2 classes apart, 'digits' has 10",
+        ),
+        (
+            {"arch": ("nin_cifar",), "dataset": "folder", "views": "multi-scale"},
+            "multi-scale views have 245 to 569 pixels, for networks that read about 221; this one "
+            "reads 32",
+        ),
+    ],
+)
+def test_what_cannot_be_evaluated(options, sentence, folder, two_files):
+    _, _, paths = two_files
+    if options.get("dataset") == "folder":
+        options = options | {"dataset": f"folder:{folder}"}
+    with pytest.raises(InputError) as raised:
+        evaluate.main(evaluate.Options(checkpoint=paths, **options))
+    assert str(raised.value) == sentence.format(paths[0])
+
+
+def test_a_broken_picture_of_a_split_is_named(folder, two_files, tmp_path):
+    broken = tmp_path / "copy"
+    shutil.copytree(folder, broken)
+    path = broken / "val/class0/03.jpg"
+    path.write_bytes(path.read_bytes()[:300])
+    with pytest.raises(InputError, match="test example 3 is not a complete picture"):
+        evaluate.main(evaluate.Options(
+            arch=("nin_cifar",), checkpoint=two_files[2], dataset=f"folder:{broken}",
+            views="ten-crop",
+        ))  # fmt: skip
+
+
+def test_images_read_whole_have_no_views(tmp_path):
+    path = tmp_path / "ten.safetensors"
+    model = create_model("nin_cifar")
+    variables = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 32, 32, 1)))
+    save_file(to_torch(variables), path)
+    options = {"arch": ("nin_cifar",), "checkpoint": (path,), "dataset": "digits"}
+    with pytest.raises(InputError) as raised:
+        evaluate.main(evaluate.Options(**options, views="ten-crop"))
+    assert str(raised.value) == (
+        "networks read the images of 'digits' whole, of which there are no ten-crop views; "
+        "expected --views center"
+    )

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from flaxnets.inference.views import mean_probabilities, view_logits
 from flaxnets.training.parallel import DataParallel
 from flaxnets.training.step import AXIS, normalize, scores
 
@@ -22,11 +23,15 @@ def make_predict_step(
 ) -> Callable[[Any, dict[str, jax.Array]], dict[str, jax.Array]]:
     """`(variables, batch with "mask") -> {"probabilities": (N, classes), "label", "mask"}` of the
     whole batch, on every device.
+
+    The batch has images (N, H, W, C), or views (N, V, H, W, C) under one key or several that start
+    with "image"; probabilities are averaged over all of them (`views.mean_probabilities`).
     """
 
     def predict_step(variables: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        logits: Any = model.apply(variables, normalize(batch["image"], *statistics))
-        probabilities = jax.nn.softmax(logits.astype(jnp.float32))
+        images = [value for key, value in batch.items() if key.startswith("image")]
+        views = [normalize(x if x.ndim == 5 else x[:, None], *statistics) for x in images]
+        probabilities = mean_probabilities([view_logits(model, variables, x) for x in views])
         own = {"probabilities": probabilities, "label": batch["label"], "mask": batch["mask"]}
         return lax.all_gather(own, AXIS, tiled=True)
 
@@ -57,4 +62,4 @@ def predict(
 def accuracy(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Means over all examples: "top1", "top5" and "loss" (cross entropy)."""
     values = scores(jnp.log(probabilities), jnp.asarray(labels))
-    return {name: float(np.asarray(value).mean()) for name, value in values.items()}
+    return {name: float(np.asarray(value).mean(dtype=np.float64)) for name, value in values.items()}

@@ -1,0 +1,153 @@
+"""Says what is in pictures.
+
+    python experiments/classify.py dog.jpg cat.png --arch alexnet --weights IMAGENET1K_V1
+    python experiments/classify.py dog.jpg --arch vgg16 --checkpoint FILE.safetensors
+    python experiments/classify.py digit.png --workdir runs/lenet5-digits
+
+Prints for each picture the best classes, each with its score (the logit).
+"""
+
+import dataclasses
+import json
+import pathlib
+from typing import Annotated, Any, Literal
+
+import jax
+import numpy as np
+import tyro
+from PIL import Image
+
+from flaxnets.errors import InputError
+from flaxnets.inference.network import Network, from_weights, from_workdir
+from flaxnets.inference.pictures import as_array, own_statistics, read_picture
+from flaxnets.inference.views import (
+    Views,
+    check_views,
+    for_views,
+    mean_probabilities,
+    view_logits,
+    views_of,
+)
+from flaxnets.terminal import compilation_cache, one_sentence_errors, quiet
+from flaxnets.training.step import normalize
+
+LARGEST_WHOLE = 2**22  # pixels that a network reads at once
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    pictures: Annotated[tuple[pathlib.Path, ...], tyro.conf.Positional]
+    """Files in any format that Pillow reads; turned as their EXIF orientation says."""
+    arch: str | None = None
+    """Name of a network: flaxnets.list_models()."""
+    weights: str | None = None
+    """Published weights such as IMAGENET1K_V1; beside --checkpoint, their preprocessing alone."""
+    checkpoint: pathlib.Path | None = None
+    """A file of weights instead, .safetensors or .pth."""
+    class_names: pathlib.Path | None = None
+    """Text file with a line for each class; ImageNet's unless given."""
+    workdir: pathlib.Path | None = None
+    """A run of train.py instead of a name and weights."""
+    top: int = 5
+    """Classes to print."""
+    probabilities: bool = False
+    """Per cent instead of scores (always, where several views are averaged)."""
+    views: Views | Literal["whole"] = "center"
+    """What of a picture the network sees: the centre; the corners and the centre, mirrored as well;
+    ten random crops; OverFeat's six scales; or all of it, not scaled."""
+    normalize: Literal["training", "image"] = "training"
+    """With the mean and deviation of the training data, or 0.5 + 0.5 * (x - mean) / std with
+    those of all values of the picture itself."""
+    seed: int = 0
+    """Of random views."""
+    json: bool = False
+    """Print one JSON list."""
+
+
+def main(options: Options) -> None:
+    if not options.pictures:
+        raise InputError("no picture given; expected files")
+    if options.top < 1:
+        raise InputError(f"--top {options.top}; expected at least 1")
+    network = _open(options)
+    if options.views != "whole":
+        check_views(options.views, network.preset)
+    elif not hasattr(network.model, "dense"):
+        raise InputError(f"{network.arch} reads pictures of one size; expected --views center")
+    multi_scale = options.views == "multi-scale"
+    model = for_views(network.model, "multi-scale") if multi_scale else network.model
+
+    @jax.jit
+    def classify(variables: Any, images: dict[str, jax.Array], statistics: Any):
+        """Logits (V, classes), or maps of them, of each size of view, and the probabilities."""
+        logits = [
+            view_logits(model, variables, normalize(x, *statistics)[None]) for x in images.values()
+        ]
+        return logits, mean_probabilities(logits)[0]
+
+    results = []
+    for path in options.pictures:
+        picture = read_picture(path, len(network.preset.mean))
+        own = options.normalize == "image"
+        statistics = own_statistics(picture) if own else network.preset.statistics
+        try:
+            images = _views(picture, options, network)
+            logits, probabilities = classify(network.variables, images, statistics)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
+        one_view = len(logits) == 1 and logits[0].shape[1] == 1
+        scores = logits[0][0, 0] if one_view else None
+        best = np.argsort(-np.asarray(probabilities if scores is None else scores), stable=True)
+        classes = [
+            {
+                "index": int(index),
+                "class": network.class_names[index],
+                "score": None if scores is None else float(scores[index]),
+                "probability": float(probabilities[index]),
+            }
+            for index in best[: options.top]
+        ]
+        results.append({"picture": str(path), "classes": classes})
+        if not options.json:
+            _print(results[-1], options.probabilities, titled=len(options.pictures) > 1)
+    if options.json:
+        print(json.dumps(results, indent=2))
+
+
+def _open(options: Options) -> Network:
+    if options.workdir is not None:
+        if options.arch or options.weights or options.checkpoint:
+            raise InputError("--workdir names a network with its weights; give nothing beside it")
+        return from_workdir(options.workdir)
+    if options.arch is None:
+        raise InputError("no network given; expected --arch NAME or --workdir DIR")
+    return from_weights(
+        options.arch, options.weights, options.checkpoint, options.class_names
+    )  # fmt: skip
+
+
+def _views(picture: Image.Image, options: Options, network: Network) -> dict[str, np.ndarray]:
+    if options.views != "whole":
+        return views_of(picture, network.preset, options.views, (options.seed,))
+    if picture.width * picture.height > LARGEST_WHOLE:
+        raise InputError(
+            f"{picture.width}x{picture.height} pixels are too many to be read at once; expected at "
+            f"most {LARGEST_WHOLE:,}, or other --views"
+        )
+    return {"image": as_array(picture)[None]}
+
+
+def _print(result: dict[str, Any], probabilities: bool, titled: bool) -> None:
+    if titled:
+        print(result["picture"])
+    for row in result["classes"]:
+        percent = probabilities or row["score"] is None
+        value = f"{row['probability']:7.2%}" if percent else f"{row['score']:5.2f}"
+        print(f"{value} {row['class']}")
+
+
+if __name__ == "__main__":
+    quiet()
+    with one_sentence_errors():
+        compilation_cache()
+        main(tyro.cli(Options, description=__doc__))

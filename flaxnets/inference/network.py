@@ -1,0 +1,132 @@
+"""A trained network with all that it takes to classify a picture."""
+
+import dataclasses
+import functools
+import importlib.resources
+import pathlib
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from flaxnets.errors import InputError
+from flaxnets.inference.pictures import Preset
+from flaxnets.inference.run import load_run
+from flaxnets.models import create_model
+from flaxnets.recipes import recipe_for
+from flaxnets.weights import load_weights, published_weights
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """`model.apply(variables, images)` of images that `preset` describes, and what it tells apart.
+
+    `name` says where it came from: a workdir, a file, or the name of published weights. `dataset`
+    is what `experiments/train.py` trained it on.
+    """
+
+    name: str
+    arch: str
+    model: nn.Module
+    variables: Any
+    preset: Preset
+    class_names: tuple[str, ...]
+    dataset: str | None = None
+
+
+def imagenet_class_names() -> tuple[str, ...]:
+    """The 1000 classes in the order of the published weights, as torchvision names them."""
+    file = importlib.resources.files("flaxnets.inference") / "imagenet_classes.txt"
+    return tuple(file.read_text().splitlines())
+
+
+def from_workdir(path: pathlib.Path) -> Network:
+    """The newest checkpoint of a run of `experiments/train.py`.
+
+    Raises InputError if there is none.
+    """
+    run = load_run(path)
+    mean, std = run.statistics
+    how = run.preprocessing
+    # config.json does not tell photographs from small images; the recipes of the latter crop all.
+    whole = how.resize == how.image_size and not run.dataset.startswith("folder:")
+    preset = Preset(how.image_size, None if whole else how.resize, mean=mean, std=std)
+    return Network(
+        str(path), run.arch, run.model, run.variables, preset, run.class_names, run.dataset
+    )
+
+
+def from_weights(
+    arch: str,
+    weights: str | None = None,
+    checkpoint: pathlib.Path | None = None,
+    class_names: pathlib.Path | None = None,
+) -> Network:
+    """Published weights, or those of a file.
+
+    Args:
+        arch: name of the network.
+        weights: torchvision's name, such as "IMAGENET1K_V1"; beside a `checkpoint` it names the
+            preprocessing alone, without it that of the recipe for photographs is used, with
+            ImageNet's statistics: torchvision's own for its networks.
+        checkpoint: .safetensors, or .pth (which needs torch); nothing is downloaded.
+        class_names: a text file with a line for each class. ImageNet's names unless given, or
+            numbers where there are not 1000 classes.
+
+    Raises InputError for wrong names, and files that are absent, broken or of another network.
+    """
+    model = create_model(arch)
+    if weights is None and checkpoint is None:
+        raise InputError(
+            f"no weights of {arch} given; expected --weights NAME or --checkpoint FILE"
+        )
+    row = None if weights is None else published_weights(arch, weights)
+    if checkpoint is not None:
+        name, variables = str(checkpoint), load_weights(arch, checkpoint=checkpoint)
+    else:
+        assert row is not None
+        if not row.classes:
+            raise InputError(f"the weights {row.name} of {arch} are features only, without classes")
+        name, variables = f"{arch} {row.name}", load_weights(arch, row.name)
+    classes, channels = _outputs_and_channels(model, variables)
+    if row is not None:
+        mean, std = row.statistics
+        preset = Preset(row.crop, row.resize, "bilinear", mean, std)
+    else:
+        how = recipe_for(arch, "photographs").preprocessing
+        preset = Preset(how.image_size, how.resize)
+    preset = dataclasses.replace(preset, mean=preset.mean[:channels], std=preset.std[:channels])
+    model = model.clone(num_classes=classes)
+    return Network(name, arch, model, variables, preset, _class_names(class_names, classes))
+
+
+def _class_names(path: pathlib.Path | None, classes: int) -> tuple[str, ...]:
+    if path is None:
+        if classes == 1000:
+            return imagenet_class_names()
+        return tuple(f"class {index}" for index in range(classes))
+    try:
+        names = tuple(path.read_text().splitlines())
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read class names from {path} ({error})") from error
+    if len(names) != classes:
+        raise InputError(
+            f"{path} has {len(names)} lines; the network tells {classes} classes apart"
+        )
+    return names
+
+
+def _outputs_and_channels(model: nn.Module, variables: Any) -> tuple[int, int]:
+    """Read off where the shapes differ from the network's usual ones."""
+    *size, channels = model.input_shape
+    init = functools.partial(model.init, jax.random.key(0), jnp.zeros((1, *size, channels)))
+    outputs = model.num_classes
+    for usual, given in zip(
+        jax.tree.leaves(jax.eval_shape(init)), jax.tree.leaves(variables), strict=True
+    ):
+        if given.shape[-1] != usual.shape[-1]:
+            outputs = given.shape[-1]
+        if given.ndim > 1 and given.shape[-2] != usual.shape[-2]:
+            channels = given.shape[-2]
+    return outputs, channels

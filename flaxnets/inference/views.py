@@ -1,0 +1,157 @@
+"""Several views of a picture, whose class probabilities are averaged.
+
+- center: the central crop of the scaled picture.
+- ten-crop: its corners and its centre, and their mirror images (Krizhevsky et al. 2012, section
+  4.1, at test time), in the order of torchvision's `TenCrop`.
+- random-10: ten crops at random, every other one mirrored on average.
+- multi-scale: OverFeat's six sizes and their mirror images, each read by the network as a map
+  (Sermanet et al. 2013, arXiv:1312.6229, section 3.3 and Table 5). Of a map, each class has its
+  largest probability over all positions. The picture is scaled to cover each size and cut around
+  its centre, since the paper does not say how it came to them.
+"""
+
+import collections
+import concurrent.futures
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Literal, TypeAlias
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from flaxnets.errors import InputError
+from flaxnets.inference.dense import SIX_SCALES, convolutionize
+from flaxnets.inference.pictures import Preset, as_array, cover, resize, scale_short_side
+
+Views: TypeAlias = Literal["center", "ten-crop", "random-10", "multi-scale"]
+Size = tuple[int, int]  # (height, width)
+
+
+def center_crop(image: np.ndarray, crop: int) -> np.ndarray:
+    """The central (crop, crop, C) of (H, W, C), at the offset that torchvision rounds to."""
+    top, left = (round((size - crop) / 2) for size in image.shape[:2])
+    return image[top : top + crop, left : left + crop]
+
+
+def ten_crop(image: np.ndarray, crop: int) -> np.ndarray:
+    """(10, crop, crop, C) of (H, W, C): top left and right, bottom left and right, centre; then the
+    same of the mirrored image.
+    """
+    bottom, right = (size - crop for size in image.shape[:2])
+    views = []
+    for side in (image, image[:, ::-1]):
+        for top, left in ((0, 0), (0, right), (bottom, 0), (bottom, right)):
+            views.append(side[top : top + crop, left : left + crop])
+        views.append(center_crop(side, crop))
+    return np.stack(views)
+
+
+def random_crops(image: np.ndarray, crop: int, seed: Sequence[int], count: int = 10) -> np.ndarray:
+    """(count, crop, crop, C) of (H, W, C): any place and either side is as likely."""
+    random = np.random.default_rng(seed)
+    views = []
+    for _ in range(count):
+        top, left = (random.integers(size - crop, endpoint=True) for size in image.shape[:2])
+        view = image[top : top + crop, left : left + crop]
+        views.append(view[:, ::-1] if random.integers(2) else view)
+    return np.stack(views)
+
+
+def check_views(views: Views, preset: Preset) -> None:
+    """Raises InputError if they make no sense for a network that is fed so."""
+    if views == "center":
+        return
+    if preset.resize is None:
+        raise InputError(
+            f"this network reads the whole picture at {preset.crop}x{preset.crop} pixels, of which "
+            f"there are no {views} views; expected --views center"
+        )
+    if views == "multi-scale" and 2 * preset.crop < SIX_SCALES[0][0]:
+        raise InputError(
+            f"multi-scale views have 245 to 569 pixels, for networks that read about 221; this one "
+            f"reads {preset.crop}"
+        )
+
+
+def views_of(
+    picture: Image.Image, preset: Preset, views: Views, seed: Sequence[int] = (0,)
+) -> dict[str, np.ndarray]:
+    """uint8 (V, height, width, C) for each size of view, under keys that start with "image".
+
+    Raises InputError as `check_views`, and if the picture is too long to be scaled.
+    """
+    check_views(views, preset)
+    how = preset.interpolation
+    if views == "multi-scale":
+        images = [as_array(cover(picture, size, how)) for size in SIX_SCALES]
+        return {f"image{i}": np.stack([x, x[:, ::-1]]) for i, x in enumerate(images)}
+    if preset.resize is None:
+        return {"image": as_array(resize(picture, (preset.crop, preset.crop), how))[None]}
+    image = as_array(scale_short_side(picture, preset.resize, how))
+    if views == "ten-crop":
+        return {"image": ten_crop(image, preset.crop)}
+    if views == "random-10":
+        return {"image": random_crops(image, preset.crop, seed)}
+    return {"image": center_crop(image, preset.crop)[None]}
+
+
+VIEWS_PER_SIZE = {"center": 1, "ten-crop": 10, "random-10": 10, "multi-scale": 2}
+
+
+def for_views(model: nn.Module, views: Views) -> nn.Module:
+    """The network as it reads such views: for multi-scale it gives a map, of all offsets of the
+    last pool where that is a field of it. Raises InputError if it has no map.
+    """
+    if views != "multi-scale":
+        return model
+    dense: Any = convolutionize(model)
+    return dense.clone(offset_pooling=True) if hasattr(model, "offset_pooling") else dense
+
+
+def view_logits(model: nn.Module, variables: Any, images: jax.Array) -> jax.Array:
+    """Of normalised images (N, V, H, W, C): logits (N, V, classes), or maps of them."""
+    logits: Any = model.apply(variables, images.reshape(-1, *images.shape[2:]))
+    return logits.astype(jnp.float32).reshape(*images.shape[:2], *logits.shape[1:])
+
+
+def mean_probabilities(logits: Sequence[jax.Array]) -> jax.Array:
+    """Class probabilities (N, classes), averaged over the views in all of `logits`, which are those
+    of `view_logits`. Of a map counts the maximum over positions.
+    """
+    probabilities = [jax.nn.softmax(x) for x in logits]
+    probabilities = [x.max((2, 3)) if x.ndim == 5 else x for x in probabilities]
+    mean = jnp.concatenate(probabilities, 1).mean(1)
+    return mean / mean.sum(1, keepdims=True)  # maxima of different positions exceed one
+
+
+def view_batches(
+    examples: Iterable[dict[str, Any]],
+    batch_size: int,
+    prepare: Callable[[int, Any], dict[str, np.ndarray]],
+) -> Iterator[dict[str, np.ndarray]]:
+    """Batches of `prepare(index, image)` beside "label" and "mask", as `data.eval_batches` makes
+    them: the last one is padded with zeros.
+
+    Pictures are prepared by a thread per core, up to a batch ahead.
+    """
+
+    def pad(values: Sequence[Any]) -> np.ndarray:
+        stacked = np.stack(values)
+        return np.pad(stacked, [(0, batch_size - len(values))] + [(0, 0)] * (stacked.ndim - 1))
+
+    def batch(waiting: list[tuple[Any, concurrent.futures.Future]]) -> dict[str, np.ndarray]:
+        prepared = [{**job.result(), "label": label} for label, job in waiting]
+        mask = (np.arange(batch_size) < len(prepared)).astype(np.float32)
+        return {key: pad([x[key] for x in prepared]) for key in prepared[0]} | {"mask": mask}
+
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        jobs: collections.deque[Any] = collections.deque()
+        for index, example in enumerate(examples):
+            jobs.append((example["label"], pool.submit(prepare, index, example["image"])))
+            if len(jobs) == 2 * batch_size:
+                yield batch([jobs.popleft() for _ in range(batch_size)])
+        while jobs:
+            yield batch([jobs.popleft() for _ in range(min(batch_size, len(jobs)))])

@@ -1,0 +1,392 @@
+"""Pictures as torchvision prepares them, views of them, and the script that names their content."""
+
+import io
+import json
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.numpy import save_file
+from sklearn.datasets import load_sample_images
+
+from experiments.classify import Options, main
+from flaxnets import InputError, create_model, to_torch
+from flaxnets.inference.network import from_weights, imagenet_class_names
+from flaxnets.inference.pictures import (
+    Preset,
+    as_array,
+    cover,
+    own_statistics,
+    read_picture,
+    scale_short_side,
+)
+from flaxnets.inference.views import (
+    check_views,
+    for_views,
+    mean_probabilities,
+    random_crops,
+    ten_crop,
+    view_logits,
+    views_of,
+)
+from flaxnets.training.step import normalize
+from tools.torchvision_import import torchvision
+
+SCRIPT = pathlib.Path(__file__).parent.parent / "experiments/classify.py"
+PHOTOS = [Image.fromarray(photo) for photo in load_sample_images().images]  # 640 x 427
+
+
+def turned(photo):  # a portrait, of odd size
+    return photo.rotate(90, expand=True).crop((0, 0, 401, 613))
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize(("crop", "resize"), [(224, 256), (224, 232), (299, 342), (224, 999)])
+def test_the_preset_is_torchvisions(crop, resize, interpolation):
+    for photo in (*PHOTOS, turned(PHOTOS[0])):
+        preset = Preset(crop, resize, interpolation)
+        view = views_of(photo, preset, "center")["image"]
+        reference = torchvision.transforms._presets.ImageClassification(
+            crop_size=crop,
+            resize_size=resize,
+            interpolation=torchvision.transforms.InterpolationMode(interpolation),
+        )(photo)
+        ours = normalize(view, *preset.statistics)[0]
+        np.testing.assert_allclose(ours, reference.permute(1, 2, 0), atol=1e-6)
+
+
+@pytest.mark.parametrize("crop", [224, 31])
+def test_ten_crops_are_torchvisions(crop):
+    for photo in (*PHOTOS, turned(PHOTOS[1])):
+        scaled = scale_short_side(photo, 256)
+        expected = [np.asarray(x) for x in torchvision.transforms.TenCrop(crop)(scaled)]
+        np.testing.assert_array_equal(ten_crop(as_array(scaled), crop), expected)
+        views = views_of(photo, Preset(crop), "ten-crop")
+        np.testing.assert_array_equal(views["image"], expected)
+
+
+def test_random_crops_are_seeded_windows_on_either_side():
+    rows, columns = np.mgrid[:40, :30].astype(np.uint8)
+    image = np.stack([rows, columns, rows], -1)
+    views = random_crops(image, 24, (0, 7), count=500)
+    np.testing.assert_array_equal(views, random_crops(image, 24, (0, 7), count=500))
+    assert (views != random_crops(image, 24, (0, 8), count=500)).any()
+    mirrored = views[:, 0, 0, 1] > views[:, 0, 1, 1]
+    assert 200 < mirrored.sum() < 300
+    views[mirrored] = views[mirrored, :, ::-1]
+    top, left = views[:, 0, 0, 0], views[:, 0, 0, 1]
+    assert (set(top), set(left)) == (set(range(17)), set(range(7)))  # the last place too
+    for view, row, column in zip(views, top, left, strict=True):
+        np.testing.assert_array_equal(view, image[row : row + 24, column : column + 24])
+
+
+class Grid:
+    """A network whose logits are the normalised colours of every hundredth pixel."""
+
+    dense = False
+
+    def clone(self, dense=True):
+        assert dense
+        return self
+
+    def apply(self, variables, images):
+        return variables * images[:, ::100, ::100]
+
+
+def test_multi_scale_is_the_mean_of_the_largest_probabilities_at_six_sizes():
+    views = views_of(PHOTOS[0], Preset(221), "multi-scale")
+    sizes = [(245, 245), (281, 317), (317, 389), (389, 461), (425, 497), (461, 569)]
+    assert [x.shape for x in views.values()] == [(2, *size, 3) for size in sizes]
+    model = for_views(Grid(), "multi-scale")
+    logits = [view_logits(model, 3.0, x[None] / np.float32(255)) for x in views.values()]
+    vectors = []
+    for size in sizes:
+        picture = cover(PHOTOS[0], size)
+        for pixels in (np.asarray(picture), np.asarray(picture)[:, ::-1]):
+            scores = np.exp(3 * (pixels[::100, ::100] / 255))
+            vectors.append((scores / scores.sum(-1, keepdims=True)).max((0, 1)))
+    expected = np.mean(vectors, 0) / np.sum(np.mean(vectors, 0))
+    np.testing.assert_allclose(mean_probabilities(logits)[0], expected, rtol=1e-5)
+
+
+def test_overfeats_maps_have_the_sizes_of_table_5():
+    model = for_views(create_model("overfeat_accurate"), "multi-scale")
+    x = views_of(PHOTOS[0], Preset(221), "multi-scale")
+    variables = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, 221, 221, 3)))
+    sizes = [
+        jax.eval_shape(model.apply, variables, jax.ShapeDtypeStruct(view.shape, float)).shape[1:3]
+        for view in x.values()
+    ]
+    assert sizes == [(3, 3), (6, 9), (9, 15), (15, 21), (18, 24), (21, 30)]
+
+
+def test_cover_fills_the_size_without_distortion():
+    image = Image.fromarray(np.mgrid[:100, :300][1].astype(np.uint16).clip(0, 255).astype(np.uint8))
+    covered = np.asarray(cover(image, (50, 60))).astype(float)  # half the size, columns 90..210
+    assert covered.shape == (50, 60)
+    np.testing.assert_allclose(np.diff(covered, axis=1)[:, 1:-1], 2, atol=1)
+    np.testing.assert_allclose(covered[0, [0, -1]], [90.5, 208.5], atol=1)
+    assert cover(PHOTOS[0], (245, 999)).size == (999, 245)
+
+
+@pytest.mark.parametrize(
+    ("preset", "views", "sentence"),
+    [
+        (Preset(28, None), "ten-crop", "reads the whole picture at 28x28 pixels, of which there"),
+        (Preset(64, 72), "multi-scale", "245 to 569 pixels, for networks that read about 221;"),
+    ],
+)
+def test_views_that_make_no_sense(preset, views, sentence):
+    check_views("center", preset)
+    with pytest.raises(InputError, match=sentence):
+        check_views(views, preset)
+
+
+def saved(image, suffix, **options):
+    file = io.BytesIO()
+    image.save(file, suffix, **options)
+    return file
+
+
+def test_any_common_format_is_read():
+    photo = PHOTOS[1].resize((60, 40))
+    rgb = np.asarray(photo)
+    for suffix in ("PNG", "BMP", "TIFF", "PPM"):
+        np.testing.assert_array_equal(read_picture(saved(photo, suffix)), rgb)
+    np.testing.assert_array_equal(read_picture(saved(photo, "WEBP", lossless=True)), rgb)
+    for suffix, image in (
+        ("JPEG", photo), ("JPEG", photo.convert("CMYK")), ("JPEG", photo.convert("L")),
+        ("GIF", photo.convert("P")), ("PNG", photo.convert("1")), ("PNG", photo.convert("LA")),
+    ):  # fmt: skip
+        file = saved(image, suffix)
+        expected = Image.open(file).convert("RGB")
+        np.testing.assert_array_equal(read_picture(file), expected)
+        grey = Image.open(file).convert("L")
+        np.testing.assert_array_equal(read_picture(file, 1), grey)
+    transparent = photo.copy()
+    transparent.putalpha(77)
+    np.testing.assert_array_equal(read_picture(saved(transparent, "PNG")), rgb)
+    palette = saved(photo.convert("P"), "PNG", transparency=bytes(range(256)))
+    assert read_picture(palette).mode == "RGB"
+    deep = np.arange(2400, dtype=np.uint16).reshape(40, 60) * 27
+    read = read_picture(saved(Image.fromarray(deep), "PNG"))
+    np.testing.assert_array_equal(read, np.stack([deep // 256] * 3, -1))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_picture_is_turned_as_its_exif_says(orientation):
+    """The corner that EXIF calls the top left (JEITA CP-3451, Orientation) comes first."""
+    image = np.full((16, 32, 3), 128, np.uint8)
+    rows, columns = {1: (0, 0), 2: (0, 1), 3: (1, 1), 4: (1, 0), 5: (0, 0), 6: (1, 0),
+                     7: (1, 1), 8: (0, 1)}[orientation]  # fmt: skip
+    image[rows * 8 : rows * 8 + 8, columns * 16 : columns * 16 + 16] = 255
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    file = saved(Image.fromarray(image), "JPEG", exif=exif, quality=100)
+    read = as_array(read_picture(file))
+    assert read.shape == ((32, 16, 3) if orientation > 4 else (16, 32, 3))
+    assert read[0, 0].min() > 240
+    assert read[0, -1].max() < 140
+    assert as_array(read_picture(file, rotate=False)).shape == (16, 32, 3)
+
+
+def test_the_pictures_own_statistics_are_the_lectures():
+    image = turned(PHOTOS[0])
+    x = torchvision.transforms.ToTensor()(image)
+    expected = 0.5 + 0.5 * (x - x.mean()) / x.std()
+    ours = normalize(as_array(image), *own_statistics(image))
+    np.testing.assert_allclose(ours, expected.permute(1, 2, 0), atol=2e-5)
+    one_colour = Image.new("RGB", (9, 9), (3, 3, 3))
+    ours = normalize(as_array(one_colour), *own_statistics(one_colour))
+    np.testing.assert_allclose(ours, 0.5, atol=1e-6)
+
+
+def test_class_names_are_torchvisions():
+    meta = torchvision.models.AlexNet_Weights.IMAGENET1K_V1.meta
+    assert list(imagenet_class_names()) == meta["categories"]
+
+
+@pytest.fixture(scope="module")
+def alexnet(tmp_path_factory):
+    """torchvision's network, whose logits differ more than at initialisation, and its file."""
+    torch.manual_seed(0)
+    reference = torchvision.models.alexnet().eval()
+    reference.classifier[6].weight.data *= 50
+    path = tmp_path_factory.mktemp("weights") / "alexnet.pth"
+    torch.save(reference.state_dict(), path)
+    return reference, path
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    for name, photo in zip(("china.png", "flower.tiff"), PHOTOS, strict=True):
+        photo.save(folder / name)
+    return [folder / "china.png", folder / "flower.tiff"]
+
+
+def classified(capsys, *pictures, **options):
+    main(Options(pictures, json=True, **options))
+    return json.loads(capsys.readouterr().out)
+
+
+@torch.no_grad()
+def test_top_fifteen_are_torchs(alexnet, files, capsys):
+    reference, path = alexnet
+    transform = torchvision.models.AlexNet_Weights.IMAGENET1K_V1.transforms()
+    logits = reference(torch.stack([transform(photo) for photo in PHOTOS]))
+    scores, order = logits.sort(descending=True)
+    names = imagenet_class_names()
+    network = {"arch": "alexnet", "checkpoint": path, "top": 15}
+    main(Options(tuple(files), **network))
+    printed = capsys.readouterr().out.splitlines()
+    for index, file in enumerate(files):
+        title, *lines = printed[16 * index : 16 * index + 16]
+        assert title == str(file)
+        assert [line[6:] for line in lines] == [names[i] for i in order[index, :15]]
+        values = [float(line[:5]) for line in lines]
+        np.testing.assert_allclose(values, scores[index, :15], atol=0.006)
+
+    main(Options((files[0],), probabilities=True, **network))
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first == f"{logits[0].softmax(0).max():7.2%} {names[order[0, 0]]}"
+
+    crops = torchvision.transforms.TenCrop(224)(scale_short_side(PHOTOS[0], 256))
+    views = torch.stack([torchvision.transforms.ToTensor()(crop) for crop in crops])
+    views = torchvision.transforms.Normalize(transform.mean, transform.std)(views)
+    mean = reference(views).softmax(1).mean(0)
+    (found,) = classified(capsys, files[0], **network, views="ten-crop")
+    assert [row["index"] for row in found["classes"]] == mean.argsort(descending=True)[:15].tolist()
+    assert {row["score"] for row in found["classes"]} == {None}
+    best = [row["probability"] for row in found["classes"]]
+    np.testing.assert_allclose(best, mean.sort(descending=True)[0][:15], rtol=1e-4)
+
+    x = torchvision.transforms.ToTensor()(PHOTOS[1])[None]
+    lecture = reference(0.5 + 0.5 * (x - x.mean()) / x.std())[0].sort(descending=True)
+    (found,) = classified(capsys, files[1], **network, views="whole", normalize="image")
+    rows = found["classes"]
+    assert [row["index"] for row in rows] == lecture.indices[:15].tolist()
+    np.testing.assert_allclose([row["score"] for row in rows], lecture.values[:15], rtol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A network for 32 pixels, grey images and seven classes."""
+    path = tmp_path_factory.mktemp("small") / "small.safetensors"
+    model = create_model("nin_cifar", num_classes=7)
+    variables = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 32, 32, 1)))
+    save_file(to_torch(variables), path)
+    return path
+
+
+def test_classes_and_channels_are_read_off_the_file(small, tmp_path, files, capsys):
+    network = from_weights("nin_cifar", checkpoint=small)
+    assert (network.preset.crop, network.preset.resize) == (32, 36)
+    assert network.preset.statistics == ((0.485,), (0.229,))
+    (found,) = classified(capsys, files[0], arch="nin_cifar", checkpoint=small, top=99)
+    assert sorted(row["class"] for row in found["classes"]) == [f"class {i}" for i in range(7)]
+    assert sum(row["probability"] for row in found["classes"]) == pytest.approx(1, abs=1e-5)
+
+    names = tmp_path / "names.txt"
+    names.write_text("a\nb\nc\nd\ne\nf\ng\n")
+    network = from_weights("nin_cifar", checkpoint=small, class_names=names)
+    assert network.class_names == tuple("abcdefg")
+    names.write_text("a\nb\n")
+    with pytest.raises(InputError, match=r"names.txt has 2 lines; the network tells 7 classes"):
+        from_weights("nin_cifar", checkpoint=small, class_names=names)
+
+
+def test_odd_pictures(small, tmp_path, capsys):
+    network = {"arch": "nin_cifar", "checkpoint": small}
+    Image.new("RGB", (1, 1), (9, 99, 199)).save(tmp_path / "one.png")
+    (found,) = classified(capsys, tmp_path / "one.png", **network, normalize="image")
+    assert np.isfinite(found["classes"][0]["score"])
+    PHOTOS[0].resize((20_000, 40)).save(tmp_path / "wide.jpg")
+    (found,) = classified(capsys, tmp_path / "wide.jpg", **network, views="ten-crop")
+    assert found["classes"][0]["probability"] > 1 / 7
+    PHOTOS[0].resize((20_000, 400)).save(tmp_path / "wider.jpg")
+    with pytest.raises(InputError, match=r"wider.jpg: 20000x400 pixels are too many to be read at"):
+        main(Options((tmp_path / "wider.jpg",), **network, views="whole"))
+
+
+def write_bad_pictures(folder):
+    (folder / "directory.jpg").mkdir()
+    (folder / "text.jpg").write_text("not a picture")
+    (folder / "empty.png").touch()
+    for suffix in ("jpg", "png", "gif", "webp"):
+        PHOTOS[0].save(folder / f"cut.{suffix}")
+        whole = (folder / f"cut.{suffix}").read_bytes()
+        (folder / f"cut.{suffix}").write_bytes(whole[: len(whole) // 2])
+    Image.new("1", (20_000, 10_000)).save(folder / "huge.png")
+    Image.fromarray(np.ones((4, 4), np.float32)).save(folder / "float.tiff")
+    Image.new("RGB", (300_000, 1)).save(folder / "line.png")
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("absent.jpg", "no file {}"),
+        ("directory.jpg", "{} is a directory; expected a picture"),
+        ("text.jpg", "{} is not a picture in a format that Pillow reads"),
+        ("empty.png", "{} is not a picture in a format that Pillow reads"),
+        ("cut.jpg", "{} is not a complete picture"),
+        ("cut.png", "{} is not a complete picture"),
+        ("cut.gif", "{} is not a complete picture"),
+        ("cut.webp", "{} is not a"),
+        ("huge.png", "{} is too large a picture; scale it down first"),
+        ("line.png", "{}: a picture of 300000x1 pixels is too long: scaled for the network it "
+         "would have 10800000x36; cut it first"),
+    ],
+)  # fmt: skip
+def test_bad_pictures(name, sentence, small, tmp_path):
+    write_bad_pictures(tmp_path)
+    with pytest.raises(InputError) as raised:
+        main(Options((tmp_path / name,), arch="nin_cifar", checkpoint=small))
+    assert str(raised.value).startswith(sentence.format(tmp_path / name))
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({}, "no network given; expected --arch NAME or --workdir DIR"),
+        ({"arch": "alexnt"}, "unknown architecture 'alexnt'; did you mean 'alexnet'?"),
+        ({"arch": "alexnet"}, "no weights of alexnet given; expected --weights NAME or"),
+        (
+            {"arch": "alexnet", "weights": "IMAGENET1K_V7"},
+            "unknown weights of alexnet 'IMAGENET1K_V7'; did you mean 'IMAGENET1K_V1'?",
+        ),
+        (
+            {"arch": "alexnet", "workdir": pathlib.Path("x")},
+            "--workdir names a network with its weights; give nothing beside it",
+        ),
+        ({"arch": "alexnet", "top": 0}, "--top 0; expected at least 1"),
+    ],
+)
+def test_bad_options(options, sentence, files):
+    with pytest.raises(InputError) as raised:
+        main(Options(tuple(files), **options))
+    assert str(raised.value).startswith(sentence)
+
+
+def test_the_script_says_one_sentence(small, files, tmp_path):
+    def script(*arguments):
+        command = [sys.executable, SCRIPT, *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+
+    given = script(files[0], "--arch", "nin_cifar", "--checkpoint", small, "--top", 3)
+    assert (given.returncode, given.stderr) == (0, "")
+    assert [line[6:11] for line in given.stdout.splitlines()] == ["class"] * 3
+    other = script(files[0], "--arch", "lenet5", "--checkpoint", small)
+    assert (other.returncode, other.stdout) == (2, "")
+    assert other.stderr.startswith("error: the weights do not fit this network: missing: ")
+    assert other.stderr.count("\n") == 1
+    (tmp_path / "text.jpg").write_text("not a picture")
+    text = script(tmp_path / "text.jpg", "--arch", "nin_cifar", "--checkpoint", small)
+    assert (text.returncode, text.stdout) == (2, "")
+    assert text.stderr.count("\n") == 1

@@ -105,7 +105,8 @@ def main(arguments: list[str]) -> None:
     input_shape = (size, size, source.channels)
     # Images too small for the network are refused before anything is written.
     jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *input_shape)))
-    initial, statistics = start_from(options, model, input_shape, source.statistics)
+    statistics = recipe.normalization(source.statistics)
+    initial, statistics = start_from(options, model, input_shape, statistics)
     feed = Feed(
         train=lambda step: data.train_batches(
             source, recipe.batch_size, recipe.preprocessing,

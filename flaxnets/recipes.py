@@ -12,6 +12,7 @@ from flaxnets.errors import InputError, one_of
 from flaxnets.models import list_models
 
 Kind: TypeAlias = Literal["photographs", "small images", "rows"]
+Statistics: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]  # mean, deviation a channel
 Loss: TypeAlias = Literal["cross_entropy", "squared_error"]
 
 
@@ -71,6 +72,8 @@ class Recipe:
     """Epochs without a smaller validation error before the plateau schedule acts."""
     warmup_epochs: float = 0.0
     """Epochs in which the rate rises linearly from zero."""
+    pixels: Literal["standardized", "centered"] = "standardized"
+    """Channels of mean 0 and deviation 1, or of mean 0 in units of 0..255."""
     initialization: Literal["source", "he_normal"] = "source"
     """The network's own, or He et al. 2015 for every kernel (a plain deep stack on few images)."""
     loss: Loss = "cross_entropy"
@@ -84,6 +87,11 @@ class Recipe:
     rate_factors: dict[str, float] = field(default_factory=dict)
     """Patterns of torch keys and the factor of the learning rate of each; the last match counts."""
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
+
+    def normalization(self, statistics: Statistics) -> Statistics:
+        """The mean to subtract and the deviation to divide by, from those of pixels in 0..1."""
+        mean, std = statistics
+        return (mean, std) if self.pixels == "standardized" else (mean, (1 / 255,) * len(std))
 
     def check(self) -> None:
         """Raises InputError for values that no run can have."""
@@ -121,8 +129,10 @@ def _small(image_size: int, pad: int = 4) -> Preprocessing:
 
 # Krizhevsky et al. 2012, section 5: batch 128, momentum 0.9, decay 0.0005, rate 0.01 divided by 10
 # "when the validation error rate stopped improving", roughly 90 cycles; section 4.1: 224 of 256,
-# reflections, PCA colour with standard deviation 0.1.
+# reflections, PCA colour with standard deviation 0.1. Section 2: "centered raw RGB values", for
+# which its small initial weights are made; torchvision's network takes standardised ones.
 ALEXNET = Recipe(batch_size=128, epochs=90, learning_rate=0.01)
+ALEXNET_2012 = replace(ALEXNET, pixels="centered")
 
 # Simonyan & Zisserman 2014, section 3.1: batch 256, momentum 0.9, decay 5e-4, rate 0.01 divided by
 # 10 when the validation accuracy stopped improving, 74 epochs; crops of 224 from S = 256,
@@ -181,10 +191,10 @@ INCEPTION = Recipe(
 
 # Lin et al. 2013, section 4, gives the batch for CIFAR (128) and a rate divided by 10 twice; the
 # numbers are the authors' Caffe files': batch 64, rate 0.01 divided by 10 every 200k of 450k
-# iterations, decay 5e-4.
+# iterations, decay 5e-4, pixels in 0..255 less their mean.
 NIN = Recipe(
     batch_size=64, epochs=22, learning_rate=0.01, schedule="step", milestones=(10, 20),
-    preprocessing=Preprocessing(pca_std=0.0),
+    pixels="centered", preprocessing=Preprocessing(pca_std=0.0),
 )  # fmt: skip
 
 # Sermanet et al. 2013, section 3.1: batch 128, rate 0.05 halved after 30, 50, 60, 70 and 80 epochs,
@@ -250,10 +260,11 @@ HIGHWAY = Recipe(
 HIGHWAY_MLP = replace(
     HIGHWAY, epochs=300, learning_rate=0.01, milestones=(100, 200), preprocessing=_small(28, pad=2)
 )
-# The authors' Caffe files: batch 128, rate 0.1 divided by 10 at 100k of 120k iterations.
+# The authors' Caffe files: batch 128, rate 0.1 divided by 10 at 100k of 120k iterations. Pixels are
+# those of Goodfellow et al. 2013, normalised to a deviation of about 55 and whitened.
 NIN_CIFAR = Recipe(
     batch_size=128, epochs=307, learning_rate=0.1, weight_decay=1e-4,
-    schedule="step", milestones=(256,), preprocessing=_small(32),
+    schedule="step", milestones=(256,), pixels="centered", preprocessing=_small(32),
 )  # fmt: skip
 
 # Ciresan et al. 2012, section 3: stochastic gradient descent image by image, rate 0.001 times 0.993
@@ -309,7 +320,7 @@ def _of_rows(recipe: Recipe) -> Recipe:
 FOR_SMALL_IMAGES = _matching(
     ("*", ON_SMALL),
     ("alexnet", _at(ON_SMALL, 64)),
-    ("alexnet_2012", _at(ON_SMALL, 224)),
+    ("alexnet_2012", replace(_at(ON_SMALL, 224), pixels="centered")),
     ("overfeat_accurate", _at(ON_SMALL, 221)),
     ("overfeat_fast", _at(ON_SMALL, 231)),
     ("nin_imagenet", _at(ON_SMALL, 96)),
@@ -333,7 +344,8 @@ FOR_SMALL_IMAGES = _matching(
 )
 FOR_PHOTOGRAPHS = _matching(
     *((name, _of_photographs(recipe)) for name, recipe in FOR_SMALL_IMAGES.items()),
-    ("alexnet*", ALEXNET),
+    ("alexnet", ALEXNET),
+    ("alexnet_2012", ALEXNET_2012),
     ("vgg*", VGG),
     ("vgg*_bn", TORCHVISION),
     ("resnet??", RESNET),

@@ -37,6 +37,8 @@ def test_rows_are_the_papers():
     assert (alexnet.batch_size, alexnet.momentum, alexnet.weight_decay) == (128, 0.9, 5e-4)
     assert (alexnet.learning_rate, alexnet.schedule, alexnet.epochs) == (0.01, "plateau", 90)
     assert alexnet.preprocessing.pca_std == 0.1
+    mean, std = alexnet.normalization(((0.25,), (0.5,)))  # "centered raw RGB values"
+    assert [(value / 255 - mean[0]) / std[0] for value in (0, 255)] == [-63.75, 191.25]
     vgg = recipe_for("vgg16", "photographs")
     assert (vgg.batch_size, vgg.epochs, vgg.learning_rate) == (256, 74, 0.01)
     assert recipe_for("vgg16_bn", "photographs").milestones == (30, 60)

@@ -71,6 +71,8 @@ class Options:
     """Timed repetitions (infer, train, dense)."""
     steps: int = 100
     """Training steps (learn)."""
+    learning_rate: float | None = None
+    """Of learning; the recipe's, smaller in proportion for a smaller batch, unless given."""
     dataset: str = "digits"
     """Data to learn, a name as in train.py."""
     data_dir: str | None = None
@@ -237,7 +239,9 @@ def measure_learning(arch: str, options: Options) -> Row:
     if options.image_size is not None:
         how = dataclasses.replace(how, image_size=options.image_size, resize=options.image_size)
     # Smaller batches take a rate smaller in proportion (Goyal et al. 2017, section 2.1).
-    rate = recipe.learning_rate * min(1, options.batch_size / recipe.batch_size)
+    rate = options.learning_rate
+    if rate is None:
+        rate = recipe.learning_rate * min(1, options.batch_size / recipe.batch_size)
     model = create_model(
         arch, num_classes=len(source.class_names) or 1, dtype=jnp.dtype(options.dtype)
     )
@@ -245,7 +249,11 @@ def measure_learning(arch: str, options: Options) -> Row:
     parallel = DataParallel(devices=jax.devices()[:1])
     step = parallel.map(
         make_train_step(
-            model, optimizer, source.statistics, loss=recipe.loss, aux_weight=recipe.aux_weight
+            model,
+            optimizer,
+            recipe.normalization(source.statistics),
+            loss=recipe.loss,
+            aux_weight=recipe.aux_weight,
         ),
         donate_state=True,
     )

@@ -93,7 +93,7 @@ def scale_short_side(
 
 
 def cover(
-    image: Image.Image, size: tuple[int, int], interpolation: str = "bilinear"
+    image: Image.Image, size: tuple[int, ...], interpolation: str = "bilinear"
 ) -> Image.Image:
     """Scaled until it covers `size` (height, width), and cut to it around the centre."""
     height, width = size

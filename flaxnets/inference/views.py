@@ -6,8 +6,9 @@
 - random-10: ten crops at random, every other one mirrored on average.
 - multi-scale: OverFeat's six sizes and their mirror images, each read by the network as a map
   (Sermanet et al. 2013, arXiv:1312.6229, section 3.3 and Table 5). Of a map, each class has its
-  largest probability over all positions. The picture is scaled to cover each size and cut around
-  its centre, since the paper does not say how it came to them.
+  largest probability over all positions. The sizes are in proportion to what the network reads,
+  221 pixels in the paper, which does not say how its pictures came to them: here they are scaled
+  to cover a size, and cut to it around the centre.
 """
 
 import collections
@@ -27,7 +28,6 @@ from flaxnets.inference.dense import SIX_SCALES, convolutionize
 from flaxnets.inference.pictures import Preset, as_array, cover, resize, scale_short_side
 
 Views: TypeAlias = Literal["center", "ten-crop", "random-10", "multi-scale"]
-Size = tuple[int, int]  # (height, width)
 
 
 def center_crop(image: np.ndarray, crop: int) -> np.ndarray:
@@ -62,17 +62,10 @@ def random_crops(image: np.ndarray, crop: int, seed: Sequence[int], count: int =
 
 def check_views(views: Views, preset: Preset) -> None:
     """Raises InputError if they make no sense for a network that is fed so."""
-    if views == "center":
-        return
-    if preset.resize is None:
+    if views != "center" and preset.resize is None:
         raise InputError(
             f"this network reads the whole picture at {preset.crop}x{preset.crop} pixels, of which "
             f"there are no {views} views; expected --views center"
-        )
-    if views == "multi-scale" and 2 * preset.crop < SIX_SCALES[0][0]:
-        raise InputError(
-            f"multi-scale views have 245 to 569 pixels, for networks that read about 221; this one "
-            f"reads {preset.crop}"
         )
 
 
@@ -86,7 +79,8 @@ def views_of(
     check_views(views, preset)
     how = preset.interpolation
     if views == "multi-scale":
-        images = [as_array(cover(picture, size, how)) for size in SIX_SCALES]
+        sizes = [tuple(round(n * preset.crop / 221) for n in size) for size in SIX_SCALES]
+        images = [as_array(cover(picture, size, how)) for size in sizes]
         return {f"image{i}": np.stack([x, x[:, ::-1]]) for i, x in enumerate(images)}
     if preset.resize is None:
         return {"image": as_array(resize(picture, (preset.crop, preset.crop), how))[None]}

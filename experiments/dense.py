@@ -126,7 +126,7 @@ def _open(options: Options) -> Network:
 def _short_sides(options: Options, network: Network) -> list[int]:
     if options.scales == 6:
         return [round(min(size) * network.preset.crop / 221) for size in SIX_SCALES]
-    return [options.image_size or 2 * network.preset.crop]
+    return [2 * network.preset.crop if options.image_size is None else options.image_size]
 
 
 def _scaled(picture: Image.Image, short_side: int) -> Image.Image:

@@ -1,12 +1,18 @@
 """Networks as filters: maps, the offsets of the last pool, several scales."""
 
+import functools
+import pathlib
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
+from safetensors.numpy import save_file
 
-from flaxnets import InputError, create_model, list_models
+from experiments import dense as draw
+from flaxnets import InputError, create_model, list_models, to_torch
 from flaxnets.inference.dense import (
     SIX_SCALES,
     average_maps,
@@ -17,6 +23,7 @@ from flaxnets.inference.dense import (
     probability_maps,
 )
 from flaxnets.inference.features import features
+from flaxnets.inference.network import from_weights
 from flaxnets.layers import (
     BatchNorm,
     Conv,
@@ -28,6 +35,8 @@ from flaxnets.layers import (
     max_pool,
 )
 from flaxnets.models import FAMILIES
+from flaxnets.training.step import normalize
+from tools import benchmark
 
 # Narrow where the network has a field for it.
 OVERFEAT = {"channels": (6, 16, 32, 64, 64), "hidden_features": (48, 64)}
@@ -82,10 +91,10 @@ def test_every_network_of_maps_can_be_convolutionized(name):
 def test_every_family_has_a_map_that_grows_with_the_picture(family):
     model = create_model(next(iter(FAMILIES[family])), num_classes=7)
     *size, channels = model.input_shape
-    shape = map_shape(model, (*size, channels))
-    strides = cell_stride(model, model.input_shape)
-    larger = (size[0] + int(strides[0]), size[1] + int(2 * strides[1]), channels)
-    assert map_shape(model, larger) == (shape[0] + 1, shape[1] + 2)
+    rows, columns = map_shape(model, (*size, channels))
+    assert min(rows, columns) >= 1
+    more_rows, more_columns = map_shape(model, (size[0] + 576, size[1] + 1152, channels))
+    assert more_columns - columns == 2 * (more_rows - rows) > 0
 
 
 @pytest.mark.parametrize("name", NARROW)
@@ -175,8 +184,10 @@ HEADS = {
 }
 
 
-@pytest.mark.parametrize("wrapped", [Sequential, nn.Sequential])
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize(
+    ("head", "wrapped"),
+    [*((head, Sequential) for head in HEADS), ("flax's", nn.Sequential), ("patch", nn.Sequential)],
+)
 def test_a_list_of_layers_becomes_a_map_with_the_same_variables(head, wrapped):
     network = wrapped([*FEATURES, *HEADS[head]])
     x, variables = initialized(network, 12, 10, 2)
@@ -308,19 +319,20 @@ def test_several_scales_are_maxima_over_positions_averaged():
                 for j in range(0, width - 27, 4)
             ]
             vectors.append(jax.nn.softmax(jnp.stack(crops)).max(0))
-    found = multi_scale(model, variables, scales)
+    found = jax.jit(functools.partial(multi_scale, model))(variables, scales)
     assert close(found, jnp.mean(jnp.stack(vectors), 0))
 
 
 def test_maps_of_mirror_images_are_mirrored_back():
     model = create_model("lenet5")
     x, variables = initialized(model, 28, 44, 1)
-    straight, mirrored = probability_maps(model, variables, x)
+    apply = jax.jit(model.apply)
+    straight, mirrored = jax.jit(functools.partial(probability_maps, model))(variables, x)
     assert straight.shape == mirrored.shape == (1, 1, 5, 10)
     for column in range(5):
         crop = x[:, :, 4 * column : 4 * column + 28]
         for scores, picture in ((straight, crop), (mirrored, crop[:, :, ::-1])):
-            expected = jax.nn.softmax(model.apply(variables, picture))
+            expected = jax.nn.softmax(apply(variables, picture))
             assert close(scores[:, 0, column], expected)
 
 
@@ -339,3 +351,86 @@ def test_maps_of_several_scales_lie_over_each_other():
     wide = average_maps(maps[::-1], sizes[::-1])  # the finer map ends inside of the coarser one
     np.testing.assert_allclose(wide[1, 1:-1], maps[0][1, 1:-1], atol=1e-12)
     np.testing.assert_allclose(wide[0, 0, 0], (maps[0][0, 0, 0] + maps[1][0, 0, 0]) / 2)
+
+
+# --------------------------------------------------------------------------- scripts
+
+
+@pytest.fixture
+def lenet(tmp_path):
+    """Options of a LeNet-5 with random weights, and a picture for it; the network itself."""
+    model = create_model("lenet5")
+    _, variables = initialized(model, 28, 28, 1)
+    save_file(to_torch(variables), tmp_path / "lenet5.safetensors")
+    pixels = np.random.default_rng(1).integers(0, 256, (40, 60), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "picture.png")
+    options = {
+        "picture": tmp_path / "picture.png",
+        "arch": "lenet5",
+        "checkpoint": tmp_path / "lenet5.safetensors",
+        "class_": "class 7",
+        "out": tmp_path / "map.png",
+    }
+    return options, model, variables, pixels
+
+
+def test_a_picture_is_drawn_with_its_map(lenet, capsys):
+    options, model, variables, pixels = lenet
+    draw.main(draw.Options(**options, image_size=40))
+    lines = capsys.readouterr().out.splitlines()
+
+    preset = from_weights("lenet5", checkpoint=options["checkpoint"]).preset
+    x = normalize(jnp.asarray(pixels)[None, ..., None], *preset.statistics)
+    probabilities = np.asarray(probability_maps(model, variables, x)[0][0])
+    assert lines[0] == "4x9 cells, 4 pixels apart, of 60x40 pixels"
+    row, column = np.unravel_index(probabilities[..., 7].argmax(), (4, 9))
+    highest = probabilities[row, column, 7]
+    assert lines[1] == f"class 7: {highest:.2%} at most, in row {row + 1}, column {column + 1}"
+    printed = {line.split(maxsplit=1)[1]: int(line.split()[0]) for line in lines[3:]}
+    classes, counts = np.unique(probabilities.argmax(2), return_counts=True)
+    assert printed == {f"class {i}": n for i, n in zip(classes, counts, strict=True)}
+    with Image.open(options["out"]) as drawn:
+        assert drawn.width > drawn.height > 200
+
+    draw.main(draw.Options(**options, scales=6))  # 28 * 461 / 221 = 58 pixels
+    assert capsys.readouterr().out.startswith("8x15 cells, 4 pixels apart, of 87x58 pixels\n")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"class_": "clas 7"}, "unknown class 'clas 7'; did you mean 'class 7'?"),
+        ({"arch": None}, "no network given; expected --arch NAME or --workdir DIR"),
+        ({"out": pathlib.Path("map.pgn")}, "unknown format of a figure 'pgn'; did you mean 'png'?"),
+        ({"image_size": 0}, "--image-size is 0; expected at least 1"),
+        (
+            {"image_size": 2000},
+            "the picture scaled to 2000 pixels on its short side has 6,000,000; expected at most "
+            "4,194,304: cut it, or give a smaller --image-size",
+        ),
+        (
+            {"image_size": 99, "scales": 6},
+            "--scales 6 has sizes of its own; leave out --image-size",
+        ),
+        (
+            {"workdir": pathlib.Path("run")},
+            "--workdir names a network with its weights; give nothing beside it",
+        ),
+    ],
+)
+def test_a_picture_that_cannot_be_drawn(lenet, wrong, sentence):
+    with pytest.raises(InputError) as raised:
+        draw.main(draw.Options(**{**lenet[0], **wrong}))
+    assert str(raised.value) == sentence
+
+
+def test_the_benchmark_counts_what_crops_share(monkeypatch):
+    """LeNet-5's map of 56x56 pixels: 8x8 predictions, by hand."""
+    monkeypatch.syspath_prepend(str(pathlib.Path(benchmark.__file__).parent))
+    row = benchmark.measure_dense("lenet5", benchmark.Options(mode="dense", rounds=1))
+    convolutions = 52 * 52 * 6 * 25 + 22 * 22 * 16 * 25 * 6
+    assert row["map_multiply_adds"] == convolutions + 64 * (256 * 120 + 120 * 84 + 84 * 10)
+    assert row["crops_multiply_adds"] == 64 * 281_640
+    assert row["predictions"] == 64
+    assert row["seconds_ratio"] == row["crops_seconds"] / row["map_seconds"] > 0
+    assert benchmark.measure_dense("mlp", benchmark.Options()) == {"note": "no map"}

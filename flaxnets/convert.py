@@ -56,7 +56,8 @@ def _to_torch_axes(value: np.ndarray, leaf: str) -> np.ndarray:
     return value.T
 
 
-def _as_numpy(value: Any) -> np.ndarray:
+def as_numpy(value: Any) -> np.ndarray:
+    """An array, or a torch tensor of any precision, as a NumPy array."""
     if hasattr(value, "detach"):  # a torch tensor; numpy has no bfloat16
         value = value.detach().cpu().float().numpy()
     return np.asarray(value)
@@ -84,7 +85,7 @@ def from_torch(state_dict: Mapping[str, Any], like: Any) -> Any:
             missing.append(key)
             continue
         unused.discard(key)
-        given = _as_numpy(state_dict[key])
+        given = as_numpy(state_dict[key])
         value = _to_flax_axes(given, leaf.shape)
         if value.shape != leaf.shape:
             expected = _to_torch_axes(np.empty(leaf.shape, np.bool_), _names(path)[-1]).shape

@@ -16,9 +16,9 @@ import http.client
 import importlib.util
 import math
 import pathlib
-import pickle
 import re
 import sys
+import urllib.error
 import warnings
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -30,7 +30,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from flaxnets.convert import from_torch, to_torch, torch_keys
+from flaxnets.convert import as_numpy, from_torch, to_torch, torch_keys
 from flaxnets.errors import InputError, one_of
 from flaxnets.models import create_model
 from flaxnets.terminal import cache_directory
@@ -213,9 +213,8 @@ def load_into(
             state_dict.pop(key, None)
 
     # The heads, and what reads the image, are what changes with their number.
-    usual = model.num_classes
+    usual, (*size, channels) = model.num_classes, input_shape
     heads = _changed(shapes, _shapes(model, input_shape, num_classes=usual + 1))
-    *size, channels = input_shape
     stem = _changed(shapes, _shapes(model, (*size, channels + 1)))
 
     renewed = [key for key in shapes if fresh and re.match(fresh, key)]
@@ -224,9 +223,10 @@ def load_into(
     num_classes = num_classes or told
     if given - {num_classes}:
         renewed = heads
-    kernels = [key for key in stem if key in state_dict and state_dict[key].ndim == 4]
-    for key in kernels:
-        kernel = state_dict[key]
+    for key in stem:
+        kernel = state_dict.get(key)
+        if kernel is None or kernel.ndim != 4 or shapes[key][2] != input_shape[-1]:
+            continue  # no convolution, or a separable one
         read, channels = kernel.shape[1], in_channels or kernel.shape[1]
         if read != channels:
             how = "summed over its" if channels == 1 else "repeated and scaled from"
@@ -297,7 +297,7 @@ RENAMED = (
     # torchvision's DenseNet files, older than its rule against dots in the names of modules
     (r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2."),
     # torch's wrappers for several devices and for compilation
-    (r"^(?:module|_orig_mod)\.", ""),
+    (r"^(?:(?:module|_orig_mod)\.)+", ""),
 )
 
 
@@ -345,16 +345,16 @@ def _read_torch(path: pathlib.Path) -> StateDict:
 
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, KeyError) as error:
+    except Exception as error:  # broken bytes make the unpickler raise almost anything
         raise InputError(
             f"{path} is not a complete file of torch weights, or holds more than tensors"
         ) from error
     for key in ("model", "state_dict"):
         loaded = loaded.get(key, loaded) if isinstance(loaded, dict) else loaded
-    if not (isinstance(loaded, dict) and all(isinstance(v, torch.Tensor) for v in loaded.values())):
+    named = isinstance(loaded, dict) and all(isinstance(key, str) for key in loaded)
+    if not (named and all(isinstance(value, torch.Tensor) for value in loaded.values())):
         raise InputError(f"{path} holds no state_dict; save model.state_dict()")
-    halves = (torch.bfloat16, torch.float16)  # NumPy has no bfloat16
-    return {k: (v.float() if v.dtype in halves else v).numpy() for k, v in loaded.items()}
+    return {key: as_numpy(value) for key, value in loaded.items()}
 
 
 def torch_is_installed() -> bool:
@@ -406,6 +406,8 @@ def _from_torchvision(published: PublishedWeights) -> pathlib.Path:
             f"{published.sha256}; try again"
         ) from error
     except (OSError, http.client.HTTPException) as error:
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()  # it holds the connection
         raise InputError(_failed(published.url, error)) from error
     return path
 
@@ -433,7 +435,7 @@ def _from_hub(repository: str) -> pathlib.Path:
 
 def _failed(what: str, error: Exception) -> str:
     reason = " ".join(str(error).split()) or type(error).__name__
-    return f"cannot download {what} ({reason}); a file on this machine needs no network: checkpoint"
+    return f"cannot download {what} ({reason}); give a file on this machine instead"
 
 
 # torchvision/models/*.py, `Weights`: its own evaluation with the preprocessing beside it. The file

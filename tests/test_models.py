@@ -150,7 +150,7 @@ ALLOWED = {
     "convert": {"errors"},
     "data": {"data", "recipes", "errors"},
     "training": {"training", "recipes", "convert", "layers", "errors"},
-    "inference": {"inference", "training", "models", "recipes", "errors", "weights"},
+    "inference": {"inference", "training", "models", "layers", "recipes", "errors", "weights"},
     "terminal": {"errors"},
     "weights": {"models", "convert", "errors", "terminal"},
 }

@@ -1,0 +1,599 @@
+"""Published weights, files of weights, and what is adapted when they do not fit as they are."""
+
+import dataclasses
+import hashlib
+import http.server
+import math
+import pathlib
+import re
+import subprocess
+import sys
+import threading
+
+import huggingface_hub
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import save_file
+
+from flaxnets import (
+    InputError,
+    WeightsWarning,
+    create_model,
+    from_torch,
+    list_models,
+    list_weights,
+    load_weights,
+    published_weights,
+    to_torch,
+    weights,
+)
+from flaxnets.layers import imagenet_to_unit_range
+from flaxnets.weights import WEIGHTS, PublishedWeights, adapt_input_channels, torchvision_keys
+from tools.torchvision_import import torchvision
+
+TORCHVISION = torchvision.models.list_models(torchvision.models)
+
+
+def state_dict(arch: str, channels: int | None = None, **fields) -> dict[str, np.ndarray]:
+    """Random weights under torch's keys, for a network of any fields."""
+    model = create_model(arch, **fields)
+    *size, usual = model.input_shape
+    images = jnp.zeros((1, *size, channels or usual))
+    random = np.random.default_rng(0)
+    return to_torch(
+        jax.tree.map(
+            lambda leaf: random.random(leaf.shape, np.float32),
+            jax.eval_shape(model.init, jax.random.key(0), images),
+        )
+    )
+
+
+def assert_same(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> None:
+    assert ours.keys() == theirs.keys()
+    for key, value in ours.items():
+        np.testing.assert_array_equal(value, theirs[key], key)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch) -> pathlib.Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache/flaxnets/weights"
+
+
+# --- The table -----------------------------------------------------------------------------------
+
+
+def test_every_torchvision_weight_of_our_networks_has_a_row():
+    theirs = {
+        (arch, entry.name)
+        for arch in list_models()
+        if arch in TORCHVISION
+        for entry in torchvision.models.get_model_weights(arch)
+    }
+    assert {(row.arch, row.name) for row in WEIGHTS} == theirs
+    assert len(WEIGHTS) == len(theirs) == 33
+
+
+@pytest.mark.parametrize("row", WEIGHTS, ids=lambda row: f"{row.arch}-{row.name}")
+def test_rows_are_torchvisions(row):
+    theirs = torchvision.models.get_model_weights(row.arch)[row.name]
+    preset = theirs.transforms()
+    assert row.url == theirs.url
+    assert row.sha256 == torch.hub.HASH_REGEX.search(theirs.url)[1]
+    assert row.classes == len(theirs.meta["categories"] or ())
+    metrics = theirs.meta["_metrics"]["ImageNet-1K"]
+    np.testing.assert_equal([row.top1, row.top5], [metrics["acc@1"], metrics["acc@5"]])
+    assert ([row.resize], [row.crop]) == (preset.resize_size, preset.crop_size)
+    assert (row.interpolation, True) == (preset.interpolation.value, preset.antialias)
+    assert (list(row.mean), list(row.std)) == (preset.mean, preset.std)
+
+
+@pytest.mark.parametrize("arch", [arch for arch in TORCHVISION if list_weights(arch)])
+def test_default_is_torchvisions(arch):
+    best = torchvision.models.get_model_weights(arch).DEFAULT
+    assert published_weights(arch, "DEFAULT").name == best.name
+
+
+@pytest.mark.parametrize("arch", ["googlenet", "inception_v3", "resnet18"])
+def test_fields_are_what_torchvisions_builders_set_for_weights(arch, monkeypatch):
+    enum = torchvision.models.get_model_weights(arch)
+    monkeypatch.setattr(enum, "get_state_dict", lambda *_, **__: {})
+    build = torchvision.models.get_model_builder(arch)
+    monkeypatch.setattr(torch.nn.Module, "load_state_dict", lambda *_: None)
+    with torch.device("meta"):
+        module = build(weights="IMAGENET1K_V1")
+    set_fields = {"transform_input": True} if getattr(module, "transform_input", False) else {}
+    assert published_weights(arch).fields == set_fields
+    assert all(hasattr(create_model(arch), field) for field in set_fields)
+
+
+def test_statistics_without_the_field_equal_the_field():
+    pixels = np.random.default_rng(0).random((1, 2, 2, 3), np.float32)
+    row = published_weights("googlenet")
+    ours, without = row.statistics, (pixels - row.mean) / row.std
+    expected = imagenet_to_unit_range(jnp.asarray(without, jnp.float32))
+    np.testing.assert_allclose((pixels - ours[0]) / ours[1], expected, atol=1e-6)
+    row = published_weights("resnet18")
+    assert row.statistics == (row.mean, row.std)
+
+
+def test_repositories_are_the_ones_that_timm_lists():
+    from timm.models import get_pretrained_cfg, list_pretrained
+
+    names = list_pretrained("*.tv_in1k") + list_pretrained("*.tv2_in1k")
+    theirs = [get_pretrained_cfg(name) for name in names]
+    listed = {cfg.hf_hub_id: cfg for cfg in theirs if cfg.architecture in list_models()}
+    ours = {row.repository: row for row in WEIGHTS if row.repository}
+    assert ours.keys() == listed.keys()
+    for repository, row in ours.items():
+        # Where timm names the file as well; of Inception v3 it names an older one.
+        if listed[repository].url and row.arch != "inception_v3":
+            assert listed[repository].url == row.url
+
+
+# --- The keys of timm and of older files ---------------------------------------------------------
+
+
+def shapes(module: torch.nn.Module) -> dict[str, np.ndarray]:
+    """Arrays of a module on the "meta" device, without memory for them."""
+    items = module.state_dict().items()
+    return {key: np.broadcast_to(np.False_, value.shape) for key, value in items}
+
+
+@pytest.mark.parametrize(
+    "arch",
+    ["vgg11", "vgg11_bn", "resnet18", "resnet50", "resnext50_32x4d", "wide_resnet50_2",
+     "densenet121", "inception_v3"],
+)  # fmt: skip
+def test_timms_keys_and_shapes_become_torchvisions(arch):
+    import timm
+
+    fields = {"aux_logits": True} if arch == "inception_v3" else {}
+    with torch.device("meta"):
+        theirs = shapes(timm.create_model(arch, pretrained=False, **fields))
+        fields = {"init_weights": False} if arch == "inception_v3" else {}
+        ours = shapes(torchvision.models.get_model(arch, weights=None, **fields))
+    renamed = {key: value.shape for key, value in torchvision_keys(theirs).items()}
+    assert renamed == {key: value.shape for key, value in ours.items()}
+
+
+def test_keys_of_torchvisions_densenet_files():
+    """They are older than its rule against dots in names: torchvision/models/densenet.py."""
+    with torch.device("meta"):
+        expected = shapes(torchvision.models.densenet121())
+    of_file = {re.sub(r"(denselayer\d+\.(?:norm|conv))([12])", r"\1.\2", k) for k in expected}
+    assert "features.denseblock1.denselayer1.norm.1.weight" in of_file
+    assert torchvision_keys(dict.fromkeys(of_file)).keys() == expected.keys()
+
+
+def test_keys_behind_torchs_wrappers():
+    given = {"module._orig_mod.fc.weight": np.zeros((2, 3)), "_orig_mod.module.fc.bias": np.ones(2)}
+    assert list(torchvision_keys(given)) == ["fc.weight", "fc.bias"]
+
+
+# --- Two roads -----------------------------------------------------------------------------------
+
+
+def small_row(path: pathlib.Path, arch: str = "lenet5", tag: str | None = None) -> PublishedWeights:
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return PublishedWeights(arch, "IMAGENET1K_V1", f"{arch}-{digest[:8]}", 10, 1, 2, 28, 28, tag)
+
+
+@pytest.fixture(scope="module")
+def lenet(tmp_path_factory) -> tuple[pathlib.Path, dict[str, np.ndarray]]:
+    values = state_dict("lenet5")
+    path = tmp_path_factory.mktemp("lenet") / "lenet5.pth"
+    torch.save({key: torch.from_numpy(value) for key, value in values.items()}, path)
+    return path, values
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Answers every request with `body`, of which it claims `length` bytes."""
+
+    body, length, status, requests = b"", 0, 200, 0
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        server: "Server"
+
+        def do_GET(self):
+            self.server.requests += 1
+            self.send_response(self.server.status)
+            self.send_header("Content-Length", str(self.server.length))
+            self.end_headers()
+            self.wfile.write(self.server.body)
+
+        def log_message(self, *_):
+            pass
+
+
+@pytest.fixture
+def server(lenet, monkeypatch):
+    """In the place of download.pytorch.org, with LeNet-5 as the only published network."""
+    path, _ = lenet
+    with Server(("127.0.0.1", 0), Server.Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        server.body = path.read_bytes()
+        server.length = len(server.body)
+        port = server.server_address[1]
+        monkeypatch.setattr(weights, "WEIGHTS", (small_row(path),))
+        url = property(lambda row: f"http://127.0.0.1:{port}/{row.file}.pth")
+        monkeypatch.setattr(PublishedWeights, "url", url)
+        yield server
+        server.shutdown()
+
+
+def test_the_file_is_downloaded_once_and_kept(server, lenet, cache):
+    for _ in range(2):
+        assert_same(to_torch(load_weights("lenet5")), lenet[1])
+    assert server.requests == 1
+    assert [path.name for path in cache.iterdir()] == [f"{weights.WEIGHTS[0].file}.pth"]
+
+
+def test_a_damaged_file_in_the_cache_is_replaced(server, lenet, cache):
+    load_weights("lenet5")
+    (kept,) = cache.iterdir()
+    kept.write_bytes(kept.read_bytes()[:-1])
+    assert_same(to_torch(load_weights("lenet5")), lenet[1])
+    assert server.requests == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda s: setattr(s, "body", s.body[:999]), "came broken or incomplete: its SHA-256 does"),
+        (lambda s: setattr(s, "body", b"\0" * s.length), "came broken or incomplete: its SHA-256"),
+        (lambda s: setattr(s, "status", 404), "(HTTP Error 404: Not Found); give a file"),
+        (lambda s: (s.shutdown(), s.server_close()), "Connection refused"),
+    ],
+    ids=["half", "other bytes", "absent", "no network"],
+)
+def test_a_failed_download_is_one_sentence_and_leaves_nothing(server, cache, change, sentence):
+    change(server)
+    with pytest.raises(InputError, match=re.escape(sentence)) as raised:
+        load_weights("lenet5")
+    assert "\n" not in str(raised.value)
+    assert not list(cache.iterdir())
+
+
+def test_a_cache_that_cannot_be_written_is_one_sentence(server, cache):
+    cache.parent.parent.write_bytes(b"")  # a file where the directory should be
+    with pytest.raises(InputError, match=r"^cannot download http.*\(.*\); give a file on this"):
+        load_weights("lenet5")
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """huggingface_hub's client without a network: it links to a file named by its SHA-256."""
+    calls = []
+
+    def download(repository, file, *, cache_dir, force_download):
+        calls.append((repository, force_download))
+        source = download.answers.pop(0)
+        if isinstance(source, Exception):
+            raise source
+        blobs = cache_dir / "blobs"
+        blobs.mkdir(parents=True, exist_ok=True)
+        blob = blobs / hashlib.sha256(download.intact).hexdigest()
+        blob.write_bytes(source)
+        link = cache_dir / file
+        link.unlink(missing_ok=True)
+        link.symlink_to(blob)
+        return str(link)
+
+    download.calls = calls
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    monkeypatch.setattr(weights, "torch_is_installed", lambda: False)
+    return download
+
+
+def test_timms_vgg_through_the_hub_gives_timms_logits(hub, tmp_path, cache):
+    """With fewer hidden features than timm's builder gives it."""
+    import timm
+    from timm.layers import ClassifierHead
+    from timm.models.vgg import ConvMlp
+
+    torch.manual_seed(0)
+    reference = timm.create_model("vgg11", pretrained=False, mlp_ratio=1 / 512)
+    reference.pre_logits, reference.head = ConvMlp(512, 24, 7), ClassifierHead(24, 5)
+    reference.eval()
+    save_file({k: v.numpy() for k, v in reference.state_dict().items()}, tmp_path / "timm")
+    hub.intact = (tmp_path / "timm").read_bytes()
+    hub.answers = [hub.intact]
+    fields = {"hidden_features": 24, "num_classes": 5}
+    variables = load_weights("vgg11", **fields)
+    assert hub.calls == [("timm/vgg11.tv_in1k", False)]
+    assert (cache / "huggingface").is_dir()
+    images = np.random.default_rng(0).normal(size=(1, 224, 224, 3)).astype(np.float32)
+    ours = jax.jit(create_model("vgg11", **fields).apply)(variables, images)
+    with torch.no_grad():
+        theirs = reference(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
+    np.testing.assert_allclose(ours, theirs, atol=1e-5 * np.abs(theirs).max())
+
+
+def test_a_damaged_file_of_the_hub_is_fetched_again(hub, lenet, tmp_path, monkeypatch):
+    save_file(lenet[1], tmp_path / "lenet")
+    hub.intact = (tmp_path / "lenet").read_bytes()
+    monkeypatch.setattr(weights, "WEIGHTS", (small_row(lenet[0], tag="tv_in1k"),))
+    hub.answers = [hub.intact[:-1], hub.intact]
+    assert_same(to_torch(load_weights("lenet5")), lenet[1])
+    assert hub.calls == [("timm/lenet5.tv_in1k", False), ("timm/lenet5.tv_in1k", True)]
+    hub.answers = [hub.intact[:-1]] * 2
+    with pytest.raises(InputError, match=r"^model.safetensors of hf.co/timm/lenet5.tv_in1k came"):
+        load_weights("lenet5")
+
+
+def test_no_network_to_the_hub_is_one_sentence(hub):
+    hub.answers = [huggingface_hub.errors.LocalEntryNotFoundError("no\nconnection")]
+    with pytest.raises(InputError) as raised:
+        load_weights("resnet50", "IMAGENET1K_V2")
+    assert str(raised.value) == (
+        "cannot download model.safetensors of hf.co/timm/resnet50.tv2_in1k (no connection); "
+        "give a file on this machine instead"
+    )
+
+
+def test_the_source_can_be_chosen(server, lenet, hub, tmp_path, monkeypatch):
+    monkeypatch.setattr(weights, "torch_is_installed", lambda: True)
+    monkeypatch.setattr(weights, "WEIGHTS", (small_row(lenet[0], tag="tv_in1k"),))
+    save_file(lenet[1], tmp_path / "lenet")
+    hub.intact = (tmp_path / "lenet").read_bytes()
+    hub.answers = [hub.intact]
+    for source, downloads in [(None, (1, 0)), ("torchvision", (1, 0)), ("timm", (1, 1))]:
+        assert_same(to_torch(load_weights("lenet5", source=source)), lenet[1])
+        assert (server.requests, len(hub.calls)) == downloads
+
+
+def test_without_torch(tmp_path, lenet):
+    """A process that cannot import torch loads safetensors and says what takes torch."""
+    save_file(lenet[1], tmp_path / "lenet.safetensors")
+    code = f"""
+import sys
+sys.modules["torch"] = sys.modules["tensorflow"] = None
+from flaxnets import InputError, load_weights
+assert "huggingface_hub" not in sys.modules
+load_weights("lenet5", checkpoint={str(tmp_path / "lenet.safetensors")!r})
+for arguments in [dict(arch="alexnet"), dict(arch="resnet18", source="torchvision"),
+                  dict(arch="lenet5", checkpoint={str(lenet[0])!r})]:
+    try:
+        load_weights(**arguments)
+    except InputError as error:
+        print(error)
+"""
+    result = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True)
+    assert result.returncode == 0, result.stderr
+    published = (
+        "the weights IMAGENET1K_V1 of {} are published as a .pth, which takes torch: install it, "
+        "or convert them where it is with tools/convert_torchvision.py"
+    )
+    assert result.stdout.splitlines() == [
+        published.format("alexnet"),
+        published.format("resnet18"),
+        f"reading {lenet[0]} takes torch: install it, or convert the file to safetensors where it "
+        "is with tools/convert_torchvision.py",
+    ]
+
+
+# --- Files, other classes and other channels -----------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arch", ["lenet5", "nin_cifar", "highway_mlp", "mcdnn_mnist", "mlp", "bn_inception", "wrn_16_4"]
+)
+def test_a_file_of_any_network_brings_its_own_class_count(arch, tmp_path):
+    values = state_dict(arch, num_classes=7)
+    save_file(values, tmp_path / "a.safetensors")
+    assert_same(to_torch(load_weights(arch, checkpoint=tmp_path / "a.safetensors")), values)
+
+
+def test_files_of_training_scripts_and_half_precision(tmp_path, lenet):
+    _, values = lenet
+    tensors = {f"module.{k}": torch.nn.Parameter(torch.from_numpy(v)) for k, v in values.items()}
+    torch.save({"model": tensors, "epoch": 3}, tmp_path / "a.pth")
+    assert_same(to_torch(load_weights("lenet5", checkpoint=tmp_path / "a.pth")), values)
+    torch.save({key: value.bfloat16() for key, value in tensors.items()}, tmp_path / "b.pt")
+    rounded = {k: torch.from_numpy(v).bfloat16().float().numpy() for k, v in values.items()}
+    assert_same(to_torch(load_weights("lenet5", checkpoint=tmp_path / "b.pt")), rounded)
+
+
+def test_other_classes_get_a_fresh_last_layer(tmp_path, lenet):
+    _, values = lenet
+    save_file(values, tmp_path / "a.safetensors")
+    with pytest.warns(WeightsWarning) as warned:
+        found = load_weights("lenet5", checkpoint=tmp_path / "a.safetensors", num_classes=4, seed=5)
+    assert [str(warning.message) for warning in warned] == [
+        "freshly initialised for 4 classes (the weights have 10 classes): classifier.4"
+    ]
+    assert warned[0].filename == __file__
+    model = create_model("lenet5", num_classes=4)
+    initial = to_torch(jax.jit(model.init)(jax.random.key(5), jnp.zeros((1, 28, 28, 1))))
+    expected = values | {k: v for k, v in initial.items() if k.startswith("classifier.4.")}
+    assert_same(to_torch(found), expected)
+
+
+@pytest.mark.parametrize(
+    ("arch", "heads"),
+    [("googlenet", ["aux1.fc2", "aux2.fc2", "fc"]), ("inception_v3", ["AuxLogits.fc", "fc"])],
+)
+def test_auxiliary_heads_are_fresh_as_well(arch, heads, tmp_path):
+    values = state_dict(arch)
+    save_file(values, tmp_path / "a.safetensors")
+    fields = {"transform_input": True}  # for RGB only, and no part of the variables
+    with pytest.warns(WeightsWarning, match=re.escape(f"1000 classes): {', '.join(heads)}")):
+        found = to_torch(load_weights(
+            arch, checkpoint=tmp_path / "a.safetensors", num_classes=3, **fields
+        ))  # fmt: skip
+    for key, value in found.items():
+        if key.rpartition(".")[0] in heads:
+            assert len(value) == 3
+        else:
+            np.testing.assert_array_equal(value, values[key], key)
+
+    found = load_weights(arch, checkpoint=tmp_path / "a.safetensors", aux_logits=False)
+    without = {key: value for key, value in values.items() if key[:3].lower() != "aux"}
+    assert_same(to_torch(found), without)
+
+
+def test_features_alone_leave_the_classifier_fresh(tmp_path, monkeypatch):
+    """torchvision's file has NaN for the classifier."""
+    values = state_dict("vgg16", hidden_features=8)
+    for key, value in values.items():
+        if key.startswith("classifier."):
+            value.fill(math.nan)
+    path = tmp_path / "vgg16.pth"
+    torch.save({key: torch.from_numpy(value) for key, value in values.items()}, path)
+    row = published_weights("vgg16", "IMAGENET1K_FEATURES")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    row = dataclasses.replace(row, file=f"vgg16_features-{digest[:8]}")
+    monkeypatch.setattr(weights, "WEIGHTS", (row,))
+    monkeypatch.setattr(PublishedWeights, "url", property(lambda _: path.as_uri()))
+    with pytest.warns(WeightsWarning, match=r"\(the weights have none\): classifier.0, .*\.6$"):
+        found = to_torch(
+            load_weights("vgg16", "IMAGENET1K_FEATURES", num_classes=3, hidden_features=8)
+        )
+    assert all(np.isfinite(value).all() for value in found.values())
+    assert found["classifier.6.weight"].shape == (3, 8)
+    for key, value in values.items():
+        if key.startswith("features."):
+            np.testing.assert_array_equal(found[key], value, key)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 6, 8])
+def test_input_channels_are_adapted_as_timm_does(channels):
+    from timm.models import adapt_input_conv
+
+    kernel = np.random.default_rng(0).normal(size=(5, 3, 2, 2)).astype(np.float32)
+    theirs = adapt_input_conv(channels, torch.from_numpy(kernel.copy())).numpy()
+    np.testing.assert_allclose(adapt_input_channels(kernel, channels), theirs, rtol=2e-7)
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted", "how"),
+    [
+        (3, 1, "summed over its 3"),
+        (3, 5, "repeated and scaled from 3"),
+        (1, 3, "repeated and scaled from 1"),
+    ],
+)
+def test_other_channels_adapt_the_first_convolution(given, wanted, how, tmp_path):
+    values = state_dict("lenet5", given)
+    save_file(values, tmp_path / "a.safetensors")
+    found = load_weights("lenet5", checkpoint=tmp_path / "a.safetensors")
+    assert_same(to_torch(found), values)  # as many as the weights read, unless asked
+    with pytest.warns(WeightsWarning) as warned:
+        found = load_weights("lenet5", checkpoint=tmp_path / "a.safetensors", in_channels=wanted)
+    sentence = f"features.0.weight is {how} channels for images of {wanted}"
+    assert [str(warning.message) for warning in warned] == [sentence]
+    adapted = adapt_input_channels(values["features.0.weight"], wanted)
+    assert_same(to_torch(found), values | {"features.0.weight": adapted})
+    grey = np.random.default_rng(1).random((1, 28, 28, 1), np.float32)
+    logits = [
+        create_model("lenet5").apply(variables, np.repeat(grey, channels, -1))
+        for variables, channels in [(found, wanted), (from_torch(values, like(given)), given)]
+    ]
+    if (given, wanted) != (3, 5):  # five channels weigh the three unevenly
+        np.testing.assert_allclose(*logits, rtol=1e-5)
+
+
+def like(channels: int):
+    return jax.eval_shape(
+        create_model("lenet5").init, jax.random.key(0), jnp.zeros((1, 28, 28, channels))
+    )
+
+
+# --- Bad input -----------------------------------------------------------------------------------
+
+
+def broken(directory: pathlib.Path) -> None:
+    save_file({"a": np.zeros(1000, np.float32)}, directory / "a.safetensors")
+    torch.save({"a": torch.zeros(5000)}, directory / "a.pth")
+    for name in ("a.safetensors", "a.pth"):
+        content = (directory / name).read_bytes()
+        (directory / f"half_{name}").write_bytes(content[: len(content) // 2])
+    torch.save([1, 2], directory / "list.pth")
+    torch.save({0: torch.zeros(2)}, directory / "numbers.pth")
+    torch.save(pathlib.PurePosixPath("a"), directory / "object.pth")
+    (directory / "page.pth").write_bytes(b"<html>Not Found</html>")
+    (directory / "directory.pth").mkdir()
+    save_file(state_dict("mcdnn_mnist"), directory / "mcdnn.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"arch": "vgg17"}, "unknown architecture 'vgg17'; did you mean 'vgg16'?"),
+        (
+            {"arch": "vgg16", "name": "IMAGENET1K_V2"},
+            "unknown weights of vgg16 'IMAGENET1K_V2'; did you mean 'IMAGENET1K_V1'?",
+        ),
+        ({}, "no weights of 'lenet5' are published by torchvision; give a checkpoint file"),
+        ({"num_classes": 0}, "num_classes is 0; expected at least 1"),
+        ({"in_channels": 0}, "in_channels is 0; expected at least 1"),
+        ({"dens": True}, "unknown field of lenet5 'dens'; did you mean 'dense'?"),
+        ({"arch": "alexnet", "source": "tim"}, "unknown source 'tim'; did you mean 'timm'?"),
+        (
+            {"arch": "alexnet", "source": "timm"},
+            "timm has no weights IMAGENET1K_V1 of alexnet; expected source 'torchvision'",
+        ),
+        ({"checkpoint": "none.pth"}, "no file none.pth; tools/convert_torchvision.py writes one"),
+        ({"checkpoint": "directory.pth"}, "no file directory.pth; tools"),
+        ({"checkpoint": "half_a.safetensors"}, "half_a.safetensors is not a complete safetensors"),
+        ({"checkpoint": "half_a.pth"}, "half_a.pth is not a complete file of torch weights, or"),
+        ({"checkpoint": "page.pth"}, "page.pth is not a complete file of torch weights, or holds"),
+        ({"checkpoint": "object.pth"}, "object.pth is not a complete file of torch weights, or"),
+        ({"checkpoint": "list.pth"}, "list.pth holds no state_dict; save model.state_dict()"),
+        ({"checkpoint": "numbers.pth"}, "numbers.pth holds no state_dict; save model.state_dict()"),
+        ({"checkpoint": "a.npz"}, "unknown suffix of a.npz '.npz'; expected one of .safetensors"),
+        ({"checkpoint": "a.pth"}, "the weights do not fit this network: missing: classifier.0."),
+        ({"checkpoint": "mcdnn.safetensors"}, "the weights do not fit this network: "),
+    ],
+)
+def test_bad_input_is_one_sentence(arguments, sentence, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if "checkpoint" in arguments:
+        broken(tmp_path)
+        (tmp_path / "a.npz").write_bytes(b"")
+    with pytest.raises(InputError, match="^" + re.escape(sentence)) as raised:
+        load_weights(**{"arch": "lenet5", **arguments})
+    assert "\n" not in str(raised.value)
+
+
+# --- experiments/train.py ------------------------------------------------------------------------
+
+
+def test_training_starts_from_a_published_name(server, lenet, capsys, tmp_path, monkeypatch):
+    """With other classes: the features of the file, a fresh head, and a line that says so."""
+    from experiments import train
+    from flaxnets.training.checkpoints import Checkpoints
+
+    _, values = lenet
+    four = {k: v[:4] if k.startswith("classifier.4.") else v for k, v in values.items()}
+    path = tmp_path / "a.pth"
+    torch.save({key: torch.from_numpy(value) for key, value in four.items()}, path)
+    server.body = path.read_bytes()
+    server.length = len(server.body)
+    monkeypatch.setattr(weights, "WEIGHTS", (small_row(path),))
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    start = ["--arch", "lenet5", "--init-from", "IMAGENET1K_V1", "--freeze", "features.*"]
+    train.main([*start, "--epochs", "1", "--workdir", str(tmp_path / "run")])
+    sentence = "freshly initialised for 10 classes (the weights have 4 classes): classifier.4\n"
+    assert sentence in capsys.readouterr().out
+    trained = to_torch(Checkpoints(tmp_path / "run/checkpoints").restore_variables())
+    for key in ("features.0.weight", "features.3.bias"):
+        np.testing.assert_array_equal(trained[key], four[key])
+
+
+@pytest.mark.parametrize(("arch", "mean"), [("resnet18", 0.485), ("inception_v3", 0.5)])
+def test_training_normalises_as_the_published_weights_expect(arch, mean, monkeypatch):
+    from experiments import train
+    from flaxnets.recipes import recipe_for
+
+    monkeypatch.setattr(train, "load_into", lambda *_, **__: None)
+    options = train.Options(recipe_for(arch, "photographs"), arch, init_from="IMAGENET1K_V1")
+    model, own = create_model(arch, num_classes=2), ((0.4,) * 3, (0.2,) * 3)
+    assert train.start_from(options, model, (64, 64, 3), own)[1][0][0] == mean
+    assert train.start_from(options, model, (64, 64, 1), own)[1] == own  # no RGB
+    options = dataclasses.replace(options, init_from="a.safetensors")
+    assert train.start_from(options, model, (64, 64, 3), own)[1] == own

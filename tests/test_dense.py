@@ -64,11 +64,6 @@ def initialized(model, *shape, dtype=np.float32):
     return jnp.asarray(x), jax.tree.map(fill, shapes)
 
 
-def captured(model, variables, x, name):
-    """The output of one layer."""
-    return jax.jit(lambda x: features(model, variables, x, [name])[name])(x)
-
-
 def close(ours, expected, tolerance=1e-5):
     assert ours.shape == expected.shape
     return np.abs(ours - expected).max() <= tolerance * np.abs(expected).max()
@@ -122,9 +117,13 @@ def test_padding_reaches_the_cells_whose_field_crosses_the_border_and_no_others(
     model = create_model(name, num_classes=3, dense=True, **NARROW[name])
     x, variables = initialized(model, size + 64, size + 64, 3)
     crop = x[:, 32 : 32 + size, 32 : 32 + size]
-    of_picture, of_crop = (
-        np.asarray(captured(model, variables, each, "features")) for each in (x, crop)
-    )
+
+    @jax.jit
+    def compute(x):
+        found = features(model, variables, x, ["features", "classifier"])
+        return found["features"], found["classifier"]
+
+    (of_picture, logits), (of_crop, crop_logits) = compute(x), compute(crop)
     cells = size // 32 - (name == "alexnet")  # the last would need the zeros of one more cell
     of_picture = of_picture[:, 1 : 1 + cells, 1 : 1 + cells]
     assert of_crop.shape == of_picture.shape
@@ -133,8 +132,7 @@ def test_padding_reaches_the_cells_whose_field_crosses_the_border_and_no_others(
     assert [i for i in range(cells) if whole[i]] == inside
     np.testing.assert_array_equal(error < 1e-5, np.logical_and.outer(whole, whole))
     # So no logit of AlexNet or VGG is exactly that of its crop.
-    apply = jax.jit(model.apply)
-    assert not close(apply(variables, x)[:, 1, 1], apply(variables, crop)[:, 0, 0], 1e-3)
+    assert not close(logits[:, 1, 1], crop_logits[:, 0, 0], 1e-3)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet20_cifar"])
@@ -142,10 +140,10 @@ def test_average_then_linear_is_linear_then_average(name):
     with jax.enable_x64():
         model = create_model(name, num_classes=5, dtype=jnp.float64)
         x, variables = initialized(model, 64, 96, 3, dtype=np.float64)
-        scores = jax.jit(convolutionize(model).apply)(variables, x)
+        both = jax.jit(lambda x: [m.apply(variables, x) for m in (model, convolutionize(model))])
+        logits, scores = both(x)  # the logits are those of the averaged features
         assert scores.shape == {"resnet18": (1, 2, 3, 5), "resnet20_cifar": (1, 16, 24, 5)}[name]
         assert np.asarray(scores).std((1, 2)).min() > 0  # the cells differ
-        logits = jax.jit(model.apply)(variables, x)  # averages the features
         assert close(scores.mean((1, 2)), logits, 1e-13)
 
 
@@ -248,11 +246,16 @@ def test_offset_pooling_is_the_map_of_each_offset_interleaved(
     """Sermanet et al. 2013, section 3.3 and Figure 3, steps b to e (step c at each offset)."""
     model = create_model(name, num_classes=3, dense=True, **NARROW[name])
     x, variables = initialized(model, size, size, 3)
-    before = f"features.{index - 1}"
-    unpooled = captured(model, variables, x, before)
-    plain = jax.jit(model.apply)(variables, x)
-    fine = jax.jit(model.clone(offset_pooling=True).apply)(variables, x)
 
+    @jax.jit  # one program, which computes what these share once
+    def compute(variables, x):
+        unpooled = features(model, variables, x, [f"features.{index - 1}"])
+        fine = model.clone(offset_pooling=True)
+        mean = fine.clone(dense=False)
+        networks = (model, fine, mean)
+        return *unpooled.values(), *(each.apply(variables, x) for each in networks)
+
+    unpooled, plain, fine, mean = compute(variables, x)
     hidden = model.hidden_features
     first, second = hidden if isinstance(hidden, tuple) else (hidden, hidden)
     params = variables["params"]["classifier"]
@@ -267,9 +270,7 @@ def test_offset_pooling_is_the_map_of_each_offset_interleaved(
     assert close(fine, expected)
     assert close(fine[:, ::stride, ::stride], plain)
     assert min(fine.shape[1:3]) == 3
-    # Without `dense` the mean, as of the plain map.
-    mean = jax.jit(model.clone(dense=False, offset_pooling=True).apply)(variables, x)
-    assert close(mean, fine.mean((1, 2)))
+    assert close(mean, fine.mean((1, 2)))  # without `dense`, as of the plain map
 
 
 @pytest.mark.parametrize(

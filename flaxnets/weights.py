@@ -415,25 +415,37 @@ def _from_torchvision(published: PublishedWeights) -> pathlib.Path:
 def _from_hub(repository: str) -> pathlib.Path:
     import huggingface_hub
 
-    for again in (False, True):
-        try:
-            path = pathlib.Path(huggingface_hub.hf_hub_download(
-                repository, "model.safetensors",
-                cache_dir=_directory() / "huggingface", force_download=again,
-            ))  # fmt: skip
-        except Exception as error:  # its HTTP client's too, which changes between its versions
-            raise InputError(_failed(f"model.safetensors of hf.co/{repository}", error)) from error
-        # The hub names a large file by its SHA-256, and the client links to the file of that name.
-        digest = path.resolve().name
-        if not re.fullmatch("[0-9a-f]{64}", digest) or _sha256(path) == digest:
-            return path
-    raise InputError(
-        f"model.safetensors of hf.co/{repository} came broken or incomplete: its SHA-256 is not "
-        f"{digest}; try again"
-    )
+    file, directory = "model.safetensors", _directory() / "huggingface"
+    cached = huggingface_hub.try_to_load_from_cache(repository, file, cache_dir=directory)
+    found = isinstance(cached, str)
+    if found and _is_intact(pathlib.Path(cached)):
+        return pathlib.Path(cached)
+    try:
+        path = pathlib.Path(
+            huggingface_hub.hf_hub_download(
+                repository, file, cache_dir=directory, force_download=found
+            )
+        )
+    except Exception as error:  # its HTTP client's too, which changes between its versions
+        raise InputError(_failed(f"{file} of hf.co/{repository}", error)) from error
+    if not _is_intact(path):
+        path.resolve().unlink()
+        raise InputError(
+            f"{file} of hf.co/{repository} came broken or incomplete: its SHA-256 is not the "
+            f"hub's; try again"
+        )
+    return path
 
 
-def _failed(what: str, error: Exception) -> str:
+def _is_intact(path: pathlib.Path) -> bool:
+    """The hub names a large file by its SHA-256, and the client links to a file of that name."""
+    digest = path.resolve().name
+    return not re.fullmatch("[0-9a-f]{64}", digest) or _sha256(path) == digest
+
+
+def _failed(what: str, error: Any) -> str:
+    if type(error) is urllib.error.URLError:
+        error = error.reason
     reason = " ".join(str(error).split()) or type(error).__name__
     return f"cannot download {what} ({reason}); give a file on this machine instead"
 

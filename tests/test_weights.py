@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import threading
+import types
 
 import huggingface_hub
 import jax
@@ -265,28 +266,28 @@ def test_a_cache_that_cannot_be_written_is_one_sentence(server, cache):
 
 
 @pytest.fixture
-def hub(tmp_path, monkeypatch):
+def hub(monkeypatch):
     """huggingface_hub's client without a network: it links to a file named by its SHA-256."""
-    calls = []
 
     def download(repository, file, *, cache_dir, force_download):
-        calls.append((repository, force_download))
-        source = download.answers.pop(0)
-        if isinstance(source, Exception):
-            raise source
-        blobs = cache_dir / "blobs"
-        blobs.mkdir(parents=True, exist_ok=True)
-        blob = blobs / hashlib.sha256(download.intact).hexdigest()
-        blob.write_bytes(source)
-        link = cache_dir / file
+        hub.calls.append((repository, force_download))
+        if isinstance(hub.answer, Exception):
+            raise hub.answer
+        link, blob = cache_dir / file, cache_dir / hashlib.sha256(hub.intact).hexdigest()
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        blob.write_bytes(hub.answer)
         link.unlink(missing_ok=True)
         link.symlink_to(blob)
         return str(link)
 
-    download.calls = calls
+    def cached(_, file, *, cache_dir):
+        return str(cache_dir / file) if (cache_dir / file).exists() else None
+
+    hub = types.SimpleNamespace(calls=[], intact=b"", answer=b"")
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", cached)
     monkeypatch.setattr(weights, "torch_is_installed", lambda: False)
-    return download
+    return hub
 
 
 def test_timms_vgg_through_the_hub_gives_timms_logits(hub, tmp_path, cache):
@@ -300,12 +301,11 @@ def test_timms_vgg_through_the_hub_gives_timms_logits(hub, tmp_path, cache):
     reference.pre_logits, reference.head = ConvMlp(512, 24, 7), ClassifierHead(24, 5)
     reference.eval()
     save_file({k: v.numpy() for k, v in reference.state_dict().items()}, tmp_path / "timm")
-    hub.intact = (tmp_path / "timm").read_bytes()
-    hub.answers = [hub.intact]
+    hub.intact = hub.answer = (tmp_path / "timm").read_bytes()
     fields = {"hidden_features": 24, "num_classes": 5}
     variables = load_weights("vgg11", **fields)
     assert hub.calls == [("timm/vgg11.tv_in1k", False)]
-    assert (cache / "huggingface").is_dir()
+    assert (cache / "huggingface/model.safetensors").is_file()
     images = np.random.default_rng(0).normal(size=(1, 224, 224, 3)).astype(np.float32)
     ours = jax.jit(create_model("vgg11", **fields).apply)(variables, images)
     with torch.no_grad():
@@ -313,20 +313,28 @@ def test_timms_vgg_through_the_hub_gives_timms_logits(hub, tmp_path, cache):
     np.testing.assert_allclose(ours, theirs, atol=1e-5 * np.abs(theirs).max())
 
 
-def test_a_damaged_file_of_the_hub_is_fetched_again(hub, lenet, tmp_path, monkeypatch):
+def test_files_of_the_hub_are_kept_and_verified(hub, lenet, tmp_path, cache, monkeypatch):
     save_file(lenet[1], tmp_path / "lenet")
-    hub.intact = (tmp_path / "lenet").read_bytes()
+    hub.intact = hub.answer = (tmp_path / "lenet").read_bytes()
     monkeypatch.setattr(weights, "WEIGHTS", (small_row(lenet[0], tag="tv_in1k"),))
-    hub.answers = [hub.intact[:-1], hub.intact]
+    first, again = ("timm/lenet5.tv_in1k", False), ("timm/lenet5.tv_in1k", True)
+    for _ in range(2):
+        assert_same(to_torch(load_weights("lenet5")), lenet[1])
+    assert hub.calls == [first]
+    kept = cache / "huggingface/model.safetensors"
+    kept.resolve().write_bytes(hub.intact[:-1])
     assert_same(to_torch(load_weights("lenet5")), lenet[1])
-    assert hub.calls == [("timm/lenet5.tv_in1k", False), ("timm/lenet5.tv_in1k", True)]
-    hub.answers = [hub.intact[:-1]] * 2
+    assert hub.calls == [first, again]
+
+    kept.resolve().unlink()
+    hub.answer = hub.intact[:-1]
     with pytest.raises(InputError, match=r"^model.safetensors of hf.co/timm/lenet5.tv_in1k came"):
         load_weights("lenet5")
+    assert not kept.exists()
 
 
 def test_no_network_to_the_hub_is_one_sentence(hub):
-    hub.answers = [huggingface_hub.errors.LocalEntryNotFoundError("no\nconnection")]
+    hub.answer = huggingface_hub.errors.LocalEntryNotFoundError("no\nconnection")
     with pytest.raises(InputError) as raised:
         load_weights("resnet50", "IMAGENET1K_V2")
     assert str(raised.value) == (
@@ -339,8 +347,7 @@ def test_the_source_can_be_chosen(server, lenet, hub, tmp_path, monkeypatch):
     monkeypatch.setattr(weights, "torch_is_installed", lambda: True)
     monkeypatch.setattr(weights, "WEIGHTS", (small_row(lenet[0], tag="tv_in1k"),))
     save_file(lenet[1], tmp_path / "lenet")
-    hub.intact = (tmp_path / "lenet").read_bytes()
-    hub.answers = [hub.intact]
+    hub.intact = hub.answer = (tmp_path / "lenet").read_bytes()
     for source, downloads in [(None, (1, 0)), ("torchvision", (1, 0)), ("timm", (1, 1))]:
         assert_same(to_torch(load_weights("lenet5", source=source)), lenet[1])
         assert (server.requests, len(hub.calls)) == downloads

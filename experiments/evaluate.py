@@ -17,10 +17,11 @@ from typing import Annotated, Any
 
 import numpy as np
 import tyro
+from matplotlib.figure import Figure
 from rich.progress import track
 
 from flaxnets import data
-from flaxnets.errors import InputError
+from flaxnets.errors import InputError, one_of
 from flaxnets.inference.network import Network, from_weights, from_workdir
 from flaxnets.inference.pictures import Preset, read_picture
 from flaxnets.inference.predict import accuracy, predict
@@ -68,6 +69,12 @@ class Options:
 
 
 def main(options: Options) -> None:
+    for path in (options.output, options.confusion):  # hours are not to be lost to a typing error
+        if path is not None and not path.absolute().parent.is_dir():
+            raise InputError(f"cannot write {path}: no directory {path.parent}")
+    if options.confusion is not None:
+        formats = Figure().canvas.get_supported_filetypes()
+        one_of(formats, options.confusion.suffix.removeprefix("."), "format of a figure")
     networks = [from_workdir(path) for path in options.workdirs] + list(_from_weights(options))
     if not networks:
         raise InputError("no network given; expected directories that train.py wrote, or --arch")
@@ -184,14 +191,12 @@ def draw_confusion(
     title: str,
 ) -> None:
     """For each true class, a row, the share of its examples that were taken for each class."""
-    import matplotlib.figure  # half a second that others need not wait for
-
     count = len(class_names)
     matrix = np.zeros((count, count))
     np.add.at(matrix, (labels, guesses), 1)
     shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     side = max(4.0, min(12.0, 0.3 * count))
-    figure = matplotlib.figure.Figure(figsize=(side + 1, side), layout="constrained")
+    figure = Figure(figsize=(side + 1, side), layout="constrained")
     axes = figure.subplots()
     drawn = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
     figure.colorbar(drawn, label="share of the true class")

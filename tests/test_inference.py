@@ -218,6 +218,14 @@ def test_random_views_depend_on_the_seed_and_not_on_the_batch(folder, two_files,
             {"arch": ("lenet5",), "dataset": "digits"},
             "{} tells 2 classes apart, 'digits' has 10",
         ),
+        (
+            {"output": pathlib.Path("absent/out.npz")},
+            "cannot write absent/out.npz: no directory absent",
+        ),
+        (
+            {"confusion": pathlib.Path("out.pngg")},
+            "unknown format of a figure 'pngg'; did you mean 'png'?",
+        ),
     ],
 )
 def test_what_cannot_be_evaluated(options, sentence, two_files):

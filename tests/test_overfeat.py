@@ -5,9 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from flax.traverse_util import flatten_dict
 
 import parity
 from flaxnets import create_model
+from flaxnets.inference.features import features
 from networks import CASES
 
 # Side of each convolution's output: Table 1 (see the module for layer 2), Table 3 before pooling.
@@ -30,15 +32,15 @@ def narrow_pair(name: str, **fields):
 def test_map_sizes_of_the_tables(name):
     model = create_model(name)
     x = jnp.zeros((1, *model.input_shape))
-
-    def outputs(variables, x):
-        return model.apply(variables, x, capture_intermediates=True)[1]["intermediates"]
-
     variables = jax.eval_shape(model.init, jax.random.key(0), x)
-    features = jax.eval_shape(outputs, variables, x)["features"]
-    layers = [features[key]["__call__"][0] for key in sorted(set(features) - {"__call__"}, key=int)]
+    names = [".".join(path[:-1]) for path in flatten_dict(variables["params"])]
+    layers = [name for name in dict.fromkeys(names) if name.startswith("features.")]
+    layers.sort(key=lambda name: int(name.removeprefix("features.")))
+    maps = jax.eval_shape(lambda v: features(model, v, x, layers), variables)
     table = zip(SIDES[name], model.channels, strict=True)
-    assert [layer.shape for layer in layers] == [(1, side, side, width) for side, width in table]
+    assert [maps[name].shape for name in layers] == [
+        (1, side, side, width) for side, width in table
+    ]
 
 
 @pytest.mark.parametrize("name", SIDES)

@@ -2,6 +2,13 @@
 
 import os
 
+worker = os.environ.get("PYTEST_XDIST_WORKER")  # "gw0", "gw1", ...
+if worker is not None and hasattr(os, "sched_setaffinity"):
+    # A core to each of pytest-xdist's processes: the threads of JAX and torch, one for each core
+    # that they see, are otherwise too many and wait for each other.
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
+
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import jax

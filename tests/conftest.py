@@ -2,17 +2,17 @@
 
 import os
 
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import jax
+import pytest
+
 worker = os.environ.get("PYTEST_XDIST_WORKER")  # "gw0", "gw1", ...
 if worker is not None and hasattr(os, "sched_setaffinity"):
     # A core to each of pytest-xdist's processes: the threads of JAX and torch, one for each core
     # that they see, are otherwise too many and wait for each other.
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-
-import jax
-import pytest
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)

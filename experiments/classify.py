@@ -18,8 +18,8 @@ import tyro
 from PIL import Image
 
 from flaxnets.errors import InputError
-from flaxnets.inference.network import Network, from_weights, from_workdir
-from flaxnets.inference.pictures import as_array, own_statistics, read_picture
+from flaxnets.inference.network import Network, NetworkOptions
+from flaxnets.inference.pictures import MAX_READ, as_array, own_statistics, read_picture
 from flaxnets.inference.views import (
     Views,
     check_views,
@@ -31,23 +31,11 @@ from flaxnets.inference.views import (
 from flaxnets.terminal import compilation_cache, one_sentence_errors, quiet
 from flaxnets.training.step import normalize
 
-LARGEST_WHOLE = 2**22  # pixels that a network reads at once
-
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Options(NetworkOptions):
     pictures: Annotated[tuple[pathlib.Path, ...], tyro.conf.Positional]
     """Files in any format that Pillow reads; turned as their EXIF orientation says."""
-    arch: str | None = None
-    """Name of a network: flaxnets.list_models()."""
-    weights: str | None = None
-    """Published weights such as IMAGENET1K_V1; beside --checkpoint, their preprocessing alone."""
-    checkpoint: pathlib.Path | None = None
-    """A file of weights instead, .safetensors or .pth."""
-    class_names: pathlib.Path | None = None
-    """Text file with a line for each class; ImageNet's unless given."""
-    workdir: pathlib.Path | None = None
-    """A run of train.py instead of a name and weights."""
     top: int = 5
     """Classes to print."""
     probabilities: bool = False
@@ -69,7 +57,7 @@ def main(options: Options) -> None:
         raise InputError("no picture given; expected files")
     if options.top < 1:
         raise InputError(f"--top {options.top}; expected at least 1")
-    network = _open(options)
+    network = options.open()
     if options.views != "whole":
         check_views(options.views, network.preset)
     elif not hasattr(network.model, "dense"):
@@ -114,25 +102,13 @@ def main(options: Options) -> None:
         print(json.dumps(results, indent=2))
 
 
-def _open(options: Options) -> Network:
-    if options.workdir is not None:
-        if options.arch or options.weights or options.checkpoint:
-            raise InputError("--workdir names a network with its weights; give nothing beside it")
-        return from_workdir(options.workdir)
-    if options.arch is None:
-        raise InputError("no network given; expected --arch NAME or --workdir DIR")
-    return from_weights(
-        options.arch, options.weights, options.checkpoint, options.class_names
-    )  # fmt: skip
-
-
 def _views(picture: Image.Image, options: Options, network: Network) -> dict[str, np.ndarray]:
     if options.views != "whole":
         return views_of(picture, network.preset, options.views, (options.seed,))
-    if picture.width * picture.height > LARGEST_WHOLE:
+    if picture.width * picture.height > MAX_READ:
         raise InputError(
             f"{picture.width}x{picture.height} pixels are too many to be read at once; expected at "
-            f"most {LARGEST_WHOLE:,}, or other --views"
+            f"most {MAX_READ:,}, or other --views"
         )
     return {"image": as_array(picture)[None]}
 

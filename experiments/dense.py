@@ -30,33 +30,22 @@ from flaxnets.inference.dense import (
     convolutionize,
     probability_maps,
 )
-from flaxnets.inference.network import Network, from_weights, from_workdir
-from flaxnets.inference.pictures import as_array, read_picture, scale_short_side
+from flaxnets.inference.network import Network, NetworkOptions
+from flaxnets.inference.pictures import MAX_READ, as_array, read_picture, scale_short_side
 from flaxnets.terminal import compilation_cache, one_sentence_errors, quiet
 from flaxnets.training.step import normalize
 
-LARGEST = 2**22  # pixels that a network reads at once
 # Of matplotlib's cycle; C7 is its grey, for the classes behind the most frequent ones.
 COLORS, GREY = ("C0", "C1", "C2", "C3", "C4", "C5", "C6", "C8", "C9"), "C7"
 Box = tuple[float, float, float, float]
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Options(NetworkOptions):
     picture: Annotated[pathlib.Path, tyro.conf.Positional]
     """File in any format that Pillow reads; turned as its EXIF orientation says."""
     class_: Annotated[str, tyro.conf.arg(name="class")]
     """Name of the class to draw."""
-    arch: str | None = None
-    """Name of a network: flaxnets.list_models()."""
-    weights: str | None = None
-    """Published weights such as IMAGENET1K_V1; beside --checkpoint, their preprocessing alone."""
-    checkpoint: pathlib.Path | None = None
-    """A file of weights instead, .safetensors or .pth."""
-    class_names: pathlib.Path | None = None
-    """Text file with a line for each class; ImageNet's unless given."""
-    workdir: pathlib.Path | None = None
-    """A run of train.py instead of a name and weights."""
     image_size: int | None = None
     """Short side of the scaled picture, in pixels; twice what the network reads unless given."""
     scales: Literal[1, 6] = 1
@@ -70,7 +59,7 @@ def main(options: Options) -> None:
         raise InputError("--scales 6 has sizes of its own; leave out --image-size")
     known = Figure().canvas.get_supported_filetypes()
     one_of(known, options.out.suffix.removeprefix("."), "format of a figure")
-    network = _open(options)
+    network = options.open()
     one_of(network.class_names, options.class_, "class")
     offsets: Any = {"offset_pooling": True} if hasattr(network.model, "offset_pooling") else {}
     model = convolutionize(network.model).clone(**offsets)
@@ -113,16 +102,6 @@ def main(options: Options) -> None:
         raise InputError(f"cannot write {options.out} ({error.strerror})") from error
 
 
-def _open(options: Options) -> Network:
-    if options.workdir is not None:
-        if options.arch or options.weights or options.checkpoint:
-            raise InputError("--workdir names a network with its weights; give nothing beside it")
-        return from_workdir(options.workdir)
-    if options.arch is None:
-        raise InputError("no network given; expected --arch NAME or --workdir DIR")
-    return from_weights(options.arch, options.weights, options.checkpoint, options.class_names)
-
-
 def _short_sides(options: Options, network: Network) -> list[int]:
     if options.scales == 6:
         return [round(min(size) * network.preset.crop / 221) for size in SIX_SCALES]
@@ -133,10 +112,10 @@ def _scaled(picture: Image.Image, short_side: int) -> Image.Image:
     if short_side < 1:
         raise InputError(f"--image-size is {short_side}; expected at least 1")
     pixels = short_side**2 * max(picture.size) // min(picture.size)
-    if pixels > LARGEST:
+    if pixels > MAX_READ:
         raise InputError(
             f"the picture scaled to {short_side} pixels on its short side has {pixels:,}; expected "
-            f"at most {LARGEST:,}: cut it, or give a smaller --image-size"
+            f"at most {MAX_READ:,}: cut it, or give a smaller --image-size"
         )
     return scale_short_side(picture, short_side)
 

@@ -58,6 +58,8 @@ class Options:
     centre, mirrored as well; ten random crops; OverFeat's six scales."""
     seed: int = 0
     """Of random views."""
+    ensemble: bool = True
+    """Beside each of several networks, evaluate the mean of their class probabilities."""
     batch_size: int = 64
     """Images, or views of images, per step, over all devices."""
     json: bool = False
@@ -65,7 +67,7 @@ class Options:
     output: pathlib.Path | None = None
     """NumPy file (.npz) to write to: `probabilities` (networks, N, classes) and `labels` (N,)."""
     confusion: pathlib.Path | None = None
-    """Picture to draw the confusion matrix to: of the mean, if there are several networks."""
+    """Picture to draw the confusion matrix to: of the last line, the mean of several networks."""
 
 
 def main(options: Options) -> None:
@@ -99,13 +101,11 @@ def main(options: Options) -> None:
         )
         members.append(probabilities)
 
-    rows = [
-        {"network": network.name, "arch": network.arch, **accuracy(probabilities, labels)}
-        for network, probabilities in zip(networks, members, strict=True)
-    ]
-    if len(networks) > 1:
+    found = [(each.name, each.arch, own) for each, own in zip(networks, members, strict=True)]
+    if options.ensemble and len(networks) > 1:
         name = f"mean of {len(networks)}"
-        rows.append({"network": name, "arch": name, **accuracy(np.mean(members, 0), labels)})
+        found.append((name, name, np.mean(members, 0)))
+    rows = [{"network": name, "arch": arch, **accuracy(p, labels)} for name, arch, p in found]
     result = {
         "dataset": dataset, "examples": len(labels), "views": options.views, "results": rows,
     }  # fmt: skip
@@ -121,8 +121,9 @@ def main(options: Options) -> None:
     if options.output is not None:
         np.savez(options.output, probabilities=np.stack(members), labels=labels)
     if options.confusion is not None:
-        guesses = np.mean(members, 0).argmax(1)
-        title = f"{rows[-1]['network']} on {dataset}: {rows[-1]['top1']:.2%}"
+        name, _, probabilities = found[-1]
+        guesses = probabilities.argmax(1)
+        title = f"{name} on {dataset}: {rows[-1]['top1']:.2%}"
         draw_confusion(options.confusion, guesses, labels, source.class_names, title)
 
 

@@ -3,8 +3,6 @@
 import io
 import json
 import pathlib
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -35,9 +33,10 @@ from flaxnets.inference.views import (
     views_of,
 )
 from flaxnets.training.step import normalize
+from scripts import script
 from tools.torchvision_import import torchvision
 
-SCRIPT = pathlib.Path(__file__).parent.parent / "experiments/classify.py"
+SCRIPT = "experiments/classify.py"
 PHOTOS = [Image.fromarray(photo) for photo in load_sample_images().images]  # 640 x 427
 
 
@@ -369,18 +368,14 @@ def test_bad_options(options, sentence, files):
 
 
 def test_the_script_says_one_sentence(small, files, tmp_path):
-    def script(*arguments):
-        command = [sys.executable, SCRIPT, *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-
-    given = script(files[0], "--arch", "lenet5", "--checkpoint", small, "--top", 3)
+    given = script(SCRIPT, files[0], "--arch", "lenet5", "--checkpoint", small, "--top", 3)
     assert (given.returncode, given.stderr) == (0, "")
     assert [line[6:11] for line in given.stdout.splitlines()] == ["class"] * 3
-    other = script(files[0], "--arch", "nin_cifar", "--checkpoint", small)
+    other = script(SCRIPT, files[0], "--arch", "nin_cifar", "--checkpoint", small)
     assert (other.returncode, other.stdout) == (2, "")
     assert other.stderr.startswith("error: the weights do not fit this network: missing: ")
     assert other.stderr.count("\n") == 1
     (tmp_path / "text.jpg").write_text("not a picture")
-    text = script(tmp_path / "text.jpg", "--arch", "lenet5", "--checkpoint", small)
+    text = script(SCRIPT, tmp_path / "text.jpg", "--arch", "lenet5", "--checkpoint", small)
     assert (text.returncode, text.stdout) == (2, "")
     assert text.stderr.count("\n") == 1

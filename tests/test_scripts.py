@@ -1,10 +1,8 @@
 """The scripts as a user runs them: a process each."""
 
 import json
-import pathlib
 import signal
 import subprocess
-import sys
 import time
 
 import numpy as np
@@ -12,20 +10,23 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-ROOT = pathlib.Path(__file__).parent.parent
+from scripts import command, script
+
 SUMMARY = {
     "arch", "dataset", "parameters", "epochs", "steps", "top1", "top5", "loss",
     "images_per_second", "seconds", "devices", "versions", "command",
 }  # fmt: skip
 
 
-def script(name, *arguments, **options):
-    command = [sys.executable, str(ROOT / name), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, **options)
-
-
 def train(*arguments, **options):
     return script("experiments/train.py", "--arch", "lenet5", *arguments, **options)
+
+
+def start_training(workdir):
+    """More epochs than anyone waits for."""
+    arguments = ["--arch", "lenet5", "--epochs", 4000, "--workdir", workdir]
+    run = command("experiments/train.py", *arguments)
+    return subprocess.Popen(run, text=True, stdout=subprocess.PIPE)
 
 
 def test_training_prints_only_our_lines_and_resumes_after_a_kill(tmp_path):
@@ -46,10 +47,7 @@ def test_training_prints_only_our_lines_and_resumes_after_a_kill(tmp_path):
     assert (summary["parameters"], summary["steps"]) == (44_426, 44)
 
     # Killed somewhere after its third epoch, it goes on from there and not from the start.
-    command = [sys.executable, ROOT / "experiments/train.py", "--arch", "lenet5"]
-    running = subprocess.Popen([*command, "--epochs", "4000", "--workdir", workdir], text=True,
-                               stdout=subprocess.PIPE)  # fmt: skip
-    with running:
+    with start_training(workdir) as running:
         for line in running.stdout:
             if line.startswith("epoch   30"):
                 break
@@ -69,9 +67,7 @@ def test_training_prints_only_our_lines_and_resumes_after_a_kill(tmp_path):
 
 
 def test_control_c_saves_and_says_how_to_go_on(tmp_path):
-    command = [sys.executable, str(ROOT / "experiments/train.py"), "--arch", "lenet5"]
-    command += ["--epochs", "4000", "--workdir", str(tmp_path)]
-    with subprocess.Popen(command, text=True, stdout=subprocess.PIPE) as running:
+    with start_training(tmp_path) as running:
         running.stdout.readline()
         time.sleep(0.2)
         running.send_signal(signal.SIGINT)
@@ -101,8 +97,8 @@ def test_bad_input_gets_one_sentence_and_status_2(arguments, sentence, tmp_path)
 
 
 def test_numbers_are_predicted_through_the_same_script(tmp_path):
-    command = ["experiments/train.py", "--arch", "perceptron", "--dataset", "diabetes"]
-    result = script(*command, "--epochs", 20, "--workdir", tmp_path / "run")
+    arguments = ["experiments/train.py", "--arch", "perceptron", "--dataset", "diabetes"]
+    result = script(*arguments, "--epochs", 20, "--workdir", tmp_path / "run")
     assert result.returncode == 0, result.stderr
     assert "perceptron on diabetes: mean squared error 0." in result.stdout
     summary = json.loads((tmp_path / "run/summary.json").read_text())
@@ -110,7 +106,7 @@ def test_numbers_are_predicted_through_the_same_script(tmp_path):
     assert summary["parameters"] == 11 * 128 + 129
     assert summary["loss"] < 0.8  # 1: the mean for everyone
     assert (tmp_path / "run/learning_curve.png").read_bytes().startswith(b"\x89PNG")
-    refused = script(*command, "--loss", "cross_entropy", "--workdir", tmp_path / "other")
+    refused = script(*arguments, "--loss", "cross_entropy", "--workdir", tmp_path / "other")
     assert refused.returncode == 2
     assert refused.stderr == (
         "error: diabetes has numbers to predict, not classes; expected --loss squared_error\n"

@@ -35,6 +35,34 @@ class Network:
     dataset: str | None = None
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NetworkOptions:
+    """How the options of a script name one trained network."""
+
+    arch: str | None = None
+    """Name of a network: flaxnets.list_models()."""
+    weights: str | None = None
+    """Published weights such as IMAGENET1K_V1; beside --checkpoint, their preprocessing alone."""
+    checkpoint: pathlib.Path | None = None
+    """A file of weights instead, .safetensors or .pth."""
+    class_names: pathlib.Path | None = None
+    """Text file with a line for each class; ImageNet's unless given."""
+    workdir: pathlib.Path | None = None
+    """A run of train.py instead of a name and weights."""
+
+    def open(self) -> Network:
+        """Raises InputError for what is missing, contradictory or wrong."""
+        if self.workdir is not None:
+            if self.arch or self.weights or self.checkpoint:
+                raise InputError(
+                    "--workdir names a network with its weights; give nothing beside it"
+                )
+            return from_workdir(self.workdir)
+        if self.arch is None:
+            raise InputError("no network given; expected --arch NAME or --workdir DIR")
+        return from_weights(self.arch, self.weights, self.checkpoint, self.class_names)
+
+
 def imagenet_class_names() -> tuple[str, ...]:
     """The 1000 classes in the order of the published weights, as torchvision names them."""
     file = importlib.resources.files("flaxnets.inference") / "imagenet_classes.txt"

@@ -11,6 +11,7 @@ from PIL import Image, ImageOps
 from flaxnets.errors import InputError
 
 Statistics: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]
+MAX_READ = 2**22  # pixels that a network reads at once, as a map
 MAX_RESIZED = 2**26  # pixels of a picture after scaling, 256 MiB in Pillow
 
 

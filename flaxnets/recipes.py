@@ -260,11 +260,12 @@ HIGHWAY = Recipe(
 HIGHWAY_MLP = replace(
     HIGHWAY, epochs=300, learning_rate=0.01, milestones=(100, 200), preprocessing=_small(28, pad=2)
 )
-# The authors' Caffe files: batch 128, rate 0.1 divided by 10 at 100k of 120k iterations. Pixels are
-# those of Goodfellow et al. 2013, normalised to a deviation of about 55 and whitened.
+# The authors' Caffe files: batch 128, rate 0.1 divided by 10 at 100k of 120k iterations, the last
+# layer's a tenth of it. Their images are whitened (Goodfellow et al. 2013), ours standardised.
 NIN_CIFAR = Recipe(
     batch_size=128, epochs=307, learning_rate=0.1, weight_decay=1e-4,
-    schedule="step", milestones=(256,), pixels="centered", preprocessing=_small(32),
+    schedule="step", milestones=(256,), rate_factors={"mlpconv3.cccp2.*": 0.1},
+    preprocessing=_small(32),
 )  # fmt: skip
 
 # Ciresan et al. 2012, section 3: stochastic gradient descent image by image, rate 0.001 times 0.993

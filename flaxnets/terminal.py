@@ -58,9 +58,13 @@ def one_sentence_errors() -> Iterator[None]:
     """Bad input ends the script with one sentence and status 2, no traceback."""
     try:
         yield
+        sys.stdout.flush()
     except InputError as error:
         _say(str(error))
         sys.exit(2)
+    except BrokenPipeError:  # the reader had enough, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or flushing at the end fails once more
+        sys.exit(1)
     except Exception as error:
         if not _is_disk_full(error):
             raise

@@ -3,6 +3,7 @@
 import io
 import json
 import pathlib
+import subprocess
 
 import jax
 import numpy as np
@@ -33,7 +34,7 @@ from flaxnets.inference.views import (
     views_of,
 )
 from flaxnets.training.step import normalize
-from scripts import script
+from scripts import command, script
 from tools.torchvision_import import torchvision
 
 SCRIPT = "experiments/classify.py"
@@ -375,6 +376,12 @@ def test_the_script_says_one_sentence(small, files, tmp_path):
     assert (other.returncode, other.stdout) == (2, "")
     assert other.stderr.startswith("error: the weights do not fit this network: missing: ")
     assert other.stderr.count("\n") == 1
+    with subprocess.Popen(
+        command(SCRIPT, "--arch", "lenet5", "--checkpoint", small, "--", files[0]),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    ) as unread:  # fmt: skip
+        unread.stdout.close()
+        assert (unread.wait(), unread.stderr.read()) == (1, b"")
     (tmp_path / "text.jpg").write_text("not a picture")
     text = script(SCRIPT, tmp_path / "text.jpg", "--arch", "lenet5", "--checkpoint", small)
     assert (text.returncode, text.stdout) == (2, "")

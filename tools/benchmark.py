@@ -10,7 +10,8 @@ Modes:
         matrix products that ours reaches.
     compile: seconds to trace and to compile one training step at the network's native size, whose
         result must be finite, and the peak memory of the process.
-    learn: training loss over the first and the last tenth of the first steps on a data set.
+    learn: training loss over the first and the last tenth of the first steps on a data set; seconds
+        of the very first, compilation included, and the peak memory of the process.
     dense: the map of a larger picture, twice the network's size, beside the same predictions from
         separate crops: seconds and multiply-adds of both, and their ratios. The crops have zeros
         for padding where the map has the picture, so the numbers of padded networks differ.
@@ -226,8 +227,12 @@ def measure_compilation(arch: str, options: Options) -> Row:
         "compile_seconds": end - middle,
         "step_seconds": time.perf_counter() - end,
         "loss": float(metrics["loss"]),
-        "peak_gigabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "peak_gigabytes": peak_gigabytes(),
     }
+
+
+def peak_gigabytes() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def measure_learning(arch: str, options: Options) -> Row:
@@ -261,10 +266,12 @@ def measure_learning(arch: str, options: Options) -> Row:
     variables = init_variables(model, input_shape, recipe, 0)
     state = parallel.replicate(create_state(variables, optimizer, recipe))
     batches = data.train_batches(source, options.batch_size, how)
-    losses = []
+    losses, seconds = [], []
     for _ in range(options.steps):
+        start = time.perf_counter()
         state, metrics = step(state, parallel.shard(next(batches)))
         losses.append(float(metrics["loss"]))
+        seconds.append(time.perf_counter() - start)
     tenth = max(1, options.steps // 10)
     first, last = statistics.mean(losses[:tenth]), statistics.mean(losses[-tenth:])
     return {
@@ -275,6 +282,9 @@ def measure_learning(arch: str, options: Options) -> Row:
         "first_loss": first,
         "last_loss": last,
         "goes_down": last < first,
+        "first_step_seconds": seconds[0],
+        "step_seconds": statistics.median(seconds),
+        "peak_gigabytes": peak_gigabytes(),
     }
 
 

@@ -49,10 +49,10 @@ def main(
     arch: str = "resnet20_cifar",
     dataset: str = "cifar10",
     data_dir: str | None = None,
-    pictures: int = 1000,
+    pictures: int = 4000,
     few: int = 50,
-    epochs: int = 10,
-    few_epochs: int = 40,
+    epochs: int = 3,
+    few_epochs: int = 15,
     freeze: tuple[str, ...] = ("conv1.*", "bn1.*", "layer*"),
     out: pathlib.Path | None = None,
 ) -> None:

@@ -84,7 +84,7 @@ class Recipe:
     """Of the losses of auxiliary classifiers, where the network has them."""
     freeze: tuple[str, ...] = ()
     """Patterns of torch keys ("features.*") whose parameters and running statistics never move."""
-    rate_factors: dict[str, float] = field(default_factory=dict)
+    rate_factors: tuple[tuple[str, float], ...] = ()
     """Patterns of torch keys and the factor of the learning rate of each; the last match counts."""
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
 
@@ -99,7 +99,7 @@ class Recipe:
         _check_positive(self, "batch_size", "epochs", "learning_rate", "factor", "patience")
         _check_not_negative(self, "momentum", "weight_decay", "warmup_epochs", "aux_weight")
         _check_not_negative(self, "clip_norm", "label_smoothing")
-        for pattern, factor in self.rate_factors.items():
+        for pattern, factor in self.rate_factors:
             if factor < 0:
                 raise InputError(f"rate factor of {pattern} is {factor}; expected zero or more")
 
@@ -264,7 +264,7 @@ HIGHWAY_MLP = replace(
 # layer's a tenth of it. Their images are whitened (Goodfellow et al. 2013), ours standardised.
 NIN_CIFAR = Recipe(
     batch_size=128, epochs=307, learning_rate=0.1, weight_decay=1e-4,
-    schedule="step", milestones=(256,), rate_factors={"mlpconv3.cccp2.*": 0.1},
+    schedule="step", milestones=(256,), rate_factors=(("mlpconv3.cccp2.*", 0.1),),
     preprocessing=_small(32),
 )  # fmt: skip
 

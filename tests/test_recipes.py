@@ -1,10 +1,14 @@
 """Every network has a row for both kinds of images, at a size that it can take."""
 
+import fnmatch
+
 import jax
 import jax.numpy as jnp
 import pytest
 
+from experiments import train
 from flaxnets import InputError, create_model, list_models
+from flaxnets.convert import torch_keys
 from flaxnets.recipes import recipe_for
 
 
@@ -48,3 +52,15 @@ def test_rows_are_the_papers():
     assert [round(m * steps, -3) for m in resnet.milestones] == [32_000, 48_000]
     assert recipe_for("resnet50", "photographs").weight_decay == 1e-4
     assert recipe_for("wrn_28_10", "small images").factor == 0.2
+
+
+def test_rate_factors_name_parameters_and_can_be_given_where_the_row_has_some():
+    ((pattern, factor),) = recipe_for("nin_cifar", "small images").rate_factors
+    model = create_model("nin_cifar")
+    variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *model.input_shape)))
+    found = fnmatch.filter(jax.tree.leaves(torch_keys(variables)), pattern)
+    assert (sorted(found), factor) == (["mlpconv3.cccp2.bias", "mlpconv3.cccp2.weight"], 0.1)
+    given = ["--rate-factors", "mlpconv1.*", "0.5", "mlpconv2.*", "2"]
+    for arch in ("nin_cifar", "lenet5"):
+        options, _ = train.parse(["--arch", arch, *given])
+        assert options.recipe.rate_factors == (("mlpconv1.*", 0.5), ("mlpconv2.*", 2.0))

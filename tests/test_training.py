@@ -182,7 +182,7 @@ def test_what_is_frozen_keeps_its_bits(remat):
     recipe = dataclasses.replace(
         recipe_for("resnet20_cifar", "small images"),
         freeze=("conv1.*", "bn1.*", "layer[12].*"),
-        rate_factors={"*": 0.5, "fc.*": 2.0},
+        rate_factors=(("*", 0.5), ("fc.*", 2.0)),
     )
     model = create_model("resnet20_cifar", remat=remat)
     optimizer = make_optimizer(recipe, lambda _: 0.1)
@@ -202,7 +202,7 @@ def test_what_is_frozen_keeps_its_bits(remat):
     assert momentum == {leaf.size for leaf in jax.tree.leaves(trained) if leaf.ndim > 1}
 
     # The rate of fc is four times that of layer3: so is its step at equal gradients.
-    twice = dataclasses.replace(recipe, rate_factors={"*": 0.5})
+    twice = dataclasses.replace(recipe, rate_factors=(("*", 0.5),))
     other = make_optimizer(twice, lambda _: 0.1)
     step = parallel.map(make_train_step(model, other, STATISTICS_RGB, freeze=recipe.freeze))
     start = parallel.replicate(create_state(variables, other, recipe))

@@ -70,12 +70,12 @@ def make_optimizer(recipe: Recipe, schedule: optax.Schedule) -> optax.GradientTr
     return optax.partition({"free": rule, "frozen": optax.set_to_zero()}, labels)
 
 
-def _scale_by_name(factors: dict[str, float]) -> optax.GradientTransformation:
+def _scale_by_name(factors: Sequence[tuple[str, float]]) -> optax.GradientTransformation:
     if not factors:
         return optax.identity()
 
     def factor(key: str) -> float:
-        matching = [f for pattern, f in factors.items() if fnmatch.fnmatchcase(key, pattern)]
+        matching = [f for pattern, f in factors if fnmatch.fnmatchcase(key, pattern)]
         return matching[-1] if matching else 1.0
 
     def scale(updates: PyTree, params: PyTree) -> PyTree:

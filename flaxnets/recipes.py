@@ -14,6 +14,7 @@ from flaxnets.models import list_models
 Kind: TypeAlias = Literal["photographs", "small images", "rows"]
 Statistics: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]  # mean, deviation a channel
 Loss: TypeAlias = Literal["cross_entropy", "squared_error"]
+Schedule: TypeAlias = Literal["constant", "plateau", "step", "multistep", "cosine", "one_cycle"]
 
 
 @dataclass(frozen=True)
@@ -52,26 +53,40 @@ class Recipe:
     """Passes over the training images."""
     learning_rate: float
     """Peak learning rate."""
-    optimizer: Literal["sgd", "rmsprop", "adamw"] = "sgd"
-    """SGD with momentum, RMSProp (decay 0.9, epsilon 1), or Adam with decoupled weight decay."""
+    optimizer: Literal["sgd", "rmsprop", "adamw", "lars", "lamb"] = "sgd"
+    """SGD with momentum, RMSProp (decay 0.9, epsilon 1), Adam with decoupled weight decay, or for
+    large batches LARS (You et al. 2017) and LAMB (You et al. 2019)."""
     momentum: float = 0.9
-    """Of SGD and RMSProp; Adam's first decay rate."""
+    """Of SGD, RMSProp and LARS; Adam's and LAMB's first decay rate."""
     nesterov: bool = False
-    """Nesterov's form of the momentum (SGD)."""
+    """Nesterov's form of the momentum (SGD, LARS)."""
     clip_norm: float = 0.0
     """Largest norm of the whole gradient; 0 for any."""
+    gradient_accumulation: int = 1
+    """Parts in which the images of a step are computed one after another, in less memory."""
     weight_decay: float = 5e-4
-    """Added to the gradient as weight_decay * parameter (adamw: to the update)."""
-    schedule: Literal["constant", "plateau", "step", "cosine"] = "plateau"
-    """Of the rate after warm-up: plateau and step multiply it by factor."""
+    """Added to the gradient as weight_decay * parameter (adamw, lamb: to the update)."""
+    decay_norms: bool = True
+    """Whether the scales and biases of batch norms decay too."""
+    no_decay: tuple[str, ...] = ()
+    """Patterns of torch keys ("*.bias") whose parameters do not decay."""
+    schedule: Schedule = "plateau"
+    """Of the rate after warm-up. plateau, step and multistep multiply it by factor: when the
+    validation error stops falling, every step_epochs, at the milestones."""
+    step_epochs: float = 30.0
+    """Epochs between the multiplications of the step schedule; 1 for an exponential decay."""
     milestones: tuple[float, ...] = ()
-    """Epochs at which the step schedule multiplies the rate."""
+    """Epochs of the multiplications of the multistep schedule."""
     factor: float = 0.1
-    """Of the step and plateau schedules."""
+    """Of the plateau, step and multistep schedules."""
     patience: int = 5
     """Epochs without a smaller validation error before the plateau schedule acts."""
+    final_rate: float = 0.0
+    """Learning rate at the end of the cosine schedule."""
     warmup_epochs: float = 0.0
-    """Epochs in which the rate rises linearly from zero."""
+    """Epochs in which the rate rises: linearly, or as a cosine in the one-cycle schedule."""
+    warmup_factor: float = 0.0
+    """Share of the learning rate at which the linear rise starts."""
     pixels: Literal["standardized", "centered"] = "standardized"
     """Channels of mean 0 and deviation 1, or of mean 0 in units of 0..255."""
     initialization: Literal["source", "he_normal"] = "source"
@@ -80,6 +95,20 @@ class Recipe:
     """Cross entropy, or the squared error of numbers (a class is a one among zeros)."""
     label_smoothing: float = 0.0
     """Share of the target that is spread over all classes in the training loss."""
+    random_erasing: float = 0.0
+    """Probability that a rectangle of a training image is erased (Zhong et al. 2017)."""
+    mixup: float = 0.0
+    """Alpha of the Beta distribution by which images are blended (Zhang et al. 2017); 0 for none.
+    With CutMix as well, each batch takes one of the two by chance."""
+    cutmix: float = 0.0
+    """Alpha of the Beta distribution of the pasted area (CutMix, Yun et al. 2019); 0 for none."""
+    ema_decay: float = 0.0
+    """Of an exponential moving average of parameters and running statistics, which is evaluated and
+    saved beside them; 0 for none."""
+    ema_steps: int = 1
+    """Steps between the updates of the moving average."""
+    sync_batch_norm: bool = False
+    """Whether batch norm takes its statistics over all devices, not over each one's images."""
     aux_weight: float = 0.3
     """Of the losses of auxiliary classifiers, where the network has them."""
     freeze: tuple[str, ...] = ()
@@ -98,7 +127,12 @@ class Recipe:
         self.preprocessing.check()
         _check_positive(self, "batch_size", "epochs", "learning_rate", "factor", "patience")
         _check_not_negative(self, "momentum", "weight_decay", "warmup_epochs", "aux_weight")
-        _check_not_negative(self, "clip_norm", "label_smoothing")
+        _check_positive(self, "gradient_accumulation", "step_epochs", "ema_steps")
+        _check_not_negative(self, "clip_norm", "final_rate", "mixup", "cutmix")
+        for name in ("label_smoothing", "warmup_factor", "random_erasing", "ema_decay"):
+            _check_share(self, name)
+        if self.loss == "squared_error" and (self.mixup or self.cutmix):
+            raise InputError("mixup and CutMix blend classes; expected the cross_entropy loss")
         for pattern, factor in self.rate_factors:
             if factor < 0:
                 raise InputError(f"rate factor of {pattern} is {factor}; expected zero or more")
@@ -118,6 +152,13 @@ def _check_not_negative(row, *names: str) -> None:
             raise InputError(
                 f"{name.replace('_', ' ')} is {getattr(row, name)}; expected zero or more"
             )
+
+
+def _check_share(row, name: str) -> None:
+    if not 0 <= getattr(row, name) <= 1:
+        raise InputError(
+            f"{name.replace('_', ' ')} is {getattr(row, name)}; expected a number from 0 to 1"
+        )
 
 
 def _small(image_size: int, pad: int = 4) -> Preprocessing:
@@ -142,7 +183,7 @@ VGG = Recipe(batch_size=256, epochs=74, learning_rate=0.01)
 # torchvision references/classification/README.md: VGG-BN and wide ResNets take the base recipe.
 TORCHVISION = Recipe(
     batch_size=256, epochs=90, learning_rate=0.1, weight_decay=1e-4,
-    schedule="step", milestones=(30, 60), preprocessing=Preprocessing(pca_std=0.0),
+    schedule="step", step_epochs=30, preprocessing=Preprocessing(pca_std=0.0),
 )  # fmt: skip
 
 # He et al. 2015, section 3.4: batch 256, rate 0.1 divided by 10 when the error plateaus, 60 x 10^4
@@ -153,28 +194,28 @@ RESNET = Recipe(batch_size=256, epochs=120, learning_rate=0.1, weight_decay=1e-4
 # schedule of fb.resnet.torch; torchvision trains 100 epochs.
 RESNEXT = Recipe(
     batch_size=256, epochs=100, learning_rate=0.1, weight_decay=1e-4,
-    schedule="step", milestones=(30, 60, 90),
+    schedule="multistep", milestones=(30, 60, 90),
 )  # fmt: skip
 
 # Huang et al. 2016, section 4.2: 90 epochs, batch 256, rate 0.1 divided by 10 at epochs 30 and 60,
 # decay 1e-4, Nesterov momentum 0.9.
 DENSENET = Recipe(
     batch_size=256, epochs=90, learning_rate=0.1, weight_decay=1e-4, nesterov=True,
-    schedule="step", milestones=(30, 60),
+    schedule="multistep", milestones=(30, 60),
 )  # fmt: skip
 
 # Szegedy et al. 2015, section 6: momentum 0.9, rate down by 4% every 8 epochs; section 5: auxiliary
 # losses weigh 0.3. Batch, rate and decay are not stated: those of Caffe's bvlc_googlenet.
 GOOGLENET = Recipe(
     batch_size=32, epochs=90, learning_rate=0.01, weight_decay=2e-4, aux_weight=0.3,
-    schedule="step", milestones=tuple(range(8, 90, 8)), factor=0.96,
+    schedule="step", step_epochs=8, factor=0.96,
 )  # fmt: skip
 
 # Ioffe & Szegedy 2015, section 4.2.1: five times Inception's rate (0.0015) for BN-x5, decay of the
 # rate six times faster, L2 five times weaker, batch 32 a worker, little photometric distortion.
 BN_INCEPTION = Recipe(
     batch_size=32, epochs=30, learning_rate=0.0075, weight_decay=4e-5,
-    schedule="step", milestones=tuple(4 * i / 3 for i in range(1, 23)), factor=0.96,
+    schedule="step", step_epochs=4 / 3, factor=0.96,
     preprocessing=Preprocessing(pca_std=0.0),
 )  # fmt: skip
 
@@ -185,7 +226,7 @@ BN_INCEPTION = Recipe(
 INCEPTION = Recipe(
     batch_size=32, epochs=100, learning_rate=0.045, optimizer="rmsprop", weight_decay=4e-5,
     clip_norm=2.0, label_smoothing=0.1,
-    schedule="step", milestones=tuple(range(2, 100, 2)), factor=0.94,
+    schedule="step", step_epochs=2, factor=0.94,
     preprocessing=Preprocessing(image_size=299, resize=342, pca_std=0.0),
 )  # fmt: skip
 
@@ -193,7 +234,7 @@ INCEPTION = Recipe(
 # numbers are the authors' Caffe files': batch 64, rate 0.01 divided by 10 every 200k of 450k
 # iterations, decay 5e-4, pixels in 0..255 less their mean.
 NIN = Recipe(
-    batch_size=64, epochs=22, learning_rate=0.01, schedule="step", milestones=(10, 20),
+    batch_size=64, epochs=22, learning_rate=0.01, schedule="multistep", milestones=(10, 20),
     pixels="centered", preprocessing=Preprocessing(pca_std=0.0),
 )  # fmt: skip
 
@@ -202,7 +243,7 @@ NIN = Recipe(
 # takes 231 pixels (section 3.3).
 OVERFEAT = Recipe(
     batch_size=128, epochs=90, learning_rate=0.05, momentum=0.6, weight_decay=1e-5,
-    schedule="step", milestones=(30, 50, 60, 70, 80), factor=0.5,
+    schedule="multistep", milestones=(30, 50, 60, 70, 80), factor=0.5,
     preprocessing=Preprocessing(image_size=221, pca_std=0.0),
 )  # fmt: skip
 OVERFEAT_FAST = replace(OVERFEAT, preprocessing=Preprocessing(image_size=231, pca_std=0.0))
@@ -226,7 +267,7 @@ VGG_SMALL = Recipe(
 # its like warm up first.
 RESNET_CIFAR = Recipe(
     batch_size=128, epochs=164, learning_rate=0.1, weight_decay=1e-4,
-    schedule="step", milestones=(82, 123), preprocessing=_small(32),
+    schedule="multistep", milestones=(82, 123), preprocessing=_small(32),
 )  # fmt: skip
 RESNET_CIFAR_DEEP = replace(RESNET_CIFAR, warmup_epochs=1.0)
 
@@ -234,20 +275,20 @@ RESNET_CIFAR_DEEP = replace(RESNET_CIFAR, warmup_epochs=1.0)
 # 225 of 300, decay 5e-4.
 RESNEXT_CIFAR = Recipe(
     batch_size=128, epochs=300, learning_rate=0.1,
-    schedule="step", milestones=(150, 225), preprocessing=_small(32),
+    schedule="multistep", milestones=(150, 225), preprocessing=_small(32),
 )  # fmt: skip
 
 # Zagoruyko & Komodakis 2016, section 3: batch 128, Nesterov momentum, rate 0.1 times 0.2 at epochs
 # 60, 120 and 160 of 200, decay 5e-4.
 WRN = Recipe(
     batch_size=128, epochs=200, learning_rate=0.1, nesterov=True, factor=0.2,
-    schedule="step", milestones=(60, 120, 160), preprocessing=_small(32),
+    schedule="multistep", milestones=(60, 120, 160), preprocessing=_small(32),
 )  # fmt: skip
 
 # Huang et al. 2016, section 4.2: batch 64, 300 epochs, rate 0.1 divided by 10 at 50% and 75%.
 DENSENET_CIFAR = Recipe(
     batch_size=64, epochs=300, learning_rate=0.1, weight_decay=1e-4, nesterov=True,
-    schedule="step", milestones=(150, 225), preprocessing=_small(32),
+    schedule="multistep", milestones=(150, 225), preprocessing=_small(32),
 )  # fmt: skip
 
 # Srivastava et al. 2015 state no values; the authors' Caffe files do. CIFAR: Nesterov 0.9, batch
@@ -255,7 +296,7 @@ DENSENET_CIFAR = Recipe(
 # 1e-3, 8 pixels of padding. MNIST: rate 0.01 divided by 10 at 60k and 120k of 180k (600 an epoch).
 HIGHWAY = Recipe(
     batch_size=100, epochs=400, learning_rate=0.025, weight_decay=1e-3, nesterov=True,
-    schedule="step", milestones=(200, 300, 350), preprocessing=_small(32, pad=8),
+    schedule="multistep", milestones=(200, 300, 350), preprocessing=_small(32, pad=8),
 )  # fmt: skip
 HIGHWAY_MLP = replace(
     HIGHWAY, epochs=300, learning_rate=0.01, milestones=(100, 200), preprocessing=_small(28, pad=2)
@@ -264,7 +305,7 @@ HIGHWAY_MLP = replace(
 # layer's a tenth of it. Their images are whitened (Goodfellow et al. 2013), ours standardised.
 NIN_CIFAR = Recipe(
     batch_size=128, epochs=307, learning_rate=0.1, weight_decay=1e-4,
-    schedule="step", milestones=(256,), rate_factors=(("mlpconv3.cccp2.*", 0.1),),
+    schedule="multistep", milestones=(256,), rate_factors=(("mlpconv3.cccp2.*", 0.1),),
     preprocessing=_small(32),
 )  # fmt: skip
 
@@ -272,7 +313,7 @@ NIN_CIFAR = Recipe(
 # an epoch down to 0.00003; here in batches, hence a larger rate.
 MCDNN = Recipe(
     batch_size=32, epochs=60, learning_rate=0.02, momentum=0.0, weight_decay=0.0,
-    schedule="step", milestones=tuple(range(1, 60)), factor=0.993, preprocessing=_small(29, pad=2),
+    schedule="step", step_epochs=1, factor=0.993, preprocessing=_small(29, pad=2),
 )  # fmt: skip
 
 # A first course: images as they are, or rows.

@@ -45,7 +45,7 @@ def test_rows_are_the_papers():
     assert [(value / 255 - mean[0]) / std[0] for value in (0, 255)] == [-63.75, 191.25]
     vgg = recipe_for("vgg16", "photographs")
     assert (vgg.batch_size, vgg.epochs, vgg.learning_rate) == (256, 74, 0.01)
-    assert recipe_for("vgg16_bn", "photographs").milestones == (30, 60)
+    assert recipe_for("vgg16_bn", "photographs").step_epochs == 30
     resnet = recipe_for("resnet56_cifar", "small images")
     steps = 50_000 // resnet.batch_size
     assert round(resnet.epochs * steps, -3) == 64_000

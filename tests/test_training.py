@@ -17,14 +17,9 @@ from flaxnets.layers import BatchNorm, Linear
 from flaxnets.recipes import Preprocessing, Recipe, recipe_for
 from flaxnets.training.checkpoints import Checkpoints
 from flaxnets.training.loop import Feed, Interrupted, evaluate, fit
+from flaxnets.training.optimizer import after_epoch, learning_rate_schedule, make_optimizer
 from flaxnets.training.parallel import DataParallel
-from flaxnets.training.state import (
-    after_epoch,
-    create_state,
-    init_variables,
-    learning_rate_schedule,
-    make_optimizer,
-)
+from flaxnets.training.state import create_state, init_variables
 from flaxnets.training.step import losses, make_eval_step, make_train_step, scores
 from flaxnets.training.workdir import Workdir
 
@@ -48,9 +43,7 @@ def batches(count, size=16):
 def run(model, mapping, devices, steps=20, recipe=RECIPE):
     parallel = DataParallel(mapping, jax.devices()[:devices])
     optimizer = make_optimizer(recipe, learning_rate_schedule(recipe, 10))
-    step = parallel.map(
-        make_train_step(model, optimizer, STATISTICS, aux_weight=0.3), donate_state=True
-    )
+    step = parallel.map(make_train_step(model, optimizer, STATISTICS, recipe), donate_state=True)
     variables = init_variables(model, (28, 28, 1), recipe, seed=0)
     state = parallel.replicate(create_state(variables, optimizer, recipe))
     history = []
@@ -126,7 +119,7 @@ def test_dropout_differs_between_devices_and_steps():
     model = Spy()
     optimizer = make_optimizer(RECIPE, lambda _: 0.0)
     parallel = DataParallel("shard_map", jax.devices()[:2])
-    step = parallel.map(make_train_step(model, optimizer, STATISTICS))
+    step = parallel.map(make_train_step(model, optimizer, STATISTICS, RECIPE))
     variables = model.init(jax.random.key(0), jnp.zeros((1, 28, 28, 1)))
     state = parallel.replicate(create_state(variables, optimizer, RECIPE))
     for batch in batches(2):
@@ -146,13 +139,12 @@ def test_auxiliary_logits_join_the_loss():
             return Linear(10, name="main")(x)
 
     def gradient(aux_weight):
-        optimizer = make_optimizer(
-            dataclasses.replace(RECIPE, momentum=0.0, weight_decay=0.0), lambda _: 1.0
-        )
+        recipe = dataclasses.replace(RECIPE, momentum=0.0, weight_decay=0.0, aux_weight=aux_weight)
+        optimizer = make_optimizer(recipe, lambda _: 1.0)
         model, parallel = TwoHeads(), DataParallel(devices=jax.devices()[:1])
         variables = model.init(jax.random.key(0), jnp.zeros((1, 28, 28, 1)))
         state = parallel.replicate(create_state(variables, optimizer, RECIPE))
-        step = parallel.map(make_train_step(model, optimizer, STATISTICS, aux_weight=aux_weight))
+        step = parallel.map(make_train_step(model, optimizer, STATISTICS, recipe))
         after, _ = step(state, parallel.shard(next(batches(1))))
         return jax.tree.map(lambda a, b: a - b, variables["params"], after.params)
 
@@ -189,7 +181,7 @@ def test_what_is_frozen_keeps_its_bits(remat):
     variables = init_variables(model, (16, 16, 3), recipe, 0)
     state = create_state(variables, optimizer, recipe)
     parallel = DataParallel(devices=jax.devices()[:3])
-    step = parallel.map(make_train_step(model, optimizer, STATISTICS_RGB, freeze=recipe.freeze))
+    step = parallel.map(make_train_step(model, optimizer, STATISTICS_RGB, recipe))
     images = np.random.default_rng(0).integers(0, 256, (6, 16, 16, 3), np.uint8)
     batch = parallel.shard({"image": images, "label": np.arange(6, dtype=np.int32)})
     before = to_torch({"params": state.params, **state.model_state})
@@ -204,7 +196,7 @@ def test_what_is_frozen_keeps_its_bits(remat):
     # The rate of fc is four times that of layer3: so is its step at equal gradients.
     twice = dataclasses.replace(recipe, rate_factors=(("*", 0.5),))
     other = make_optimizer(twice, lambda _: 0.1)
-    step = parallel.map(make_train_step(model, other, STATISTICS_RGB, freeze=recipe.freeze))
+    step = parallel.map(make_train_step(model, other, STATISTICS_RGB, twice))
     start = parallel.replicate(create_state(variables, other, recipe))
     slow = to_torch({"params": step(start, batch)[0].params})
     for key, factor in (("fc.weight", 4.0), ("layer3.0.conv1.weight", 1.0)):
@@ -257,46 +249,11 @@ def test_masked_evaluation_counts_every_example_on_every_device_count():
     np.testing.assert_allclose([r["loss"] for r in found], found[0]["loss"], rtol=1e-5)
 
 
-# Schedules
-
-
-def rates(steps_per_epoch=10, **values):
-    recipe = dataclasses.replace(RECIPE, **values)
-    schedule = learning_rate_schedule(recipe, steps_per_epoch)
-    return [float(schedule(step)) for step in range(recipe.epochs * steps_per_epoch)]
-
-
-def test_schedules():
-    step = rates(schedule="step", epochs=4, milestones=(1, 3), learning_rate=1.0, warmup_epochs=0.5)
-    np.testing.assert_allclose(step[:5], [1 / 6 + i / 6 for i in range(5)], rtol=1e-6)
-    np.testing.assert_allclose(step[5:10], 1.0)
-    np.testing.assert_allclose(step[11:30], 0.1, rtol=1e-6)
-    np.testing.assert_allclose(step[31:], 0.01, rtol=1e-6)
-    cosine = rates(schedule="cosine", epochs=2, learning_rate=1.0)
-    np.testing.assert_allclose(
-        cosine, [(1 + np.cos(np.pi * i / 20)) / 2 for i in range(20)], atol=1e-6
-    )
-    assert set(rates(schedule="constant", learning_rate=0.5)) == {0.5}
-
-
-def test_plateau_rule_divides_when_the_validation_error_stops_improving():
-    recipe = dataclasses.replace(RECIPE, schedule="plateau", patience=2)
-    optimizer = make_optimizer(recipe, lambda _: 1.0)
-    state = create_state({"params": {"kernel": jnp.ones(())}}, optimizer, recipe)
-    scales = []
-    for error in (0.9, 0.8, 0.8, 0.81, 0.7, 0.7, 0.7, 0.69):
-        state = after_epoch(state, recipe, error)
-        scales.append(float(state.plateau.scale))
-    np.testing.assert_allclose(scales, [1, 1, 1, 0.1, 0.1, 0.1, 0.01, 0.01], rtol=1e-6)
-    constant = dataclasses.replace(recipe, schedule="constant")
-    assert after_epoch(state, constant, 5.0) is state
-
-
 def test_plateau_scale_multiplies_the_update():
     recipe = dataclasses.replace(RECIPE, schedule="plateau", patience=1)
     model, parallel = create_model("lenet5"), DataParallel(devices=jax.devices()[:1])
     optimizer = make_optimizer(recipe, lambda _: 0.1)
-    step = parallel.map(make_train_step(model, optimizer, STATISTICS))
+    step = parallel.map(make_train_step(model, optimizer, STATISTICS, RECIPE))
     state = create_state(init_variables(model, (28, 28, 1), recipe, 0), optimizer, recipe)
     batch = parallel.shard(next(batches(1)))
     reduced = after_epoch(after_epoch(state, recipe, 0.5), recipe, 0.5)
@@ -429,7 +386,7 @@ def test_saving_copies_what_the_next_step_overwrites(tmp_path):
     recipe = RECIPE
     optimizer = make_optimizer(recipe, lambda _: 0.5)
     model, parallel = create_model("lenet5"), DataParallel(devices=jax.devices()[:1])
-    step = parallel.map(make_train_step(model, optimizer, STATISTICS), donate_state=True)
+    step = parallel.map(make_train_step(model, optimizer, STATISTICS, RECIPE), donate_state=True)
     variables = init_variables(model, (28, 28, 1), recipe, 0)
     state = parallel.replicate(create_state(variables, optimizer, recipe))
     checkpoints = Checkpoints(tmp_path)

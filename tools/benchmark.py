@@ -47,8 +47,9 @@ from flaxnets.inference.dense import cell_stride, convolutionize, map_shape
 from flaxnets.layers import avg_pool
 from flaxnets.recipes import recipe_for
 from flaxnets.terminal import one_sentence_errors, quiet, versions
+from flaxnets.training.optimizer import make_optimizer
 from flaxnets.training.parallel import DataParallel
-from flaxnets.training.state import create_state, init_variables, make_optimizer
+from flaxnets.training.state import create_state, init_variables
 from flaxnets.training.step import make_eval_step, make_train_step
 
 Row = dict[str, Any]
@@ -105,8 +106,7 @@ class Ours:
         self.state = self.parallel.replicate(create_state(variables, self.optimizer, recipe))
         pixel = (0.5,) * channels, (0.25,) * channels
         self.train_step = self.parallel.map(
-            make_train_step(model, self.optimizer, pixel, loss=recipe.loss, aux_weight=1.0),
-            donate_state=True,
+            make_train_step(model, self.optimizer, pixel, recipe), donate_state=True
         )
         self.eval_step = self.parallel.map(make_eval_step(model, pixel, loss=recipe.loss))
         self.images = np.random.default_rng(0).integers(
@@ -252,16 +252,8 @@ def measure_learning(arch: str, options: Options) -> Row:
     )
     optimizer = make_optimizer(recipe, lambda _: jnp.float32(rate))
     parallel = DataParallel(devices=jax.devices()[:1])
-    step = parallel.map(
-        make_train_step(
-            model,
-            optimizer,
-            recipe.normalization(source.statistics),
-            loss=recipe.loss,
-            aux_weight=recipe.aux_weight,
-        ),
-        donate_state=True,
-    )
+    pixels = recipe.normalization(source.statistics)
+    step = parallel.map(make_train_step(model, optimizer, pixels, recipe), donate_state=True)
     input_shape = (how.image_size, how.image_size, source.channels)
     variables = init_variables(model, input_shape, recipe, 0)
     state = parallel.replicate(create_state(variables, optimizer, recipe))

@@ -16,15 +16,14 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from flaxnets.errors import InputError
 from flaxnets.recipes import Recipe
 from flaxnets.training.checkpoints import Checkpoints
-from flaxnets.training.parallel import DataParallel
-from flaxnets.training.state import (
-    TrainState,
+from flaxnets.training.optimizer import (
     after_epoch,
-    create_state,
-    init_variables,
+    averaging_rule,
     learning_rate_schedule,
     make_optimizer,
 )
+from flaxnets.training.parallel import DataParallel
+from flaxnets.training.state import TrainState, create_state, init_variables
 from flaxnets.training.step import make_eval_step, make_train_step
 from flaxnets.training.workdir import Row, Workdir
 
@@ -82,10 +81,8 @@ def fit(
             model,
             optimizer,
             feed.statistics,
-            loss=recipe.loss,
-            aux_weight=recipe.aux_weight,
-            label_smoothing=recipe.label_smoothing,
-            freeze=recipe.freeze,
+            recipe,
+            average=averaging_rule(recipe, steps_per_epoch),
             seed=seed,
         ),
         donate_state=True,

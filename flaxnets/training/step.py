@@ -15,8 +15,9 @@ from jax import lax
 
 from flaxnets.convert import torch_keys
 from flaxnets.layers import BatchNorm
-from flaxnets.recipes import Loss
-from flaxnets.training.state import Metrics, PyTree, StepFunction, TrainState, is_frozen
+from flaxnets.recipes import Loss, Recipe
+from flaxnets.training.optimizer import matches
+from flaxnets.training.state import Average, Batch, Metrics, PyTree, StepFunction, TrainState
 
 AXIS = "batch"
 
@@ -33,25 +34,34 @@ def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float]) ->
 def losses(
     outputs: jax.Array, labels: jax.Array, kind: Loss, label_smoothing: float = 0.0
 ) -> jax.Array:
-    """Of each example, (N,): `outputs` (N, K) against classes (N,), or against numbers (N,) where
-    labels are floating point and K is 1. Smoothing of the target is spread over all classes.
+    """Of each example, (N,): `outputs` (N, K) against classes (N,), integers, or probabilities of
+    classes (N, K), or against numbers (N,). Smoothing of the target is spread over all classes.
     """
     outputs = outputs.astype(jnp.float32)
-    if jnp.issubdtype(labels.dtype, jnp.floating):
+    if _are_numbers(labels):
         targets = labels[:, None]
     else:
-        targets = optax.smooth_labels(jax.nn.one_hot(labels, outputs.shape[1]), label_smoothing)
+        classes = outputs.shape[1]
+        targets = labels if labels.ndim == 2 else jax.nn.one_hot(labels, classes)
+        targets = optax.smooth_labels(targets, label_smoothing)
     if kind == "squared_error":
         return optax.squared_error(outputs, targets).sum(1)
     return optax.softmax_cross_entropy(outputs, targets)
 
 
+def _are_numbers(labels: jax.Array) -> bool:
+    return labels.ndim == 1 and jnp.issubdtype(labels.dtype, jnp.floating)
+
+
 def scores(logits: jax.Array, labels: jax.Array, loss: Loss = "cross_entropy") -> Metrics:
-    """Per example: the loss and, of classes, whether the label is best or among the five best."""
+    """Per example: the loss and, of classes, whether the label (of probabilities, the likeliest)
+    is best or among the five best.
+    """
     found = {"loss": losses(logits, labels, loss)}
-    if jnp.issubdtype(labels.dtype, jnp.floating):
+    if _are_numbers(labels):
         return found
     logits = logits.astype(jnp.float32)
+    labels = labels if labels.ndim == 1 else labels.argmax(1)
     right = jnp.take_along_axis(logits, labels[:, None], 1)
     better = (logits > right).sum(1)
     # Equal logits count by position, as in a stable sort: a constant network is not always right.
@@ -68,72 +78,109 @@ def make_train_step(
     model: nn.Module,
     optimizer: optax.GradientTransformation,
     statistics: tuple[Sequence[float], Sequence[float]],
+    recipe: Recipe,
     *,
-    loss: Loss = "cross_entropy",
-    aux_weight: float = 0.0,
-    label_smoothing: float = 0.0,
-    freeze: Sequence[str] = (),
+    average: Callable[[Average, Average, jax.Array], Average] | None = None,
     seed: int = 0,
 ) -> StepFunction:
     """`(state, {"image": uint8, "label": int32}) -> (state, metrics)`, metrics averaged over the
     batch: "loss" of the main classifier and, of classes, "top1" and "top5".
 
-    Gradients, and the running statistics that each device computes on its own images (as in torch's
-    DistributedDataParallel), are averaged over devices. Auxiliary classifiers `sow` their logits
-    into "aux_logits"; `aux_weight` times their losses joins the objective. What the patterns
-    `freeze` match keeps its bits: parameters, and batch norms, which use their running statistics.
+    Of the recipe it takes
+
+    - the objective: loss, label smoothing, weight of the auxiliary classifiers, which `sow` their
+      logits into "aux_logits";
+    - the augmentation of whole batches: random erasing, mixup, CutMix. The metrics are then those
+      of the blended images against the likelier class;
+    - gradient accumulation;
+    - `freeze`: what its patterns match keeps its bits, parameters and batch norms, which use their
+      running statistics;
+    - `sync_batch_norm`: otherwise each device takes statistics of its own images, as in torch's
+      DistributedDataParallel.
+
+    Gradients and running statistics are averaged over devices. `average` updates the state's
+    average (`flaxnets.training.optimizer.averaging_rule`).
     """
 
     def unless_frozen(old: PyTree, new: PyTree) -> PyTree:
         def choose(key: str, old: jax.Array, new: jax.Array) -> jax.Array:
-            return old if is_frozen(freeze, key) else new
+            return old if matches(recipe.freeze, key) else new
 
         return jax.tree.map(choose, torch_keys(old), old, new)
 
-    def frozen_norms(next_function, args, kwargs, context):
+    def norms_of_the_recipe(next_function, args, kwargs, context):
         module = context.module
         if isinstance(module, BatchNorm):
-            key = ".".join((*module.path, "running_mean"))
-            if is_frozen(freeze, key):  # linen forbids to assign a field of a bound module
+            # linen forbids to assign a field of a bound module
+            if matches(recipe.freeze, ".".join((*module.path, "running_mean"))):
                 object.__setattr__(module, "use_running_average", True)
+            if recipe.sync_batch_norm:
+                object.__setattr__(module, "axis_name", AXIS)
         return next_function(*args, **kwargs)
 
-    def train_step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, Metrics]:
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
-        key = jax.random.fold_in(key, lax.axis_index(AXIS))
-        images, labels = normalize(batch["image"], *statistics), batch["label"]
+    def gradients(params: PyTree, model_state: PyTree, part: Batch, key: jax.Array):
+        """The gradient of the objective, the new statistics, and the metrics, of some images."""
 
-        def mean_loss(outputs: jax.Array) -> jax.Array:
-            return losses(outputs, labels, loss, label_smoothing).mean()
+        def objective(params: PyTree) -> tuple[jax.Array, tuple[PyTree, Metrics]]:
+            images, labels = part["image"], part["label"]
 
-        def total_loss(params: PyTree) -> tuple[jax.Array, tuple[PyTree, Metrics]]:
+            def mean_loss(outputs: jax.Array) -> jax.Array:
+                return losses(outputs, labels, recipe.loss, recipe.label_smoothing).mean()
+
             constant = {"params": lax.stop_gradient(params)}
-            variables = unless_frozen(constant, {"params": params}) | state.model_state
-            with nn.intercept_methods(frozen_norms):
+            variables = unless_frozen(constant, {"params": params}) | model_state
+            with nn.intercept_methods(norms_of_the_recipe):
                 logits, new_state = model.apply(
                     variables,
                     images,
                     train=True,
-                    mutable=[*state.model_state, "aux_logits"],
+                    mutable=[*model_state, "aux_logits"],
                     rngs={"dropout": key},
                 )
             new_state = dict(new_state)
             aux_logits = jax.tree.leaves(new_state.pop("aux_logits", {}))
-            objective = mean_loss(logits) + aux_weight * sum(map(mean_loss, aux_logits))
-            metrics = jax.tree.map(jnp.mean, scores(logits, labels, loss))
-            return objective, (new_state, metrics)
+            total = mean_loss(logits) + recipe.aux_weight * sum(map(mean_loss, aux_logits))
+            metrics = jax.tree.map(jnp.mean, scores(logits, labels, recipe.loss))
+            return total, (new_state, metrics)
 
-        grads, (model_state, metrics) = jax.grad(total_loss, has_aux=True)(state.params)
-        grads, model_state, metrics = lax.pmean((grads, model_state, metrics), AXIS)
+        grads, (model_state, metrics) = jax.grad(objective, has_aux=True)(params)
+        return grads, model_state, metrics
+
+    def accumulated(params: PyTree, model_state: PyTree, batch: Batch, key: jax.Array):
+        """The same of the whole batch, in parts one after another."""
+        parts = recipe.gradient_accumulation
+        if parts == 1:
+            return gradients(params, model_state, batch, key)
+
+        def add(carry, part):
+            index, part = part
+            total, model_state = carry
+            own = jax.random.fold_in(key, index)
+            grads, model_state, metrics = gradients(params, model_state, part, own)
+            total = jax.tree.map(lambda sum_, new: sum_ + new / parts, total, grads)
+            return (total, model_state), metrics
+
+        batch = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), batch)
+        start = (jax.tree.map(jnp.zeros_like, params), model_state)
+        (grads, model_state), metrics = lax.scan(add, start, (jnp.arange(parts), batch))
+        return grads, model_state, jax.tree.map(jnp.mean, metrics)
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        key = jax.random.fold_in(key, lax.axis_index(AXIS))
+        batch = batch | {"image": normalize(batch["image"], *statistics)}
+        found = accumulated(state.params, state.model_state, batch, key)
+        grads, model_state, metrics = lax.pmean(found, AXIS)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         updates = jax.tree.map(lambda u: (state.plateau.scale * u).astype(u.dtype), updates)
         new = {"params": optax.apply_updates(state.params, updates), **model_state}
         kept = unless_frozen({"params": state.params, **state.model_state}, new)
+        newest = {"params": kept.pop("params"), "model_state": kept}
         state = state.replace(
             step=state.step + 1,
-            params=kept.pop("params"),
-            model_state=kept,
             opt_state=opt_state,
+            average=average and average(state.average, newest, state.step),
+            **newest,
         )
         return state, metrics
 

@@ -1,0 +1,181 @@
+"""The update rule that a recipe asks for: learning rate, optimiser, and average of the parameters.
+
+The rates and decays of a recipe are those of torch's optimisers; the rules are optax's.
+"""
+
+import fnmatch
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax, tree_util
+
+from flaxnets.convert import torch_keys
+from flaxnets.errors import InputError
+from flaxnets.recipes import Recipe
+from flaxnets.training.state import Average, PyTree, TrainState
+
+
+def warmup_steps(recipe: Recipe, steps_per_epoch: int) -> int:
+    return round(recipe.warmup_epochs * steps_per_epoch)
+
+
+def learning_rate_schedule(recipe: Recipe, steps_per_epoch: int) -> optax.Schedule:
+    """Step to learning rate, but for the plateau rule, which depends on the validation error.
+
+    The rate changes with every step where torchvision's changes with every epoch.
+    """
+    peak, warmup = recipe.learning_rate, warmup_steps(recipe, steps_per_epoch)
+    total = recipe.epochs * steps_per_epoch
+    if recipe.schedule == "one_cycle":  # has a rise of its own
+        rise = recipe.warmup_epochs / recipe.epochs or 0.3
+        return optax.cosine_onecycle_schedule(total, peak, pct_start=rise)
+    if recipe.schedule == "cosine":
+        floor = recipe.final_rate / peak
+        after = optax.cosine_decay_schedule(peak, max(total - warmup, 1), alpha=floor)
+    elif recipe.schedule in ("step", "multistep"):
+        milestones = recipe.milestones
+        if recipe.schedule == "step":
+            count = int(recipe.epochs / recipe.step_epochs)
+            milestones = [recipe.step_epochs * (i + 1) for i in range(count)]
+        factors: dict[int, float] = {}
+        for milestone in milestones:
+            step = round(milestone * steps_per_epoch) - warmup
+            factors[step] = factors.get(step, 1.0) * recipe.factor
+        after = optax.piecewise_constant_schedule(peak, factors)
+    else:
+        after = optax.constant_schedule(peak)
+    start = peak * max(recipe.warmup_factor, 1 / (warmup + 1))
+    rise = optax.linear_schedule(start, peak, warmup)
+    return optax.join_schedules([rise, after], [warmup]) if warmup else after
+
+
+def matches(patterns: Sequence[str], key: str) -> bool:
+    """Whether one of `patterns` ("features.*") matches a torch key."""
+    return any(fnmatch.fnmatchcase(key, pattern) for pattern in patterns)
+
+
+def make_optimizer(recipe: Recipe, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """The recipe's rule for the parameters that are not frozen, which have no optimiser state.
+
+    Its `init` raises InputError if a pattern of the recipe matches no parameter.
+    """
+    rule = optax.chain(_rule(recipe, schedule), _scale_by_name(recipe.rate_factors))
+
+    def labels(params: PyTree) -> PyTree:
+        keys = _keys(params)
+        _check_patterns("freeze", recipe.freeze, keys)
+        _check_patterns("no decay", recipe.no_decay, keys)
+        _check_patterns("rate factor", [pattern for pattern, _ in recipe.rate_factors], keys)
+        return jax.tree.map(lambda key: "frozen" if matches(recipe.freeze, key) else "free", keys)
+
+    return optax.partition({"free": rule, "frozen": optax.set_to_zero()}, labels)
+
+
+def _keys(params: PyTree) -> PyTree:
+    return torch_keys({"params": params})["params"]
+
+
+def _check_patterns(what: str, patterns: Sequence[str], keys: PyTree) -> None:
+    for pattern in patterns:
+        if not fnmatch.filter(jax.tree.leaves(keys), pattern):
+            raise InputError(
+                f"{what} {pattern!r} matches no parameter; the first are "
+                f"{', '.join(jax.tree.leaves(keys)[:3])}"
+            )
+
+
+def _scale_by_name(factors: Sequence[tuple[str, float]]) -> optax.GradientTransformation:
+    if not factors:
+        return optax.identity()
+
+    def factor(key: str) -> float:
+        matching = [f for pattern, f in factors if fnmatch.fnmatchcase(key, pattern)]
+        return matching[-1] if matching else 1.0
+
+    def scale(updates: PyTree, params: PyTree) -> PyTree:
+        return jax.tree.map(lambda update, key: factor(key) * update, updates, _keys(updates))
+
+    return optax.stateless(scale)
+
+
+def decays(recipe: Recipe, params: PyTree) -> PyTree:
+    """A tree like `params` of whether the weight decay acts on each."""
+    norms = {path[:-1] for path, _ in tree_util.tree_leaves_with_path(params) if _is_scale(path)}
+
+    def leaf(path, key: str) -> bool:
+        exempt = path[:-1] in norms and not recipe.decay_norms
+        return not exempt and not matches(recipe.no_decay, key)
+
+    return tree_util.tree_map_with_path(leaf, _keys(params))
+
+
+def _is_scale(path: tuple) -> bool:
+    return path[-1].key == "scale"  # batch normalisation alone has one
+
+
+def _rule(recipe: Recipe, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """Of all parameters. SGD, RMSProp and LARS take the decay into the gradient, AdamW and LAMB
+    into the update; what does not decay has no ratio of its own in LARS either.
+    """
+
+    def decayed(params: PyTree) -> PyTree:
+        return decays(recipe, params)
+
+    clip = optax.clip_by_global_norm(recipe.clip_norm) if recipe.clip_norm else optax.identity()
+    decay, momentum = recipe.weight_decay, recipe.momentum
+    coupled = optax.add_decayed_weights(decay, decayed)
+    match recipe.optimizer:
+        case "sgd":
+            rule = optax.chain(coupled, optax.sgd(schedule, momentum, nesterov=recipe.nesterov))
+        case "rmsprop":
+            moving = optax.rmsprop(schedule, decay=0.9, eps=1.0, momentum=momentum)
+            rule = optax.chain(coupled, moving)
+        case "adamw":
+            rule = optax.adamw(schedule, b1=momentum, weight_decay=decay, mask=decayed)
+        case "lamb":
+            rule = optax.lamb(schedule, b1=momentum, weight_decay=decay, mask=decayed)
+        case "lars":
+            rule = optax.lars(
+                schedule, decay, decayed,
+                trust_ratio_mask=decayed, momentum=momentum, nesterov=recipe.nesterov,
+            )  # fmt: skip
+    return optax.chain(clip, rule)
+
+
+def plateau_rule(recipe: Recipe) -> optax.GradientTransformationExtraArgs:
+    """Krizhevsky's: multiply the rate by `factor` when the validation error stops improving."""
+    return optax.contrib.reduce_on_plateau(factor=recipe.factor, patience=recipe.patience)
+
+
+def after_epoch(state: TrainState, recipe: Recipe, validation_error: float) -> TrainState:
+    """The state with the plateau rule applied, if the recipe has it."""
+    if recipe.schedule != "plateau":
+        return state
+    _, plateau = plateau_rule(recipe).update((), state.plateau, value=validation_error)
+    return state.replace(plateau=plateau)
+
+
+def averaging_rule(
+    recipe: Recipe, steps_per_epoch: int
+) -> Callable[[Average, Average, jax.Array], Average] | None:
+    """`(average, newest, step) -> average`: the exponential moving average of parameters and
+    running statistics, if the recipe has one.
+
+    Every `ema_steps` steps, decay * average + (1 - decay) * newest; during the warm-up a copy of
+    the newest, as torchvision's reference does (references/classification/train.py).
+    """
+    if not recipe.ema_decay:
+        return None
+    warmup = warmup_steps(recipe, steps_per_epoch)
+
+    def update(average: Average, newest: Average, step: jax.Array) -> Average:
+        share = jnp.where(step < warmup, 1.0, 1 - recipe.ema_decay)
+        return lax.cond(
+            step % recipe.ema_steps == 0,
+            lambda: optax.incremental_update(newest, average, share),
+            lambda: average,
+        )
+
+    return update

@@ -1,0 +1,270 @@
+"""Schedules, optimisers, decay by name, and the moving average; against torch where it has them."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from flaxnets import InputError, create_model
+from flaxnets.recipes import Recipe
+from flaxnets.training.optimizer import (
+    after_epoch,
+    averaging_rule,
+    decays,
+    learning_rate_schedule,
+    make_optimizer,
+)
+from flaxnets.training.parallel import DataParallel
+from flaxnets.training.state import create_state, init_variables
+from flaxnets.training.step import make_train_step
+
+RECIPE = Recipe(batch_size=16, epochs=2, learning_rate=0.05, schedule="constant")
+PIXELS = ((0.5,) * 3, (0.25,) * 3)
+
+
+# Schedules
+
+
+def rates(steps_per_epoch=10, **values):
+    recipe = dataclasses.replace(RECIPE, learning_rate=1.0, **values)
+    schedule = learning_rate_schedule(recipe, steps_per_epoch)
+    return [float(schedule(step)) for step in range(recipe.epochs * steps_per_epoch)]
+
+
+def torch_rates(steps, scheduler, **arguments):
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    schedule = scheduler(optimizer, **arguments)
+    found = []
+    for _ in range(steps):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    return found
+
+
+def test_schedules_are_those_of_torch():
+    torch_schedules = torch.optim.lr_scheduler
+    step = rates(schedule="step", epochs=7, step_epochs=2, factor=0.5)
+    np.testing.assert_allclose(
+        step, torch_rates(70, torch_schedules.StepLR, step_size=20, gamma=0.5), rtol=1e-5
+    )
+    exponential = rates(1, schedule="step", epochs=9, step_epochs=1, factor=0.9)
+    np.testing.assert_allclose(
+        exponential, torch_rates(9, torch_schedules.ExponentialLR, gamma=0.9), rtol=1e-5
+    )
+    multistep = rates(schedule="multistep", epochs=5, milestones=(1, 3.5))
+    np.testing.assert_allclose(
+        multistep, torch_rates(50, torch_schedules.MultiStepLR, milestones=[10, 35]), rtol=1e-5
+    )
+    cosine = rates(schedule="cosine", final_rate=0.1)
+    np.testing.assert_allclose(
+        cosine, torch_rates(20, torch_schedules.CosineAnnealingLR, T_max=20, eta_min=0.1), rtol=1e-5
+    )
+    # optax counts the steps of each half where torch counts the intervals between them.
+    one_cycle = rates(500, schedule="one_cycle")
+    np.testing.assert_allclose(
+        one_cycle,
+        torch_rates(1000, torch_schedules.OneCycleLR, max_lr=1.0, total_steps=1000),
+        atol=0.006,
+    )
+    assert max(one_cycle) == one_cycle[300] == 1
+    early = rates(100, schedule="one_cycle", warmup_epochs=0.2)
+    assert early.index(max(early)) == 20
+    assert set(rates(schedule="constant")) == {1.0}
+
+
+def test_warm_up_is_linear_and_milestones_count_from_the_start():
+    step = rates(schedule="multistep", epochs=4, milestones=(1, 3), warmup_epochs=0.5)
+    np.testing.assert_allclose(step[:5], [1 / 6 + i / 6 for i in range(5)], rtol=1e-6)
+    np.testing.assert_allclose(step[5:10], 1.0)
+    np.testing.assert_allclose(step[10:30], 0.1, rtol=1e-6)
+    np.testing.assert_allclose(step[30:], 0.01, rtol=1e-6)
+    half = rates(schedule="constant", warmup_epochs=1, warmup_factor=0.5)
+    np.testing.assert_allclose(half[:11], np.linspace(0.5, 1, 11), rtol=1e-6)
+    assert rates(1, schedule="step", epochs=3, step_epochs=0.5)[1] == pytest.approx(0.01)
+
+
+def test_plateau_rule_divides_when_the_validation_error_stops_improving():
+    recipe = dataclasses.replace(RECIPE, schedule="plateau", patience=2)
+    optimizer = make_optimizer(recipe, lambda _: 1.0)
+    state = create_state({"params": {"kernel": jnp.ones(())}}, optimizer, recipe)
+    scales = []
+    for error in (0.9, 0.8, 0.8, 0.81, 0.7, 0.7, 0.7, 0.69):
+        state = after_epoch(state, recipe, error)
+        scales.append(float(state.plateau.scale))
+    np.testing.assert_allclose(scales, [1, 1, 1, 0.1, 0.1, 0.1, 0.01, 0.01], rtol=1e-6)
+    constant = dataclasses.replace(recipe, schedule="constant")
+    assert after_epoch(state, constant, 5.0) is state
+
+
+# Optimisers
+
+PARAMS = {
+    "conv1": {"kernel": np.linspace(-1, 1, 54, dtype=np.float32).reshape(3, 3, 2, 3)},
+    "bn1": {"scale": np.full(3, 2, np.float32), "bias": np.full(3, -1, np.float32)},
+    "fc": {
+        "kernel": np.linspace(0.5, 1, 6, dtype=np.float32).reshape(3, 2),
+        "bias": np.ones(2, np.float32),
+    },
+}
+
+
+def steps(recipe, gradient, count=1):
+    """PARAMS after some steps with the gradient `gradient(step, parameter)`."""
+    optimizer = make_optimizer(recipe, lambda _: recipe.learning_rate)
+    params = jax.tree.map(jnp.asarray, PARAMS)
+    opt_state = optimizer.init(params)
+    for step in range(count):
+        grads = jax.tree.map(lambda p, step=step: jnp.asarray(gradient(step, p)), params)
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        params = jax.tree.map(lambda p, u: p + u, params, updates)
+    return params
+
+
+def wavy(step, parameter):
+    shape = tuple(parameter.shape)
+    return np.sin(step + np.arange(np.prod(shape), dtype=np.float32)).reshape(shape)
+
+
+@pytest.mark.parametrize(
+    ("values", "reference"),
+    [
+        ({"nesterov": True}, lambda groups: torch.optim.SGD(groups, 0.05, 0.9, nesterov=True)),
+        (
+            {"optimizer": "adamw", "weight_decay": 0.1},
+            lambda groups: torch.optim.AdamW(groups, 0.05),
+        ),
+    ],
+)
+def test_steps_are_those_of_torch_with_norms_in_a_group_without_decay(values, reference):
+    recipe = dataclasses.replace(RECIPE, decay_norms=False, **values)
+    ours = steps(recipe, wavy, 5)
+    theirs = jax.tree.map(lambda p: torch.from_numpy(p.copy()).requires_grad_(), PARAMS)
+    norms = list(theirs["bn1"].values())
+    others = [*theirs["conv1"].values(), *theirs["fc"].values()]
+    decay = recipe.weight_decay
+    optimizer = reference(
+        [{"params": norms, "weight_decay": 0.0}, {"params": others, "weight_decay": decay}]
+    )
+    for step in range(5):
+        for parameter in norms + others:
+            parameter.grad = torch.from_numpy(wavy(step, parameter.detach()))
+        optimizer.step()
+    for leaf, wanted in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(leaf, wanted.detach().numpy(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "rmsprop", "adamw", "lars", "lamb"])
+def test_what_does_not_decay_keeps_its_bits_without_a_gradient(optimizer):
+    recipe = dataclasses.replace(
+        RECIPE, optimizer=optimizer, weight_decay=0.1, decay_norms=False, no_decay=("*.bias",)
+    )
+    assert decays(recipe, PARAMS) == {
+        "conv1": {"kernel": True},
+        "bn1": {"scale": False, "bias": False},
+        "fc": {"kernel": True, "bias": False},
+    }
+    after = steps(recipe, lambda step, parameter: jnp.zeros_like(parameter))
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), after, PARAMS)
+    assert moved == decays(recipe, PARAMS)
+
+
+def test_lars_and_lamb_move_each_parameter_in_proportion_to_its_norm():
+    recipe = dataclasses.replace(RECIPE, weight_decay=0.0, no_decay=("*.bias", "bn1.*"))
+    for optimizer, share in (("lars", 0.001), ("lamb", 1.0)):
+        after = steps(dataclasses.replace(recipe, optimizer=optimizer), wavy)
+        for name in ("conv1", "fc"):
+            before = PARAMS[name]["kernel"]
+            step = np.linalg.norm(after[name]["kernel"] - before) / np.linalg.norm(before)
+            assert step == pytest.approx(share * 0.05, rel=1e-3)
+
+
+def test_a_gradient_is_clipped_to_its_norm():
+    recipe = dataclasses.replace(RECIPE, momentum=0.0, weight_decay=0.0, clip_norm=0.5)
+    after = steps(recipe, wavy)
+    moved = jax.tree.map(lambda a, b: float(((a - b) ** 2).sum()), after, PARAMS)
+    assert np.sqrt(sum(jax.tree.leaves(moved))) == pytest.approx(0.05 * 0.5, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"freeze": ("fcc.*",)},
+        {"no_decay": ("fcc.*",)},
+        {"rate_factors": (("fcc.*", 0.5),)},
+    ],
+)
+def test_a_pattern_that_matches_nothing_is_refused(values):
+    recipe = dataclasses.replace(RECIPE, **values)
+    with pytest.raises(InputError, match=r"'fcc\.\*' matches no parameter; the first are bn1"):
+        make_optimizer(recipe, lambda _: 0.1).init(PARAMS)
+
+
+# The step
+
+
+def trained(recipe, devices, count=2, arch="resnet20_cifar", average=None):
+    """The state after some steps on images of noise."""
+    model = create_model(arch, num_classes=4)
+    optimizer = make_optimizer(recipe, lambda _: jnp.float32(0.02))
+    parallel = DataParallel(devices=jax.devices()[:devices])
+    variables = init_variables(model, (32, 32, 3), recipe, 0)
+    state = parallel.replicate(create_state(variables, optimizer, recipe))
+    step = parallel.map(
+        make_train_step(model, optimizer, PIXELS, recipe, average=average), donate_state=True
+    )
+    rng = np.random.default_rng(0)
+    history = []
+    for _ in range(count):
+        images = rng.integers(0, 256, (16, 32, 32, 3), np.uint8)
+        batch = {"image": images, "label": np.arange(16, dtype=np.int32) % 4}
+        state, metrics = step(state, parallel.shard(batch))
+        history.append(jax.device_get((state, metrics)))
+    return history
+
+
+def assert_equal_states(one, other, atol):
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_allclose(a, b, atol=atol)
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_accumulated_gradients_are_those_of_the_whole_batch(devices):
+    """For a network without batch norm; the sums are taken in another order."""
+    whole = trained(RECIPE, devices, arch="lenet5")
+    recipe = dataclasses.replace(RECIPE, gradient_accumulation=4)
+    assert_equal_states(trained(recipe, devices, arch="lenet5"), whole, atol=1e-6)
+
+
+def test_synchronised_batch_norm_sees_the_whole_batch():
+    recipe = dataclasses.replace(RECIPE, sync_batch_norm=True)
+    ((one, _),) = trained(RECIPE, 1, count=1)
+    ((four, _),) = trained(recipe, 4, count=1)
+    ((own, _),) = trained(RECIPE, 4, count=1)
+    assert_equal_states(four.model_state, one.model_state, atol=1e-5)
+    assert_equal_states(four.params, one.params, atol=1e-4)
+    stem = ("batch_stats", "layer3", "2", "bn2", "var")
+    leaf = [state.model_state for state in (one, own)]
+    for name in stem:
+        leaf = [tree[name] for tree in leaf]
+    assert np.abs(leaf[0] - leaf[1]).max() > 1e-3
+
+
+def test_the_moving_average_copies_in_warm_up_and_then_trails_behind():
+    recipe = dataclasses.replace(RECIPE, ema_decay=0.75, ema_steps=2, warmup_epochs=0.5)
+    rule = averaging_rule(recipe, steps_per_epoch=6)  # 3 steps of warm-up
+    history = [state for state, _ in trained(recipe, 2, count=7, average=rule)]
+    expected = None
+    for step, state in enumerate(history):
+        newest = {"params": state.params, "model_state": state.model_state}
+        if step % 2 == 0:
+            share = 1 if step < 3 else 0.25
+            old = expected or newest
+            expected = jax.tree.map(lambda a, b, s=share: a + s * (b - a), old, newest)
+        assert_equal_states(state.average, expected, atol=1e-6)
+    moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), newest, expected)
+    assert min(jax.tree.leaves(moved)) > 0
+    assert averaging_rule(RECIPE, 6) is None

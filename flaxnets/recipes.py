@@ -14,7 +14,16 @@ from flaxnets.models import list_models
 Kind: TypeAlias = Literal["photographs", "small images", "rows"]
 Statistics: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]  # mean, deviation a channel
 Loss: TypeAlias = Literal["cross_entropy", "squared_error"]
+Version: TypeAlias = Literal["paper", "torchvision-v1", "torchvision-v2"]
 Schedule: TypeAlias = Literal["constant", "plateau", "step", "multistep", "cosine", "one_cycle"]
+Policy: TypeAlias = Literal[
+    "none",
+    "trivial_augment_wide",
+    "rand_augment",
+    "auto_augment_imagenet",
+    "auto_augment_cifar10",
+    "auto_augment_svhn",
+]
 
 
 @dataclass(frozen=True)
@@ -23,23 +32,35 @@ class Preprocessing:
 
     image_size: int = 224
     """Pixels fed to the network."""
+    train_size: int = 0
+    """Pixels fed to the network in training, where they differ; 0 for the same."""
     resize: int = 256
     """Pixels of the short side before the crop (photographs)."""
+    crop: Literal["random", "random_resized"] = "random"
+    """Of photographs in training: of the resized image, or of any size and shape, then resized."""
     pad: int = 4
     """Pixels of zeros on each side before the random crop (small images)."""
     flip: bool = True
     """Mirror half of the training images, where that keeps the label."""
+    policy: Policy = "none"
+    """What else is done to a training image: TrivialAugment-wide, RandAugment (2 operations,
+    magnitude 9 of 31), or one of AutoAugment's learnt policies."""
     pca_std: float = 0.1
     """Standard deviation of the PCA colour coefficients (RGB images); 0 for none."""
+    repeats: int = 1
+    """Augmentations of an image in an epoch, which has as many images as before, fewer distinct."""
 
     def check(self) -> None:
         """Raises InputError for values that no image can have."""
-        _check_positive(self, "image_size")
-        _check_not_negative(self, "pad", "pca_std")
-        if self.resize < self.image_size:
+        _check_positive(self, "image_size", "repeats")
+        _check_not_negative(self, "train_size", "pad", "pca_std")
+        cropped = self.image_size
+        if self.crop == "random":
+            cropped = max(cropped, self.train_size)
+        if self.resize < cropped:
             raise InputError(
-                f"resize {self.resize} is smaller than the image size {self.image_size} that is "
-                f"cropped from it"
+                f"resize {self.resize} is smaller than the image size {cropped} that is cropped "
+                f"from it"
             )
 
 
@@ -181,9 +202,12 @@ ALEXNET_2012 = replace(ALEXNET, pixels="centered")
 VGG = Recipe(batch_size=256, epochs=74, learning_rate=0.01)
 
 # torchvision references/classification/README.md: VGG-BN and wide ResNets take the base recipe.
+# 8 GPUs with 32 images each, 90 epochs, rate 0.1 divided by 10 every 30, decay 1e-4, crops of any
+# size and shape.
 TORCHVISION = Recipe(
     batch_size=256, epochs=90, learning_rate=0.1, weight_decay=1e-4,
-    schedule="step", step_epochs=30, preprocessing=Preprocessing(pca_std=0.0),
+    schedule="step", step_epochs=30,
+    preprocessing=Preprocessing(crop="random_resized", pca_std=0.0),
 )  # fmt: skip
 
 # He et al. 2015, section 3.4: batch 256, rate 0.1 divided by 10 when the error plateaus, 60 x 10^4
@@ -358,6 +382,30 @@ def _of_rows(recipe: Recipe) -> Recipe:
     return replace(recipe, preprocessing=how)
 
 
+# ---------------------------------------------------------------------- torchvision's commands
+
+# The base recipe is `TORCHVISION`; AlexNet and VGG without batch norm take a tenth of its rate,
+# ResNeXts 100 epochs, the 101-layer one 64 GPUs.
+PLAIN_V1 = replace(TORCHVISION, learning_rate=0.01)
+RESNEXT_V1 = replace(TORCHVISION, epochs=100)
+# The command of pytorch/vision#3995 ("new recipe with FixRes") with the repeated augmentation that
+# the published weights had: 8 GPUs with 128 images each; the rate rises from a hundredth. The decay
+# of the average is 0.99998 in units of one image an epoch: 1 - 2e-5 * 1024 * 32 / 600 every 32
+# steps (references/classification/train.py).
+TORCHVISION_V2 = Recipe(
+    batch_size=1024, epochs=600, learning_rate=0.5, schedule="cosine",
+    warmup_epochs=5, warmup_factor=0.01, weight_decay=2e-5, decay_norms=False,
+    label_smoothing=0.1, random_erasing=0.1, mixup=0.2, cutmix=1.0,
+    ema_decay=1 - 2e-5 * 1024 * 32 / 600, ema_steps=32,
+    preprocessing=Preprocessing(
+        train_size=176, resize=232, crop="random_resized", policy="trivial_augment_wide",
+        pca_std=0.0, repeats=4,
+    ),
+)  # fmt: skip
+
+# ------------------------------------------------------------------------------------- tables
+
+
 # The last row that matches counts.
 FOR_SMALL_IMAGES = _matching(
     ("*", ON_SMALL),
@@ -413,14 +461,43 @@ TABLES: dict[Kind, dict[str, Recipe]] = {
     "small images": FOR_SMALL_IMAGES,
     "rows": FOR_ROWS,
 }
+TORCHVISION_TABLES: dict[Version, dict[str, Recipe]] = {
+    "torchvision-v1": _matching(
+        ("alexnet", PLAIN_V1),
+        ("vgg??", PLAIN_V1),
+        ("vgg??_bn", TORCHVISION),
+        ("resnet??", TORCHVISION),
+        ("resnet???", TORCHVISION),
+        ("resnext50_32x4d", RESNEXT_V1),
+        ("resnext101_32x8d", replace(RESNEXT_V1, batch_size=2048)),
+        ("wide_resnet*", TORCHVISION),
+    ),
+    "torchvision-v2": _matching(("*", TORCHVISION_V2)),
+}
 
 
-def recipe_for(arch: str, kind: Kind) -> Recipe:
-    """The row of `arch` for data of that kind.
+def recipe_for(arch: str, kind: Kind, version: Version = "paper") -> Recipe:
+    """The row of `arch` for data of that kind: its paper's, or one of torchvision's commands.
 
-    Raises InputError for an unknown architecture, or one that does not read such data.
+    Those are for photographs: small images keep the size and the padding of the paper's row.
+    torchvision published weights of the second version for ResNets, ResNeXts and wide ResNets; it
+    is here for every network.
+
+    Raises InputError for an unknown architecture, one that does not read such data, or one that
+    torchvision did not train that way.
     """
     table = TABLES[kind]
     if one_of(FOR_SMALL_IMAGES, arch, "architecture") not in table:
         raise InputError(f"{arch} does not read {kind}; expected one of {', '.join(table)}")
-    return table[arch]
+    row = table[arch]
+    if version == "paper":
+        return row
+    rows = TORCHVISION_TABLES[version]
+    if kind == "rows" or arch not in rows:
+        what = f"rows of features with {arch}" if kind == "rows" else arch
+        raise InputError(f"recipe {version} does not train {what}; expected the recipe paper")
+    how = rows[arch].preprocessing
+    if kind == "small images" or row.preprocessing.image_size != Preprocessing.image_size:
+        size, resize, pad = (getattr(row.preprocessing, n) for n in ("image_size", "resize", "pad"))
+        how = replace(how, image_size=size, resize=resize, pad=pad, train_size=0)
+    return replace(rows[arch], preprocessing=how)

@@ -9,9 +9,12 @@ import pathlib
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
+from rich.console import Console
+from rich.table import Table
 
 from flaxnets.errors import InputError
 
@@ -88,3 +91,26 @@ def versions() -> dict[str, str]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)
     return found
+
+
+def print_table(
+    title: str, rows: list[dict[str, Any]], footer: Sequence[dict[str, Any]] = ()
+) -> None:
+    """Rows under the keys of the first one that have a value anywhere."""
+
+    def cell(value: Any) -> str:
+        if isinstance(value, tuple):
+            return "x".join(map(str, value))
+        return f"{value:,}" if type(value) is int else "yes" if value is True else value or ""
+
+    table = Table(title=title)
+    keys = [key for key in rows[0] if any(row.get(key) for row in rows)]
+    for key in keys:
+        number = type(rows[0][key]) is int
+        table.add_column(key.replace("_", " "), justify="right" if number else "left")
+    for group in (rows, footer):
+        for row in group:
+            table.add_row(*(cell(row.get(key)) for key in keys))
+        table.add_section()
+    # Where the output is no terminal, rich would fold the columns at 80 characters.
+    Console(width=None if sys.stdout.isatty() else 160).print(table)

@@ -145,6 +145,7 @@ flaxnets.create_model("resnet50") if "resnet50" in flaxnets.list_models() else N
 ALLOWED = {
     "errors": set(),
     "layers": {"errors"},
+    "summary": {"layers"},
     "models": {"layers", "errors", "models"},
     "recipes": {"models", "errors"},
     "convert": {"errors"},

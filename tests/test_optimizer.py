@@ -154,7 +154,7 @@ def test_steps_are_those_of_torch_with_norms_in_a_group_without_decay(values, re
             parameter.grad = torch.from_numpy(wavy(step, parameter.detach()))
         optimizer.step()
     for leaf, wanted in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
-        np.testing.assert_allclose(leaf, wanted.detach().numpy(), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(leaf, wanted.detach().numpy(), atol=3e-6)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "rmsprop", "adamw", "lars", "lamb"])

@@ -9,7 +9,7 @@ import sys
 import flax.linen as nn
 import pytest
 
-from flaxnets import InputError, create_model, list_models
+from flaxnets import InputError, create_model, list_models, summary
 from flaxnets.layers import BatchNorm, Conv, Linear, Sequential
 from networks import CASES
 from tools import summarize as tool
@@ -18,13 +18,13 @@ ROOT = pathlib.Path(tool.__file__).parent.parent
 
 
 @functools.cache
-def layers(name: str, **fields) -> list[tool.Layer]:
+def layers(name: str, **fields) -> list[summary.Layer]:
     model = create_model(name, **fields)
-    return tool.summarize(model, model.input_shape)
+    return summary.summarize(model, model.input_shape)
 
 
 def total(name: str, key: str, **fields) -> int:
-    return tool.totals(layers(name, **fields))[key]
+    return summary.totals(layers(name, **fields))[key]
 
 
 # Published numbers that are cut off, not rounded, behind their last digit.
@@ -80,7 +80,7 @@ def test_multiply_adds_of_he_2015():
     # Without the three projections, as in the paper's Table 2, both basic networks are rounded.
     for name, published in (("resnet18", "1.8e9"), ("resnet34", "3.6e9")):
         rows = [row for row in layers(name) if "downsample" not in row.name]
-        assert tool.agreement(tool.totals(rows)["multiply_adds"], published) == "rounded"
+        assert tool.agreement(summary.totals(rows)["multiply_adds"], published) == "rounded"
 
 
 def test_alexnet_2012_has_60_million_parameters_and_650_000_neurons():
@@ -132,7 +132,7 @@ def test_resnext_is_as_large_as_resnet():
     ],
 )
 def test_blocks_of_convolutions_with_biases(convolutions, channels, parameters):
-    sums = tool.totals(tool.summarize(Sequential(convolutions), (14, 14, channels)))
+    sums = summary.totals(summary.summarize(Sequential(convolutions), (14, 14, channels)))
     biases = sum(conv.features for conv in convolutions)
     assert sums["parameters"] == parameters
     assert sums["multiply_adds"] == 14 * 14 * (parameters - biases)
@@ -140,13 +140,13 @@ def test_blocks_of_convolutions_with_biases(convolutions, channels, parameters):
 
 def test_a_row_has_the_torch_name_and_the_outputs_of_one_image():
     model = Sequential([Conv(8, 3, 2, 1, groups=2), BatchNorm(True), Linear(5, patch=(4, 4))])
-    assert tool.summarize(model, (8, 8, 6)) == [
-        tool.Layer("0", "Conv", (4, 4, 8), 8 * 27 + 8, 4 * 4 * 8 * 27, 128),
-        tool.Layer("1", "BatchNorm", (4, 4, 8), 16, 0, 0),
-        tool.Layer("2", "Linear", (1, 1, 5), 645, 640, 5),
+    assert summary.summarize(model, (8, 8, 6)) == [
+        summary.Layer("0", "Conv", (4, 4, 8), 8 * 27 + 8, 4 * 4 * 8 * 27, 128),
+        summary.Layer("1", "BatchNorm", (4, 4, 8), 16, 0, 0),
+        summary.Layer("2", "Linear", (1, 1, 5), 645, 640, 5),
     ]
     with pytest.raises(ValueError, match="Dense has parameters outside of the counted layers"):
-        tool.summarize(nn.Dense(3), (4,))
+        summary.summarize(nn.Dense(3), (4,))
 
 
 def test_auxiliary_classifiers_have_parameters_only():

@@ -46,6 +46,7 @@ from flaxnets.errors import InputError
 from flaxnets.inference.dense import cell_stride, convolutionize, map_shape
 from flaxnets.layers import avg_pool
 from flaxnets.recipes import recipe_for
+from flaxnets.summary import summarize, totals
 from flaxnets.terminal import one_sentence_errors, quiet, versions
 from flaxnets.training.optimizer import make_optimizer
 from flaxnets.training.parallel import DataParallel
@@ -185,8 +186,6 @@ def matrix_product() -> Callable[[], None]:
 
 
 def measure_speed(arch: str, options: Options) -> Row:
-    from summarize import summarize, totals
-
     ours = Ours(arch, options)
     theirs = torchvisions(arch, ours.images, options.mode)
     contenders = {"ours": getattr(ours, options.mode), **theirs, "ceiling": matrix_product()}
@@ -281,8 +280,6 @@ def measure_learning(arch: str, options: Options) -> Row:
 
 
 def measure_dense(arch: str, options: Options) -> Row:
-    from summarize import summarize, totals
-
     model = create_model(arch, dtype=jnp.dtype(options.dtype))
     if not hasattr(model, "dense"):
         return {"note": "no map"}

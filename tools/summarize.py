@@ -16,23 +16,18 @@ initialisation.
 import dataclasses
 import decimal
 import json
-import math
 import sys
 from typing import Any
 
 import flax.linen as nn
-import jax
-import jax.numpy as jnp
 import tyro
-from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
 from flaxnets import create_model, list_models
 from flaxnets.errors import InputError, one_of
-from flaxnets.layers import Array, BatchNorm, Conv, Linear
 from flaxnets.models import FAMILIES
-from flaxnets.terminal import one_sentence_errors, quiet
+from flaxnets.summary import footers, summarize, totals
+from flaxnets.terminal import one_sentence_errors, print_table, quiet
 
 # He et al. 2015 (arXiv:1512.03385), Table 1, last row: "FLOPs", which are multiply-adds, by layers.
 # The counts round to them, but for 34 layers (3.66; 3.64 with the shortcuts without parameters of
@@ -85,79 +80,6 @@ REASONS = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Layer:
-    """A convolution, fully connected layer or batch norm, for one image."""
-
-    name: str  # the path of the module, joined by dots: its torch name
-    kind: str
-    output_shape: tuple[int, ...]  # (H, W, C), or (C,)
-    parameters: int
-    multiply_adds: int
-    neurons: int
-    auxiliary: bool = False
-
-
-def _layer(module: nn.Module, output: Array) -> Layer:
-    leaves = module.variables["params"]
-    neurons = multiply_adds = 0
-    if not isinstance(module, BatchNorm):
-        kernel = leaves["kernel"] if "kernel" in leaves else leaves["patch_kernel"]
-        neurons = math.prod(output.shape[1:])
-        multiply_adds = neurons * math.prod(kernel.shape[:-1])  # h w C / groups for each output
-    parameters = sum(leaf.size for leaf in leaves.values())
-    kind, name = type(module).__name__, ".".join(module.path)
-    return Layer(name, kind, output.shape[1:], parameters, multiply_adds, neurons)
-
-
-def summarize(model: nn.Module, input_shape: tuple[int, ...]) -> list[Layer]:
-    """The layers of `model` that own parameters, in the order in which they are called.
-
-    Args:
-        model: a network or a part of one, made of flaxnets.layers.
-        input_shape: of one image, (H, W, C), or of one row of features, (C,).
-    """
-    calls: list[Layer] = []
-    created: list[Layer] = []
-
-    def record(next_fun, args, kwargs, context):
-        output = next_fun(*args, **kwargs)
-        if isinstance(context.module, Conv | Linear | BatchNorm):
-            calls.append(_layer(context.module, output))
-        return output
-
-    def forward():  # a new function each time: JAX would not trace the same one again
-        x = jnp.zeros((1, *input_shape))
-        variables = model.init(jax.random.key(0), x)
-        created.extend(calls)
-        calls.clear()
-        model.apply(variables, x)
-        return variables["params"]
-
-    with nn.intercept_methods(record):
-        params = jax.eval_shape(forward)
-    run = {layer.name for layer in calls}
-    layers = [
-        layer
-        if layer.name in run
-        else dataclasses.replace(layer, multiply_adds=0, neurons=0, auxiliary=True)
-        for layer in created
-    ]
-    if totals(layers)["parameters"] != sum(leaf.size for leaf in jax.tree.leaves(params)):
-        raise ValueError(f"{type(model).__name__} has parameters outside of the counted layers")
-    return layers
-
-
-def totals(layers: list[Layer]) -> dict[str, int]:
-    """Sums over all layers, and of the parameters without auxiliary classifiers."""
-    return {
-        "parameters": sum(layer.parameters for layer in layers),
-        "parameters_without_auxiliary": sum(x.parameters for x in layers if not x.auxiliary),
-        "multiply_adds": sum(layer.multiply_adds for layer in layers),
-        "neurons": sum(layer.neurons for layer in layers),
-    }
-
-
 def agreement(count: int, published: int | str) -> str:
     """How `count` becomes the published number: exact, rounded or truncated; or that it differs."""
     if isinstance(published, int):
@@ -205,25 +127,6 @@ def he2015() -> list[dict[str, Any]]:
 TABLES = {"he2015": he2015, "counts": counts}
 
 
-def show(title: str, rows: list[dict[str, Any]], footer: list[dict[str, Any]]) -> None:
-    def cell(value: Any) -> str:
-        if isinstance(value, tuple):
-            return "x".join(map(str, value))
-        return f"{value:,}" if type(value) is int else "yes" if value is True else value or ""
-
-    table = Table(title=title)
-    keys = [key for key in rows[0] if any(row.get(key) for row in rows)]
-    for key in keys:
-        number = type(rows[0][key]) is int
-        table.add_column(key.replace("_", " "), justify="right" if number else "left")
-    for group in (rows, footer):
-        for row in group:
-            table.add_row(*(cell(row.get(key)) for key in keys))
-        table.add_section()
-    # Where the output is no terminal, rich would fold the columns at 80 characters.
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
-
-
 @dataclasses.dataclass(frozen=True)
 class Options:
     arch: str | None = None
@@ -266,17 +169,14 @@ def main(options: Options) -> None:
     else:
         model, input_shape = network(options)
         layers = summarize(model, input_shape)
+        rows, footer = [dataclasses.asdict(layer) for layer in layers], footers(layers)
         sums = totals(layers)
-        rows = [dataclasses.asdict(layer) for layer in layers]
         found = {"arch": options.arch, "input_shape": input_shape, "totals": sums, "layers": rows}
-        footer = [{"name": "total", **sums}]
-        if any(layer.auxiliary for layer in layers):
-            ours = sums["parameters_without_auxiliary"]
-            footer.append({"name": "without auxiliary classifiers", "parameters": ours})
     if options.json:
         print(json.dumps(found, indent=2))
     else:
-        show(options.table or f"{options.arch} on {'x'.join(map(str, input_shape))}", rows, footer)
+        title = options.table or f"{options.arch} on {'x'.join(map(str, input_shape))}"
+        print_table(title, rows, footer)
 
 
 if __name__ == "__main__":

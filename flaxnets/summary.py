@@ -1,0 +1,94 @@
+"""A network layer by layer: output shapes, parameters, multiply-adds. Nothing is computed."""
+
+import dataclasses
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from flaxnets.layers import Array, BatchNorm, Conv, Linear
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """A convolution, fully connected layer or batch norm, for one image."""
+
+    name: str  # the path of the module, joined by dots: its torch name
+    kind: str
+    output_shape: tuple[int, ...]  # (H, W, C), or (C,)
+    parameters: int
+    multiply_adds: int
+    neurons: int
+    auxiliary: bool = False
+
+
+def _layer(module: nn.Module, output: Array) -> Layer:
+    leaves = module.variables["params"]
+    neurons = multiply_adds = 0
+    if not isinstance(module, BatchNorm):
+        kernel = leaves["kernel"] if "kernel" in leaves else leaves["patch_kernel"]
+        neurons = math.prod(output.shape[1:])
+        multiply_adds = neurons * math.prod(kernel.shape[:-1])  # h w C / groups for each output
+    parameters = sum(leaf.size for leaf in leaves.values())
+    kind, name = type(module).__name__, ".".join(module.path)
+    return Layer(name, kind, output.shape[1:], parameters, multiply_adds, neurons)
+
+
+def summarize(model: nn.Module, input_shape: tuple[int, ...]) -> list[Layer]:
+    """The layers of `model` that own parameters, in the order in which they are called.
+
+    Args:
+        model: a network or a part of one, made of flaxnets.layers.
+        input_shape: of one image, (H, W, C), or of one row of features, (C,).
+    """
+    calls: list[Layer] = []
+    created: list[Layer] = []
+
+    def record(next_fun, args, kwargs, context):
+        output = next_fun(*args, **kwargs)
+        if isinstance(context.module, Conv | Linear | BatchNorm):
+            calls.append(_layer(context.module, output))
+        return output
+
+    def forward():  # a new function each time: JAX would not trace the same one again
+        x = jnp.zeros((1, *input_shape))
+        variables = model.init(jax.random.key(0), x)
+        created.extend(calls)
+        calls.clear()
+        model.apply(variables, x)
+        return variables["params"]
+
+    with nn.intercept_methods(record):
+        params = jax.eval_shape(forward)
+    run = {layer.name for layer in calls}
+    layers = [
+        layer
+        if layer.name in run
+        else dataclasses.replace(layer, multiply_adds=0, neurons=0, auxiliary=True)
+        for layer in created
+    ]
+    if totals(layers)["parameters"] != sum(leaf.size for leaf in jax.tree.leaves(params)):
+        raise ValueError(f"{type(model).__name__} has parameters outside of the counted layers")
+    return layers
+
+
+def totals(layers: list[Layer]) -> dict[str, int]:
+    """Sums over all layers, and of the parameters without auxiliary classifiers."""
+    return {
+        "parameters": sum(layer.parameters for layer in layers),
+        "parameters_without_auxiliary": sum(x.parameters for x in layers if not x.auxiliary),
+        "multiply_adds": sum(layer.multiply_adds for layer in layers),
+        "neurons": sum(layer.neurons for layer in layers),
+    }
+
+
+def footers(layers: list[Layer]) -> list[dict[str, Any]]:
+    """The last lines of a table of layers: the sums."""
+    sums = totals(layers)
+    rows: list[dict[str, Any]] = [{"name": "total", **sums}]
+    if any(layer.auxiliary for layer in layers):
+        ours = sums["parameters_without_auxiliary"]
+        rows.append({"name": "without auxiliary classifiers", "parameters": ours})
+    return rows

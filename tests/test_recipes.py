@@ -1,5 +1,6 @@
 """Every network has a row for both kinds of images, at a size that it can take."""
 
+import dataclasses
 import fnmatch
 
 import jax
@@ -10,6 +11,7 @@ from experiments import train
 from flaxnets import InputError, create_model, list_models
 from flaxnets.convert import torch_keys
 from flaxnets.recipes import recipe_for
+from flaxnets.recipes.torchvision import VERSIONS
 
 
 @pytest.mark.parametrize("kind", ["photographs", "small images"])
@@ -64,3 +66,55 @@ def test_rate_factors_name_parameters_and_can_be_given_where_the_row_has_some():
     for arch in ("nin_cifar", "lenet5"):
         options, _ = train.parse(["--arch", arch, *given])
         assert options.recipe.rate_factors == (("mlpconv1.*", 0.5), ("mlpconv2.*", 2.0))
+
+
+def test_recipes_of_torchvision_are_its_commands():
+    first = recipe_for("resnet50", "photographs", "torchvision-v1")
+    assert (first.batch_size, first.epochs, first.learning_rate) == (256, 90, 0.1)
+    assert (first.schedule, first.step_epochs, first.factor) == ("step", 30, 0.1)
+    assert (first.weight_decay, first.preprocessing.crop) == (1e-4, "random_resized")
+    assert recipe_for("vgg16", "photographs", "torchvision-v1").learning_rate == 0.01
+    assert recipe_for("vgg16_bn", "photographs", "torchvision-v1").learning_rate == 0.1
+    assert recipe_for("resnext101_32x8d", "photographs", "torchvision-v1").batch_size == 64 * 32
+
+    second = recipe_for("resnet50", "photographs", "torchvision-v2")
+    assert (second.batch_size, second.epochs, second.learning_rate) == (8 * 128, 600, 0.5)
+    assert (second.schedule, second.warmup_epochs, second.warmup_factor) == ("cosine", 5, 0.01)
+    assert (second.weight_decay, second.decay_norms, second.label_smoothing) == (2e-5, False, 0.1)
+    assert (second.random_erasing, second.mixup, second.cutmix) == (0.1, 0.2, 1.0)
+    # alpha = min(1, (1 - 0.99998) * world_size * batch * ema_steps / epochs)
+    assert second.ema_decay == pytest.approx(1 - 0.00002 * (8 * 128 * 32 / 600))
+    how = second.preprocessing
+    assert (how.train_size, how.image_size, how.resize, how.repeats) == (176, 224, 232, 4)
+    assert (how.policy, how.pca_std) == ("trivial_augment_wide", 0)
+
+    small = recipe_for("resnet20_cifar", "small images", "torchvision-v2").preprocessing
+    assert (small.image_size, small.resize, small.pad, small.train_size) == (32, 32, 4, 0)
+    assert recipe_for("inception_v3", "photographs", "torchvision-v2").preprocessing.resize == 342
+    with pytest.raises(
+        InputError, match="recipe torchvision-v1 does not train googlenet; expected"
+    ):
+        recipe_for("googlenet", "photographs", "torchvision-v1")
+    with pytest.raises(InputError, match="does not train rows of features with mlp"):
+        recipe_for("mlp", "rows", "torchvision-v2")
+
+
+@pytest.mark.parametrize("version", ["torchvision-v1", "torchvision-v2"])
+def test_every_row_of_torchvision_is_possible(version):
+    for name in VERSIONS[version]:
+        for kind in ("photographs", "small images"):
+            recipe_for(name, kind, version).check()
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"ema_decay": 1.5}, "ema decay is 1.5; expected a number from 0 to 1"),
+        ({"gradient_accumulation": 0}, "gradient accumulation is 0; expected a positive number"),
+        ({"mixup": -1.0}, "mixup is -1.0; expected zero or more"),
+        ({"mixup": 0.2, "loss": "squared_error"}, "mixup and CutMix blend classes; expected the"),
+    ],
+)
+def test_impossible_values_get_one_sentence(values, sentence):
+    with pytest.raises(InputError, match=sentence):
+        dataclasses.replace(recipe_for("lenet5", "small images"), **values).check()

@@ -1,0 +1,250 @@
+"""The recipe of each network's paper; where that says nothing, torchvision's base recipe or, for
+small images, a short one. A row's comment says where its values stand.
+"""
+
+from dataclasses import replace
+
+from flaxnets.recipes.recipe import Kind, Preprocessing, Recipe, matching
+from flaxnets.recipes.torchvision import BASE
+
+
+def _small(image_size: int, pad: int = 4) -> Preprocessing:
+    """Pad, crop and mirror, as for CIFAR; no colour."""
+    return Preprocessing(image_size=image_size, resize=image_size, pad=pad, pca_std=0.0)
+
+
+# ------------------------------------------------------------------------------- photographs
+
+# Krizhevsky et al. 2012, section 5: batch 128, momentum 0.9, decay 0.0005, rate 0.01 divided by 10
+# "when the validation error rate stopped improving", roughly 90 cycles; section 4.1: 224 of 256,
+# reflections, PCA colour with standard deviation 0.1. Section 2: "centered raw RGB values", for
+# which its small initial weights are made; torchvision's network takes standardised ones.
+ALEXNET = Recipe(batch_size=128, epochs=90, learning_rate=0.01)
+ALEXNET_2012 = replace(ALEXNET, pixels="centered")
+
+# Simonyan & Zisserman 2014, section 3.1: batch 256, momentum 0.9, decay 5e-4, rate 0.01 divided by
+# 10 when the validation accuracy stopped improving, 74 epochs; crops of 224 from S = 256,
+# reflections and the same colour shift.
+VGG = Recipe(batch_size=256, epochs=74, learning_rate=0.01)
+
+# He et al. 2015, section 3.4: batch 256, rate 0.1 divided by 10 when the error plateaus, 60 x 10^4
+# iterations, decay 1e-4, momentum 0.9, crops of 224, reflections, the colour shift.
+RESNET = Recipe(batch_size=256, epochs=120, learning_rate=0.1, weight_decay=1e-4)
+
+# Xie et al. 2016, section 4: batch 256, decay 1e-4, rate 0.1 divided by 10 three times, on the
+# schedule of fb.resnet.torch; torchvision trains 100 epochs.
+RESNEXT = Recipe(
+    batch_size=256, epochs=100, learning_rate=0.1, weight_decay=1e-4,
+    schedule="multistep", milestones=(30, 60, 90),
+)  # fmt: skip
+
+# Huang et al. 2016, section 4.2: 90 epochs, batch 256, rate 0.1 divided by 10 at epochs 30 and 60,
+# decay 1e-4, Nesterov momentum 0.9.
+DENSENET = Recipe(
+    batch_size=256, epochs=90, learning_rate=0.1, weight_decay=1e-4, nesterov=True,
+    schedule="multistep", milestones=(30, 60),
+)  # fmt: skip
+
+# Szegedy et al. 2015, section 6: momentum 0.9, rate down by 4% every 8 epochs; section 5: auxiliary
+# losses weigh 0.3. Batch, rate and decay are not stated: those of Caffe's bvlc_googlenet.
+GOOGLENET = Recipe(
+    batch_size=32, epochs=90, learning_rate=0.01, weight_decay=2e-4, aux_weight=0.3,
+    schedule="step", step_epochs=8, factor=0.96,
+)  # fmt: skip
+
+# Ioffe & Szegedy 2015, section 4.2.1: five times Inception's rate (0.0015) for BN-x5, decay of the
+# rate six times faster, L2 five times weaker, batch 32 a worker, little photometric distortion.
+BN_INCEPTION = Recipe(
+    batch_size=32, epochs=30, learning_rate=0.0075, weight_decay=4e-5,
+    schedule="step", step_epochs=4 / 3, factor=0.96,
+    preprocessing=Preprocessing(pca_std=0.0),
+)  # fmt: skip
+
+# Szegedy et al. 2015 (arXiv:1512.00567), section 8: RMSProp with decay 0.9 and epsilon 1, rate
+# 0.045 times 0.94 every two epochs, batch 32 on each of 50 replicas, 100 epochs, gradients clipped
+# at 2; section 7: label smoothing 0.1; section 4: auxiliary losses weigh 0.3, as before.
+# torchvision's crop and resize: 299 of 342. For one machine the batch is that of one replica.
+INCEPTION = Recipe(
+    batch_size=32, epochs=100, learning_rate=0.045, optimizer="rmsprop", weight_decay=4e-5,
+    clip_norm=2.0, label_smoothing=0.1,
+    schedule="step", step_epochs=2, factor=0.94,
+    preprocessing=Preprocessing(image_size=299, resize=342, pca_std=0.0),
+)  # fmt: skip
+
+# Lin et al. 2013, section 4, gives the batch for CIFAR (128) and a rate divided by 10 twice; the
+# numbers are the authors' Caffe files': batch 64, rate 0.01 divided by 10 every 200k of 450k
+# iterations, decay 5e-4, pixels in 0..255 less their mean.
+NIN = Recipe(
+    batch_size=64, epochs=22, learning_rate=0.01, schedule="multistep", milestones=(10, 20),
+    pixels="centered", preprocessing=Preprocessing(pca_std=0.0),
+)  # fmt: skip
+
+# Sermanet et al. 2013, section 3.1: batch 128, rate 0.05 halved after 30, 50, 60, 70 and 80 epochs,
+# momentum 0.6, decay 1e-5; crops of 221 from a short side of 256 and reflections. The fast network
+# takes 231 pixels (section 3.3).
+OVERFEAT = Recipe(
+    batch_size=128, epochs=90, learning_rate=0.05, momentum=0.6, weight_decay=1e-5,
+    schedule="multistep", milestones=(30, 50, 60, 70, 80), factor=0.5,
+    preprocessing=Preprocessing(image_size=221, pca_std=0.0),
+)  # fmt: skip
+OVERFEAT_FAST = replace(OVERFEAT, preprocessing=Preprocessing(image_size=231, pca_std=0.0))
+
+# ------------------------------------------------------------------------------- small images
+
+# The lecture gives LeNet-5 no recipe; plain SGD suits its 44,426 parameters.
+LENET = Recipe(
+    batch_size=64, epochs=20, learning_rate=0.05, schedule="cosine", preprocessing=_small(28, pad=2)
+)
+
+# A plain deep stack on few small images: N(0, 0.01) leaves the loss at 2.30, and SGD is caught by
+# the 7x7 pool, which repeats a 1x1 map 49 times and so multiplies the first linear layer's rate.
+VGG_SMALL = Recipe(
+    batch_size=64, epochs=6, learning_rate=1e-4, optimizer="adamw", schedule="cosine",
+    warmup_epochs=1, initialization="he_normal", preprocessing=_small(32, pad=2),
+)  # fmt: skip
+
+# He et al. 2015, section 4.2: batch 128, rate 0.1 divided by 10 at 32k and 48k of 64k iterations
+# (391 an epoch), decay 1e-4; 4 pixels of padding, crop 32, reflections. The 110-layer network and
+# its like warm up first.
+RESNET_CIFAR = Recipe(
+    batch_size=128, epochs=164, learning_rate=0.1, weight_decay=1e-4,
+    schedule="multistep", milestones=(82, 123), preprocessing=_small(32),
+)  # fmt: skip
+RESNET_CIFAR_DEEP = replace(RESNET_CIFAR, warmup_epochs=1.0)
+
+# Xie et al. 2016, section 5.3 and appendix A: batch 128, rate 0.1 divided by 10 at epochs 150 and
+# 225 of 300, decay 5e-4.
+RESNEXT_CIFAR = Recipe(
+    batch_size=128, epochs=300, learning_rate=0.1,
+    schedule="multistep", milestones=(150, 225), preprocessing=_small(32),
+)  # fmt: skip
+
+# Zagoruyko & Komodakis 2016, section 3: batch 128, Nesterov momentum, rate 0.1 times 0.2 at epochs
+# 60, 120 and 160 of 200, decay 5e-4.
+WRN = Recipe(
+    batch_size=128, epochs=200, learning_rate=0.1, nesterov=True, factor=0.2,
+    schedule="multistep", milestones=(60, 120, 160), preprocessing=_small(32),
+)  # fmt: skip
+
+# Huang et al. 2016, section 4.2: batch 64, 300 epochs, rate 0.1 divided by 10 at 50% and 75%.
+DENSENET_CIFAR = Recipe(
+    batch_size=64, epochs=300, learning_rate=0.1, weight_decay=1e-4, nesterov=True,
+    schedule="multistep", milestones=(150, 225), preprocessing=_small(32),
+)  # fmt: skip
+
+# Srivastava et al. 2015 state no values; the authors' Caffe files do. CIFAR: Nesterov 0.9, batch
+# 100, rate 0.025 divided by 10 at 100k, 150k and 175k of 200k iterations (500 an epoch), decay
+# 1e-3, 8 pixels of padding. MNIST: rate 0.01 divided by 10 at 60k and 120k of 180k (600 an epoch).
+HIGHWAY = Recipe(
+    batch_size=100, epochs=400, learning_rate=0.025, weight_decay=1e-3, nesterov=True,
+    schedule="multistep", milestones=(200, 300, 350), preprocessing=_small(32, pad=8),
+)  # fmt: skip
+HIGHWAY_MLP = replace(
+    HIGHWAY, epochs=300, learning_rate=0.01, milestones=(100, 200), preprocessing=_small(28, pad=2)
+)
+# The authors' Caffe files: batch 128, rate 0.1 divided by 10 at 100k of 120k iterations, the last
+# layer's a tenth of it. Their images are whitened (Goodfellow et al. 2013), ours standardised.
+NIN_CIFAR = Recipe(
+    batch_size=128, epochs=307, learning_rate=0.1, weight_decay=1e-4,
+    schedule="multistep", milestones=(256,), rate_factors=(("mlpconv3.cccp2.*", 0.1),),
+    preprocessing=_small(32),
+)  # fmt: skip
+
+# Ciresan et al. 2012, section 3: stochastic gradient descent image by image, rate 0.001 times 0.993
+# an epoch down to 0.00003; here in batches, hence a larger rate.
+MCDNN = Recipe(
+    batch_size=32, epochs=60, learning_rate=0.02, momentum=0.0, weight_decay=0.0,
+    schedule="step", step_epochs=1, factor=0.993, preprocessing=_small(29, pad=2),
+)  # fmt: skip
+
+# A first course: images as they are, or rows.
+PERCEPTRON = Recipe(
+    batch_size=64, epochs=30, learning_rate=0.1, weight_decay=1e-4, schedule="cosine",
+    preprocessing=_small(8, pad=0),
+)  # fmt: skip
+# Squared error is quadratic in the weights: the largest eigenvalue of the features' second moments
+# bounds the rate (about 30 for the digits; 4 and 13 for the standardised rows of the diabetes and
+# the breast cancer data).
+LINEAR_REGRESSION = replace(
+    PERCEPTRON, learning_rate=0.002, epochs=100, weight_decay=0.0, loss="squared_error"
+)
+LINEAR_REGRESSION_ON_ROWS = replace(LINEAR_REGRESSION, learning_rate=0.02, epochs=200)
+
+# A network for photographs on small images, where its paper says nothing: a short cosine.
+ON_SMALL = Recipe(
+    batch_size=64, epochs=30, learning_rate=0.02, schedule="cosine", warmup_epochs=1.0,
+    preprocessing=_small(32),
+)  # fmt: skip
+
+
+def _at(recipe: Recipe, image_size: int) -> Recipe:
+    return replace(recipe, preprocessing=_small(image_size))
+
+
+def _of_photographs(recipe: Recipe) -> Recipe:
+    """A row for small images on photographs: crops of that size from a little more."""
+    size = recipe.preprocessing.image_size
+    how = replace(recipe.preprocessing, resize=size * 8 // 7)
+    return replace(recipe, preprocessing=how)
+
+
+def _of_rows(recipe: Recipe) -> Recipe:
+    """A row for small images on rows of features, which are fed as they are."""
+    how = Preprocessing(image_size=1, resize=1, pad=0, flip=False, pca_std=0.0)
+    return replace(recipe, preprocessing=how)
+
+
+FOR_SMALL_IMAGES = matching(
+    ("*", ON_SMALL),
+    ("alexnet", _at(ON_SMALL, 64)),
+    ("alexnet_2012", replace(_at(ON_SMALL, 224), pixels="centered")),
+    ("overfeat_accurate", _at(ON_SMALL, 221)),
+    ("overfeat_fast", _at(ON_SMALL, 231)),
+    ("nin_imagenet", _at(ON_SMALL, 96)),
+    ("inception*", _at(ON_SMALL, 96)),
+    ("lenet5", LENET),
+    ("vgg*", VGG_SMALL),
+    ("resnet*_cifar", RESNET_CIFAR),
+    ("resnet110_cifar", RESNET_CIFAR_DEEP),
+    ("resnet1202_cifar", RESNET_CIFAR_DEEP),
+    ("resnext*_cifar", RESNEXT_CIFAR),
+    ("wrn_*", WRN),
+    ("densenet_bc_*", DENSENET_CIFAR),
+    ("nin_cifar", NIN_CIFAR),
+    ("highway*_cifar", HIGHWAY),
+    ("highway_mlp", HIGHWAY_MLP),
+    ("mcdnn_mnist", MCDNN),
+    ("softmax_regression", PERCEPTRON),
+    ("perceptron", PERCEPTRON),
+    ("mlp", PERCEPTRON),
+    ("linear_regression", LINEAR_REGRESSION),
+)
+FOR_PHOTOGRAPHS = matching(
+    *((name, _of_photographs(recipe)) for name, recipe in FOR_SMALL_IMAGES.items()),
+    ("alexnet", ALEXNET),
+    ("alexnet_2012", ALEXNET_2012),
+    ("vgg*", VGG),
+    ("vgg*_bn", BASE),
+    ("resnet??", RESNET),
+    ("resnet???", RESNET),
+    ("resnext*d", RESNEXT),
+    ("wide_resnet*", BASE),
+    ("densenet???", DENSENET),
+    ("googlenet", GOOGLENET),
+    ("bn_inception", BN_INCEPTION),
+    ("inception*", INCEPTION),
+    ("nin_imagenet", NIN),
+    ("overfeat_accurate", OVERFEAT),
+    ("overfeat_fast", OVERFEAT_FAST),
+)
+FOR_ROWS = matching(
+    ("softmax_regression", _of_rows(PERCEPTRON)),
+    ("perceptron", _of_rows(PERCEPTRON)),
+    ("mlp", _of_rows(PERCEPTRON)),
+    ("linear_regression", _of_rows(LINEAR_REGRESSION_ON_ROWS)),
+)
+PAPERS: dict[Kind, dict[str, Recipe]] = {
+    "photographs": FOR_PHOTOGRAPHS,
+    "small images": FOR_SMALL_IMAGES,
+    "rows": FOR_ROWS,
+}

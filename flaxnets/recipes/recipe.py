@@ -1,0 +1,181 @@
+"""What a recipe says: the values of a training run, and of its images."""
+
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+from flaxnets.errors import InputError
+from flaxnets.models import list_models
+
+Kind: TypeAlias = Literal["photographs", "small images", "rows"]
+Statistics: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]  # mean, deviation a channel
+Loss: TypeAlias = Literal["cross_entropy", "squared_error"]
+Schedule: TypeAlias = Literal["constant", "plateau", "step", "multistep", "cosine", "one_cycle"]
+Policy: TypeAlias = Literal[
+    "none",
+    "trivial_augment_wide",
+    "rand_augment",
+    "auto_augment_imagenet",
+    "auto_augment_cifar10",
+    "auto_augment_svhn",
+]
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How an image of any size becomes the network's square input."""
+
+    image_size: int = 224
+    """Pixels fed to the network."""
+    train_size: int = 0
+    """Pixels fed to the network in training, where they differ; 0 for the same."""
+    resize: int = 256
+    """Pixels of the short side before the crop (photographs)."""
+    crop: Literal["random", "random_resized"] = "random"
+    """Of photographs in training: of the resized image, or of any size and shape, then resized."""
+    pad: int = 4
+    """Pixels of zeros on each side before the random crop (small images)."""
+    flip: bool = True
+    """Mirror half of the training images, where that keeps the label."""
+    policy: Policy = "none"
+    """What else is done to a training image: TrivialAugment-wide, RandAugment (2 operations,
+    magnitude 9 of 31), or one of AutoAugment's learnt policies."""
+    pca_std: float = 0.1
+    """Standard deviation of the PCA colour coefficients (RGB images); 0 for none."""
+    repeats: int = 1
+    """Augmentations of an image in an epoch, which has as many images as before, fewer distinct."""
+
+    def check(self) -> None:
+        """Raises InputError for values that no image can have."""
+        _check_positive(self, "image_size", "repeats")
+        _check_not_negative(self, "train_size", "pad", "pca_std")
+        cropped = self.image_size
+        if self.crop == "random":
+            cropped = max(cropped, self.train_size)
+        if self.resize < cropped:
+            raise InputError(
+                f"resize {self.resize} is smaller than the image size {cropped} that is cropped "
+                f"from it"
+            )
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Values of one training run. Rates and decays are those of torch's SGD."""
+
+    batch_size: int
+    """Images per step, over all devices."""
+    epochs: int
+    """Passes over the training images."""
+    learning_rate: float
+    """Peak learning rate."""
+    optimizer: Literal["sgd", "rmsprop", "adamw", "lars", "lamb"] = "sgd"
+    """SGD with momentum, RMSProp (decay 0.9, epsilon 1), Adam with decoupled weight decay, or for
+    large batches LARS (You et al. 2017) and LAMB (You et al. 2019)."""
+    momentum: float = 0.9
+    """Of SGD, RMSProp and LARS; Adam's and LAMB's first decay rate."""
+    nesterov: bool = False
+    """Nesterov's form of the momentum (SGD, LARS)."""
+    clip_norm: float = 0.0
+    """Largest norm of the whole gradient; 0 for any."""
+    gradient_accumulation: int = 1
+    """Parts in which the images of a step are computed one after another, in less memory."""
+    weight_decay: float = 5e-4
+    """Added to the gradient as weight_decay * parameter (adamw, lamb: to the update)."""
+    decay_norms: bool = True
+    """Whether the scales and biases of batch norms decay too."""
+    no_decay: tuple[str, ...] = ()
+    """Patterns of torch keys ("*.bias") whose parameters do not decay."""
+    schedule: Schedule = "plateau"
+    """Of the rate after warm-up. plateau, step and multistep multiply it by factor: when the
+    validation error stops falling, every step_epochs, at the milestones."""
+    step_epochs: float = 30.0
+    """Epochs between the multiplications of the step schedule; 1 for an exponential decay."""
+    milestones: tuple[float, ...] = ()
+    """Epochs of the multiplications of the multistep schedule."""
+    factor: float = 0.1
+    """Of the plateau, step and multistep schedules."""
+    patience: int = 5
+    """Epochs without a smaller validation error before the plateau schedule acts."""
+    final_rate: float = 0.0
+    """Learning rate at the end of the cosine schedule."""
+    warmup_epochs: float = 0.0
+    """Epochs in which the rate rises: linearly, or as a cosine in the one-cycle schedule."""
+    warmup_factor: float = 0.0
+    """Share of the learning rate at which the linear rise starts."""
+    pixels: Literal["standardized", "centered"] = "standardized"
+    """Channels of mean 0 and deviation 1, or of mean 0 in units of 0..255."""
+    initialization: Literal["source", "he_normal"] = "source"
+    """The network's own, or He et al. 2015 for every kernel (a plain deep stack on few images)."""
+    loss: Loss = "cross_entropy"
+    """Cross entropy, or the squared error of numbers (a class is a one among zeros)."""
+    label_smoothing: float = 0.0
+    """Share of the target that is spread over all classes in the training loss."""
+    random_erasing: float = 0.0
+    """Probability that a rectangle of a training image is erased (Zhong et al. 2017)."""
+    mixup: float = 0.0
+    """Alpha of the Beta distribution by which images are blended (Zhang et al. 2017); 0 for none.
+    With CutMix as well, each batch takes one of the two by chance."""
+    cutmix: float = 0.0
+    """Alpha of the Beta distribution of the pasted area (CutMix, Yun et al. 2019); 0 for none."""
+    ema_decay: float = 0.0
+    """Of an exponential moving average of parameters and running statistics, which is evaluated and
+    saved beside them; 0 for none."""
+    ema_steps: int = 1
+    """Steps between the updates of the moving average."""
+    sync_batch_norm: bool = False
+    """Whether batch norm takes its statistics over all devices, not over each one's images."""
+    aux_weight: float = 0.3
+    """Of the losses of auxiliary classifiers, where the network has them."""
+    freeze: tuple[str, ...] = ()
+    """Patterns of torch keys ("features.*") whose parameters and running statistics never move."""
+    rate_factors: tuple[tuple[str, float], ...] = ()
+    """Patterns of torch keys and the factor of the learning rate of each; the last match counts."""
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+
+    def normalization(self, statistics: Statistics) -> Statistics:
+        """The mean to subtract and the deviation to divide by, from those of pixels in 0..1."""
+        mean, std = statistics
+        return (mean, std) if self.pixels == "standardized" else (mean, (1 / 255,) * len(std))
+
+    def check(self) -> None:
+        """Raises InputError for values that no run can have."""
+        self.preprocessing.check()
+        _check_positive(self, "batch_size", "epochs", "learning_rate", "factor", "patience")
+        _check_not_negative(self, "momentum", "weight_decay", "warmup_epochs", "aux_weight")
+        _check_positive(self, "gradient_accumulation", "step_epochs", "ema_steps")
+        _check_not_negative(self, "clip_norm", "final_rate", "mixup", "cutmix")
+        for name in ("label_smoothing", "warmup_factor", "random_erasing", "ema_decay"):
+            _check_share(self, name)
+        if self.loss == "squared_error" and (self.mixup or self.cutmix):
+            raise InputError("mixup and CutMix blend classes; expected the cross_entropy loss")
+        for pattern, factor in self.rate_factors:
+            if factor < 0:
+                raise InputError(f"rate factor of {pattern} is {factor}; expected zero or more")
+
+
+def _check_positive(row, *names: str) -> None:
+    for name in names:
+        if getattr(row, name) <= 0:
+            raise InputError(
+                f"{name.replace('_', ' ')} is {getattr(row, name)}; expected a positive number"
+            )
+
+
+def _check_not_negative(row, *names: str) -> None:
+    for name in names:
+        if getattr(row, name) < 0:
+            raise InputError(
+                f"{name.replace('_', ' ')} is {getattr(row, name)}; expected zero or more"
+            )
+
+
+def _check_share(row, name: str) -> None:
+    if not 0 <= getattr(row, name) <= 1:
+        raise InputError(
+            f"{name.replace('_', ' ')} is {getattr(row, name)}; expected a number from 0 to 1"
+        )
+
+
+def matching(*rows: tuple[str, Recipe]) -> dict[str, Recipe]:
+    """A row for every network whose name matches its pattern; the last one that matches counts."""
+    return {name: recipe for pattern, recipe in rows for name in list_models(pattern)}

@@ -14,6 +14,15 @@ from flaxnets.models import list_models
 Kind: TypeAlias = Literal["photographs", "small images", "rows"]
 Statistics: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]  # mean, deviation a channel
 Loss: TypeAlias = Literal["cross_entropy", "squared_error"]
+Policy: TypeAlias = Literal[
+    "none",
+    "trivial_augment_wide",
+    "rand_augment",
+    "auto_augment_imagenet",
+    "auto_augment_cifar10",
+    "auto_augment_svhn",
+]
+Interpolation: TypeAlias = Literal["nearest", "bilinear"]
 
 
 @dataclass(frozen=True)
@@ -22,23 +31,37 @@ class Preprocessing:
 
     image_size: int = 224
     """Pixels fed to the network."""
+    train_size: int = 0
+    """Pixels fed to the network in training, where they differ; 0 for the same."""
     resize: int = 256
     """Pixels of the short side before the crop (photographs)."""
+    crop: Literal["random", "random_resized"] = "random"
+    """Of photographs in training: of the resized image, or of any size and shape, then resized."""
     pad: int = 4
     """Pixels of zeros on each side before the random crop (small images)."""
     flip: bool = True
     """Mirror half of the training images, where that keeps the label."""
+    policy: Policy = "none"
+    """What else is done to a training image: TrivialAugment-wide, RandAugment (2 operations,
+    magnitude 9 of 31), or one of AutoAugment's learnt policies."""
+    interpolation: Interpolation = "nearest"
+    """Of the policy's rotations, shears and translations; torchvision's recipes: bilinear."""
     pca_std: float = 0.1
     """Standard deviation of the PCA colour coefficients (RGB images); 0 for none."""
+    repeats: int = 1
+    """Augmentations of an image in an epoch, which has as many images as before, fewer distinct."""
 
     def check(self) -> None:
         """Raises InputError for values that no image can have."""
-        _check_positive(self, "image_size")
-        _check_not_negative(self, "pad", "pca_std")
-        if self.resize < self.image_size:
+        _check_positive(self, "image_size", "repeats")
+        _check_not_negative(self, "train_size", "pad", "pca_std")
+        cropped = self.image_size
+        if self.crop == "random":
+            cropped = max(cropped, self.train_size)
+        if self.resize < cropped:
             raise InputError(
-                f"resize {self.resize} is smaller than the image size {self.image_size} that is "
-                f"cropped from it"
+                f"resize {self.resize} is smaller than the image size {cropped} that is cropped "
+                f"from it"
             )
 
 

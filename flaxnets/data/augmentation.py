@@ -85,33 +85,26 @@ def center_crop(image: tf.Tensor, short: int, crop: int) -> tf.Tensor:
     return resize_and_crop(image, size, offset, crop)
 
 
-def random_crop(encoded_or_image: tf.Tensor, short: int, crop: int, seed: tf.Tensor, channels: int):
-    """Training: short side to `short`, then `crop` x `crop` at random (Krizhevsky et al. 2012,
-    section 4.1, whose 32 x 32 offsets of a 256-pixel image leave out the last row and column).
+def _full_size(encoded_or_image: tf.Tensor, channels: int) -> tf.Tensor:
+    """[height, width]; of a JPEG from its header alone."""
+    if encoded_or_image.dtype != tf.string:
+        return tf.shape(encoded_or_image)[:2]
+    return tf.cond(
+        tf.io.is_jpeg(encoded_or_image),
+        lambda: tf.io.extract_jpeg_shape(encoded_or_image)[:2],
+        lambda: tf.shape(decode(encoded_or_image, channels))[:2],
+    )
 
-    Of a JPEG only the part under the crop is decoded.
+
+def _decode_part(
+    encoded_or_image: tf.Tensor, first: tf.Tensor, last: tf.Tensor, full: tf.Tensor, channels: int
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Pixels that cover `first` to `last` ([y, x]) as far as the image of size `full` does, and the
+    corner where they begin. Of a JPEG no others are decoded.
     """
-    encoded = encoded_or_image.dtype == tf.string
-    if not encoded:
-        full = tf.shape(encoded_or_image)[:2]
-    else:
-        full = tf.cond(
-            tf.io.is_jpeg(encoded_or_image),
-            lambda: tf.io.extract_jpeg_shape(encoded_or_image)[:2],
-            lambda: tf.shape(decode(encoded_or_image, channels))[:2],
-        )
-    size = short_side_size(*tf.unstack(full), short)
-    fraction = tf.random.stateless_uniform([2], seed)
-    places = tf.maximum(size - crop, 1)
-    offset = tf.minimum(tf.cast(fraction * tf.cast(places, tf.float32), tf.int32), places - 1)
-    if not encoded:
-        return resize_and_crop(encoded_or_image, size, offset, crop)
-
-    # The window in source pixels, with a margin for the resampling filter and chroma upsampling.
-    ratio = tf.cast(full, tf.float32) / tf.cast(size, tf.float32)
-    margin = tf.maximum(ratio, 1.0) + 3.0
-    first = tf.cast(tf.floor(tf.cast(offset, tf.float32) * ratio - margin), tf.int32)
-    last = tf.cast(tf.math.ceil(tf.cast(offset + crop, tf.float32) * ratio + margin), tf.int32)
+    origin = tf.zeros(2, tf.int32)
+    if encoded_or_image.dtype != tf.string:
+        return encoded_or_image, origin
     first, last = tf.maximum(first, 0), tf.minimum(last, full)
 
     def part_of_jpeg():
@@ -119,13 +112,85 @@ def random_crop(encoded_or_image: tf.Tensor, short: int, crop: int, seed: tf.Ten
         part = tf.io.decode_and_crop_jpeg(
             encoded_or_image, window, channels=channels, dct_method=_DCT
         )
-        return resize_and_crop(part, size, offset, crop, first, full)
+        return part, first
 
     return tf.cond(
         tf.io.is_jpeg(encoded_or_image),
         part_of_jpeg,
-        lambda: resize_and_crop(decode(encoded_or_image, channels), size, offset, crop),
+        lambda: (decode(encoded_or_image, channels), origin),
     )
+
+
+def random_crop(encoded_or_image: tf.Tensor, short: int, crop: int, seed: tf.Tensor, channels: int):
+    """Training: short side to `short`, then `crop` x `crop` at random (Krizhevsky et al. 2012,
+    section 4.1, whose 32 x 32 offsets of a 256-pixel image leave out the last row and column).
+
+    Of a JPEG only the part under the crop is decoded.
+    """
+    full = _full_size(encoded_or_image, channels)
+    size = short_side_size(*tf.unstack(full), short)
+    fraction = tf.random.stateless_uniform([2], seed)
+    places = tf.maximum(size - crop, 1)
+    offset = tf.minimum(tf.cast(fraction * tf.cast(places, tf.float32), tf.int32), places - 1)
+    # The window in source pixels, with a margin for the resampling filter and chroma upsampling.
+    ratio = tf.cast(full, tf.float32) / tf.cast(size, tf.float32)
+    margin = tf.maximum(ratio, 1.0) + 3.0
+    first = tf.cast(tf.floor(tf.cast(offset, tf.float32) * ratio - margin), tf.int32)
+    last = tf.cast(tf.math.ceil(tf.cast(offset + crop, tf.float32) * ratio + margin), tf.int32)
+    part, origin = _decode_part(encoded_or_image, first, last, full, channels)
+    return resize_and_crop(part, size, offset, crop, origin, full)
+
+
+# Szegedy et al. 2014, section 6, as torchvision's RandomResizedCrop has it: the window's share of
+# the image's area, its aspect ratio (width to height), and how many are tried.
+CROP_AREA = (0.08, 1.0)
+CROP_RATIO = (3 / 4, 4 / 3)
+CROP_TRIES = 10
+_CHROMA = 3  # pixels around a window that the upsampling of a JPEG's colour may reach
+
+
+def random_window(full: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Corner [y, x] and size [height, width] of a window of an image of the size `full`: the first
+    of ten that fits, their areas uniform and the logarithms of their aspect ratios too; else the
+    largest one in the centre that has an allowed ratio. The place is uniform.
+    """
+    height, width = tf.unstack(tf.cast(full, tf.float32))
+    uniform = tf.random.stateless_uniform([2 * CROP_TRIES + 2], seed)
+    areas, ratios, place = tf.split(uniform, [CROP_TRIES, CROP_TRIES, 2])
+    areas = height * width * (CROP_AREA[0] + (CROP_AREA[1] - CROP_AREA[0]) * areas)
+    low, high = (float(np.log(ratio)) for ratio in CROP_RATIO)
+    ratios = tf.exp(low + (high - low) * ratios)
+    tries = tf.round(tf.sqrt(tf.stack([areas / ratios, areas * ratios], 1)))
+    fits = tf.reduce_all((tries > 0) & (tries <= tf.stack([height, width])), 1)
+    first = tf.reduce_min(tf.where(fits, tf.range(CROP_TRIES), CROP_TRIES - 1))
+    fitting = tf.cast(tries[first], tf.int32)
+    corner = tf.cast(tf.floor(place * tf.cast(full - fitting + 1, tf.float32)), tf.int32)
+    corner = tf.minimum(corner, full - fitting)
+    central = tf.round(
+        [tf.minimum(height, width / CROP_RATIO[0]), tf.minimum(width, height * CROP_RATIO[1])]
+    )
+    central = tf.cast(central, tf.int32)
+    found = tf.reduce_any(fits)
+    return (
+        tf.where(found, corner, (full - central) // 2),
+        tf.where(found, fitting, central),
+    )
+
+
+def random_resized_crop(
+    encoded_or_image: tf.Tensor, crop: int, seed: tf.Tensor, channels: int
+) -> tf.Tensor:
+    """Training: a window of random size, aspect ratio and place, resized to `crop` x `crop`.
+
+    Of a JPEG only the window is decoded. As in torchvision, the resampling sees no pixel outside
+    of it.
+    """
+    full = _full_size(encoded_or_image, channels)
+    corner, size = random_window(full, seed)
+    first, last = corner - _CHROMA, corner + size + _CHROMA
+    part, origin = _decode_part(encoded_or_image, first, last, full, channels)
+    window = tf.slice(part, tf.concat([corner - origin, [0]], 0), tf.concat([size, [-1]], 0))
+    return resize(tf.ensure_shape(window, (None, None, channels)), crop)
 
 
 def resize(image: tf.Tensor, size: int) -> tf.Tensor:

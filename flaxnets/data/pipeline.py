@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from flaxnets.data import augmentation
+from flaxnets.data import augmentation, policies
 from flaxnets.data.sources import InMemory, Shard, Source
 from flaxnets.data.tensorflow import tf
 from flaxnets.errors import InputError
@@ -28,16 +28,20 @@ def train_image(source: Source, how: Preprocessing, image: tf.Tensor, seed: tf.T
     """The uint8 image that the network is fed in training; `image` is raw, as in the source."""
     if source.kind == "rows":
         return image
-    seeds = [tf.random.fold_in(seed, operation) for operation in range(3)]
-    if source.image_size is None:
-        image = augmentation.random_crop(
-            image, how.resize, how.image_size, seeds[0], source.channels
-        )
-    else:
-        image = augmentation.to_uint8(augmentation.resize(image, how.image_size))
+    seeds = [tf.random.fold_in(seed, operation) for operation in range(4)]
+    size = how.train_size or how.image_size
+    if source.image_size is not None:
+        image = augmentation.to_uint8(augmentation.resize(image, size))
         image = augmentation.pad_and_crop(image, how.pad, seeds[0])
+    elif how.crop == "random_resized":
+        image = augmentation.random_resized_crop(image, size, seeds[0], source.channels)
+    else:
+        image = augmentation.random_crop(image, how.resize, size, seeds[0], source.channels)
     if how.flip and source.flip:
         image = augmentation.random_flip(image, seeds[1])
+    if how.policy != "none":
+        image = augmentation.to_uint8(image)
+        image = policies.apply(how.policy, image, seeds[3], how.interpolation)
     if how.pca_std and source.channels == 3:
         image = augmentation.pca_colour(image, seeds[2], how.pca_std)
     return augmentation.to_uint8(image)
@@ -66,7 +70,8 @@ def train_batches(
     """Augmented batches of this process without end, from step `start_step` on.
 
     `batch_size` counts examples over all processes; batches run across the ends of epochs, so no
-    example is left out.
+    example is left out. Where images repeat in an epoch (`how.repeats`; Berman et al. 2019,
+    Hoffer et al. 2020), as many batches show only so many of the examples, another draw an epoch.
 
     Raises InputError if `batch_size` cannot be divided, or a picture cannot be decoded.
     """
@@ -77,7 +82,9 @@ def train_batches(
     first_epoch, offset = divmod(start_step * local, share)
 
     def epoch(number):
-        return source.stream("train", shard, tf.stack([tf.constant(seed, tf.int64), number]))
+        order = tf.stack([tf.constant(seed, tf.int64), number])
+        examples = source.stream("train", shard, order)
+        return examples if how.repeats == 1 else _repeated(examples, share, local, how.repeats)
 
     def prepare(index, example):
         base = tf.random.fold_in(tf.stack([tf.constant(seed, tf.int64), shard[0]]), index)
@@ -89,6 +96,21 @@ def train_batches(
     images = examples.map(prepare, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     batches = images.batch(local, drop_remainder=True).prefetch(PREFETCH)
     return _naming_bad_pictures(_numpy(batches), source)
+
+
+def _repeated(
+    examples: tf.data.Dataset, count: int, batch_size: int, repeats: int
+) -> tf.data.Dataset:
+    """`count` examples, of which `repeats` successive copies are one; in each batch the copies are
+    as far apart as can be, hence on different devices where there are `repeats` of them.
+
+    torchvision's RASampler deals the copies to successive processes, each with one device. Here
+    they stay in the process that reads the example, in the same batch or the next; and an epoch is
+    not cut to a multiple of 256 examples.
+    """
+    distinct = examples.take(-(-count // repeats)).batch(max(1, batch_size // repeats))
+    copies = distinct.flat_map(lambda few: tf.data.Dataset.from_tensor_slices(few).repeat(repeats))
+    return copies.take(count)
 
 
 def eval_batches(

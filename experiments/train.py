@@ -21,9 +21,10 @@ from flaxnets import create_model, data
 from flaxnets.errors import InputError
 from flaxnets.recipes import Recipe, recipe_for
 from flaxnets.terminal import compilation_cache, one_sentence_errors, quiet, versions
+from flaxnets.training.distributed import Processes, all_or_none, join
 from flaxnets.training.loop import Feed, Interrupted, fit
 from flaxnets.training.parallel import DataParallel, Mapping
-from flaxnets.training.workdir import Workdir
+from flaxnets.training.workdir import Follower, Workdir
 from flaxnets.weights import PublishedWeights, WeightsWarning, find_weights, load_into
 
 
@@ -49,6 +50,13 @@ class Options:
     """How the step is mapped onto the devices."""
     seed: int = 0
     """Of initialisation, data order, augmentation and dropout."""
+    processes: Annotated[Processes, tyro.conf.OmitArgPrefixes] = dataclasses.field(
+        default_factory=Processes
+    )
+
+
+# Options that a run does not depend on: it may go on elsewhere. The recipe has its own lines.
+WHERE = ("workdir", "data_dir", "processes", "recipe")
 
 
 def parse(arguments: list[str]) -> tuple[Options, data.Source]:
@@ -93,6 +101,7 @@ def start_from(options: Options, model, input_shape: tuple[int, int, int], stati
 def main(arguments: list[str]) -> None:
     options, source = parse(arguments)
     options.recipe.check()
+    join(options.processes)
     recipe, shard = options.recipe, (jax.process_index(), jax.process_count())
     if recipe.loss == "cross_entropy" and not source.class_names:
         raise InputError(
@@ -121,13 +130,17 @@ def main(arguments: list[str]) -> None:
     )  # fmt: skip
     name = options.dataset.rstrip("/").replace("/", "-").replace(":", "-")
     config = {
-        **dataclasses.asdict(options) | {"workdir": None, "data_dir": None, "recipe": None},
+        **dataclasses.asdict(options) | dict.fromkeys(WHERE),
         **dataclasses.asdict(recipe),
         "input_shape": input_shape,
         "class_names": source.class_names,
         "statistics": statistics,
     }
-    workdir = Workdir(options.workdir or pathlib.Path("runs") / f"{options.arch}-{name}", config)
+    path = options.workdir or pathlib.Path("runs") / f"{options.arch}-{name}"
+    with all_or_none():  # process 0 writes first
+        workdir = Workdir(path, config) if jax.process_index() == 0 else None
+    with all_or_none():
+        workdir = workdir or Follower(path, config)
     title = f"{options.arch} on {options.dataset}"
     command = shlex.join(["python", *sys.argv])
 

@@ -91,9 +91,7 @@ def test_recipes_of_torchvision_are_its_commands():
     small = recipe_for("resnet20_cifar", "small images", "torchvision-v2").preprocessing
     assert (small.image_size, small.resize, small.pad, small.train_size) == (32, 32, 4, 0)
     assert recipe_for("inception_v3", "photographs", "torchvision-v2").preprocessing.resize == 342
-    with pytest.raises(
-        InputError, match="torchvision-v1 does not train googlenet; expected"
-    ):
+    with pytest.raises(InputError, match="torchvision-v1 does not train googlenet; expected"):
         recipe_for("googlenet", "photographs", "torchvision-v1")
     with pytest.raises(InputError, match="does not train rows of features with mlp"):
         recipe_for("mlp", "rows", "torchvision-v2")

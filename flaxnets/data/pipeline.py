@@ -1,9 +1,12 @@
 """From a source to NumPy batches: `{"image": uint8 (N, H, W, C), "label": int32 (N,)}`; rows of
 measured features and numbers to predict are float32.
 
-Position decides everything: example `i` of a training stream is augmented with a seed made of
-(seed, process, i), and each pass over the data is shuffled with (seed, pass). So the same seed
-gives the same batches whatever the number of threads, and a stream can start at any step.
+Position decides everything: example `i` of the training stream of all processes is augmented with a
+seed made of (seed, i), and each pass over the data is shuffled with (seed, pass). So the same seed
+gives the same batches whatever the number of threads, and a stream can start at any step. Where the
+examples have indices (`InMemory`), the batch of all processes is the same for any number of them:
+each knows the whole order and takes its part of every batch. Records of TensorFlow Datasets are
+divided by file instead, each process in its own order, and read round and round.
 """
 
 # TensorFlow's annotations deny what its functions accept (tensors for integers, and back).
@@ -70,29 +73,38 @@ def train_batches(
     """Augmented batches of this process without end, from step `start_step` on.
 
     `batch_size` counts examples over all processes; batches run across the ends of epochs, so no
-    example is left out. Where images repeat in an epoch (`how.repeats`; Berman et al. 2019,
-    Hoffer et al. 2020), as many batches show only so many of the examples, another draw an epoch.
+    example is left out. Process `i` has the `i`-th part of each batch. Where images repeat in an
+    epoch (`how.repeats`; Berman et al. 2019, Hoffer et al. 2020), as many batches show only so many
+    of the examples, another draw an epoch.
 
     Raises InputError if `batch_size` cannot be divided, or a picture cannot be decoded.
     """
     local = _local_batch_size(batch_size, shard)
-    share = source.share("train", shard)
+    whole_order = isinstance(source, InMemory)
+    read_by, a_step = ((0, 1), batch_size) if whole_order else (shard, local)
+    share = source.share("train", read_by)
     if share < 1:
         raise InputError(f"process {shard[0]} of {shard[1]} has no training examples")
-    first_epoch, offset = divmod(start_step * local, share)
+    first_epoch, offset = divmod(start_step * a_step, share)
+    first = shard[0] * local  # place of this process in the batch
+    read = source.reader("train")
 
     def epoch(number):
-        order = tf.stack([tf.constant(seed, tf.int64), number])
-        examples = source.stream("train", shard, order)
-        return examples if how.repeats == 1 else _repeated(examples, share, local, how.repeats)
+        key = tf.stack([tf.constant(seed, tf.int64), number])
+        order = source.order("train", read_by, key)
+        return order if how.repeats == 1 else _repeated(order, share, a_step, how.repeats)
 
-    def prepare(index, example):
-        base = tf.random.fold_in(tf.stack([tf.constant(seed, tf.int64), shard[0]]), index)
+    def prepare(count, element):
+        position = count // local * batch_size + first + count % local
+        base = tf.random.fold_in(tf.stack([tf.constant(seed, tf.int64), 0]), position)
+        example = read(element)
         image = train_image(source, how, example["image"], base)
         return {"image": image, "label": example["label"]}
 
-    examples = tf.data.Dataset.range(first_epoch, 2**31).flat_map(epoch).skip(offset)
-    examples = examples.enumerate(start_step * local)
+    order = tf.data.Dataset.range(first_epoch, 2**31).flat_map(epoch).skip(offset)
+    if whole_order and shard[1] > 1:
+        order = order.batch(batch_size).map(lambda step: step[first:][:local]).unbatch()
+    examples = order.enumerate(start_step * local)
     images = examples.map(prepare, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     batches = images.batch(local, drop_remainder=True).prefetch(PREFETCH)
     return _naming_bad_pictures(_numpy(batches), source)
@@ -104,9 +116,8 @@ def _repeated(
     """`count` examples, of which `repeats` successive copies are one; in each batch the copies are
     as far apart as can be, hence on different devices where there are `repeats` of them.
 
-    torchvision's RASampler deals the copies to successive processes, each with one device. Here
-    they stay in the process that reads the example, in the same batch or the next; and an epoch is
-    not cut to a multiple of 256 examples.
+    torchvision's RASampler deals the copies to successive processes, each with one device, and cuts
+    an epoch to a multiple of 256 examples.
     """
     distinct = examples.take(-(-count // repeats)).batch(max(1, batch_size // repeats))
     copies = distinct.flat_map(lambda few: tf.data.Dataset.from_tensor_slices(few).repeat(repeats))

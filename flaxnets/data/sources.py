@@ -11,7 +11,7 @@ Rows of measured features are float32 images of one pixel, with a channel for ea
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -67,11 +67,19 @@ class Source:
         index, count = shard
         return len(range(index, self.sizes[split], count))
 
-    def stream(self, split: str, shard: Shard, shuffle_seed: tf.Tensor | None) -> tf.data.Dataset:
+    def order(self, split: str, shard: Shard, shuffle_seed: tf.Tensor | None) -> tf.data.Dataset:
         """One pass over this process's examples, in the order that `shuffle_seed` (two integers)
-        gives, or in a fixed one.
+        gives, or in a fixed one, each as something small that `reader` turns into the example.
         """
         raise NotImplementedError
+
+    def reader(self, split: str) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
+        """From an element of `order` to the raw example."""
+        raise NotImplementedError
+
+    def stream(self, split: str, shard: Shard, shuffle_seed: tf.Tensor | None) -> tf.data.Dataset:
+        """The raw examples in their `order`."""
+        return self.order(split, shard, shuffle_seed).map(self.reader(split))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,11 +89,14 @@ class InMemory(Source):
     images: Mapping[str, np.ndarray]  # by split: (N, H, W, C) uint8, or (N,) paths
     labels: Mapping[str, np.ndarray]
 
-    def stream(self, split, shard, shuffle_seed):
+    def order(self, split, shard, shuffle_seed):
         index, count = shard
-        order = tf.range(index, self.sizes[split], count)
+        indices = tf.range(self.sizes[split])
         if shuffle_seed is not None:
-            order = tf.random.experimental.stateless_shuffle(order, shuffle_seed)
+            indices = tf.random.experimental.stateless_shuffle(indices, shuffle_seed)
+        return tf.data.Dataset.from_tensor_slices(indices[index::count])
+
+    def reader(self, split):
         images, labels = tf.constant(self.images[split]), tf.constant(self.labels[split])
 
         def example(i):
@@ -94,7 +105,7 @@ class InMemory(Source):
                 image = tf.io.read_file(image)
             return {"image": image, "label": tf.gather(labels, i)}
 
-        return tf.data.Dataset.from_tensor_slices(order).map(example)
+        return example
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +139,7 @@ class Records(Source):
             return super().share(split, shard)
         return sum(lengths[index::count])
 
-    def stream(self, split, shard, shuffle_seed):
+    def order(self, split, shard, shuffle_seed):
         index, count = shard
         info = self.splits[split]
         paths = [str(path) for path in info.filepaths]
@@ -148,13 +159,17 @@ class Records(Source):
             held = max(1, SHUFFLE_BYTES * info.num_examples // max(info.num_bytes, 1))
             buffer = min(held, info.num_examples)
             records = records.shuffle(buffer, seed, reshuffle_each_iteration=False)
-        return records.map(self._parse, num_parallel_calls=2, deterministic=True)
+        return records
 
-    def _parse(self, record):
+    def reader(self, split):
         image, label = self.keys
         skip = {image: _tfds().decode.SkipDecoding()}
-        example = self.features.deserialize_example(record, decoders=skip)
-        return {"image": example[image], "label": tf.cast(example[label], tf.int32)}
+
+        def example(record):
+            parsed = self.features.deserialize_example(record, decoders=skip)
+            return {"image": parsed[image], "label": tf.cast(parsed[label], tf.int32)}
+
+        return example
 
 
 def open_source(name: str, data_dir: str | None = None) -> Source:

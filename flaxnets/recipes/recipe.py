@@ -18,6 +18,7 @@ Policy: TypeAlias = Literal[
     "auto_augment_cifar10",
     "auto_augment_svhn",
 ]
+Interpolation: TypeAlias = Literal["nearest", "bilinear"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ class Preprocessing:
     policy: Policy = "none"
     """What else is done to a training image: TrivialAugment-wide, RandAugment (2 operations,
     magnitude 9 of 31), or one of AutoAugment's learnt policies."""
+    interpolation: Interpolation = "nearest"
+    """Of the policy's rotations, shears and translations; torchvision's recipes: bilinear."""
     pca_std: float = 0.1
     """Standard deviation of the PCA colour coefficients (RGB images); 0 for none."""
     repeats: int = 1

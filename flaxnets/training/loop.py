@@ -1,9 +1,7 @@
 """The loop around the step: epochs, evaluation, checkpoints, progress, and a way to stop."""
 
-import contextlib
 import dataclasses
 import math
-import signal
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -16,6 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from flaxnets.errors import InputError
 from flaxnets.recipes import Recipe
 from flaxnets.training.checkpoints import Checkpoints
+from flaxnets.training.distributed import signals_as_flag
 from flaxnets.training.optimizer import (
     after_epoch,
     averaging_rule,
@@ -114,13 +113,14 @@ def fit(
     batches = feed.train(step)
     # Many steps in flight on virtual CPU devices can hang in an all-reduce.
     ahead = 0 if parallel.devices[0].platform == "cpu" else 1
-    with terminal_progress(title, total, step) as show, signals_as_flag() as stop:
+    with terminal_progress(title, total, step) as show, signals_as_flag() as stopped:
         pending: list[dict[str, jax.Array]] = []
         while step < total:
             state, metrics = train_step(state, parallel.shard(next(batches)))
             step += 1
             pending.append(metrics)
             end_of_epoch = step % steps_per_epoch == 0
+            stop = stopped(step)
             while len(pending) > (0 if end_of_epoch or stop else ahead):
                 values = jax.device_get(pending.pop(0))
                 for name, value in values.items():
@@ -208,25 +208,6 @@ def described(values: dict[str, Any], prefix: str = "") -> str:
     text = f"loss {values[prefix + 'loss']:.4f}"
     top1 = values.get(prefix + "top1")
     return text if top1 is None else f"{text}  top-1 {top1:6.2%}"
-
-
-@contextlib.contextmanager
-def signals_as_flag() -> Iterator[list]:
-    """A list that is no longer empty once SIGINT or SIGTERM came; a second one acts at once."""
-    received: list[int] = []
-    signals = (signal.SIGINT, signal.SIGTERM)
-
-    def handler(number, frame):
-        received.append(number)
-        for each in signals:
-            signal.signal(each, before[each])
-
-    before = {each: signal.signal(each, handler) for each in signals}
-    try:
-        yield received
-    finally:
-        for each in signals:
-            signal.signal(each, before[each])
 
 
 class terminal_progress:

@@ -72,6 +72,36 @@ class Workdir:
         draw_learning_curve(self.rows(), self.path / "learning_curve.png", title)
 
 
+class Follower(Workdir):
+    """The same directory in the other processes of a run: read, and never written to.
+
+    Raises InputError if this process does not see what process 0 wrote, or has other options.
+    """
+
+    def __init__(self, path: pathlib.Path, config: Row, may_change: tuple[str, ...] = ("epochs",)):
+        self.path = path
+        self._metrics = path / "metrics.jsonl"
+        if not (path / "config.json").exists():
+            raise InputError(f"not every process sees {path}; expected a directory that all share")
+        _check_same_run(path, config, may_change)
+        self._rows = super().rows()  # now: process 0 is about to write
+
+    def forget_after(self, step: int) -> None:
+        self._rows = [row for row in self._rows if row["step"] <= step]
+
+    def rows(self) -> list[Row]:
+        return self._rows
+
+    def log(self, row: Row) -> None:
+        self._rows.append(row)
+
+    def scalar(self, name: str, value: float, step: int) -> None:
+        pass
+
+    def finish(self, summary: Row, title: str) -> None:
+        pass
+
+
 def _check_same_run(path: pathlib.Path, config: Row, may_change: tuple[str, ...]) -> None:
     if path.exists() and not path.is_dir():
         raise InputError(f"workdir {path} is a file; expected a directory")

@@ -1,0 +1,156 @@
+"""Many processes as one run: JAX finds the others, and all do the same at the same step."""
+
+import contextlib
+import dataclasses
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from flaxnets.errors import InputError
+
+TIMEOUT = 300  # seconds that processes wait for each other at the start; JAX's own default
+# What a launcher tells a process that it started alone: JAX would join a cluster of one, and take
+# one GPU of the machine.
+ALONE = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
+
+
+@dataclasses.dataclass(frozen=True)
+class Processes:
+    """Who takes part in a run; SLURM, Open MPI and TPU pods tell JAX by themselves."""
+
+    coordinator: str | None = None
+    """HOST:PORT of process 0, a free port."""
+    num_processes: int | None = None
+    """On all machines together."""
+    process_id: int | None = None
+    """From 0 on, another one for each process."""
+
+    @property
+    def given(self) -> bool:
+        return any(value is not None for value in vars(self).values())
+
+    def check(self) -> None:
+        """Raises InputError for values that no run can have."""
+        options = {f"--{name.replace('_', '-')}": value for name, value in vars(self).items()}
+        missing = [option for option, value in options.items() if value is None]
+        if not self.given:
+            return
+        if self.coordinator is None or self.num_processes is None or self.process_id is None:
+            raise InputError(f"{', '.join(options)} belong together; missing: {', '.join(missing)}")
+        host, _, port = self.coordinator.rpartition(":")
+        if not (host and port.isdecimal() and 0 < int(port) < 2**16):
+            raise InputError(
+                f"coordinator {self.coordinator!r}; expected HOST:PORT, such as 10.0.0.1:8476"
+            )
+        if not 0 <= self.process_id < self.num_processes:
+            raise InputError(
+                f"process id {self.process_id} of {self.num_processes} processes; expected 0 to "
+                f"the number of processes less one"
+            )
+
+
+def join(processes: Processes, timeout: int = TIMEOUT) -> None:
+    """Joins the other processes of the run, where there are any. To be called before JAX is asked
+    for its devices; afterwards process 0 alone prints.
+
+    Without options JAX looks for a cluster (SLURM, Open MPI, a TPU pod, Kubernetes); where it finds
+    none, this process is the run.
+
+    Raises InputError for options that do not fit, or a cluster that JAX sees and cannot join. If
+    the other processes do not come within `timeout` seconds, says so and ends with status 2.
+    """
+    processes.check()
+    if not processes.given and any(os.environ.get(name) == "1" for name in ALONE):
+        return
+    # JAX's own timeout aborts the process from C++: be earlier.
+    patience = threading.Timer(timeout, _nobody_came, [processes, timeout])
+    patience.daemon = True
+    patience.start()
+    try:
+        jax.distributed.initialize(
+            processes.coordinator,
+            processes.num_processes,
+            processes.process_id,
+            cluster_detection_method="deactivate" if processes.given else None,
+            initialization_timeout=timeout + 60,
+        )
+    except Exception as error:
+        if str(error) == "coordinator_address should be defined.":  # no cluster was found
+            return
+        raise InputError(
+            f"JAX cannot join the processes of this run ({str(error).splitlines()[0]}); "
+            f"--coordinator, --num-processes and --process-id can say who they are"
+        ) from error
+    finally:
+        patience.cancel()
+    # What compiled code prints (gloo does) is not for the output of the run.
+    ours = os.dup(1) if jax.process_index() == 0 else os.open(os.devnull, os.O_WRONLY)
+    sys.stdout = os.fdopen(ours, "w", buffering=1)
+    os.dup2(2, 1)
+
+
+def _nobody_came(processes: Processes, timeout: int) -> None:
+    where = f" at {processes.coordinator}" if processes.coordinator else ""
+    print(
+        f"error: the processes of this run did not meet{where} within {timeout} seconds; check the "
+        f"address, and that all of them were started",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(2)
+
+
+@contextlib.contextmanager
+def all_or_none() -> Iterator[None]:
+    """Where an InputError is raised in one process, the others end as well, with the same status
+    and silently.
+    """
+    failure = None
+    try:
+        yield
+    except InputError as error:
+        failure = error
+    failures = multihost_utils.process_allgather(np.array(failure is not None))
+    if failure is not None:
+        raise failure
+    if np.any(failures):
+        sys.exit(2)
+
+
+@contextlib.contextmanager
+def signals_as_flag() -> Iterator[Callable[[int], bool]]:
+    """A function that tells after each step whether SIGINT or SIGTERM came; a second one acts at
+    once.
+
+    With several processes it is enough that one of them was signalled: JAX tells the others, and
+    the answer is yes after the same step in all.
+    """
+    received: list[int] = []
+    together = jax.distributed.is_initialized()
+    # JAX listens to SIGTERM itself, in every process that joined others.
+    signals = (signal.SIGINT,) if together else (signal.SIGINT, signal.SIGTERM)
+
+    def handler(number, frame):
+        received.append(number)
+        for each in signals:
+            signal.signal(each, before[each])
+        if together:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def stopped(step: int) -> bool:
+        if together:
+            return multihost_utils.reached_preemption_sync_point(step)
+        return bool(received)
+
+    before = {each: signal.signal(each, handler) for each in signals}
+    try:
+        yield stopped
+    finally:
+        for each in signals:
+            signal.signal(each, before[each])

@@ -11,15 +11,15 @@ import shlex
 import sys
 import time
 import warnings
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import tyro
 
 from flaxnets import create_model, data
-from flaxnets.errors import InputError
-from flaxnets.recipes import Recipe, recipe_for
+from flaxnets.errors import InputError, one_of
+from flaxnets.recipes import Recipe, Version, recipe_for
 from flaxnets.terminal import compilation_cache, one_sentence_errors, quiet, versions
 from flaxnets.training.distributed import Processes, all_or_none, join
 from flaxnets.training.loop import Feed, Interrupted, fit
@@ -30,9 +30,12 @@ from flaxnets.weights import PublishedWeights, WeightsWarning, find_weights, loa
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    recipe: Annotated[Recipe, tyro.conf.OmitArgPrefixes]
+    values: Annotated[Recipe, tyro.conf.OmitArgPrefixes]
     arch: str = "vgg19"
     """Name of a network: flaxnets.list_models()."""
+    recipe: Version = "paper"
+    """Where the defaults of the values below come from: the network's paper, or the commands of
+    torchvision's first and second weights."""
     dataset: str = "digits"
     """digits, breast_cancer or diabetes (bundled), folder:PATH (train/<class>/*.jpg,
     val/<class>/*.jpg), or a prepared TensorFlow Datasets name such as cifar10 or imagenet2012."""
@@ -46,6 +49,8 @@ class Options:
     classes the last layer starts afresh."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the computation; parameters are float32."""
+    remat: bool = False
+    """Recompute activations in the backward pass: less memory, more time."""
     parallel: Mapping = "shard_map"
     """How the step is mapped onto the devices."""
     seed: int = 0
@@ -55,20 +60,22 @@ class Options:
     )
 
 
-# Options that a run does not depend on: it may go on elsewhere. The recipe has its own lines.
-WHERE = ("workdir", "data_dir", "processes", "recipe")
+# Options that a run does not depend on: it may go on elsewhere. The values have lines of their own.
+WHERE = ("workdir", "data_dir", "processes", "values")
 
 
 def parse(arguments: list[str]) -> tuple[Options, data.Source]:
     """Network and data set first: they decide the defaults of everything else."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--arch", default="vgg19")
+    first.add_argument("--recipe", default="paper")
     first.add_argument("--dataset", default="digits")
     first.add_argument("--data-dir", "--data_dir")
     chosen, _ = first.parse_known_args(arguments)
     create_model(chosen.arch)  # a wrong name is answered before a data set is opened
     source = data.open_source(chosen.dataset, chosen.data_dir)
-    recipe = recipe_for(chosen.arch, source.kind)
+    one_of(get_args(Version), chosen.recipe, "recipe")
+    recipe = recipe_for(chosen.arch, source.kind, chosen.recipe)
     if not source.class_names:
         recipe = dataclasses.replace(recipe, loss="squared_error")
     default = Options(recipe, **vars(chosen))
@@ -100,15 +107,17 @@ def start_from(options: Options, model, input_shape: tuple[int, int, int], stati
 
 def main(arguments: list[str]) -> None:
     options, source = parse(arguments)
-    options.recipe.check()
+    options.values.check()
     join(options.processes)
-    recipe, shard = options.recipe, (jax.process_index(), jax.process_count())
+    recipe, shard = options.values, (jax.process_index(), jax.process_count())
     if recipe.loss == "cross_entropy" and not source.class_names:
         raise InputError(
             f"{options.dataset} has numbers to predict, not classes; expected --loss squared_error"
         )
     outputs = len(source.class_names) or 1
-    model = create_model(options.arch, num_classes=outputs, dtype=jnp.dtype(options.dtype))
+    model = create_model(
+        options.arch, num_classes=outputs, dtype=jnp.dtype(options.dtype), remat=options.remat
+    )
     parallel = DataParallel(options.parallel)
     size = recipe.preprocessing.image_size
     input_shape = (size, size, source.channels)

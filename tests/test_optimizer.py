@@ -10,6 +10,7 @@ import torch
 
 from flaxnets import InputError, create_model
 from flaxnets.recipes import Recipe
+from flaxnets.training import augmentation
 from flaxnets.training.optimizer import (
     after_epoch,
     averaging_rule,
@@ -19,7 +20,7 @@ from flaxnets.training.optimizer import (
 )
 from flaxnets.training.parallel import DataParallel
 from flaxnets.training.state import create_state, init_variables
-from flaxnets.training.step import make_train_step
+from flaxnets.training.step import make_train_step, normalize
 
 RECIPE = Recipe(batch_size=16, epochs=2, learning_rate=0.05, schedule="constant")
 PIXELS = ((0.5,) * 3, (0.25,) * 3)
@@ -268,3 +269,26 @@ def test_the_moving_average_copies_in_warm_up_and_then_trails_behind():
     moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), newest, expected)
     assert min(jax.tree.leaves(moved)) > 0
     assert averaging_rule(RECIPE, 6) is None
+
+
+@pytest.mark.parametrize("values", [{"mixup": 0.4}, {"cutmix": 1.0}, {"mixup": 0.2, "cutmix": 1.0}])
+def test_the_step_trains_on_blended_images_and_classes(values):
+    """The metrics tell: they are those of the images that the network saw."""
+    recipe = dataclasses.replace(RECIPE, random_erasing=0.5, **values)
+    history = trained(recipe, 1, count=2, arch="lenet5")
+    model = create_model("lenet5", num_classes=4)
+    variables = {"params": history[0][0].params}
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (16, 32, 32, 3), np.uint8) for _ in range(2)][1]
+    images = normalize(jnp.asarray(images), *PIXELS)
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), 1), 0)
+    erasing, blending = jax.random.split(key)
+    images = augmentation.random_erasing(images, erasing, 0.5)
+    images, targets = augmentation.mixup_or_cutmix(
+        images, jax.nn.one_hot(np.arange(16) % 4, 4), blending, recipe.mixup, recipe.cutmix
+    )
+    logits = model.apply(variables, images, train=True)
+    expected = -(targets * jax.nn.log_softmax(logits)).sum(1).mean()
+    assert float(history[1][1]["loss"]) == pytest.approx(float(expected), rel=1e-5)
+    right = (logits.argmax(1) == targets.argmax(1)).mean()
+    assert float(history[1][1]["top1"]) == pytest.approx(float(right))

@@ -65,7 +65,7 @@ def test_rate_factors_name_parameters_and_can_be_given_where_the_row_has_some():
     given = ["--rate-factors", "mlpconv1.*", "0.5", "mlpconv2.*", "2"]
     for arch in ("nin_cifar", "lenet5"):
         options, _ = train.parse(["--arch", arch, *given])
-        assert options.recipe.rate_factors == (("mlpconv1.*", 0.5), ("mlpconv2.*", 2.0))
+        assert options.values.rate_factors == (("mlpconv1.*", 0.5), ("mlpconv2.*", 2.0))
 
 
 def test_recipes_of_torchvision_are_its_commands():

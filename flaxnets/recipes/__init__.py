@@ -11,15 +11,27 @@ from typing import Literal, TypeAlias
 from flaxnets.errors import InputError, one_of
 from flaxnets.recipes.papers import PAPERS
 from flaxnets.recipes.recipe import (
+    Interpolation,
     Kind,
     Loss,
+    Policy,
     Preprocessing,
     Recipe,
     Statistics,
 )
 from flaxnets.recipes.torchvision import VERSIONS
 
-__all__ = ["Kind", "Loss", "Preprocessing", "Recipe", "Statistics", "Version", "recipe_for"]
+__all__ = [
+    "Interpolation",
+    "Kind",
+    "Loss",
+    "Policy",
+    "Preprocessing",
+    "Recipe",
+    "Statistics",
+    "Version",
+    "recipe_for",
+]
 
 Version: TypeAlias = Literal["paper", "torchvision-v1", "torchvision-v2"]
 

@@ -25,8 +25,8 @@ NEW = Recipe(
     label_smoothing=0.1, random_erasing=0.1, mixup=0.2, cutmix=1.0,
     ema_decay=1 - 2e-5 * 1024 * 32 / 600, ema_steps=32,
     preprocessing=Preprocessing(
-        train_size=176, resize=232, crop="random_resized", policy="trivial_augment_wide",
-        pca_std=0.0, repeats=4,
+        train_size=176, resize=232, crop="random_resized",
+        policy="trivial_augment_wide", interpolation="bilinear", pca_std=0.0, repeats=4,
     ),
 )  # fmt: skip
 

@@ -16,6 +16,7 @@ from jax import lax
 from flaxnets.convert import torch_keys
 from flaxnets.layers import BatchNorm
 from flaxnets.recipes import Loss, Recipe
+from flaxnets.training import augmentation
 from flaxnets.training.optimizer import matches
 from flaxnets.training.state import Average, Batch, Metrics, PyTree, StepFunction, TrainState
 
@@ -118,6 +119,19 @@ def make_train_step(
                 object.__setattr__(module, "axis_name", AXIS)
         return next_function(*args, **kwargs)
 
+    def augmented(batch: Batch, key: jax.Array) -> Batch:
+        """Normalised images with, where they are blended, probabilities as labels."""
+        erasing, blending = jax.random.split(key)
+        images, labels = normalize(batch["image"], *statistics), batch["label"]
+        if recipe.random_erasing:
+            images = augmentation.random_erasing(images, erasing, recipe.random_erasing)
+        if recipe.mixup or recipe.cutmix:
+            targets = jax.nn.one_hot(labels, model.num_classes)
+            images, labels = augmentation.mixup_or_cutmix(
+                images, targets, blending, recipe.mixup, recipe.cutmix
+            )
+        return {"image": images, "label": labels}
+
     def gradients(params: PyTree, model_state: PyTree, part: Batch, key: jax.Array):
         """The gradient of the objective, the new statistics, and the metrics, of some images."""
 
@@ -168,7 +182,7 @@ def make_train_step(
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         key = jax.random.fold_in(key, lax.axis_index(AXIS))
-        batch = batch | {"image": normalize(batch["image"], *statistics)}
+        batch = batch | augmented(batch, key)
         found = accumulated(state.params, state.model_state, batch, key)
         grads, model_state, metrics = lax.pmean(found, AXIS)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)

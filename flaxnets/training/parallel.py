@@ -63,13 +63,17 @@ class DataParallel:
             for key, value in batch.items()
         }
 
-    def check_batch_size(self, batch_size: int) -> None:
-        """Raises InputError unless every device gets the same number of images."""
-        count = len(self.devices)
+    def check_batch_size(self, batch_size: int, parts: int = 1) -> None:
+        """Raises InputError unless every device gets the same number of images, in that many equal
+        parts (of gradient accumulation).
+        """
+        count = len(self.devices) * parts
         if batch_size % count:
             nearest = max(round(batch_size / count), 1) * count
+            each = f", in {parts} parts each" if parts > 1 else ""
             raise InputError(
-                f"batch size {batch_size} does not divide over {count} devices; try {nearest}"
+                f"batch size {batch_size} does not divide over {len(self.devices)} devices{each}; "
+                f"try {nearest}"
             )
 
     def round_up(self, batch_size: int) -> int:

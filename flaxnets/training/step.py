@@ -206,16 +206,20 @@ def make_eval_step(
     statistics: tuple[Sequence[float], Sequence[float]],
     *,
     loss: Loss = "cross_entropy",
-) -> Callable[[PyTree, dict[str, jax.Array]], Metrics]:
-    """`(variables, batch with "mask") -> sums` of the training step's metrics and "count" over the
-    examples whose mask is one, over all devices.
+) -> Callable[[PyTree, Batch], tuple[Metrics, Metrics]]:
+    """`(variables, batch with "mask") -> (sums, examples)`: the sums of the training step's metrics
+    and "count" over the examples whose mask is one; and of every example of the batch, in its
+    order, its "loss" (-1 where it is masked) and the class ("output") that is scored best. Both
+    over all devices.
     """
 
-    def eval_step(variables: PyTree, batch: dict[str, jax.Array]) -> Metrics:
+    def eval_step(variables: PyTree, batch: Batch) -> tuple[Metrics, Metrics]:
         logits: Any = model.apply(variables, normalize(batch["image"], *statistics))
         mask = batch["mask"]
         values = scores(logits, batch["label"], loss)
         sums = {name: jnp.where(mask > 0, value, 0).sum() for name, value in values.items()}
-        return lax.psum({**sums, "count": mask.sum()}, AXIS)
+        sums = lax.psum({**sums, "count": mask.sum()}, AXIS)
+        own = {"loss": jnp.where(mask > 0, values["loss"], -1.0), "output": logits.argmax(1)}
+        return sums, lax.all_gather(own, AXIS, tiled=True)
 
     return eval_step

@@ -1,0 +1,52 @@
+"""What a run shows: its learning curve, and images with a line of text each."""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+# matplotlib is half a second that only those who draw need.
+
+
+def draw_learning_curve(
+    rows: Sequence[Mapping[str, Any]], path: pathlib.Path, title: str
+) -> None:
+    """Loss and, of classes, top-1 accuracy over the epochs, of training and test data and of the
+    moving average where there is one, as a PNG.
+    """
+    import matplotlib.figure
+
+    curves = {"loss": ("loss", 1), "top1": ("top-1 accuracy (%)", 100)}
+    names = [name for name in curves if f"test_{name}" in rows[0]]
+    figure = matplotlib.figure.Figure(figsize=(4.5 * len(names), 3.6), layout="constrained")
+    epochs = [row["epoch"] for row in rows]
+    for axes, name in zip(figure.subplots(1, len(names), squeeze=False).flat, names, strict=True):
+        label, scale = curves[name]
+        for split, marker in (("train", "."), ("test", "o"), ("ema", "x")):
+            if f"{split}_{name}" in rows[0]:
+                values = [scale * row[f"{split}_{name}"] for row in rows]
+                axes.plot(epochs, values, marker=marker, markersize=4, label=split)
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(label)
+        axes.set_yscale("log" if name == "loss" else "linear")
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figure.suptitle(title)
+    figure.savefig(path, dpi=120)
+
+
+def draw_grid(images: Sequence[np.ndarray], captions: Sequence[str], columns: int = 8) -> Any:
+    """A matplotlib figure of uint8 images (H, W, C), of one channel or three, with captions."""
+    import matplotlib.figure
+
+    rows = -(-len(images) // columns)
+    figure = matplotlib.figure.Figure(figsize=(1.6 * columns, 1.9 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).flat
+    for each in axes:
+        each.set_axis_off()
+    for each, image, caption in zip(figure.axes, images, captions, strict=False):
+        shown = image if image.shape[-1] == 3 else image[..., 0]
+        each.imshow(shown, cmap="gray", vmin=0, vmax=255)
+        each.set_title(caption, fontsize=7)
+    return figure

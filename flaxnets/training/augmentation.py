@@ -1,0 +1,135 @@
+"""Augmentation of a batch on the device: pure functions of a key, vectorised over the images.
+
+Under a mapped axis each device sees its own part of the batch, with a key of its own: one mixing
+coefficient and one partner order a device, as one a process in torchvision's recipes.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+# Zhong et al. 2017, section 3, as torchvision's RandomErasing has it: the rectangle's share of the
+# image's area, its aspect ratio (height to width), and how many are tried.
+ERASED_AREA = (0.02, 0.33)
+ERASED_RATIO = (0.3, 3.3)
+TRIES = 10
+
+
+def random_erasing(images: jax.Array, key: jax.Array, probability: float) -> jax.Array:
+    """`images` (N, H, W, C), normalised, each with zeros (the mean colour) in a rectangle at random
+    with `probability`.
+
+    The area is uniform in 2% to 33% of the image, the logarithm of the aspect ratio in 0.3 to 3.3;
+    an image stays whole if ten rectangles in a row do not fit in it (torchvision's
+    transforms/transforms.py, RandomErasing).
+    """
+    count, height, width, _ = images.shape
+    coins, areas, ratios, places = jax.random.split(key, 4)
+    area = jax.random.uniform(areas, (count, TRIES), minval=ERASED_AREA[0], maxval=ERASED_AREA[1])
+    low, high = jnp.log(jnp.array(ERASED_RATIO))
+    ratio = jnp.exp(jax.random.uniform(ratios, (count, TRIES), minval=low, maxval=high))
+    pixels = height * width * area
+    sizes = jnp.round(jnp.sqrt(jnp.stack([pixels * ratio, pixels / ratio], -1)))  # (N, tries, 2)
+    fits = (sizes < jnp.array([height, width])).all(-1)
+    size = jnp.take_along_axis(sizes, fits.argmax(1)[:, None, None], 1)[:, 0].astype(int)
+    room = jnp.array([height, width]) - size + 1
+    corner = jax.random.randint(places, size.shape, 0, jnp.maximum(room, 1))
+    chosen = fits.any(1) & (jax.random.uniform(coins, (count,)) < probability)
+    box = _box(height, width, corner, corner + size) & chosen[:, None, None]
+    return jnp.where(box[..., None], jnp.zeros((), images.dtype), images)
+
+
+def _box(height: int, width: int, first: jax.Array, last: jax.Array) -> jax.Array:
+    """Masks (..., height, width) of the rectangles from `first` to below `last` (..., [y, x])."""
+    rows, columns = (
+        (jnp.arange(size) >= first[..., i, None]) & (jnp.arange(size) < last[..., i, None])
+        for i, size in enumerate((height, width))
+    )
+    return rows[..., :, None] & columns[..., None, :]
+
+
+def mixup(
+    images: jax.Array, targets: jax.Array, key: jax.Array, alpha: float
+) -> tuple[jax.Array, jax.Array]:
+    """Convex combinations of successive examples: lambda of each one and 1 - lambda of the one
+    before it, lambda ~ Beta(alpha, alpha) once a batch (Zhang et al. 2017; torchvision's
+    transforms/v2/_augment.py, MixUp).
+
+    `images` (N, H, W, C) are floating point, `targets` (N, K) probabilities of classes.
+    """
+    share = jax.random.beta(key, alpha, alpha)
+    return _mixed(images, share), _mixed(targets, share)
+
+
+def _mixed(values: jax.Array, share: jax.Array) -> jax.Array:
+    share = share.astype(values.dtype)
+    return share * values + (1 - share) * jnp.roll(values, 1, 0)
+
+
+def cutmix(
+    images: jax.Array, targets: jax.Array, key: jax.Array, alpha: float
+) -> tuple[jax.Array, jax.Array]:
+    """A rectangle of each image is that of the image before it, the same one for the whole batch;
+    the targets are mixed by area (Yun et al. 2019; torchvision's transforms/v2/_augment.py,
+    CutMix).
+
+    Its sides are sqrt(1 - lambda) of the image's, lambda ~ Beta(alpha, alpha), and its centre is
+    uniform, so that it may be clipped. Shapes as in `mixup`.
+    """
+    height, width = images.shape[1:3]
+    size = jnp.array([height, width])
+    shares, centres = jax.random.split(key)
+    centre = jax.random.randint(centres, (2,), 0, size)
+    half = (0.5 * jnp.sqrt(1 - jax.random.beta(shares, alpha, alpha)) * size).astype(int)
+    first, last = jnp.maximum(centre - half, 0), jnp.minimum(centre + half, size)
+    box = _box(height, width, first, last)
+    share = 1 - (last - first).prod() / size.prod()
+    return jnp.where(box[..., None], jnp.roll(images, 1, 0), images), _mixed(targets, share)
+
+
+def mixup_or_cutmix(
+    images: jax.Array,
+    targets: jax.Array,
+    key: jax.Array,
+    mixup_alpha: float,
+    cutmix_alpha: float,
+) -> tuple[jax.Array, jax.Array]:
+    """The one whose alpha is above zero; with equal chances one of them where both are, for the
+    whole batch (torchvision's references/classification/train.py); where none is, as they were.
+    """
+    asked = ((mixup, mixup_alpha), (cutmix, cutmix_alpha))
+    branches = [functools.partial(mix, alpha=alpha) for mix, alpha in asked if alpha > 0]
+    if not branches:
+        return images, targets
+    choice, key = jax.random.split(key)
+    index = jax.random.randint(choice, (), 0, len(branches))
+    return lax.switch(index, branches, images, targets, key)
+
+
+def random_crop_and_flip(
+    images: jax.Array, key: jax.Array, pad: int, flip: bool = True
+) -> jax.Array:
+    """`images` (N, H, W, C) with `pad` pixels of zeros on each side, cropped to their old size at
+    random and, where `flip`, mirrored half of the time (He et al. 2015, section 4.2).
+    """
+    places, coins = jax.random.split(key)
+    offsets = jax.random.randint(places, (len(images), 2), 0, 2 * pad + 1)
+    mirrored = jax.random.bernoulli(coins, 0.5 if flip else 0.0, (len(images),))
+    return crop_and_flip(images, offsets, mirrored, pad)
+
+
+def crop_and_flip(
+    images: jax.Array, offsets: jax.Array, mirrored: jax.Array, pad: int
+) -> jax.Array:
+    """The crop at offsets (N, [y, x]), each 0..2 * pad, of each padded image, its mirror image
+    where `mirrored` (N,).
+    """
+    height, width = images.shape[1:3]
+    padded = jnp.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+    columns = jnp.arange(width)
+    columns = jnp.where(mirrored[:, None], columns[::-1], columns) + offsets[:, 1:]
+    rows = jnp.arange(height) + offsets[:, :1]
+    examples = jnp.arange(len(images))[:, None, None]
+    return padded[examples, rows[:, :, None], columns[:, None, :]]

@@ -386,9 +386,12 @@ def draw(policy: Policy, height: int, width: int, seed: tf.Tensor) -> tuple[tf.T
     )
     row = tf.random.stateless_uniform([], seed, 0, len(table), tf.int32)
     chance = tf.random.stateless_uniform([2, operation.shape[1]], tf.random.fold_in(seed, 1))
-    operation = tf.where(chance[0] < probability[row], operation[row], NAMES.index("Identity"))
-    reverse = reversible[row] & (chance[1] < 0.5)
-    return operation, tf.where(reverse, -magnitude[row], magnitude[row])
+    applied = chance[0] < probability[row]
+    strength = tf.where(reversible[row] & (chance[1] < 0.5), -magnitude[row], magnitude[row])
+    return (
+        tf.where(applied, operation[row], NAMES.index("Identity")),
+        tf.where(applied, strength, 0.0),
+    )
 
 
 def apply(

@@ -45,6 +45,8 @@ class Checkpoints:
         step = int(state.step)
         if step == self.latest_step:
             return
+        if jax.process_count() > 1 and state.step.is_fully_addressable:  # pmap's, of this process
+            state = jax.tree.map(ocp.utils.fully_replicated_host_local_array_to_global_array, state)
         items = ocp.args.Composite(
             state=ocp.args.PyTreeSave(state), position=ocp.args.JsonSave(position)
         )

@@ -51,7 +51,7 @@ def load_run(path: pathlib.Path) -> TrainedRun:
         model=create_model(
             config["arch"], num_classes=len(class_names) or 1, dtype=jnp.dtype(config["dtype"])
         ),
-        variables=Checkpoints(path / "checkpoints").restore_variables(),
+        variables=Checkpoints(path / "checkpoints", read_only=True).restore_variables(),
         preprocessing=Preprocessing(**config["preprocessing"]),
         statistics=(tuple(mean), tuple(std)),
         class_names=class_names,

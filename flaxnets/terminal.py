@@ -85,7 +85,8 @@ def _say(sentence: str) -> None:
 
 def _is_disk_full(error: BaseException) -> bool:
     # tensorstore, below Orbax, reports the errno of its writes in the message alone.
-    return getattr(error, "errno", None) == errno.ENOSPC or os.strerror(errno.ENOSPC) in str(error)
+    full = (errno.ENOSPC, errno.EDQUOT)
+    return getattr(error, "errno", None) in full or any(os.strerror(e) in str(error) for e in full)
 
 
 def versions() -> dict[str, str]:

@@ -67,9 +67,11 @@ class Source:
         index, count = shard
         return len(range(index, self.sizes[split], count))
 
-    def stream(self, split: str, shard: Shard, shuffle_seed: tf.Tensor | None) -> tf.data.Dataset:
+    def stream(
+        self, split: str, shard: Shard, shuffle_seed: tf.Tensor | None, start: tf.Tensor | int = 0
+    ) -> tf.data.Dataset:
         """One pass over this process's examples, in the order that `shuffle_seed` (two integers)
-        gives, or in a fixed one.
+        gives, or in a fixed one, from the example numbered `start` on.
         """
         raise NotImplementedError
 
@@ -81,11 +83,19 @@ class InMemory(Source):
     images: Mapping[str, np.ndarray]  # by split: (N, H, W, C) uint8, or (N,) paths
     labels: Mapping[str, np.ndarray]
 
-    def stream(self, split, shard, shuffle_seed):
+    def order(self, split: str, shard: Shard, shuffle_seed: tf.Tensor | None) -> tf.Tensor:
+        """The indices of `stream`."""
         index, count = shard
         order = tf.range(index, self.sizes[split], count)
-        if shuffle_seed is not None:
-            order = tf.random.experimental.stateless_shuffle(order, shuffle_seed)
+        if shuffle_seed is None:
+            return order
+        return tf.random.experimental.stateless_shuffle(order, shuffle_seed)
+
+    def stream(self, split, shard, shuffle_seed, start=0):
+        return self.examples(split, self.order(split, shard, shuffle_seed)[start:])
+
+    def examples(self, split: str, indices: tf.Tensor) -> tf.data.Dataset:
+        """Those of the indices."""
         images, labels = tf.constant(self.images[split]), tf.constant(self.labels[split])
 
         def example(i):
@@ -94,7 +104,7 @@ class InMemory(Source):
                 image = tf.io.read_file(image)
             return {"image": image, "label": tf.gather(labels, i)}
 
-        return tf.data.Dataset.from_tensor_slices(order).map(example)
+        return tf.data.Dataset.from_tensor_slices(indices).map(example)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +138,7 @@ class Records(Source):
             return super().share(split, shard)
         return sum(lengths[index::count])
 
-    def stream(self, split, shard, shuffle_seed):
+    def stream(self, split, shard, shuffle_seed, start=0):
         index, count = shard
         info = self.splits[split]
         paths = [str(path) for path in info.filepaths]
@@ -148,7 +158,9 @@ class Records(Source):
             held = max(1, SHUFFLE_BYTES * info.num_examples // max(info.num_bytes, 1))
             buffer = min(held, info.num_examples)
             records = records.shuffle(buffer, seed, reshuffle_each_iteration=False)
-        return records.map(self._parse, num_parallel_calls=2, deterministic=True)
+        return records.skip(tf.cast(start, tf.int64)).map(
+            self._parse, num_parallel_calls=2, deterministic=True
+        )
 
     def _parse(self, record):
         image, label = self.keys

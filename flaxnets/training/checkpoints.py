@@ -169,7 +169,7 @@ def checksums(tree: PyTree) -> dict[str, int]:
 
     def checksum(leaf: Any) -> int:
         local = leaf.addressable_data(0) if isinstance(leaf, jax.Array) else leaf
-        return zlib.crc32(np.ascontiguousarray(local).reshape(-1).view(np.uint8))
+        return zlib.crc32(np.ascontiguousarray(local).reshape(-1).view(np.uint8).data)
 
     named = tree_util.tree_leaves_with_path(tree)
     return {

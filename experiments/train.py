@@ -22,7 +22,7 @@ from flaxnets.errors import InputError, one_of
 from flaxnets.recipes import Recipe, Version, recipe_for
 from flaxnets.terminal import compilation_cache, one_sentence_errors, quiet, versions
 from flaxnets.training.distributed import Processes, all_or_none, join
-from flaxnets.training.loop import Feed, Interrupted, fit
+from flaxnets.training.loop import Feed, Interrupted, RunOptions, fit
 from flaxnets.training.parallel import DataParallel, Mapping
 from flaxnets.training.workdir import Follower, Workdir
 from flaxnets.weights import PublishedWeights, WeightsWarning, find_weights, load_into
@@ -55,13 +55,16 @@ class Options:
     """How the step is mapped onto the devices."""
     seed: int = 0
     """Of initialisation, data order, augmentation and dropout."""
+    run: Annotated[RunOptions, tyro.conf.OmitArgPrefixes] = dataclasses.field(
+        default_factory=RunOptions
+    )
     processes: Annotated[Processes, tyro.conf.OmitArgPrefixes] = dataclasses.field(
         default_factory=Processes
     )
 
 
 # Options that a run does not depend on: it may go on elsewhere. The values have lines of their own.
-WHERE = ("workdir", "data_dir", "processes", "values")
+WHERE = ("workdir", "data_dir", "run", "processes", "values")
 
 
 def parse(arguments: list[str]) -> tuple[Options, data.Source]:
@@ -108,6 +111,7 @@ def start_from(options: Options, model, input_shape: tuple[int, int, int], stati
 def main(arguments: list[str]) -> None:
     options, source = parse(arguments)
     options.values.check()
+    options.run.check()
     join(options.processes)
     recipe, shard = options.values, (jax.process_index(), jax.process_count())
     if recipe.loss == "cross_entropy" and not source.class_names:
@@ -128,10 +132,10 @@ def main(arguments: list[str]) -> None:
     feed = Feed(
         train=lambda step: data.train_batches(
             source, recipe.batch_size, recipe.preprocessing,
-            seed=options.seed, start_step=step, shard=shard,
+            seed=options.seed, start_step=step, shard=shard, bad=bad,
         ),
         test=lambda: data.eval_batches(
-            source, parallel.round_up(recipe.batch_size), recipe.preprocessing, shard=shard
+            source, parallel.round_up(recipe.batch_size), recipe.preprocessing, shard=shard, bad=bad
         ),
         train_size=source.sizes["train"],
         input_shape=input_shape,
@@ -150,14 +154,16 @@ def main(arguments: list[str]) -> None:
         workdir = Workdir(path, config) if jax.process_index() == 0 else None
     with all_or_none():
         workdir = workdir or Follower(path, config)
+    bad = data.BadImages(options.run.max_bad_images, workdir.bad_images, workdir.add_bad_image)
     title = f"{options.arch} on {options.dataset}"
     command = shlex.join(["python", *sys.argv])
 
     start = time.perf_counter()
     try:
         row = fit(
-            model, recipe, feed, workdir, parallel, seed=options.seed, initial=initial, title=title
-        )
+            model, recipe, feed, workdir, parallel,
+            seed=options.seed, initial=initial, title=title, options=options.run,
+        )  # fmt: skip
     except Interrupted as stopped:
         print(f"{stopped}; go on with: {command}")
         sys.exit(130)
@@ -168,6 +174,8 @@ def main(arguments: list[str]) -> None:
         "epochs": recipe.epochs,
         "steps": row["steps"],
         **{name: row[f"test_{name}"] for name in ("top1", "top5", "loss") if f"test_{name}" in row},
+        "skipped_steps": row["skipped_steps"],
+        "bad_images": bad.paths,
         "images_per_second": row["images_per_second"],
         "seconds": round(time.perf_counter() - start, 1),
         "devices": [str(device) for device in parallel.devices],

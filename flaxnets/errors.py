@@ -9,6 +9,10 @@ class InputError(ValueError):
     """What the user gave cannot be used; the message is one sentence for them, no traceback."""
 
 
+class InputWarning(UserWarning):
+    """What the user gave is used, but for a part of it; the message is one sentence for them."""
+
+
 def one_of(valid: Iterable[str], value: str, what: str) -> str:
     """`value` if it is among `valid`.
 

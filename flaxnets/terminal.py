@@ -16,7 +16,7 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
-from flaxnets.errors import InputError
+from flaxnets.errors import InputError, InputWarning
 
 PACKAGES = ("flaxnets", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow")
 
@@ -27,7 +27,8 @@ def cache_directory() -> pathlib.Path:
 
 
 def quiet() -> None:
-    """Silences TensorFlow, XLA, absl and library warnings; errors still raise.
+    """Silences TensorFlow, XLA, absl and library warnings; errors still raise, and our own
+    warnings are a sentence each.
 
     What compiled code writes past every log level (TensorFlow's decoders do) goes to `native.log`
     in the user's cache directory, where the cause of a crash can be read.
@@ -35,6 +36,8 @@ def quiet() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.disable(logging.ERROR)
     warnings.simplefilter("ignore")
+    warnings.simplefilter("always", InputWarning)
+    warnings.showwarning = _show_warning
     threading.excepthook = _thread_failed
     sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
     try:
@@ -43,6 +46,10 @@ def quiet() -> None:
     except OSError:
         log = os.open(os.devnull, os.O_WRONLY)
     os.dup2(log, 2)
+
+
+def _show_warning(message, *_) -> None:
+    print(f"warning: {message}", file=sys.stderr, flush=True)
 
 
 def _thread_failed(failure: threading.ExceptHookArgs) -> None:
@@ -81,7 +88,8 @@ def _say(sentence: str) -> None:
 
 def _is_disk_full(error: BaseException) -> bool:
     # tensorstore, below Orbax, reports the errno of its writes in the message alone.
-    return getattr(error, "errno", None) == errno.ENOSPC or os.strerror(errno.ENOSPC) in str(error)
+    full = (errno.ENOSPC, errno.EDQUOT)
+    return getattr(error, "errno", None) in full or any(os.strerror(e) in str(error) for e in full)
 
 
 def versions() -> dict[str, str]:

@@ -14,7 +14,7 @@ from scripts import command, script
 
 SUMMARY = {
     "arch", "dataset", "parameters", "epochs", "steps", "top1", "top5", "loss",
-    "images_per_second", "seconds", "devices", "versions", "command",
+    "images_per_second", "seconds", "devices", "versions", "command", "skipped_steps", "bad_images",
 }  # fmt: skip
 
 

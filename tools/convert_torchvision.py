@@ -28,7 +28,7 @@ def read_workdir(path: pathlib.Path, arch: str) -> StateDict:
     trained = read_config(path)["arch"]
     if trained != arch:
         raise InputError(f"{path} holds {trained!r}, not {arch!r}")
-    return to_torch(Checkpoints(path / "checkpoints").restore_variables())
+    return to_torch(Checkpoints(path / "checkpoints", read_only=True).restore_variables())
 
 
 def main(

@@ -6,13 +6,17 @@ seed made of (seed, i), and each pass over the data is shuffled with (seed, pass
 gives the same batches whatever the number of threads, and a stream can start at any step. Where the
 examples have indices (`InMemory`), the batch of all processes is the same for any number of them:
 each knows the whole order and takes its part of every batch. Records of TensorFlow Datasets are
-divided by file instead, each process in its own order, and read round and round.
+divided by file instead, each process in its own order, and read round and round. The place
+of a picture that cannot be read is filled by a rule of its own position alone, too.
 """
 
 # TensorFlow's annotations deny what its functions accept (tensors for integers, and back).
 # pyright: reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false
 
-from collections.abc import Iterator
+import functools
+import itertools
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -20,11 +24,48 @@ import numpy as np
 from flaxnets.data import augmentation, policies
 from flaxnets.data.sources import InMemory, Shard, Source
 from flaxnets.data.tensorflow import tf
-from flaxnets.errors import InputError
+from flaxnets.errors import InputError, InputWarning
 from flaxnets.recipes import Preprocessing
 
 Batch = dict[str, np.ndarray]
 PREFETCH = 2  # batches ready ahead of the training step
+UNREADABLE = (  # what TensorFlow raises for a broken picture, or one that is gone
+    tf.errors.InvalidArgumentError,
+    tf.errors.NotFoundError,
+    tf.errors.PermissionDeniedError,
+    tf.errors.FailedPreconditionError,
+    tf.errors.UnknownError,
+)
+
+
+class BadImages:
+    """Pictures of a folder that cannot be read. Each is warned of once, and handed to `found`; one
+    more than `maximum` raises InputError.
+    """
+
+    def __init__(
+        self,
+        maximum: int = 0,
+        paths: Iterable[str] = (),
+        found: Callable[[str], None] | None = None,
+    ):
+        self.maximum = maximum
+        self.paths = list(paths)
+        self._found = found
+
+    def add(self, path: str) -> None:
+        if path in self.paths:
+            return
+        if len(self.paths) >= self.maximum:
+            others = f", after {len(self.paths)} others" if self.paths else ""
+            raise InputError(
+                f"{path} is not a readable picture{others}; remove or replace it, or allow more "
+                f"with --max-bad-images"
+            )
+        self.paths.append(path)
+        if self._found is not None:
+            self._found(path)
+        warnings.warn(f"{path} is not a readable picture; skipped", InputWarning, stacklevel=2)
 
 
 def train_image(source: Source, how: Preprocessing, image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
@@ -69,15 +110,18 @@ def train_batches(
     seed: int = 0,
     start_step: int = 0,
     shard: Shard = (0, 1),
+    bad: BadImages | None = None,
 ) -> Iterator[Batch]:
     """Augmented batches of this process without end, from step `start_step` on.
 
     `batch_size` counts examples over all processes; batches run across the ends of epochs, so no
     example is left out. Process `i` has the `i`-th part of each batch. Where images repeat in an
     epoch (`how.repeats`; Berman et al. 2019, Hoffer et al. 2020), as many batches show only so many
-    of the examples, another draw an epoch.
+    of the examples, another draw an epoch. The place of a picture that cannot be read is taken by
+    the next one in the order of the files, augmented as it would have been.
 
-    Raises InputError if `batch_size` cannot be divided, or a picture cannot be decoded.
+    Raises InputError if `batch_size` cannot be divided, or more pictures than `bad` allows (none)
+    cannot be read.
     """
     local = _local_batch_size(batch_size, shard)
     whole_order = isinstance(source, InMemory)
@@ -85,7 +129,6 @@ def train_batches(
     share = source.share("train", read_by)
     if share < 1:
         raise InputError(f"process {shard[0]} of {shard[1]} has no training examples")
-    first_epoch, offset = divmod(start_step * a_step, share)
     first = shard[0] * local  # place of this process in the batch
     read = source.reader("train")
 
@@ -94,6 +137,13 @@ def train_batches(
         order = source.order("train", read_by, key)
         return order if how.repeats == 1 else _repeated(order, share, a_step, how.repeats)
 
+    def order_from(step):
+        first_epoch, offset = divmod(step * a_step, share)
+        order = tf.data.Dataset.range(first_epoch, 2**31).flat_map(epoch).skip(offset)
+        if whole_order and shard[1] > 1:
+            order = order.batch(batch_size).map(lambda step: step[first:][:local]).unbatch()
+        return order
+
     def prepare(count, element):
         position = count // local * batch_size + first + count % local
         base = tf.random.fold_in(tf.stack([tf.constant(seed, tf.int64), 0]), position)
@@ -101,13 +151,25 @@ def train_batches(
         image = train_image(source, how, example["image"], base)
         return {"image": image, "label": example["label"]}
 
-    order = tf.data.Dataset.range(first_epoch, 2**31).flat_map(epoch).skip(offset)
-    if whole_order and shard[1] > 1:
-        order = order.batch(batch_size).map(lambda step: step[first:][:local]).unbatch()
-    examples = order.enumerate(start_step * local)
-    images = examples.map(prepare, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    batches = images.batch(local, drop_remainder=True).prefetch(PREFETCH)
-    return _naming_bad_pictures(_numpy(batches), source)
+    def batches(order, step):
+        numbered = order.enumerate(step * local)
+        images = numbered.map(prepare, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        return images.batch(local, drop_remainder=True).prefetch(PREFETCH)
+
+    def batches_from(step):
+        return batches(order_from(step), step)
+
+    def mended(step, readable):
+        size, chosen = source.sizes["train"], []
+        for place, index in enumerate(order_from(step).take(local).as_numpy_iterator()):
+            prepare_here = functools.partial(prepare, tf.constant(step * local + place, tf.int64))
+            candidates = itertools.chain(range(index, size), range(index))
+            chosen.append(next((i for i in candidates if readable(i, prepare_here)), None))
+            if chosen[-1] is None:
+                raise InputError(f"no training picture of {source.name} is readable")
+        return next(_numpy(batches(_indices(chosen), step)))
+
+    return _mending(batches_from, mended, start_step, source, "train", bad or BadImages())
 
 
 def _repeated(
@@ -131,33 +193,53 @@ def eval_batches(
     *,
     split: str = "test",
     shard: Shard = (0, 1),
+    bad: BadImages | None = None,
 ) -> Iterator[Batch]:
     """One pass over `split`: every example once, in a fixed order.
 
-    The last batch is padded with zeros; `"mask"` (N,) is 1.0 for examples and 0.0 for padding. All
-    processes yield the same number of batches. Raises as `train_batches`.
+    The last batch is padded with zeros; `"mask"` (N,) is 1.0 for examples and 0.0 for padding and
+    for pictures that cannot be read. All processes yield the same number of batches. Raises as
+    `train_batches`.
     """
     local = _local_batch_size(batch_size, shard)
     largest = max(source.share(split, (index, shard[1])) for index in range(shard[1]))
-    examples = source.stream(split, shard, None).map(
-        lambda e: {"image": eval_image(source, how, e["image"]), "label": e["label"]},
-        num_parallel_calls=tf.data.AUTOTUNE,
-        deterministic=True,
-    )
-    batches = _naming_bad_pictures(_numpy(examples.batch(local).prefetch(PREFETCH)), source)
+    order, read = source.order(split, shard, None), source.reader(split)
+
+    def prepare(element):
+        example = read(element)
+        image = eval_image(source, how, example["image"])
+        return {"image": image, "label": example["label"], "mask": tf.constant(1.0)}
+
+    def batches(elements):
+        images = elements.map(prepare, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        return images.batch(local).prefetch(PREFETCH)
+
+    def batches_from(number):
+        return batches(order.skip(number * local))
+
+    def none():
+        return {
+            key: np.empty((0, *spec.shape[1:]), spec.dtype.as_numpy_dtype)
+            for key, spec in batches(order).element_spec.items()
+        }
+
+    def mended(number, readable):
+        indices = list(order.skip(number * local).take(local).as_numpy_iterator())
+        good = np.array([readable(index, prepare) for index in indices])
+        batch = next(_numpy(batches(_indices(np.array(indices)[good]))), none())
+        for key, values in batch.items():
+            batch[key] = np.zeros((len(good), *values.shape[1:]), values.dtype)
+            batch[key][good] = values
+        return batch
+
+    found = _mending(batches_from, mended, 0, source, split, bad or BadImages())
     for _ in range(-(-largest // local)):
-        batch = next(batches, None)
-        if batch is None:
-            batch = {
-                key: np.empty((0, *spec.shape), spec.dtype.as_numpy_dtype)
-                for key, spec in examples.element_spec.items()
-            }
-        count = len(batch["label"])
-        batch = {
-            key: np.pad(value, [(0, local - count)] + [(0, 0)] * (value.ndim - 1))
+        batch = next(found, None) or none()
+        missing = local - len(batch["label"])
+        yield {
+            key: np.pad(value, [(0, missing)] + [(0, 0)] * (value.ndim - 1))
             for key, value in batch.items()
         }
-        yield batch | {"mask": (np.arange(local) < count).astype(np.float32)}
 
 
 def _local_batch_size(batch_size: int, shard: Shard) -> int:
@@ -174,26 +256,48 @@ def _numpy(batches: tf.data.Dataset) -> Iterator[Any]:
     yield from batches.with_options(options).as_numpy_iterator()
 
 
-def _naming_bad_pictures(batches: Iterator[Batch], source: Source) -> Iterator[Batch]:
-    """TensorFlow's decoding error names no file: look for it, since the run is over anyway."""
+def _mending(
+    batches_from: Callable[[int], tf.data.Dataset],
+    mended: Callable[[int, Callable[..., bool]], Batch],
+    number: int,
+    source: Source,
+    split: str,
+    bad: BadImages,
+) -> Iterator[Batch]:
+    """`batches_from(number)`, but a batch with a picture that cannot be read is what
+    `mended(number, readable)` makes of it, and the others go on behind it.
+
+    TensorFlow's decoding error names no file, so each example of the batch is tried; this depends
+    on the batch alone, so that a run which starts later makes the same of it.
+    """
+
+    def readable(index: int, prepare: Callable) -> bool:
+        assert isinstance(source, InMemory)
+        try:
+            prepare(tf.constant(index, tf.int32))
+        except UNREADABLE:
+            bad.add(str(source.images[split][index]))
+            return False
+        return True
+
     while True:
         try:
-            batch = next(batches)
-        except StopIteration:
+            for batch in _numpy(batches_from(number)):
+                yield batch
+                number += 1
             return
-        except tf.errors.InvalidArgumentError as error:
-            bad = next(_undecodable(source), None)
-            if bad is None:
+        except UNREADABLE as error:
+            if source.kind != "photographs":
                 raise
-            raise InputError(f"{bad} is not a readable picture; remove or replace it") from error
+            if not isinstance(source, InMemory):
+                raise InputError(
+                    f"a picture of {source.name} cannot be decoded (batch {number}); prepare the "
+                    f"data set again"
+                ) from error
+            batch = mended(number, readable)
         yield batch
+        number += 1
 
 
-def _undecodable(source: Source) -> Iterator[str]:
-    if not isinstance(source, InMemory) or source.image_size is not None:
-        return
-    for path in (str(path) for paths in source.images.values() for path in paths):
-        try:
-            augmentation.decode(tf.io.read_file(path), source.channels)
-        except tf.errors.InvalidArgumentError:
-            yield path
+def _indices(values: Any) -> tf.data.Dataset:
+    return tf.data.Dataset.from_tensor_slices(tf.constant(values, tf.int32))

@@ -1,7 +1,6 @@
 """A network that `experiments/train.py` trained, read back from its workdir."""
 
 import dataclasses
-import json
 import pathlib
 from typing import Any
 
@@ -12,6 +11,7 @@ from flaxnets.errors import InputError
 from flaxnets.models import create_model
 from flaxnets.recipes import Preprocessing
 from flaxnets.training.checkpoints import Checkpoints
+from flaxnets.training.workdir import read_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,26 +33,30 @@ def read_config(path: pathlib.Path) -> dict[str, Any]:
     config = path / "config.json"
     if not config.is_file():
         raise InputError(f"{path} is not the workdir of a training run: it has no config.json")
-    return json.loads(config.read_text())
+    return read_json(config)
 
 
 def load_run(path: pathlib.Path) -> TrainedRun:
-    """The newest checkpoint of the run in `path`.
+    """The newest intact checkpoint of the run in `path`.
 
-    Raises InputError if there is none.
+    Raises InputError if there is none, or if its config.json is not one that a run wrote.
     """
     config = read_config(path)
-    mean, std = config["statistics"]
-    class_names = tuple(config["class_names"])
-    return TrainedRun(
-        path=path,
-        arch=config["arch"],
-        dataset=config["dataset"],
-        model=create_model(
-            config["arch"], num_classes=len(class_names) or 1, dtype=jnp.dtype(config["dtype"])
-        ),
-        variables=Checkpoints(path / "checkpoints").restore_variables(),
-        preprocessing=Preprocessing(**config["preprocessing"]),
-        statistics=(tuple(mean), tuple(std)),
-        class_names=class_names,
-    )
+    try:
+        mean, std = config["statistics"]
+        class_names = tuple(config["class_names"])
+        described: dict[str, Any] = {
+            "arch": str(config["arch"]),
+            "dataset": str(config["dataset"]),
+            "model": create_model(
+                config["arch"], num_classes=len(class_names) or 1, dtype=jnp.dtype(config["dtype"])
+            ),
+            "preprocessing": Preprocessing(**config["preprocessing"]),
+            "statistics": (tuple(mean), tuple(std)),
+        }
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path / 'config.json'} is not that of a training run") from error
+    variables = Checkpoints(path / "checkpoints", read_only=True).restore_variables()
+    return TrainedRun(path=path, variables=variables, class_names=class_names, **described)

@@ -3,18 +3,20 @@
 import dataclasses
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import numpy as np
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from flaxnets.errors import InputError
+from flaxnets.errors import InputError, InputWarning
 from flaxnets.recipes import Recipe
 from flaxnets.training.checkpoints import Checkpoints
 from flaxnets.training.distributed import signals_as_flag
+from flaxnets.training.guard import all_finite, skipping_non_finite
 from flaxnets.training.optimizer import (
     after_epoch,
     averaging_rule,
@@ -40,6 +42,44 @@ class Feed:
     statistics: tuple[tuple[float, ...], tuple[float, ...]]  # mean, std of pixels in 0..1
 
 
+@dataclasses.dataclass(frozen=True)
+class RunOptions:
+    """How a run is saved and guarded, which changes nothing while all is well."""
+
+    checkpoint_steps: int = 0
+    """Steps between checkpoints besides those at the end of every epoch; 0 for none."""
+    checkpoint_minutes: float = 0.0
+    """The same by the clock."""
+    keep: int = 2
+    """Newest checkpoints that are kept, besides the one with the smallest validation error."""
+    on_nan: Literal["stop", "skip"] = "stop"
+    """Where the loss or an update is not finite: stop, or leave that step out."""
+    max_bad_images: int = 0
+    """Pictures of a folder that may be unreadable: each is named and skipped."""
+
+    def check(self) -> None:
+        """Raises InputError for values that no run can have."""
+        for name in ("checkpoint_steps", "checkpoint_minutes", "max_bad_images"):
+            if not getattr(self, name) >= 0:
+                raise InputError(
+                    f"{name.replace('_', ' ')} is {getattr(self, name)}; expected zero or more"
+                )
+        if self.keep < 1:
+            raise InputError(f"keep is {self.keep}; expected at least 1 checkpoint")
+
+
+@dataclasses.dataclass
+class Position:
+    """What a run carries beside its state; a checkpoint holds it as JSON."""
+
+    sums: dict[str, float]  # of the metrics of `sums["steps"]` steps since the epoch began
+    skipped: int = 0  # steps of the run that were left out
+    skipped_in_a_row: int = 0
+
+
+MAX_SKIPPED_IN_A_ROW = 100
+
+
 class Interrupted(Exception):
     """The user stopped the run; it was saved."""
 
@@ -54,38 +94,40 @@ def fit(
     seed: int = 0,
     initial: Any = None,
     title: str = "",
+    options: RunOptions | None = None,
 ) -> Row:
     """Trains to the recipe's last epoch, from the workdir's newest checkpoint if it has one.
 
     Args:
         initial: variables to start from instead of fresh ones.
+        options: how it is saved and guarded.
 
     Returns:
         The last epoch's row with the run's totals.
 
     Raises:
         Interrupted: on SIGINT or SIGTERM, after saving.
-        InputError: the batch does not divide over the devices, or the loss is not finite.
+        InputError: the batch does not divide over the devices, every checkpoint is damaged, or the
+            loss is not finite.
     """
+    options = options or RunOptions()
+    options.check()
     parallel.check_batch_size(recipe.batch_size)
     steps_per_epoch = max(1, feed.train_size // recipe.batch_size)
     schedule = learning_rate_schedule(recipe, steps_per_epoch)
     optimizer = make_optimizer(recipe, schedule)
 
-    def rate(step: int) -> float:
-        return float(np.asarray(schedule(step)))
-
-    train_step = parallel.map(
-        make_train_step(
-            model,
-            optimizer,
-            feed.statistics,
-            recipe,
-            average=averaging_rule(recipe, steps_per_epoch),
-            seed=seed,
-        ),
-        donate_state=True,
+    train_step = make_train_step(
+        model,
+        optimizer,
+        feed.statistics,
+        recipe,
+        average=averaging_rule(recipe, steps_per_epoch),
+        seed=seed,
     )
+    if options.on_nan == "skip":
+        train_step = skipping_non_finite(train_step)
+    train_step = parallel.map(train_step, donate_state=True)
     eval_step = parallel.map(make_eval_step(model, feed.statistics, loss=recipe.loss))
 
     def fresh() -> TrainState:
@@ -94,8 +136,8 @@ def fit(
             variables = init_variables(model, feed.input_shape, recipe, seed)
         return create_state(variables, optimizer, recipe)
 
-    checkpoints = Checkpoints(workdir.checkpoints)
-    sums: dict[str, float] = {"steps": 0.0}  # since the epoch began
+    checkpoints = Checkpoints(workdir.checkpoints, options.keep)
+    position = Position({"steps": 0.0})
     if checkpoints.latest_step is None:
         state = parallel.replicate(fresh())
     else:
@@ -103,14 +145,61 @@ def fit(
         like = jax.tree.map(
             lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=parallel.replicated), like
         )
-        state, sums = checkpoints.restore(like)
+        state, saved = checkpoints.restore(like)
+        position = Position(**saved)
     step = int(state.step)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     workdir.forget_after(step)
 
+    def rate(step: int) -> float:
+        """Of the step numbered from one; the optimiser has not seen those that were left out."""
+        taken = step - 1 - position.skipped
+        return float(np.asarray(schedule(taken))) * float(state.plateau.scale)
+
+    def diverged(what: str, step: int) -> InputError:
+        checkpoints.close()
+        last = checkpoints.latest_step
+        rest = "no checkpoint was saved before"
+        if last is not None:
+            rest = f"the checkpoint of step {last} in {workdir.checkpoints} is intact"
+        return InputError(
+            f"{what} step {step} (learning rate {rate(step):.3g}); {rest}: lower --learning-rate "
+            f"in another --workdir, or go on with --on-nan skip"
+        )
+
+    def count(values: dict[str, float], step: int) -> None:
+        """Into the position, the metrics of one step."""
+        if values.pop("skipped", 0.0):
+            warnings.warn(
+                f"step {step} is left out: its loss is {values['loss']:.4g}, or its update is not "
+                f"finite (learning rate {rate(step):.3g})",
+                InputWarning,
+                stacklevel=2,
+            )
+            position.skipped += 1
+            position.skipped_in_a_row += 1
+            if position.skipped_in_a_row == min(MAX_SKIPPED_IN_A_ROW, steps_per_epoch):
+                raise diverged(
+                    f"{position.skipped_in_a_row} steps in a row were left out up to", step
+                )
+            return
+        position.skipped_in_a_row = 0
+        if not math.isfinite(values["loss"]):
+            raise diverged(f"the loss is {values['loss']} after", step)
+        for name, value in (values | {"steps": 1.0}).items():
+            position.sums[name] = position.sums.get(name, 0.0) + value
+        workdir.scalar("step_loss", values["loss"], step)
+
+    def save(error: float | None = None) -> None:
+        nonlocal saved_at
+        checkpoints.save(state, dataclasses.asdict(position), error)
+        saved_at = time.monotonic()
+
     total = recipe.epochs * steps_per_epoch
     clock = Clock(recipe.batch_size)
     batches = feed.train(step)
+    saved_at = time.monotonic()
+    is_finite = jax.jit(all_finite)
     # Many steps in flight on virtual CPU devices can hang in an all-reduce.
     ahead = 0 if parallel.devices[0].platform == "cpu" else 1
     with terminal_progress(title, total, step) as show, signals_as_flag() as stopped:
@@ -121,40 +210,48 @@ def fit(
             pending.append(metrics)
             end_of_epoch = step % steps_per_epoch == 0
             stop = stopped(step)
-            while len(pending) > (0 if end_of_epoch or stop else ahead):
-                values = jax.device_get(pending.pop(0))
-                for name, value in values.items():
-                    sums[name] = sums.get(name, 0.0) + float(value)
-                sums["steps"] += 1
-                _check_finite(float(values["loss"]), step, rate(step))
+            by_steps = options.checkpoint_steps and step % options.checkpoint_steps == 0
+            minutes = (time.monotonic() - saved_at) / 60
+            by_clock = options.checkpoint_minutes and minutes >= options.checkpoint_minutes
+            pause = bool(end_of_epoch or by_steps or by_clock or stop)
+            while len(pending) > (0 if pause else ahead):
+                values = {name: float(v) for name, v in jax.device_get(pending.pop(0)).items()}
                 clock.tick()
-                workdir.scalar("step_loss", float(values["loss"]), step - len(pending))
-            show(step, sums, clock.images_per_second)
+                count(values, step - len(pending))
+            show(step, position.sums, clock.images_per_second)
+            if not pause:
+                continue
+            # The loss of this step is that of the parameters before it.
+            if not is_finite((state.params, state.model_state)):
+                raise diverged("the parameters are not finite after", step)
             if end_of_epoch:
-                steps = sums.pop("steps")
+                steps = position.sums.pop("steps")
                 test = evaluate(eval_step, state, feed, parallel)
                 row = {
                     "epoch": step // steps_per_epoch,
                     "step": step,
-                    "learning_rate": rate(step - 1) * float(state.plateau.scale),
-                    **{f"train_{name}": summed / steps for name, summed in sums.items()},
+                    "learning_rate": rate(step),
+                    **{f"train_{name}": value / steps for name, value in position.sums.items()},
                     **{f"test_{name}": value for name, value in test.items()},
                     "images_per_second": round(clock.images_per_second, 1),
                 }
+                if options.on_nan == "skip":
+                    row["skipped_steps"] = position.skipped
                 error = 1 - test["top1"] if "top1" in test else test["loss"]
                 state = after_epoch(state, recipe, error)
-                sums = {"steps": 0.0}
+                position.sums = {"steps": 0.0}
                 workdir.log(row)
-                checkpoints.save(state, sums, error=error)
+                save(error)
                 show.epoch(row, recipe.epochs)
                 clock.restart()
+            else:
+                save()
             if stop and step < total:
-                checkpoints.save(state, sums)
                 checkpoints.close()
                 raise Interrupted(f"stopped and saved at step {step} of {total}")
     checkpoints.close()
-    rows = workdir.rows()
-    return {**rows[-1], "steps": step, "parameters": parameters}
+    last = workdir.rows()[-1]
+    return {**last, "steps": step, "parameters": parameters, "skipped_steps": position.skipped}
 
 
 def evaluate(
@@ -168,14 +265,6 @@ def evaluate(
             totals[name] = totals.get(name, 0.0) + float(value)
     count = totals.pop("count")
     return {name: value / count for name, value in totals.items()}
-
-
-def _check_finite(loss: float, step: int, learning_rate: float) -> None:
-    if not math.isfinite(loss):
-        raise InputError(
-            f"the loss is {loss} after step {step} (learning rate {learning_rate:.3g}); "
-            f"lower --learning-rate or start from a checkpoint"
-        )
 
 
 class Clock:

@@ -9,9 +9,7 @@ import numpy as np
 # matplotlib is half a second that only those who draw need.
 
 
-def draw_learning_curve(
-    rows: Sequence[Mapping[str, Any]], path: pathlib.Path, title: str
-) -> None:
+def draw_learning_curve(rows: Sequence[Mapping[str, Any]], path: pathlib.Path, title: str) -> None:
     """Loss and, of classes, top-1 accuracy over the epochs, of training and test data and of the
     moving average where there is one, as a PNG.
     """

@@ -1,25 +1,31 @@
 """What a run leaves behind beside its checkpoints, all in one directory:
 
 `config.json` (what was asked for), `metrics.jsonl` (a line an epoch), `tensorboard/`,
-`learning_curve.png` and `summary.json`.
+`learning_curve.png` and `summary.json`; `bad_images.json` if there were some, and `lock`.
 """
 
+import fcntl
+import io
 import json
+import os
 import pathlib
+import weakref
 from typing import Any
 
-from tensorboardX import SummaryWriter
+import numpy as np
+import PIL.Image
 
 from flaxnets.errors import InputError
+from flaxnets.training.pictures import draw_learning_curve
 
 Row = dict[str, Any]
 
 
 class Workdir:
-    """The directory of one run.
+    """The directory of one run, locked until `close` or the end of the process.
 
-    Raises InputError, before anything is written, if it holds a run of something else or cannot be
-    written.
+    Raises InputError, before anything is written, if it holds a run of something else, if another
+    process is training in it, or if it cannot be written.
     """
 
     def __init__(self, path: pathlib.Path, config: Row, may_change: tuple[str, ...] = ("epochs",)):
@@ -28,10 +34,17 @@ class Workdir:
         _check_same_run(path, config, may_change)
         try:
             path.mkdir(parents=True, exist_ok=True)
-            (path / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+            self.close = weakref.finalize(self, os.close, _locked(path))
+            _write(path / "config.json", json.dumps(config, indent=2) + "\n")
         except OSError as error:
             raise InputError(f"cannot write to {path}: {error.strerror}") from error
-        self._tensorboard: SummaryWriter | None = None
+        self._tensorboard: Any = None
+
+    def __enter__(self) -> "Workdir":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
 
     @property
     def checkpoints(self) -> pathlib.Path:
@@ -41,12 +54,18 @@ class Workdir:
         """The epochs logged so far."""
         if not self._metrics.exists():
             return []
-        return [json.loads(line) for line in self._metrics.read_text().splitlines()]
+        *lines, _ = self._metrics.read_text().split("\n")  # the last is empty, or cut by a kill
+        try:
+            return [json.loads(line) for line in lines]
+        except json.JSONDecodeError as error:
+            raise InputError(f"{self._metrics} is damaged: a line of it is no JSON") from error
 
     def forget_after(self, step: int) -> None:
         """Drops what was logged after the checkpoint from which the run goes on."""
         rows = [row for row in self.rows() if row["step"] <= step]
-        self._metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        _write(self._metrics, "".join(json.dumps(row) + "\n" for row in rows))
+        from tensorboardX import SummaryWriter  # a second that those who only read need not wait
+
         # An unbounded queue: on a full disk its writer dies, and a bounded one would block the run.
         self._tensorboard = SummaryWriter(
             str(self.path / "tensorboard"), purge_step=step + 1, max_queue=0
@@ -65,10 +84,29 @@ class Workdir:
         assert self._tensorboard is not None, "forget_after opens the log"
         self._tensorboard.add_scalar(name, value, step)
 
+    def picture(self, name: str, figure: Any, step: int) -> None:
+        """A matplotlib figure, as `name.png` and for TensorBoard."""
+        assert self._tensorboard is not None, "forget_after opens the log"
+        drawn = io.BytesIO()
+        figure.savefig(drawn, dpi=100)
+        _write(self.path / f"{name}.png", drawn.getvalue())
+        pixels = np.asarray(PIL.Image.open(drawn).convert("RGB"))
+        self._tensorboard.add_image(name, pixels, step, dataformats="HWC")
+
+    @property
+    def bad_images(self) -> list[str]:
+        """The pictures that the run skipped so far."""
+        file = self.path / "bad_images.json"
+        return read_json(file) if file.exists() else []
+
+    def add_bad_image(self, path: str) -> None:
+        bad = [*self.bad_images, path]
+        _write(self.path / "bad_images.json", json.dumps(bad, indent=2) + "\n")
+
     def finish(self, summary: Row, title: str) -> None:
         if self._tensorboard is not None:
             self._tensorboard.close()
-        (self.path / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+        _write(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
         draw_learning_curve(self.rows(), self.path / "learning_curve.png", title)
 
 
@@ -98,8 +136,53 @@ class Follower(Workdir):
     def scalar(self, name: str, value: float, step: int) -> None:
         pass
 
+    def picture(self, name: str, figure: Any, step: int) -> None:
+        pass
+
+    @property
+    def bad_images(self) -> list[str]:
+        return []
+
+    def add_bad_image(self, path: str) -> None:
+        pass
+
     def finish(self, summary: Row, title: str) -> None:
         pass
+
+
+MAX_JSON = 2**24  # bytes; a config with the names of 22,000 classes has half a million
+
+
+def read_json(path: pathlib.Path) -> Any:
+    """What a file of a workdir holds. Raises InputError if it is too large, or no JSON."""
+    if path.stat().st_size > MAX_JSON:
+        raise InputError(f"{path} is larger than {MAX_JSON >> 20} MiB: no file of a training run")
+    try:
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError too
+        raise InputError(f"{path} is damaged: it is no JSON") from error
+
+
+def _write(path: pathlib.Path, content: str | bytes) -> None:
+    """All of a file or nothing: a run killed meanwhile leaves the old one."""
+    new = path.with_name(path.name + ".new")
+    new.write_bytes(content.encode() if isinstance(content, str) else content)
+    os.replace(new, path)
+
+
+def _locked(path: pathlib.Path) -> int:
+    """A descriptor whose lock the kernel releases when it is closed, also by a kill."""
+    descriptor = os.open(path / "lock", os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise InputError(
+            f"another process is training in {path}; wait for it, or choose another --workdir"
+        ) from None
+    except OSError:
+        pass  # a file system without locks
+    return descriptor
 
 
 def _check_same_run(path: pathlib.Path, config: Row, may_change: tuple[str, ...]) -> None:
@@ -110,34 +193,18 @@ def _check_same_run(path: pathlib.Path, config: Row, may_change: tuple[str, ...]
         if path.exists() and (path / "checkpoints").exists():
             raise InputError(f"workdir {path} holds checkpoints of something else; choose another")
         return
-    before = json.loads(file.read_text())
+    before = read_json(file)
     now = json.loads(json.dumps(config))  # tuples become lists, as in the file
     changed = [k for k in now if k not in may_change and before.get(k) != now[k]]
     if changed:
         key = changed[0]
         raise InputError(
-            f"workdir {path} holds a run with {key.replace('_', ' ')} {before.get(key)!r}, not "
-            f"{now[key]!r}; choose another --workdir or remove it"
+            f"workdir {path} holds a run with {key.replace('_', ' ')} {_short(before.get(key))}, "
+            f"not {_short(now[key])}; choose another --workdir or remove it"
         )
 
 
-def draw_learning_curve(rows: list[Row], path: pathlib.Path, title: str) -> None:
-    """Loss and, of classes, top-1 accuracy of training and test data over the epochs, as a PNG."""
-    import matplotlib.figure  # half a second that only the end of a run needs
-
-    curves = {"loss": ("loss", 1), "top1": ("top-1 accuracy (%)", 100)}
-    names = [name for name in curves if f"test_{name}" in rows[0]]
-    figure = matplotlib.figure.Figure(figsize=(4.5 * len(names), 3.6), layout="constrained")
-    epochs = [row["epoch"] for row in rows]
-    for axes, name in zip(figure.subplots(1, len(names), squeeze=False).flat, names, strict=True):
-        label, scale = curves[name]
-        for split, marker in (("train", "."), ("test", "o")):
-            values = [scale * row[f"{split}_{name}"] for row in rows]
-            axes.plot(epochs, values, marker=marker, markersize=4, label=split)
-        axes.set_xlabel("epoch")
-        axes.set_ylabel(label)
-        axes.set_yscale("log" if name == "loss" else "linear")
-        axes.grid(alpha=0.3)
-        axes.legend()
-    figure.suptitle(title)
-    figure.savefig(path, dpi=120)
+def _short(value: Any) -> str:
+    if isinstance(value, list) and len(value) > 6:
+        return f"{value[0]!r} ... {value[-1]!r} ({len(value)} in all)"
+    return repr(value)

@@ -1,0 +1,28 @@
+"""Steps whose result is not finite: how they are seen, and left out."""
+
+from functools import reduce
+
+import jax
+import jax.numpy as jnp
+
+from flaxnets.training.state import Metrics, PyTree, StepFunction, TrainState
+
+
+def all_finite(tree: PyTree) -> jax.Array:
+    """Whether no value of any array is infinite or not a number."""
+    return reduce(jnp.logical_and, [jnp.isfinite(x).all() for x in jax.tree.leaves(tree)])
+
+
+def skipping_non_finite(train_step: StepFunction) -> StepFunction:
+    """`train_step`, but a step whose loss or result is not finite changes only the step counter.
+
+    Its metric "skipped" is 1, and 0 for the others, whose result keeps its bits.
+    """
+
+    def guarded(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, Metrics]:
+        new, metrics = train_step(state, batch)
+        finite = all_finite((metrics["loss"], new.params, new.model_state, new.opt_state))
+        kept = jax.tree.map(lambda old, new: jnp.where(finite, new, old), state, new)
+        return kept.replace(step=new.step), {**metrics, "skipped": 1.0 - finite}
+
+    return guarded

@@ -15,15 +15,24 @@ from typing import Annotated, Literal, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import tyro
 
 from flaxnets import create_model, data
 from flaxnets.errors import InputError, one_of
 from flaxnets.recipes import Recipe, Version, recipe_for
-from flaxnets.terminal import compilation_cache, one_sentence_errors, quiet, versions
+from flaxnets.summary import footers, summarize
+from flaxnets.terminal import (
+    compilation_cache,
+    one_sentence_errors,
+    print_table,
+    quiet,
+    versions,
+)
 from flaxnets.training.distributed import Processes, all_or_none, join
 from flaxnets.training.loop import Feed, Interrupted, RunOptions, fit
 from flaxnets.training.parallel import DataParallel, Mapping
+from flaxnets.training.program import make_program
 from flaxnets.training.workdir import Follower, Workdir
 from flaxnets.weights import PublishedWeights, WeightsWarning, find_weights, load_into
 
@@ -55,6 +64,8 @@ class Options:
     """How the step is mapped onto the devices."""
     seed: int = 0
     """Of initialisation, data order, augmentation and dropout."""
+    dry_run: bool = False
+    """Print the values, the layers, the steps and the memory of the run, and stop."""
     run: Annotated[RunOptions, tyro.conf.OmitArgPrefixes] = dataclasses.field(
         default_factory=RunOptions
     )
@@ -64,7 +75,7 @@ class Options:
 
 
 # Options that a run does not depend on: it may go on elsewhere. The values have lines of their own.
-WHERE = ("workdir", "data_dir", "run", "processes", "values")
+WHERE = ("workdir", "data_dir", "dry_run", "run", "processes", "values")
 
 
 def parse(arguments: list[str]) -> tuple[Options, data.Source]:
@@ -108,6 +119,34 @@ def start_from(options: Options, model, input_shape: tuple[int, int, int], stati
     return initial, statistics
 
 
+def dry_run(options: Options, model, recipe: Recipe, feed: Feed, parallel, image_shape) -> None:
+    """What the run would be, without its first step."""
+    values = dataclasses.asdict(recipe)
+    values |= values.pop("preprocessing")
+    shown = [{"value": name.replace("_", " "), "is": str(value)} for name, value in values.items()]
+    print_table(f"{options.recipe} recipe of {options.arch} on {options.dataset}", shown)
+    layers = summarize(model, feed.input_shape)
+    title = f"{options.arch} on {'x'.join(map(str, feed.input_shape))}"
+    print_table(title, [dataclasses.asdict(layer) for layer in layers], footers(layers))
+    program = make_program(model, recipe, feed, parallel, seed=options.seed)
+    steps = {
+        "devices": len(parallel.devices),
+        "images of a step on each": recipe.batch_size // len(parallel.devices),
+        "training examples": feed.train_size,
+        "steps of an epoch": program.steps_per_epoch,
+        "steps": program.steps,
+    }
+    print_table("steps", [{"of the run": name, "number": n} for name, n in steps.items()])
+    local = recipe.batch_size // jax.process_count()
+    batch = {
+        "image": np.zeros((local, *image_shape), np.uint8),
+        "label": np.zeros(local, np.int32 if feed.class_names else np.float32),
+    }
+    memory = program.memory(batch).items()
+    rows = [{"on each device": name, "megabytes": f"{size / 1e6:,.1f}"} for name, size in memory]
+    print_table("memory", rows)
+
+
 def main(arguments: list[str]) -> None:
     options, source = parse(arguments)
     options.values.check()
@@ -125,8 +164,10 @@ def main(arguments: list[str]) -> None:
     parallel = DataParallel(options.parallel)
     size = recipe.preprocessing.image_size
     input_shape = (size, size, source.channels)
+    train_shape = (recipe.preprocessing.train_size or size,) * 2 + (source.channels,)
     # Images too small for the network are refused before anything is written.
-    jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *input_shape)))
+    variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *input_shape)))
+    jax.eval_shape(model.apply, variables, jnp.zeros((1, *train_shape)))
     statistics = recipe.normalization(source.statistics)
     initial, statistics = start_from(options, model, input_shape, statistics)
     feed = Feed(
@@ -140,7 +181,11 @@ def main(arguments: list[str]) -> None:
         train_size=source.sizes["train"],
         input_shape=input_shape,
         statistics=statistics,
+        class_names=source.class_names,
     )  # fmt: skip
+    if options.dry_run:
+        dry_run(options, model, recipe, feed, parallel, train_shape)
+        return
     name = options.dataset.rstrip("/").replace("/", "-").replace(":", "-")
     config = {
         **dataclasses.asdict(options) | dict.fromkeys(WHERE),
@@ -174,6 +219,7 @@ def main(arguments: list[str]) -> None:
         "epochs": recipe.epochs,
         "steps": row["steps"],
         **{name: row[f"test_{name}"] for name in ("top1", "top5", "loss") if f"test_{name}" in row},
+        **{name: row[name] for name in ("ema_top1", "ema_top5", "ema_loss") if name in row},
         "skipped_steps": row["skipped_steps"],
         "bad_images": bad.paths,
         "images_per_second": row["images_per_second"],
@@ -185,6 +231,8 @@ def main(arguments: list[str]) -> None:
     workdir.finish(summary, title)
     if source.class_names:
         result = f"top-1 {summary['top1']:.2%}, top-5 {summary['top5']:.2%}"
+        if "ema_top1" in summary:
+            result += f" (moving average: {summary['ema_top1']:.2%}, {summary['ema_top5']:.2%})"
     else:
         result = f"mean squared error {summary['loss']:.4f}"
     print(

@@ -123,6 +123,13 @@ def all_or_none() -> Iterator[None]:
         sys.exit(2)
 
 
+def agreed(flag: bool) -> bool:
+    """What process 0 says: clocks differ, and all must save at the same step."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(multihost_utils.broadcast_one_to_all(np.array(flag)))
+
+
 @contextlib.contextmanager
 def signals_as_flag() -> Iterator[Callable[[int], bool]]:
     """A function that tells after each step whether SIGINT or SIGTERM came; a second one acts at

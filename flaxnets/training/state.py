@@ -27,6 +27,17 @@ class TrainState(flax.struct.PyTreeNode):
     plateau: Any  # optax's ReduceLROnPlateauState; its `scale` multiplies every update
     average: Average | None = None  # moving averages of `params` and `model_state`, if asked for
 
+    @property
+    def variables(self) -> PyTree:
+        """For `model.apply`."""
+        return {"params": self.params, **self.model_state}
+
+    @property
+    def average_variables(self) -> PyTree:
+        """The same of the average."""
+        assert self.average is not None
+        return {"params": self.average["params"], **self.average["model_state"]}
+
 
 def he_normal_everywhere(params: PyTree, key: jax.Array) -> PyTree:
     """Fresh kernels from He et al. 2015 (N(0, 2 / fan_in)), zero biases; norms stay."""

@@ -1,0 +1,128 @@
+"""The functions of a run, mapped onto the devices, and what it will take of them."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+import optax
+
+from flaxnets.recipes import Recipe
+from flaxnets.training.guard import skipping_non_finite
+from flaxnets.training.optimizer import averaging_rule, learning_rate_schedule, make_optimizer
+from flaxnets.training.parallel import DataParallel
+from flaxnets.training.state import TrainState, create_state, init_variables
+from flaxnets.training.step import make_eval_step, make_train_step
+
+HostBatch = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Feed:
+    """What a run needs of the data."""
+
+    train: Callable[[int], Iterator[HostBatch]]  # endless batches of this process, from a step on
+    test: Callable[[], Iterator[HostBatch]]  # one masked pass
+    train_size: int  # examples of an epoch, over all processes
+    input_shape: tuple[int, int, int]  # (height, width, channels) that the network is fed
+    statistics: tuple[tuple[float, ...], tuple[float, ...]]  # mean, std of pixels in 0..1
+    class_names: tuple[str, ...] = ()  # none where numbers are predicted
+
+    @property
+    def pictures(self) -> bool:
+        """Whether there are images to show, with classes to name."""
+        return bool(self.class_names) and self.input_shape[0] > 1 and self.input_shape[2] in (1, 3)
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """The compiled functions of a run."""
+
+    steps_per_epoch: int
+    steps: int  # of the whole run
+    schedule: optax.Schedule
+    train_step: Callable  # (state, batch) -> (state, metrics); donates the state
+    eval_step: Callable  # (variables, batch) -> (sums, examples)
+    fresh: Callable[[], TrainState]
+    parallel: DataParallel
+
+    def initial_state(self) -> TrainState:
+        return self.parallel.replicate(self.fresh())
+
+    def state_shapes(self) -> TrainState:
+        """Shapes, dtypes and shardings of the state."""
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(
+                leaf.shape, leaf.dtype, sharding=self.parallel.replicated
+            ),
+            jax.eval_shape(self.fresh),
+        )
+
+    def memory(self, batch: HostBatch) -> dict[str, int]:
+        """Bytes on each device while it trains: those of the state, by part, and what the compiled
+        step needs beside it, images included. Compiles the step.
+        """
+        state = self.state_shapes()
+        parts = {
+            "parameters": state.params,
+            "running statistics": state.model_state,
+            "optimiser": state.opt_state,
+            "moving average": state.average,
+        }
+        found = {
+            name: sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+            for name, tree in parts.items()
+        }
+        step = self.train_step.lower(state, self.parallel.shard(batch)).compile()
+        analysis = step.memory_analysis()
+        found["training step"] = analysis.temp_size_in_bytes
+        return found | {"in all": sum(found.values())}
+
+
+def make_program(
+    model: nn.Module,
+    recipe: Recipe,
+    feed: Feed,
+    parallel: DataParallel,
+    *,
+    seed: int = 0,
+    initial: Any = None,
+    skip_non_finite: bool = False,
+) -> Program:
+    """The program of `recipe`; `initial` are variables to start from instead of fresh ones.
+
+    Raises InputError if the batch does not divide over the devices.
+    """
+    parallel.check_batch_size(recipe.batch_size, recipe.gradient_accumulation)
+    steps_per_epoch = max(1, feed.train_size // recipe.batch_size)
+    schedule = learning_rate_schedule(recipe, steps_per_epoch)
+    optimizer = make_optimizer(recipe, schedule)
+    train_step = make_train_step(
+        model,
+        optimizer,
+        feed.statistics,
+        recipe,
+        average=averaging_rule(recipe, steps_per_epoch),
+        seed=seed,
+    )
+    if skip_non_finite:
+        train_step = skipping_non_finite(train_step)
+    eval_step = make_eval_step(model, feed.statistics, loss=recipe.loss)
+
+    def fresh() -> TrainState:
+        variables = initial
+        if variables is None:
+            variables = init_variables(model, feed.input_shape, recipe, seed)
+        return create_state(variables, optimizer, recipe)
+
+    return Program(
+        steps_per_epoch=steps_per_epoch,
+        steps=recipe.epochs * steps_per_epoch,
+        schedule=schedule,
+        train_step=parallel.map(train_step, donate_state=True),
+        eval_step=parallel.map(eval_step),
+        fresh=fresh,
+        parallel=parallel,
+    )

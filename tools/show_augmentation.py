@@ -1,8 +1,9 @@
 """Draws originals over what the network is fed in training.
 
-python tools/show_augmentation.py --dataset digits --out grid.png
+python tools/show_augmentation.py --dataset digits --policy trivial_augment_wide --out grid.png
 """
 
+import dataclasses
 import itertools
 import pathlib
 
@@ -15,7 +16,7 @@ from flaxnets.data.augmentation import decode
 from flaxnets.data.pipeline import train_image
 from flaxnets.data.tensorflow import tf
 from flaxnets.errors import InputError
-from flaxnets.recipes import recipe_for
+from flaxnets.recipes import Crop, Interpolation, Policy, recipe_for
 from flaxnets.terminal import one_sentence_errors, quiet
 
 
@@ -24,6 +25,9 @@ def main(
     out: pathlib.Path = pathlib.Path("augmentation.png"),
     data_dir: str | None = None,
     arch: str = "vgg19",
+    crop: Crop | None = None,
+    policy: Policy | None = None,
+    interpolation: Interpolation | None = None,
     columns: int = 8,
     rows: int = 4,
     seed: int = 0,
@@ -35,6 +39,9 @@ def main(
         out: the picture to write.
         data_dir: where TensorFlow Datasets were prepared; TFDS_DATA_DIR otherwise.
         arch: the network whose recipe augments.
+        crop: instead of the recipe's.
+        policy: instead of the recipe's.
+        interpolation: of the policy, instead of the recipe's.
         columns: images.
         rows: views of each.
         seed: of the views.
@@ -42,7 +49,9 @@ def main(
     source = data.open_source(dataset, data_dir)
     if source.kind == "rows":
         raise InputError(f"data set {dataset!r} has rows of features; expected images")
-    how = recipe_for(arch, source.kind).preprocessing
+    given = {"crop": crop, "policy": policy, "interpolation": interpolation}
+    given = {name: value for name, value in given.items() if value is not None}
+    how = dataclasses.replace(recipe_for(arch, source.kind).preprocessing, **given)
     if columns < 1 or rows < 1:
         raise InputError(f"{columns} columns and {rows} rows; expected at least one of each")
     figure = matplotlib.figure.Figure(figsize=(1.4 * columns, 1.5 * (rows + 1)))
@@ -51,7 +60,8 @@ def main(
     for column, example in enumerate(examples):
         raw, label = example["image"], int(example["label"])
         original = decode(raw, source.channels) if raw.dtype == tf.string else raw
-        views = [train_image(source, how, raw, tf.constant([seed, view])) for view in range(rows)]
+        seeds = [tf.constant([seed, column * rows + row]) for row in range(rows)]
+        views = [train_image(source, how, raw, each) for each in seeds]
         for row, image in enumerate([original, *views]):
             shown = np.squeeze(image.numpy())
             axes[row, column].imshow(shown, cmap="gray", vmin=0, vmax=255)
@@ -61,7 +71,8 @@ def main(
     figure.tight_layout()
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=100)
-    print(f"{out}: {columns} images of {dataset}, {rows} views each, {how.image_size} pixels")
+    size = how.train_size or how.image_size
+    print(f"{out}: {columns} images of {dataset}, {rows} views each, {size} pixels")
 
 
 if __name__ == "__main__":

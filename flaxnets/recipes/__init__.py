@@ -11,6 +11,7 @@ from typing import Literal, TypeAlias
 from flaxnets.errors import InputError, one_of
 from flaxnets.recipes.papers import PAPERS
 from flaxnets.recipes.recipe import (
+    Crop,
     Interpolation,
     Kind,
     Loss,
@@ -22,6 +23,7 @@ from flaxnets.recipes.recipe import (
 from flaxnets.recipes.torchvision import VERSIONS
 
 __all__ = [
+    "Crop",
     "Interpolation",
     "Kind",
     "Loss",

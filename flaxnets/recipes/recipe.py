@@ -10,6 +10,7 @@ Kind: TypeAlias = Literal["photographs", "small images", "rows"]
 Statistics: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]  # mean, deviation a channel
 Loss: TypeAlias = Literal["cross_entropy", "squared_error"]
 Schedule: TypeAlias = Literal["constant", "plateau", "step", "multistep", "cosine", "one_cycle"]
+Crop: TypeAlias = Literal["random", "random_resized"]
 Policy: TypeAlias = Literal[
     "none",
     "trivial_augment_wide",
@@ -31,7 +32,7 @@ class Preprocessing:
     """Pixels fed to the network in training, where they differ; 0 for the same."""
     resize: int = 256
     """Pixels of the short side before the crop (photographs)."""
-    crop: Literal["random", "random_resized"] = "random"
+    crop: Crop = "random"
     """Of photographs in training: of the resized image, or of any size and shape, then resized."""
     pad: int = 4
     """Pixels of zeros on each side before the random crop (small images)."""

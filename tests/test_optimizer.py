@@ -11,6 +11,7 @@ import torch
 from flaxnets import InputError, create_model
 from flaxnets.recipes import Recipe
 from flaxnets.training import augmentation
+from flaxnets.training.checkpoints import Checkpoints
 from flaxnets.training.optimizer import (
     after_epoch,
     averaging_rule,
@@ -254,7 +255,8 @@ def test_synchronised_batch_norm_sees_the_whole_batch():
     assert np.abs(leaf[0] - leaf[1]).max() > 1e-3
 
 
-def test_the_moving_average_copies_in_warm_up_and_then_trails_behind():
+def test_the_moving_average_copies_in_warm_up_and_then_trails_behind(tmp_path):
+    """And it is what the other scripts are given."""
     recipe = dataclasses.replace(RECIPE, ema_decay=0.75, ema_steps=2, warmup_epochs=0.5)
     rule = averaging_rule(recipe, steps_per_epoch=6)  # 3 steps of warm-up
     history = [state for state, _ in trained(recipe, 2, count=7, average=rule)]
@@ -266,6 +268,11 @@ def test_the_moving_average_copies_in_warm_up_and_then_trails_behind():
             old = expected or newest
             expected = jax.tree.map(lambda a, b, s=share: a + s * (b - a), old, newest)
         assert_equal_states(state.average, expected, atol=1e-6)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(history[-1], {})
+    restored = checkpoints.restore_variables()
+    checkpoints.close()
+    assert_equal_states(restored, history[-1].average_variables, atol=0)
     moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), newest, expected)
     assert min(jax.tree.leaves(moved)) > 0
     assert averaging_rule(RECIPE, 6) is None

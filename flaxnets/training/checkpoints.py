@@ -88,23 +88,26 @@ class Checkpoints:
         return self._newest_intact(read)
 
     def restore_variables(self) -> PyTree:
-        """The network's variables alone, on this process's first device; raises as `restore`."""
+        """The network's variables alone, the moving averages where there are some, on this
+        process's first device; raises as `restore`.
+        """
         self._manager.wait_until_finished()
         sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
         def read(step: int) -> PyTree:
             self._check_files(step)
             saved = self._manager.item_metadata(step)["state"].tree
+            names = ("average",) if saved.get("average") else ("params", "model_state")
             like = jax.tree.map(
                 lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-                {name: saved[name] for name in ("params", "model_state")},
+                {name: saved[name] for name in names},
             )
             items = ocp.args.Composite(
                 state=_restore(like, partial_restore=True), position=ocp.args.JsonRestore()
             )
             restored = self._manager.restore(step, args=items)
             _verified(restored["state"], restored["position"])
-            return restored["state"]
+            return restored["state"].get("average", restored["state"])
 
         state = self._newest_intact(read)
         return {"params": state["params"], **state["model_state"]}
@@ -135,7 +138,8 @@ class Checkpoints:
                 damaged[step] = _first_words(error)
                 continue
             for number, reason in damaged.items():
-                aside = "" if self._read_only else f", now in {self._set_aside(number)}"
+                moved = not self._read_only and jax.process_index() == 0
+                aside = f", now in {self._set_aside(number)}" if moved else ""
                 warnings.warn(
                     f"checkpoint {number} in {self.directory} is damaged ({reason}){aside}; "
                     f"checkpoint {step} is used instead",

@@ -210,6 +210,7 @@ def main(arguments: list[str]) -> None:
             seed=options.seed, initial=initial, title=title, options=options.run,
         )  # fmt: skip
     except Interrupted as stopped:
+        workdir.close()
         print(f"{stopped}; go on with: {command}")
         sys.exit(130)
     summary = {

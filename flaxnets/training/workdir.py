@@ -34,7 +34,7 @@ class Workdir:
         _check_same_run(path, config, may_change)
         try:
             path.mkdir(parents=True, exist_ok=True)
-            self.close = weakref.finalize(self, os.close, _locked(path))
+            self._unlock = weakref.finalize(self, os.close, _locked(path))
             _write(path / "config.json", json.dumps(config, indent=2) + "\n")
         except OSError as error:
             raise InputError(f"cannot write to {path}: {error.strerror}") from error
@@ -45,6 +45,13 @@ class Workdir:
 
     def __exit__(self, *_) -> None:
         self.close()
+
+    def close(self) -> None:
+        """Writes what TensorBoard's log still lacks, and releases the lock."""
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+            self._tensorboard = None
+        self._unlock()
 
     @property
     def checkpoints(self) -> pathlib.Path:
@@ -68,7 +75,7 @@ class Workdir:
 
         # An unbounded queue: on a full disk its writer dies, and a bounded one would block the run.
         self._tensorboard = SummaryWriter(
-            str(self.path / "tensorboard"), purge_step=step + 1, max_queue=0
+            str(self.path / "tensorboard"), purge_step=step + 1, max_queue=0, flush_secs=10
         )
 
     def log(self, row: Row) -> None:
@@ -104,10 +111,9 @@ class Workdir:
         _write(self.path / "bad_images.json", json.dumps(bad, indent=2) + "\n")
 
     def finish(self, summary: Row, title: str) -> None:
-        if self._tensorboard is not None:
-            self._tensorboard.close()
         _write(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
         draw_learning_curve(self.rows(), self.path / "learning_curve.png", title)
+        self.close()
 
 
 class Follower(Workdir):

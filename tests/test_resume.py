@@ -1,0 +1,582 @@
+"""What befalls a run: kills, damaged checkpoints, steps that diverge, broken pictures, a second run
+in the same workdir, full disks, and files from strangers.
+"""
+
+import dataclasses
+import itertools
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+import zlib
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tensorstore
+from PIL import Image
+
+from flaxnets import InputError, data
+from flaxnets.errors import InputWarning
+from flaxnets.inference.run import load_run
+from flaxnets.layers import BatchNorm, Linear
+from flaxnets.recipes import Preprocessing, Recipe
+from flaxnets.training.checkpoints import Checkpoints, checksums
+from flaxnets.training.guard import skipping_non_finite
+from flaxnets.training.loop import Feed, RunOptions, fit
+from flaxnets.training.parallel import DataParallel
+from flaxnets.training.state import create_state, make_optimizer
+from flaxnets.training.workdir import Workdir
+from scripts import script
+
+RECIPE = Recipe(
+    batch_size=16, epochs=2, learning_rate=0.05, patience=1,
+    preprocessing=Preprocessing(image_size=8, resize=8, pad=1),
+)  # fmt: skip
+PHOTOGRAPHS = Preprocessing(image_size=32, resize=40)
+
+
+class Dropped(nn.Module):
+    """Batch norm and dropout, what a run carries beside its parameters."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = BatchNorm(use_running_average=not train, name="norm")(x)
+        x = nn.Dropout(0.3, deterministic=not train)(x)
+        return Linear(10, name="fc")(x.reshape(x.shape[0], -1))
+
+
+def digits_feed():
+    """Ten steps an epoch."""
+    source = data.open_source("digits")
+    how = RECIPE.preprocessing
+    return Feed(
+        train=lambda step: data.train_batches(source, 16, how, start_step=step),
+        test=lambda: data.eval_batches(source, 355, how),
+        train_size=160,
+        input_shape=(8, 8, 1),
+        statistics=source.statistics,
+    )
+
+
+def features_feed(poisoned=()):
+    """Float images whose steps `poisoned`, counted from one, hold a value that is no number."""
+
+    def train(step):
+        for number in itertools.count(step):
+            rng = np.random.default_rng(number)
+            image = rng.normal(size=(16, 8, 8, 1)).astype(np.float32)
+            image[0, 0, 0, 0] = math.nan if number + 1 in poisoned else 1
+            yield {"image": image, "label": rng.integers(0, 10, 16).astype(np.int32)}
+
+    def test():
+        yield next(train(1_000_000)) | {"mask": np.ones(16, np.float32)}
+
+    return Feed(train, test, 160, (8, 8, 1), ((0.0,), (1.0,)))
+
+
+def start(path, feed, **options):
+    parallel = DataParallel(devices=jax.devices()[:1])
+    with Workdir(path, {"arch": "dropped"}) as workdir:
+        return fit(Dropped(), RECIPE, feed, workdir, parallel, options=RunOptions(**options))
+
+
+def saved(path):
+    variables = Checkpoints(path / "checkpoints", read_only=True).restore_variables()
+    return {key: zlib.crc32(value) for key, value in flat(variables).items()}
+
+
+def flat(tree):
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def logged(path):
+    rows = map(json.loads, (path / "metrics.jsonl").read_text().splitlines())
+    return [{k: v for k, v in row.items() if k != "images_per_second"} for row in rows]
+
+
+def newest(path):
+    return max(int(p.name) for p in (path / "checkpoints").iterdir() if p.name.isdigit())
+
+
+def flip(file, place):
+    content = bytearray(file.read_bytes())
+    content[place + 100] ^= 1
+    file.write_bytes(content)
+
+
+DAMAGES = {
+    "flipped bit": flip,
+    "truncated": lambda file, place: os.truncate(file, place + 100),
+    "missing": lambda file, place: file.unlink(),
+}
+
+
+def damage(checkpoint, how="flipped bit"):
+    """In the midst of the last layer's kernel."""
+    base = f"file://{checkpoint}/state/"
+    store = tensorstore.KvStore.open({"driver": "ocdbt", "base": base}).result()
+    kernel = store.read("params.fc.kernel/0.0").result().value
+    for file in (checkpoint / "state").rglob("d/*"):
+        place = file.read_bytes().find(kernel)
+        if place >= 0:
+            DAMAGES[how](file, place)
+
+
+def contents(path):
+    return {p.relative_to(path): p.read_bytes() for p in path.rglob("*") if p.is_file()}
+
+
+class Killed(BaseException):
+    pass
+
+
+def killing(feed, at, checkpoint=None):
+    """The feed of a process that dies when it asks for the batch of step `at`, after `checkpoint`
+    is complete: what the background still writes would otherwise go on in this process.
+    """
+
+    def train(step):
+        for number, batch in enumerate(feed.train(step), step):
+            if number == at:
+                while checkpoint is not None and not checkpoint.exists():
+                    time.sleep(0.01)
+                raise Killed
+            yield batch
+
+    return dataclasses.replace(feed, train=train)
+
+
+def test_a_run_killed_again_and_again_ends_with_the_same_bits(tmp_path):
+    """Before its first checkpoint, in an epoch, between epochs with half a line of metrics written,
+    and with its newest checkpoint damaged: parameters, statistics and metrics are those of a run
+    that nothing befell, with dropout, augmentation and the plateau rule.
+    """
+    feed = digits_feed()
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    start(whole, feed)
+    for at, last in ((2, None), (7, 4), (13, 12)):
+        checkpoint = None if last is None else cut / "checkpoints" / str(last)
+        with pytest.raises(Killed):
+            start(cut, killing(feed, at, checkpoint), checkpoint_steps=4, keep=3)
+        assert not list(cut.glob("*.new"))
+    with (cut / "metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 2, "st')
+    damaged = contents(cut / "checkpoints" / "12")
+    damage(cut / "checkpoints" / "12")
+    with pytest.warns(InputWarning, match=r"checkpoint 12 .* damaged .*; checkpoint 10 is used"):
+        start(cut, feed, checkpoint_steps=4)
+    assert saved(cut) == saved(whole)
+    assert logged(cut) == logged(whole)
+    assert [row["epoch"] for row in logged(cut)] == [1, 2]
+    aside = contents(cut / "checkpoints_damaged" / "12")
+    assert aside.keys() == damaged.keys()
+    assert sum(aside[name] != damaged[name] for name in aside) == 1
+
+
+def test_tensorboard_is_told_where_the_run_went_on(tmp_path):
+    from tensorboardX.proto.event_pb2 import Event
+
+    from flaxnets.data.tensorflow import tf
+
+    feed = features_feed()
+    with pytest.raises(Killed):
+        start(tmp_path, killing(feed, 9, tmp_path / "checkpoints" / "6"), checkpoint_steps=6)
+    start(tmp_path, feed)
+    starts = []
+    for file in sorted((tmp_path / "tensorboard").iterdir()):
+        events = [Event.FromString(r.numpy()) for r in tf.data.TFRecordDataset(str(file))]
+        starts += [e.step for e in events if e.session_log.status == 1]
+    assert starts == [1, 7]  # TensorBoard drops what older files have from there on
+
+
+# Damaged checkpoints
+
+
+def three_checkpoints(path):
+    optimizer = make_optimizer(RECIPE, lambda _: 0.1)
+    variables = Dropped().init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+    state = jax.device_put(create_state(variables, optimizer, RECIPE), jax.devices()[0])
+    checkpoints = Checkpoints(path, keep=3)
+    for step in (1, 2, 3):
+        params = jax.tree.map(lambda x, step=step: x + step, state.params)
+        state = state.replace(step=jnp.asarray(step, jnp.int32), params=params)
+        checkpoints.save(state, {"sums": {"loss": 0.1 + step}})
+    checkpoints.close()
+    return state
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(how, tmp_path):
+    path = tmp_path / "checkpoints"
+    state = three_checkpoints(path)
+    damage(path / "3", how)
+    (path / "2" / "position" / "metadata").write_text("{")
+    (path / "4.orbax-checkpoint-tmp-0").mkdir()  # half of one, after a kill
+    before = contents(tmp_path)
+
+    with pytest.warns(InputWarning, match="damaged") as notes:
+        variables = Checkpoints(path, read_only=True).restore_variables()
+    for step, note in zip((3, 2), notes, strict=True):
+        start, end = f"checkpoint {step} in {path} is damaged (", "); checkpoint 1 is used instead"
+        assert str(note.message).startswith(start)
+        assert str(note.message).endswith(end)
+    np.testing.assert_allclose(
+        variables["params"]["fc"]["bias"], state.params["fc"]["bias"] - (2 + 3), rtol=1e-5
+    )
+    assert contents(tmp_path) == before
+
+    checkpoints = Checkpoints(path)
+    with pytest.warns(InputWarning, match="damaged") as notes:
+        restored, position = checkpoints.restore(state)
+    for step, note in zip((3, 2), notes, strict=True):
+        assert f"), now in {path}_damaged/{step}; checkpoint 1 is" in str(note.message)
+    assert int(restored.step) == 1
+    assert position == {"sums": {"loss": 1.1}}
+    assert sorted(contents(tmp_path).values()) == sorted(before.values())
+    checkpoints.save(state, {})  # step 3 again
+    checkpoints.close()
+    assert int(Checkpoints(path).restore(state)[0].step) == 3
+
+
+def test_where_every_checkpoint_is_damaged_nothing_is_touched(tmp_path):
+    path = tmp_path / "checkpoints"
+    state = three_checkpoints(path)
+    for step in (1, 2, 3):
+        damage(path / str(step))
+    before = contents(tmp_path)
+    for read in (lambda: Checkpoints(path).restore(state), Checkpoints(path).restore_variables):
+        with pytest.raises(InputError, match=r"every checkpoint in .* is damaged \(3: .*; 2: .*1:"):
+            read()
+    assert contents(tmp_path) == before
+    with pytest.raises(InputError, match="holds no complete checkpoint"):
+        Checkpoints(tmp_path / "none", read_only=True).restore_variables()
+    assert not (tmp_path / "none").exists()
+
+
+def test_checksums_see_every_bit_of_every_array():
+    tree = {"a": jnp.arange(6.0).reshape(2, 3), "b": (jnp.zeros((), jnp.bfloat16), np.ones(3))}
+    found = checksums(tree)
+    assert list(found) == ["a", "b/0", "b/1"]
+    assert found["a"] == zlib.crc32(np.arange(6, dtype=np.float32).tobytes())
+    negative = checksums({"a": -tree["a"], "b": (-tree["b"][0], tree["b"][1])})
+    assert [found[name] == negative[name] for name in found] == [False, False, True]
+
+
+# Steps that are not finite
+
+
+def test_a_step_that_is_not_finite_changes_only_the_counter():
+    optimizer = make_optimizer(RECIPE, lambda _: 0.1)
+    variables = {"params": {"w": jnp.ones(3)}, "batch_stats": {"mean": jnp.ones(2)}}
+    state = create_state(variables, optimizer, RECIPE)
+
+    def step(state, batch):
+        """Whose loss, parameters or statistics take on the batch's value."""
+        return state.replace(
+            step=state.step + 1,
+            params={"w": state.params["w"] + batch["params"]},
+            model_state={"batch_stats": {"mean": jnp.full(2, batch["statistics"])}},
+        ), {"loss": batch["loss"]}
+
+    guarded = jax.jit(skipping_non_finite(step))
+    fine = {"params": 1.0, "statistics": 2.0, "loss": 3.0}
+    after, metrics = guarded(state, fine)
+    assert metrics["skipped"] == 0
+    assert after.params["w"][0] == 2
+    for broken in ("params", "statistics", "loss"):
+        for value in (math.nan, math.inf):
+            after, metrics = guarded(state, fine | {broken: value})
+            assert metrics["skipped"] == 1
+            assert int(after.step) == 1
+            kept = jax.tree.map(np.array_equal, after.replace(step=state.step), state)
+            assert all(jax.tree.leaves(kept))
+
+
+def test_a_run_stops_at_a_loss_that_is_not_finite_and_names_the_checkpoint(tmp_path):
+    feed = features_feed(poisoned=(9,))
+    sentence = (
+        rf"the loss is nan after step 9 \(learning rate 0.05\); the checkpoint of step 8 in "
+        rf"{tmp_path}/checkpoints is intact: lower --learning-rate in another --workdir, or go on "
+        rf"with --on-nan skip"
+    )
+    for _ in range(2):  # the second begins at step 8
+        with pytest.raises(InputError, match=sentence):
+            start(tmp_path, feed, checkpoint_steps=4)
+    with pytest.warns(InputWarning, match="step 9 is left out: its loss is nan"):
+        row = start(tmp_path, feed, on_nan="skip")
+    assert row["skipped_steps"] == 1
+    assert all(np.isfinite(value) for value in row.values())
+
+    with pytest.raises(InputError, match=r"after step 2 .*; no checkpoint was saved before: lower"):
+        start(tmp_path / "early", features_feed(poisoned=(2,)))
+
+
+def test_a_step_whose_parameters_diverge_is_not_saved(tmp_path, monkeypatch):
+    """The loss of a step is that of the parameters before it: here it is still fine."""
+    feed = features_feed()
+    monkeypatch.setattr("flaxnets.training.loop.make_train_step", diverging_at_step(8))
+    with pytest.raises(InputError, match=r"parameters are not finite after step 8 .*of step 4 in"):
+        start(tmp_path, feed, checkpoint_steps=4)
+    assert newest(tmp_path) == 4
+
+
+def diverging_at_step(number):
+    from flaxnets.training.step import make_train_step
+
+    def make(*arguments, **options):
+        step = make_train_step(*arguments, **options)
+
+        def diverging(state, batch):
+            state, metrics = step(state, batch)
+            scale = jnp.where(state.step == number, jnp.nan, 1.0)
+            return state.replace(params=jax.tree.map(lambda x: x * scale, state.params)), metrics
+
+        return diverging
+
+    return make
+
+
+def test_skipped_steps_are_part_of_the_position(tmp_path):
+    """Left out before and after a kill: counts, means and bits of a run that was not killed."""
+    feed = features_feed(poisoned=(3, 6, 8))
+    cut = killing(feed, 6, tmp_path / "cut" / "checkpoints" / "5")
+    with pytest.warns(InputWarning, match="is left out"):
+        start(tmp_path / "whole", feed, on_nan="skip")
+    with pytest.warns(InputWarning, match="step [36] is left out"), pytest.raises(Killed):
+        start(tmp_path / "cut", cut, on_nan="skip", checkpoint_steps=5)
+    with pytest.warns(InputWarning, match="step [68] is left out"):
+        row = start(tmp_path / "cut", feed, on_nan="skip")
+    assert row["skipped_steps"] == 3
+    assert saved(tmp_path / "cut") == saved(tmp_path / "whole")
+    assert logged(tmp_path / "cut") == logged(tmp_path / "whole")
+    assert [row["skipped_steps"] for row in logged(tmp_path / "cut")] == [3, 3]
+
+
+def test_too_many_steps_left_out_in_a_row_end_the_run(tmp_path):
+    feed = features_feed(poisoned=range(5, 99))
+    with (
+        pytest.warns(InputWarning, match="is left out"),
+        pytest.raises(InputError, match="10 steps in a row were left out up to step 14"),
+    ):
+        start(tmp_path, feed, on_nan="skip")
+
+
+def test_impossible_options_are_refused():
+    for options, sentence in [
+        ({"checkpoint_steps": -1}, "checkpoint steps is -1; expected zero or more"),
+        ({"checkpoint_minutes": math.nan}, "checkpoint minutes is nan; expected zero or more"),
+        ({"max_bad_images": -1}, "max bad images is -1; expected zero or more"),
+        ({"keep": 0}, "keep is 0; expected at least 1 checkpoint"),
+    ]:
+        with pytest.raises(InputError, match=sentence):
+            RunOptions(**options).check()
+
+
+def test_checkpoints_by_the_clock(tmp_path):
+    start(tmp_path, features_feed(), checkpoint_minutes=1e-9, keep=30)
+    found = {int(p.name) for p in (tmp_path / "checkpoints").iterdir()}
+    assert found == set(range(1, 21))
+
+
+# Pictures that cannot be read
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Two classes of seven pictures of noise for training and five for testing."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 7), ("val", 5)):
+        for name in ("a", "b"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for i in range(count):
+                image = Image.fromarray(rng.integers(0, 256, (60, 50, 3), np.uint8))
+                image.save(tmp_path / split / name / f"{i}.jpg", quality=90)
+    return tmp_path
+
+
+def same(batch, other):
+    return all(np.array_equal(batch[key], other[key]) for key in batch)
+
+
+def test_unreadable_pictures_are_named_and_replaced_wherever_a_run_begins(pictures):
+    """Some have no header, one only the upper half of its lines: whether that one can be read
+    depends on the crop, hence on the position in the stream, and on nothing else.
+    """
+    source = data.open_source(f"folder:{pictures}")
+    whole = list(itertools.islice(data.train_batches(source, 4, PHOTOGRAPHS), 14))
+    for name in ("a/5", "a/6", "b/6"):
+        (pictures / "train" / f"{name}.jpg").write_bytes(b"no picture")
+    half = pictures / "train" / "b" / "2.jpg"
+    half.write_bytes(half.read_bytes()[: half.stat().st_size // 2])
+
+    recorded = []
+    bad = data.BadImages(4, found=recorded.append)
+    with pytest.warns(InputWarning, match="is not a readable picture; skipped") as notes:
+        stream = list(itertools.islice(data.train_batches(source, 4, PHOTOGRAPHS, bad=bad), 14))
+    expected = {str(pictures / "train" / f"{name}.jpg") for name in ("a/5", "a/6", "b/6", "b/2")}
+    assert set(bad.paths) == set(recorded) == expected
+    assert len(notes) == 4
+    for step in range(14):
+        bad = data.BadImages(4, expected)  # known: no warnings
+        begun = data.train_batches(source, 4, PHOTOGRAPHS, start_step=step, bad=bad)
+        assert all(map(same, itertools.islice(begun, 2), stream[step:]))
+
+    # Positions do not move: what can be read is where it was, as it was.
+    equal = [
+        np.array_equal(ours, theirs)
+        for batch, other in zip(stream, whole, strict=True)
+        for ours, theirs in zip(batch["image"], other["image"], strict=True)
+    ]
+    assert 56 - 4 * 4 <= sum(equal) <= 56 - 3 * 4  # four passes over fourteen pictures
+    # a/5 and a/6 are followed by b/0: four pictures of the class b more, and b/6 by a/0.
+    count = np.bincount(np.concatenate([batch["label"] for batch in stream]))
+    assert count.tolist() == [28 - 2 * 4 + 4, 28 + 2 * 4 - 4]
+
+
+def test_unreadable_pictures_count_nowhere_in_evaluation(pictures):
+    source = data.open_source(f"folder:{pictures}")
+    whole = list(data.eval_batches(source, 4, PHOTOGRAPHS))
+    for name in ("a/1", "b/4"):
+        (pictures / "val" / f"{name}.jpg").write_bytes(b"")
+    bad = data.BadImages(2)
+    with pytest.warns(InputWarning):
+        found = list(data.eval_batches(source, 4, PHOTOGRAPHS, bad=bad))
+    masks = [batch["mask"].tolist() for batch in found]
+    assert masks == [[1, 0, 1, 1], [1, 1, 1, 1], [1, 0, 0, 0]]
+    for batch, other in zip(found, whole, strict=True):
+        keep = batch["mask"] == 1
+        assert same({k: v[keep] for k, v in batch.items()}, {k: v[keep] for k, v in other.items()})
+    assert same(found[1], list(data.eval_batches(source, 4, PHOTOGRAPHS, bad=bad))[1])
+
+
+@pytest.mark.parametrize("maximum", [0, 1])
+def test_more_unreadable_pictures_than_allowed_end_the_run(maximum, pictures):
+    source = data.open_source(f"folder:{pictures}")
+    for name in ("a/1", "b/4"):
+        (pictures / "val" / f"{name}.jpg").write_bytes(b"")
+    bad = data.BadImages(maximum)
+    others = ", after 1 others" if maximum else ""
+    batches = data.eval_batches(source, 10, PHOTOGRAPHS, bad=bad)
+    if maximum:
+        with (
+            pytest.warns(InputWarning, match="a/1.jpg is not"),
+            pytest.raises(InputError, match=rf"val/b/4.jpg is not a readable picture{others}; rem"),
+        ):
+            list(batches)
+    else:
+        with pytest.raises(InputError, match=r"a/1.jpg is not a readable picture; remove or repl"):
+            list(batches)
+
+
+def test_a_decompression_bomb_is_an_unreadable_picture(pictures):
+    """900 megapixels of one colour in 900 KB: TensorFlow's decoder refuses its header."""
+    rows = zlib.compress(bytes(30_000 // 8 * 100), 9)
+    header = (30_000).to_bytes(4, "big") * 2 + bytes([1, 0, 0, 0, 0])
+
+    def chunk(kind, content):
+        check = zlib.crc32(kind + content).to_bytes(4, "big")
+        return len(content).to_bytes(4, "big") + kind + content + check
+
+    bomb = pictures / "val" / "a" / "9.png"
+    bomb.write_bytes(
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    )
+    source = data.open_source(f"folder:{pictures}")
+    with pytest.raises(InputError, match=r"a/9.png is not a readable picture"):
+        list(data.eval_batches(source, 4, PHOTOGRAPHS))
+
+
+# The workdir
+
+
+def test_a_second_run_in_the_same_workdir_is_refused_until_the_first_is_gone(tmp_path):
+    hold = (
+        "import pathlib, sys, time; from flaxnets.training.workdir import Workdir; workdir = "
+        "Workdir(pathlib.Path(sys.argv[1]), {}); print('held', flush=True); time.sleep(99)"
+    )
+    command = [sys.executable, "-c", hold, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        before = contents(tmp_path)
+        with pytest.raises(InputError, match=r"another process is training in .*; wait for"):
+            Workdir(tmp_path, {"epochs": 9})
+        assert contents(tmp_path) == before
+        other.send_signal(signal.SIGKILL)
+    with (
+        Workdir(tmp_path, {}),
+        pytest.raises(InputError, match="another process is training"),
+    ):
+        Workdir(tmp_path, {})
+    with Workdir(tmp_path, {}):
+        pass
+
+
+def test_another_number_of_classes_is_refused_in_few_words(tmp_path):
+    before = [f"class {i}" for i in range(1000)]
+    with Workdir(tmp_path, {"class_names": before}):
+        pass
+    with pytest.raises(InputError, match=r"'class 0' ... 'class 999' \(1000 in all\), not \['a'\]"):
+        Workdir(tmp_path, {"class_names": ["a"]})
+
+
+def test_a_workdir_that_cannot_be_written_is_one_sentence(tmp_path):
+    with pytest.raises(InputError, match="cannot write to /proc/run"):
+        Workdir("/proc/run" / tmp_path.relative_to("/"), {})
+    (tmp_path / "config.json.new").symlink_to("/dev/full")
+    with pytest.raises(InputError, match=r"cannot write to .*: No space left on device"):
+        Workdir(tmp_path, {})
+
+
+def test_a_full_disk_loses_nothing(tmp_path):
+    """The second run cannot write a file of its workdir; the third goes on from the first."""
+    arguments = ["experiments/train.py", "--arch", "softmax_regression", "--workdir", tmp_path]
+    assert script(*arguments, "--epochs", 1).returncode == 0
+    full = tmp_path / "metrics.jsonl.new"
+    full.symlink_to("/dev/full")
+    before = contents(tmp_path / "checkpoints"), logged(tmp_path)
+    refused = script(*arguments, "--epochs", 2)
+    assert refused.returncode == 2
+    assert refused.stderr == (
+        "error: the disk is full; what was saved before is intact: make room and run again\n"
+    )
+    assert (contents(tmp_path / "checkpoints"), logged(tmp_path)) == before
+    full.unlink()
+    again = script(*arguments, "--epochs", 2)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.startswith("epoch 2/2")
+
+
+# Files from strangers
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"{", "config.json is damaged: it is no JSON"),
+        (b"\xff\xfe", "config.json is damaged: it is no JSON"),
+        (b"[" * 100_000, "config.json is damaged: it is no JSON"),
+        (b"[]", "config.json is not that of a training run"),
+        (b'{"arch": "lenet5"}', "config.json is not that of a training run"),
+        (b" " * (2**24 + 1), "config.json is larger than 16 MiB"),
+    ],
+)
+def test_a_config_that_no_run_wrote_is_one_sentence(content, sentence, tmp_path):
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(InputError, match=sentence):
+        load_run(tmp_path)
+
+
+def test_metrics_damaged_in_the_middle_are_one_sentence(tmp_path):
+    with Workdir(tmp_path, {}) as workdir:
+        (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"st\n{"step": 3}\n{"ste')
+        with pytest.raises(InputError, match=r"metrics.jsonl is damaged: a line of it is no JSON"):
+            workdir.rows()
+        (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"ste')
+        assert workdir.rows() == [{"step": 1}]

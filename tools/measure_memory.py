@@ -1,0 +1,109 @@
+"""Resident memory of a long training run: does it grow?
+
+    python tools/measure_memory.py --steps 20000 --out memory
+
+Runs the loop of experiments/train.py with its evaluations, checkpoints and logs on the bundled
+digits, reads how much memory the process occupies (VmRSS of Linux) every so many steps, writes
+`memory.csv` and `memory.png`, and prints the slope of a line through the second half.
+"""
+
+import contextlib
+import csv
+import dataclasses
+import os
+import pathlib
+import tempfile
+from collections.abc import Iterator
+
+import matplotlib.figure
+import numpy as np
+import tyro
+
+from flaxnets import create_model, data
+from flaxnets.data.pipeline import Batch
+from flaxnets.recipes import recipe_for
+from flaxnets.terminal import compilation_cache, one_sentence_errors, quiet
+from flaxnets.training.loop import Feed, RunOptions, fit
+from flaxnets.training.parallel import DataParallel
+from flaxnets.training.workdir import Workdir
+
+
+def resident_mebibytes() -> float:
+    _, pages, *_ = pathlib.Path("/proc/self/statm").read_text().split()
+    return int(pages) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def main(
+    steps: int = 20_000,
+    arch: str = "softmax_regression",
+    batch_size: int = 8,
+    every: int = 50,
+    checkpoint_steps: int = 100,
+    out: pathlib.Path = pathlib.Path("memory"),
+) -> None:
+    """Measures the resident memory of a run.
+
+    Args:
+        steps: of the run, rounded up to whole epochs.
+        arch: name of a network.
+        batch_size: images a step.
+        every: steps between two measurements.
+        checkpoint_steps: as for experiments/train.py.
+        out: the files' name without its suffix.
+    """
+    source = data.open_source("digits")
+    how = recipe_for(arch, source.kind)
+    per_epoch = source.sizes["train"] // batch_size
+    how = dataclasses.replace(how, batch_size=batch_size, epochs=-(-steps // per_epoch))
+    size = how.preprocessing.image_size
+    measured: list[tuple[int, float]] = []
+
+    def watched(step: int) -> Iterator[Batch]:
+        for number, batch in enumerate(data.train_batches(source, batch_size, how.preprocessing)):
+            if number % every == 0:
+                measured.append((step + number, resident_mebibytes()))
+            yield batch
+
+    feed = Feed(
+        train=watched,
+        test=lambda: data.eval_batches(source, 355, how.preprocessing),
+        train_size=source.sizes["train"],
+        input_shape=(size, size, source.channels),
+        statistics=source.statistics,
+    )
+    model = create_model(arch, num_classes=len(source.class_names))
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        Workdir(pathlib.Path(directory), {}) as workdir,
+        open(os.devnull, "w") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+    ):
+        options = RunOptions(checkpoint_steps=checkpoint_steps)
+        fit(model, how, feed, workdir, DataParallel(), options=options)
+
+    with out.with_suffix(".csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("step", "resident_mebibytes"), *measured])
+    x, y = np.array(measured).T
+    figure = matplotlib.figure.Figure(figsize=(7, 3.6), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(x, y)
+    axes.set_xlabel("step")
+    axes.set_ylabel("resident memory (MiB)")
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    axes.set_title(f"{arch} on digits, batch {batch_size}")
+    figure.savefig(out.with_suffix(".png"), dpi=120)
+    later = slice(len(x) // 2, None)
+    slope = 1000 * np.polyfit(x[later], y[later], 1)[0]
+    tenth, half, end = y[len(y) // 10], y[len(y) // 2], y[-1]
+    print(
+        f"{x[-1]:.0f} steps: {tenth:.0f} MiB after a tenth, {half:.0f} after a half, {end:.0f} at "
+        f"the end; {slope:+.2f} MiB in 1000 steps of the second half"
+    )
+
+
+if __name__ == "__main__":
+    quiet()
+    with one_sentence_errors():
+        compilation_cache()
+        tyro.cli(main, description=__doc__)

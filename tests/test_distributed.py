@@ -22,8 +22,9 @@ from flaxnets.recipes import Preprocessing, recipe_for
 from flaxnets.training import distributed
 from flaxnets.training.checkpoints import Checkpoints
 from flaxnets.training.distributed import Processes
+from flaxnets.training.optimizer import make_optimizer
 from flaxnets.training.parallel import DataParallel
-from flaxnets.training.state import create_state, init_variables, make_optimizer
+from flaxnets.training.state import create_state, init_variables
 from scripts import command
 
 SMALL = Preprocessing(image_size=28, resize=28, pad=2)

@@ -29,8 +29,9 @@ from flaxnets.recipes import Preprocessing, Recipe
 from flaxnets.training.checkpoints import Checkpoints, checksums
 from flaxnets.training.guard import skipping_non_finite
 from flaxnets.training.loop import Feed, RunOptions, fit
+from flaxnets.training.optimizer import make_optimizer
 from flaxnets.training.parallel import DataParallel
-from flaxnets.training.state import create_state, make_optimizer
+from flaxnets.training.state import create_state
 from flaxnets.training.workdir import Workdir
 from scripts import script
 
@@ -321,7 +322,7 @@ def test_a_run_stops_at_a_loss_that_is_not_finite_and_names_the_checkpoint(tmp_p
 def test_a_step_whose_parameters_diverge_is_not_saved(tmp_path, monkeypatch):
     """The loss of a step is that of the parameters before it: here it is still fine."""
     feed = features_feed()
-    monkeypatch.setattr("flaxnets.training.loop.make_train_step", diverging_at_step(8))
+    monkeypatch.setattr("flaxnets.training.program.make_train_step", diverging_at_step(8))
     with pytest.raises(InputError, match=r"parameters are not finite after step 8 .*of step 4 in"):
         start(tmp_path, feed, checkpoint_steps=4)
     assert newest(tmp_path) == 4

@@ -31,7 +31,7 @@ def start_training(workdir):
 
 def test_training_prints_only_our_lines_and_resumes_after_a_kill(tmp_path):
     workdir = tmp_path / "run"
-    first = train("--epochs", 2, "--workdir", workdir)
+    first = train("--epochs", 2, "--workdir", workdir, "--profile", 3)
     assert first.returncode == 0, first.stderr
     assert first.stderr == ""
     lines = first.stdout.splitlines()
@@ -39,9 +39,11 @@ def test_training_prints_only_our_lines_and_resumes_after_a_kill(tmp_path):
     assert lines[2].startswith("lenet5 on digits: top-1 ")
     assert len(lines) == 3
     names = {path.name for path in workdir.iterdir()}
-    assert names >= {"config.json", "metrics.jsonl", "summary.json", "learning_curve.png"}
-    assert (workdir / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
+    assert names >= {"config.json", "metrics.jsonl", "summary.json"}
+    for picture in ("learning_curve", "training_images", "worst_predictions"):
+        assert (workdir / f"{picture}.png").read_bytes().startswith(b"\x89PNG")
     assert list((workdir / "tensorboard").iterdir())
+    assert list((workdir / "profile").rglob("*.trace.json.gz"))
     summary = json.loads((workdir / "summary.json").read_text())
     assert set(summary) == SUMMARY
     assert (summary["parameters"], summary["steps"]) == (44_426, 44)
@@ -64,6 +66,38 @@ def test_training_prints_only_our_lines_and_resumes_after_a_kill(tmp_path):
     refused = script("experiments/train.py", "--arch", "vgg11", "--workdir", workdir)
     assert refused.returncode == 2
     assert "holds a run with arch 'lenet5', not 'vgg11'" in refused.stderr
+
+
+def test_a_dry_run_tells_what_the_run_would_be_and_writes_nothing(tmp_path):
+    modern = [
+        "--recipe",
+        "torchvision-v2",
+        "--batch-size",
+        32,
+        "--epochs",
+        10,
+        "--optimizer",
+        "lamb",
+    ]
+    result = train("--dry-run", *modern, "--epochs", 10, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    cells = [
+        [cell.strip() for cell in line.strip("│┃").split("│")]
+        for line in result.stdout.splitlines()
+    ]
+    for row in (
+        ["optimizer", "lamb"],
+        ["mixup", "0.2"],
+        ["policy", "trivial_augment_wide"],
+        ["classifier.0", "Linear", "1x1x120", "30,840", "30,720", "120"],
+        ["steps of an epoch", str(1442 // 32)],
+        ["steps", str(10 * (1442 // 32))],
+        ["parameters", f"{44_426 * 4 / 1e6:.1f}"],
+        ["moving average", f"{44_426 * 4 / 1e6:.1f}"],
+        ["optimiser", f"{44_426 * 8 / 1e6:.1f}"],
+    ):
+        assert row in cells
+    assert not list(tmp_path.iterdir())
 
 
 def test_control_c_saves_and_says_how_to_go_on(tmp_path):

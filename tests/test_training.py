@@ -20,7 +20,7 @@ from flaxnets.training.loop import Feed, Interrupted, evaluate, fit
 from flaxnets.training.optimizer import after_epoch, learning_rate_schedule, make_optimizer
 from flaxnets.training.parallel import DataParallel
 from flaxnets.training.state import create_state, init_variables
-from flaxnets.training.step import losses, make_eval_step, make_train_step, scores
+from flaxnets.training.step import losses, make_eval_step, make_train_step, normalize, scores
 from flaxnets.training.workdir import Workdir
 
 RECIPE = Recipe(
@@ -241,12 +241,22 @@ def test_masked_evaluation_counts_every_example_on_every_device_count():
         )
         step = parallel.map(make_eval_step(model, source.statistics))
         state = parallel.replicate(create_state(variables, optimizer, RECIPE))
-        found.append(evaluate(step, state, feed, parallel))
+        found.append(evaluate(step, state.variables, feed, parallel))
+    found, worst = zip(*found, strict=True)
     for name in ("top1", "top5"):
         counts = {round(result[name] * 355, 6) for result in found}
         assert len(counts) == 1
         assert counts.pop().is_integer()
     np.testing.assert_allclose([r["loss"] for r in found], found[0]["loss"], rtol=1e-5)
+    (images,) = data.eval_batches(source, 355, RECIPE.preprocessing)
+    logits = model.apply(variables, normalize(images["image"], *source.statistics))
+    expected = np.asarray(losses(logits, images["label"], "cross_entropy"))
+    for examples in worst:  # the 16 with the largest losses, those first
+        largest = np.sort(expected)[::-1][:16]
+        np.testing.assert_allclose([e.loss for e in examples], largest, rtol=1e-5)
+        first = examples[0]
+        at = int(np.argmin(np.abs(images["image"].astype(int) - first.image).sum((1, 2, 3))))
+        assert (first.label, first.output) == (images["label"][at], int(logits[at].argmax()))
 
 
 def test_plateau_scale_multiplies_the_update():

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -42,6 +43,13 @@ def saved_step(workdir: pathlib.Path) -> int:
     """Of the newest complete checkpoint; 0 if there is none."""
     names = [path.name for path in workdir.glob("checkpoints/*")]
     return max((int(name) for name in names if name.isdigit()), default=0)
+
+
+def wait_for_change(of: Callable[[], Any], run: subprocess.Popen) -> None:
+    """Until something is another than now, or the run is over."""
+    before = of()
+    while run.poll() is None and of() == before:
+        time.sleep(0.02)
 
 
 def check(run: subprocess.Popen) -> None:
@@ -80,32 +88,35 @@ def main(
     moments = random.Random(seed)
     with tempfile.TemporaryDirectory() as temporary:
         whole, killed = ((directory or pathlib.Path(temporary)) / n for n in ("whole", "killed"))
-        begin = time.perf_counter()
         run = start(whole, arguments)
-        while run.poll() is None and not saved_step(whole):
-            time.sleep(0.02)
-        startup = time.perf_counter() - begin
+        wait_for_change(lambda: saved_step(whole), run)
+        begin = time.perf_counter()
         check(run)
-        seconds = time.perf_counter() - begin
-        total = saved_step(whole)
-        print(f"uninterrupted: {total} steps, {startup:.1f} s to the first checkpoint, then "
-              f"{seconds - startup:.1f} s")  # fmt: skip
+        seconds, total = time.perf_counter() - begin, saved_step(whole)
+        print(f"uninterrupted: {total} steps in {seconds:.1f} s")
 
-        print(f"{'kill':>4} {'after s':>8} {'saved step':>10}")
+        print(f"{'kill':>4} {'while':>11} {'after s':>8} {'saved step':>10}")
         history = []
         for number in range(kills):
+            phase = moments.choices(("starting", "first steps", "training"), (1, 1, 3))[0]
             # What is left of the run is shared among the kills that are left.
-            left = (seconds - startup) * (1 - saved_step(killed) / total) / (kills - number)
-            moment = moments.uniform(0, startup + 1.5 * left)
+            left = seconds * (1 - saved_step(killed) / total) / (kills - number)
+            moment = moments.uniform(0, left if phase == "training" else 5)
             run = start(killed, arguments)
+            if phase == "first steps":  # the log is opened before them
+                wait_for_change(lambda: len(list(killed.glob("tensorboard/*"))), run)
+            elif phase == "training":
+                wait_for_change(lambda: saved_step(killed), run)
             try:
                 run.wait(moment)
-                raise InputError(f"the run ended before kill {number + 1}; give it more --epochs")
+                print(f"the run ended before kill {number + 1}; give it more --epochs")
+                break
             except subprocess.TimeoutExpired:
                 run.kill()
                 run.wait()
-            history.append({"seconds": round(moment, 2), "saved_step": saved_step(killed)})
-            print(f"{number + 1:4} {moment:8.2f} {history[-1]['saved_step']:10}", flush=True)
+            step = saved_step(killed)
+            history.append({"while": phase, "seconds": round(moment, 2), "saved_step": step})
+            print(f"{number + 1:4} {phase:>11} {moment:8.2f} {step:10}", flush=True)
         check(start(killed, arguments))
 
         ours, theirs = arrays(killed), arrays(whole)

@@ -24,6 +24,7 @@ from flaxnets.training.checkpoints import Checkpoints
 from flaxnets.training.distributed import Processes
 from flaxnets.training.optimizer import make_optimizer
 from flaxnets.training.parallel import DataParallel
+from flaxnets.training.progress import TIMED
 from flaxnets.training.state import create_state, init_variables
 from scripts import command
 
@@ -83,7 +84,7 @@ def assert_same_run(ours: pathlib.Path, theirs: pathlib.Path):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
     assert len(rows(ours)) == len(rows(theirs))
     for a, b in zip(rows(ours), rows(theirs), strict=True):
-        for name in a.keys() - {"images_per_second"}:
+        for name in a.keys() - {*TIMED}:
             assert a[name] == pytest.approx(b[name], abs=1e-5), name
         for name in ("test_top1", "test_top5"):
             assert round(a[name] * TEST_EXAMPLES, 6) == round(b[name] * TEST_EXAMPLES, 6)

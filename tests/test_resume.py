@@ -31,6 +31,7 @@ from flaxnets.training.guard import skipping_non_finite
 from flaxnets.training.loop import Feed, RunOptions, fit
 from flaxnets.training.optimizer import make_optimizer
 from flaxnets.training.parallel import DataParallel
+from flaxnets.training.progress import TIMED
 from flaxnets.training.state import create_state
 from flaxnets.training.workdir import Workdir
 from scripts import script
@@ -99,7 +100,7 @@ def flat(tree):
 
 def logged(path):
     rows = map(json.loads, (path / "metrics.jsonl").read_text().splitlines())
-    return [{k: v for k, v in row.items() if k != "images_per_second"} for row in rows]
+    return [{k: v for k, v in row.items() if k not in TIMED} for row in rows]
 
 
 def newest(path):

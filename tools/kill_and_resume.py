@@ -26,6 +26,7 @@ from jax import tree_util
 
 from flaxnets.errors import InputError
 from flaxnets.terminal import one_sentence_errors, quiet
+from flaxnets.training.progress import TIMED
 
 ROOT = pathlib.Path(__file__).parent.parent
 # Dropout twice, on digits of their own 8 x 8 pixels.
@@ -66,7 +67,7 @@ def arrays(workdir: pathlib.Path) -> dict[str, np.ndarray]:
 
 def rows(workdir: pathlib.Path) -> list[dict[str, Any]]:
     found = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
-    return [{k: v for k, v in row.items() if k != "images_per_second"} for row in found]
+    return [{k: v for k, v in row.items() if k not in TIMED} for row in found]
 
 
 def main(

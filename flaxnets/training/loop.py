@@ -52,10 +52,10 @@ class RunOptions:
                 raise InputError(
                     f"{name.replace('_', ' ')} is {getattr(self, name)}; expected zero or more"
                 )
-        for name in ("keep", "log_every"):
+        for name, unit in (("keep", "checkpoint"), ("log_every", "step")):
             if getattr(self, name) < 1:
                 what = name.replace("_", " ")
-                raise InputError(f"{what} is {getattr(self, name)}; expected at least 1")
+                raise InputError(f"{what} is {getattr(self, name)}; expected at least 1 {unit}")
 
 
 @dataclasses.dataclass

@@ -15,7 +15,7 @@ from flaxnets import InputError
 from flaxnets.data import augmentation, eval_batches, open_source, train_batches
 from flaxnets.data.pipeline import train_image
 from flaxnets.data.tensorflow import tf
-from flaxnets.recipes import Preprocessing
+from flaxnets.recipes import Preprocessing, recipe_for
 from tools.rgb_pca import principal_components, rgb_covariance
 from tools.torchvision_import import torchvision
 
@@ -277,6 +277,27 @@ def test_grey_and_cmyk_photographs_become_rgb(mode):
     assert np.abs(decoded.astype(np.int32) - expected).max() <= 1
     crop = augmentation.random_crop(tf.constant(encoded), 40, 32, tf.constant([0, 0]), 3)
     assert crop.shape == (32, 32, 3)
+
+
+def test_the_short_side_is_drawn_where_a_range_is_given(pictures, monkeypatch):
+    """He et al. 2015, section 3.4: from 256 to 480 pixels."""
+    drawn = []
+    crop = augmentation.random_crop
+
+    def spying(image, short, *rest):
+        drawn.append(int(short))
+        return crop(image, short, *rest)
+
+    monkeypatch.setattr(augmentation, "random_crop", spying)
+    source = open_source(f"folder:{pictures}")
+    how = Preprocessing(image_size=32, resize=36, resize_max=40)
+    encoded = next(iter(source.stream("train", (0, 1), None)))["image"]
+    for i in range(60):
+        assert train_image(source, how, encoded, tf.constant([0, i])).shape == (32, 32, 3)
+    assert set(drawn) == set(range(36, 41))
+    assert recipe_for("resnet50", "photographs").preprocessing.resize_max == 480
+    with pytest.raises(InputError, match="resize max 200 is smaller than resize 256; expected 0"):
+        Preprocessing(resize_max=200).check()
 
 
 @pytest.mark.parametrize("suffix", ["PNG", "BMP", "GIF"])

@@ -41,7 +41,7 @@ def to_uint8(image: tf.Tensor) -> tf.Tensor:
     return tf.saturate_cast(tf.round(tf.cast(image, tf.float32)), tf.uint8)
 
 
-def short_side_size(height: tf.Tensor, width: tf.Tensor, short: int) -> tf.Tensor:
+def short_side_size(height: tf.Tensor, width: tf.Tensor, short: int | tf.Tensor) -> tf.Tensor:
     """[height, width] of the image scaled to a short side of `short` pixels, as torchvision
     rounds it (transforms/functional.py, `_compute_resized_output_size`).
     """
@@ -121,7 +121,9 @@ def _decode_part(
     )
 
 
-def random_crop(encoded_or_image: tf.Tensor, short: int, crop: int, seed: tf.Tensor, channels: int):
+def random_crop(
+    encoded_or_image: tf.Tensor, short: int | tf.Tensor, crop: int, seed: tf.Tensor, channels: int
+) -> tf.Tensor:
     """Training: short side to `short`, then `crop` x `crop` at random (Krizhevsky et al. 2012,
     section 4.1, whose 32 x 32 offsets of a 256-pixel image leave out the last row and column).
 

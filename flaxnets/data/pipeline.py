@@ -80,7 +80,12 @@ def train_image(source: Source, how: Preprocessing, image: tf.Tensor, seed: tf.T
     elif how.crop == "random_resized":
         image = augmentation.random_resized_crop(image, size, seeds[0], source.channels)
     else:
-        image = augmentation.random_crop(image, how.resize, size, seeds[0], source.channels)
+        short = how.resize
+        if how.resize_max:
+            scale = tf.random.fold_in(seeds[0], 0)
+            last = how.resize_max + 1
+            short = tf.random.stateless_uniform([], scale, how.resize, last, tf.int32)
+        image = augmentation.random_crop(image, short, size, seeds[0], source.channels)
     if how.flip and source.flip:
         image = augmentation.random_flip(image, seeds[1])
     if how.policy != "none":

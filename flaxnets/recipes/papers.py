@@ -22,34 +22,43 @@ def _small(image_size: int, pad: int = 4) -> Preprocessing:
 ALEXNET = Recipe(batch_size=128, epochs=90, learning_rate=0.01)
 ALEXNET_2012 = replace(ALEXNET, pixels="centered")
 
+# Crops of any size and shape, with the colour shift.
+ANY_WINDOW = Preprocessing(crop="random_resized")
+
 # Simonyan & Zisserman 2014, section 3.1: batch 256, momentum 0.9, decay 5e-4, rate 0.01 divided by
 # 10 when the validation accuracy stopped improving, 74 epochs; crops of 224 from S = 256,
 # reflections and the same colour shift.
 VGG = Recipe(batch_size=256, epochs=74, learning_rate=0.01)
 
 # He et al. 2015, section 3.4: batch 256, rate 0.1 divided by 10 when the error plateaus, 60 x 10^4
-# iterations, decay 1e-4, momentum 0.9, crops of 224, reflections, the colour shift.
-RESNET = Recipe(batch_size=256, epochs=120, learning_rate=0.1, weight_decay=1e-4)
+# iterations, decay 1e-4, momentum 0.9; crops of 224 from a short side of 256 to 480, reflections,
+# the colour shift.
+RESNET = Recipe(
+    batch_size=256, epochs=120, learning_rate=0.1, weight_decay=1e-4,
+    preprocessing=Preprocessing(resize_max=480),
+)  # fmt: skip
 
 # Xie et al. 2016, section 4: batch 256, decay 1e-4, rate 0.1 divided by 10 three times, on the
-# schedule of fb.resnet.torch; torchvision trains 100 epochs.
+# schedule of fb.resnet.torch, whose crops of any size and shape they take; torchvision trains 100
+# epochs.
 RESNEXT = Recipe(
     batch_size=256, epochs=100, learning_rate=0.1, weight_decay=1e-4,
-    schedule="multistep", milestones=(30, 60, 90),
+    schedule="multistep", milestones=(30, 60, 90), preprocessing=ANY_WINDOW,
 )  # fmt: skip
 
 # Huang et al. 2016, section 4.2: 90 epochs, batch 256, rate 0.1 divided by 10 at epochs 30 and 60,
-# decay 1e-4, Nesterov momentum 0.9.
+# decay 1e-4, Nesterov momentum 0.9, the augmentation of fb.resnet.torch.
 DENSENET = Recipe(
     batch_size=256, epochs=90, learning_rate=0.1, weight_decay=1e-4, nesterov=True,
-    schedule="multistep", milestones=(30, 60),
+    schedule="multistep", milestones=(30, 60), preprocessing=ANY_WINDOW,
 )  # fmt: skip
 
-# Szegedy et al. 2015, section 6: momentum 0.9, rate down by 4% every 8 epochs; section 5: auxiliary
-# losses weigh 0.3. Batch, rate and decay are not stated: those of Caffe's bvlc_googlenet.
+# Szegedy et al. 2015, section 6: momentum 0.9, rate down by 4% every 8 epochs, crops of 8% to 100%
+# of the area and aspect ratios of 3/4 to 4/3; section 5: auxiliary losses weigh 0.3. Batch, rate
+# and decay are not stated: those of Caffe's bvlc_googlenet.
 GOOGLENET = Recipe(
     batch_size=32, epochs=90, learning_rate=0.01, weight_decay=2e-4, aux_weight=0.3,
-    schedule="step", step_epochs=8, factor=0.96,
+    schedule="step", step_epochs=8, factor=0.96, preprocessing=ANY_WINDOW,
 )  # fmt: skip
 
 # Ioffe & Szegedy 2015, section 4.2.1: five times Inception's rate (0.0015) for BN-x5, decay of the
@@ -57,7 +66,7 @@ GOOGLENET = Recipe(
 BN_INCEPTION = Recipe(
     batch_size=32, epochs=30, learning_rate=0.0075, weight_decay=4e-5,
     schedule="step", step_epochs=4 / 3, factor=0.96,
-    preprocessing=Preprocessing(pca_std=0.0),
+    preprocessing=Preprocessing(crop="random_resized", pca_std=0.0),
 )  # fmt: skip
 
 # Szegedy et al. 2015 (arXiv:1512.00567), section 8: RMSProp with decay 0.9 and epsilon 1, rate
@@ -68,7 +77,7 @@ INCEPTION = Recipe(
     batch_size=32, epochs=100, learning_rate=0.045, optimizer="rmsprop", weight_decay=4e-5,
     clip_norm=2.0, label_smoothing=0.1,
     schedule="step", step_epochs=2, factor=0.94,
-    preprocessing=Preprocessing(image_size=299, resize=342, pca_std=0.0),
+    preprocessing=Preprocessing(image_size=299, resize=342, crop="random_resized", pca_std=0.0),
 )  # fmt: skip
 
 # Lin et al. 2013, section 4, gives the batch for CIFAR (128) and a rate divided by 10 twice; the

@@ -32,6 +32,8 @@ class Preprocessing:
     """Pixels fed to the network in training, where they differ; 0 for the same."""
     resize: int = 256
     """Pixels of the short side before the crop (photographs)."""
+    resize_max: int = 0
+    """With a random crop, the short side is drawn from resize to this in training; 0 for resize."""
     crop: Crop = "random"
     """Of photographs in training: of the resized image, or of any size and shape, then resized."""
     pad: int = 4
@@ -52,6 +54,11 @@ class Preprocessing:
         """Raises InputError for values that no image can have."""
         _check_positive(self, "image_size", "repeats")
         _check_not_negative(self, "train_size", "pad", "pca_std")
+        if self.resize_max and self.resize_max < self.resize:
+            raise InputError(
+                f"resize max {self.resize_max} is smaller than resize {self.resize}; expected 0 or "
+                f"more pixels than that"
+            )
         cropped = self.image_size
         if self.crop == "random":
             cropped = max(cropped, self.train_size)

@@ -17,6 +17,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore
 from jax import tree_util
+from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from flaxnets.errors import InputError, InputWarning
@@ -137,9 +138,10 @@ class Checkpoints:
             except Exception as error:  # broken files make Orbax raise almost anything
                 damaged[step] = _first_words(error)
                 continue
+            if damaged and not self._read_only:
+                multihost_utils.sync_global_devices("all processes have found the same damages")
             for number, reason in damaged.items():
-                moved = not self._read_only and jax.process_index() == 0
-                aside = f", now in {self._set_aside(number)}" if moved else ""
+                aside = "" if self._read_only else f", now in {self._set_aside(number)}"
                 warnings.warn(
                     f"checkpoint {number} in {self.directory} is damaged ({reason}){aside}; "
                     f"checkpoint {step} is used instead",
@@ -147,6 +149,7 @@ class Checkpoints:
                     stacklevel=3,
                 )
             if damaged and not self._read_only:
+                multihost_utils.sync_global_devices("they are aside")
                 self._manager.reload()
             return found
         if not damaged:
@@ -155,13 +158,14 @@ class Checkpoints:
         raise InputError(f"every checkpoint in {self.directory} is damaged ({listed})")
 
     def _set_aside(self, step: int) -> pathlib.Path:
-        """Moves a checkpoint out of the way of those to come."""
+        """Moves a checkpoint out of the way of those to come, in process 0."""
         parent = self.directory.with_name(self.directory.name + "_damaged")
-        parent.mkdir(exist_ok=True)
         count = len(list(parent.glob(f"{step}*")))
-        return (self.directory / str(step)).rename(
-            parent / (f"{step}-{count}" if count else str(step))
-        )
+        place = parent / (f"{step}-{count}" if count else str(step))
+        if jax.process_index() == 0:
+            parent.mkdir(exist_ok=True)
+            (self.directory / str(step)).rename(place)
+        return place
 
 
 def _first_words(error: Exception) -> str:

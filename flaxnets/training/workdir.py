@@ -152,6 +152,9 @@ class Follower(Workdir):
     def add_bad_image(self, path: str) -> None:
         pass
 
+    def close(self) -> None:
+        pass
+
     def finish(self, summary: Row, title: str) -> None:
         pass
 

@@ -303,18 +303,18 @@ def test_repeated_augmentation(repeats, batch_size):
 
 
 def test_repeated_augmentation_over_processes_and_devices():
+    """Four copies of each image of a batch, each on another of eight devices in two processes."""
     how = Preprocessing(image_size=8, resize=8, repeats=4)
-    shares = []
-    for process in range(2):
-        stream = train_batches(numbered(64), 16, how, shard=(process, 2))
-        labels = [batch["label"] for batch in itertools.islice(stream, 4)]
-        shares.append({int(label) for label in np.concatenate(labels)})
-        for batch in labels:
-            of_device = batch.reshape(4, 2)  # four devices a process, two images each
-            assert all(len(set(part)) == 2 for part in of_device)
-            assert all(set(part) == set(of_device[0]) for part in of_device)
-    assert len(shares[0]) == len(shares[1]) == 8
-    assert not shares[0] & shares[1]
+    streams = [train_batches(numbered(64), 16, how, shard=(process, 2)) for process in range(2)]
+    seen = set()
+    for parts in itertools.islice(zip(*streams, strict=True), 4):
+        devices = np.concatenate([part["label"] for part in parts]).reshape(8, 2)
+        assert all(len(set(labels)) == 2 for labels in devices)
+        values, counts = np.unique(devices, return_counts=True)
+        assert counts.tolist() == [4] * 4
+        assert not seen & {*values.tolist()}
+        seen |= {*values.tolist()}
+    assert len(seen) == 64 // 4
 
 
 def test_an_odd_number_of_examples_is_repeated_to_the_same_epoch():

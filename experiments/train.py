@@ -165,11 +165,6 @@ def main(arguments: list[str]) -> None:
     size = recipe.preprocessing.image_size
     input_shape = (size, size, source.channels)
     train_shape = (recipe.preprocessing.train_size or size,) * 2 + (source.channels,)
-    # Images too small for the network are refused before anything is written.
-    variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *input_shape)))
-    jax.eval_shape(model.apply, variables, jnp.zeros((1, *train_shape)))
-    statistics = recipe.normalization(source.statistics)
-    initial, statistics = start_from(options, model, input_shape, statistics)
     feed = Feed(
         train=lambda step: data.train_batches(
             source, recipe.batch_size, recipe.preprocessing,
@@ -180,9 +175,14 @@ def main(arguments: list[str]) -> None:
         ),
         train_size=source.sizes["train"],
         input_shape=input_shape,
-        statistics=statistics,
+        statistics=recipe.normalization(source.statistics),
         class_names=source.class_names,
     )  # fmt: skip
+    # What does not fit (images, batch, patterns) is refused before anything is written.
+    variables = make_program(model, recipe, feed, parallel).state_shapes().variables
+    jax.eval_shape(model.apply, variables, jnp.zeros((1, *train_shape)))
+    initial, statistics = start_from(options, model, input_shape, feed.statistics)
+    feed = dataclasses.replace(feed, statistics=statistics)
     if options.dry_run:
         dry_run(options, model, recipe, feed, parallel, train_shape)
         return

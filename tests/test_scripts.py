@@ -120,6 +120,14 @@ def test_control_c_saves_and_says_how_to_go_on(tmp_path):
         (["--dataset", "folder:nowhere"], "error: no directory nowhere; a folder data set has"),
         (["--dataset", "diabetes"], "error: lenet5 does not read rows; expected one of softmax_"),
         (["--image-size", "8"], "error: the images are too small for this network: a window of"),
+        (["--train-size", "8"], "error: the images are too small for this network: a window of"),
+        (
+            ["--gradient-accumulation", "3"],
+            "error: batch size 64 does not divide over 1 devices, in",
+        ),
+        (["--no-decay", "layer1.*"], "error: no decay 'layer1.*' matches no parameter; the first"),
+        (["--keep", "0"], "error: keep is 0; expected at least 1 checkpoint\n"),
+        (["--recipe", "torchvision-v1"], "error: recipe torchvision-v1 does not train lenet5; exp"),
     ],
 )
 def test_bad_input_gets_one_sentence_and_status_2(arguments, sentence, tmp_path):

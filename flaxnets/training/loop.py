@@ -21,7 +21,7 @@ from flaxnets.training.optimizer import after_epoch
 from flaxnets.training.parallel import DataParallel
 from flaxnets.training.pictures import draw_grid
 from flaxnets.training.program import Feed, HostBatch, make_program
-from flaxnets.training.progress import Clock, terminal_progress
+from flaxnets.training.progress import Clock, profiler, terminal_progress
 from flaxnets.training.state import PyTree
 from flaxnets.training.workdir import Row, Workdir
 
@@ -68,7 +68,6 @@ class Position:
 
 
 MAX_SKIPPED_IN_A_ROW = 100
-PROFILE_AFTER = 10  # steps: the first ones compile
 PICTURE_SECONDS = 60  # between pictures of an evaluation, which take a second to draw
 PICTURED = 16  # images of a picture
 
@@ -163,6 +162,7 @@ def fit(
 
     def end_epoch() -> Row:
         """The row of the epoch that ends with this step."""
+        nonlocal drawn_at
         steps = position.sums.pop("steps")
         test, worst = evaluate(program.eval_step, state.variables, feed, parallel)
         row = {
@@ -179,7 +179,6 @@ def fit(
         row["waiting_for_input"] = round(clock.waiting, 3)
         if options.on_nan == "skip":
             row["skipped_steps"] = position.skipped
-        nonlocal drawn_at
         if feed.pictures and (
             step == program.steps or time.monotonic() - drawn_at > PICTURE_SECONDS
         ):
@@ -197,14 +196,14 @@ def fit(
     batches = feed.train(step)
     drawn_at = saved_at = time.monotonic()
     is_finite = jax.jit(all_finite)
-    tracing = range(step + PROFILE_AFTER, step + PROFILE_AFTER + options.profile)
+    trace = profiler(workdir.path / "profile", step, options.profile)
     # Many steps in flight on virtual CPU devices can hang in an all-reduce.
     ahead = 0 if parallel.devices[0].platform == "cpu" else 1
-    with terminal_progress(title, program.steps, step) as show, signals_as_flag() as stopped:
+    progress = terminal_progress(title, program.steps, step)
+    with progress as show, trace, signals_as_flag() as stopped:
         pending: list[dict[str, jax.Array]] = []
         while step < program.steps:
-            if tracing and step == tracing.start:
-                jax.profiler.start_trace(str(workdir.path / "profile"))
+            trace(step)
             with clock.waits():
                 batch = next(batches)
             if step == 0 and feed.pictures:
@@ -223,9 +222,6 @@ def fit(
                 clock.tick()
                 count(values, step - len(pending))
             show(step, position.sums, clock.images_per_second)
-            if tracing and step in (tracing.stop, program.steps) and step > tracing.start:
-                jax.profiler.stop_trace()
-                tracing = range(0)
             if not pause:
                 continue
             # The loss of this step is that of the parameters before it.

@@ -1,13 +1,16 @@
 """How far a run is and how fast it goes, on the terminal."""
 
 import contextlib
+import pathlib
 import time
 from collections.abc import Iterator
 from typing import Any
 
+import jax
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 Row = dict[str, Any]
+PROFILE_AFTER = 10  # steps: the first ones compile
 TIMED = ("images_per_second", "waiting_for_input")  # the only values that differ from run to run
 
 
@@ -50,6 +53,36 @@ class Clock:
         if self._ticks > 1:
             self._share = min(1.0, self._waited / (self._last - self._first))
         return self._share
+
+
+class profiler:
+    """Traces `count` steps with JAX's profiler into `directory`, behind the first `PROFILE_AFTER`
+    of the process; `with` ends a trace that is cut short.
+    """
+
+    def __init__(self, directory: pathlib.Path, start: int, count: int):
+        self._directory = directory
+        self._steps = range(start + PROFILE_AFTER, start + PROFILE_AFTER + count)
+        self._running = False
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._stop()
+
+    def __call__(self, step: int) -> None:
+        """Before each step, numbered from zero."""
+        if step in self._steps and not self._running:
+            jax.profiler.start_trace(str(self._directory))
+            self._running = True
+        elif step not in self._steps:
+            self._stop()
+
+    def _stop(self) -> None:
+        if self._running:
+            jax.profiler.stop_trace()
+        self._running = False
 
 
 def described(values: dict[str, Any], prefix: str = "") -> str:

@@ -102,9 +102,11 @@ def test_every_example_is_counted_once(batch_size, processes):
 
 
 def test_krizhevskys_2048_crops_and_reflections():
-    """Section 4.1: 32 x 32 offsets of a 256-pixel picture and their reflections."""
-    image = tf.constant(noise(256, 256)[..., :1])
-    how = Preprocessing(pca_std=0.0)
+    """Section 4.1: 32 x 32 offsets and their reflections, here of a picture of 64 pixels where the
+    paper has 256.
+    """
+    image = tf.constant(noise(64, 64)[..., :1])
+    how = Preprocessing(image_size=32, resize=64, pca_std=0.0)
     source = open_source("digits")
     source = type(source)(**{**vars(source), "image_size": None, "flip": True})
 
@@ -114,7 +116,7 @@ def test_krizhevskys_2048_crops_and_reflections():
     views = tf.data.Dataset.range(25_000).map(corner, num_parallel_calls=2)
     seen = {view.tobytes() for view in views.as_numpy_iterator()}
     offsets = itertools.product(range(32), range(32))
-    views = [image[y : y + 224, x : x + 224] for y, x in offsets]
+    views = [image[y : y + 32, x : x + 32] for y, x in offsets]
     expected = {view.numpy()[:8, :8].tobytes() for crop in views for view in (crop, crop[:, ::-1])}
     assert len(expected) == 2048
     assert seen == expected

@@ -367,7 +367,8 @@ def test_linear_regression_comes_near_least_squares(tmp_path):
         statistics=source.statistics,
     )
     workdir = Workdir(tmp_path, {})
-    fit(create_model("linear_regression"), recipe, feed, workdir, DataParallel())
+    parallel = DataParallel(devices=jax.devices()[:1])
+    fit(create_model("linear_regression"), recipe, feed, workdir, parallel)
     kept = {int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()}
     rows = logged(tmp_path)
     assert min(rows, key=lambda row: row["test_loss"])["step"] in kept

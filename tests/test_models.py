@@ -147,7 +147,7 @@ ALLOWED = {
     "layers": {"errors"},
     "summary": {"layers"},
     "models": {"layers", "errors", "models"},
-    "recipes": {"models", "errors"},
+    "recipes": {"recipes", "models", "errors"},
     "convert": {"errors"},
     "data": {"data", "recipes", "errors"},
     "training": {"training", "recipes", "convert", "layers", "errors"},
@@ -158,7 +158,7 @@ ALLOWED = {
 FOREIGN = {
     "tensorflow": {"data"}, "tensorflow_datasets": {"data"}, "torchvision": set(),
     "torch": {"weights"},  # inside functions, to read .pth files
-    "optax": {"training"}, "orbax": {"training"},
+    "optax": {"training"}, "orbax": {"training"}, "tensorstore": {"training"},
 }  # fmt: skip
 
 

@@ -83,6 +83,8 @@ def join(processes: Processes, timeout: int = TIMEOUT) -> None:
     except Exception as error:
         if str(error) == "coordinator_address should be defined.":  # no cluster was found
             return
+        if not processes.given and "must be called before any JAX calls" in str(error):
+            return  # the caller runs JAX already, and joined what there was to join
         raise InputError(
             f"JAX cannot join the processes of this run ({str(error).splitlines()[0]}); "
             f"--coordinator, --num-processes and --process-id can say who they are"

@@ -32,7 +32,7 @@ from flaxnets.inference.dense import (
 )
 from flaxnets.inference.network import Network, NetworkOptions
 from flaxnets.inference.pictures import MAX_READ, as_array, read_picture, scale_short_side
-from flaxnets.terminal import compilation_cache, one_sentence_errors, quiet
+from flaxnets.terminal import compilation_cache, one_sentence_errors, quiet, reuse_memory
 from flaxnets.training.step import normalize
 
 # Of matplotlib's cycle; C7 is its grey, for the classes behind the most frequent ones.
@@ -169,4 +169,5 @@ if __name__ == "__main__":
     quiet()
     with one_sentence_errors():
         compilation_cache()
+        reuse_memory()
         main(tyro.cli(Options, description=__doc__))

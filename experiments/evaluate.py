@@ -34,7 +34,7 @@ from flaxnets.inference.views import (
     views_of,
 )
 from flaxnets.recipes import Preprocessing
-from flaxnets.terminal import compilation_cache, one_sentence_errors, quiet
+from flaxnets.terminal import compilation_cache, one_sentence_errors, quiet, reuse_memory
 from flaxnets.training.parallel import DataParallel
 
 
@@ -218,4 +218,5 @@ if __name__ == "__main__":
     quiet()
     with one_sentence_errors():
         compilation_cache()
+        reuse_memory()
         main(tyro.cli(Options, description=__doc__))

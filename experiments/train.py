@@ -27,6 +27,7 @@ from flaxnets.terminal import (
     one_sentence_errors,
     print_table,
     quiet,
+    reuse_memory,
     versions,
 )
 from flaxnets.training.distributed import Processes, all_or_none, join
@@ -246,4 +247,5 @@ if __name__ == "__main__":
     quiet()
     with one_sentence_errors():
         compilation_cache()
+        reuse_memory()
         main(sys.argv[1:])

@@ -29,54 +29,6 @@ def assert_equals_torch(ours, theirs, x, tolerance=1e-6):
     np.testing.assert_allclose(gradient, inputs.grad.numpy().transpose(0, 2, 3, 1), atol=tolerance)
 
 
-CONVOLUTIONS = {
-    "pointwise": ((1, 1, 6, 8), (1, 1), (0, 0), (1, 1), 1, 9),
-    "pointwise, stride 2": ((1, 1, 6, 8), (2, 2), (0, 0), (1, 1), 1, 9),
-    "3x3 on 2x2": ((3, 3, 6, 8), (1, 1), (1, 1), (1, 1), 1, 2),
-    "3x3 on 1x1": ((3, 3, 6, 8), (1, 1), (1, 1), (1, 1), 1, 1),
-    "3x3 on 4x4, stride 2": ((3, 3, 6, 8), (2, 2), (1, 1), (1, 1), 1, 4),
-    "5x5 on 3x3, dilation 2": ((5, 5, 6, 8), (1, 1), (4, 4), (2, 2), 1, 3),
-    "7x1 on 4x4": ((7, 1, 6, 8), (1, 1), (3, 0), (1, 1), 1, 4),
-    "two groups": ((3, 3, 32, 96), (1, 1), (1, 1), (1, 1), 2, 7),
-    "32 groups of 4, stride 2": ((3, 3, 4, 128), (2, 2), (1, 1), (1, 1), 32, 8),
-    "a group a channel": ((3, 3, 1, 6), (1, 1), (1, 1), (1, 1), 6, 5),
-}
-
-
-@pytest.mark.parametrize("name", CONVOLUTIONS)
-def test_convolution_on_cpu_equals_xla(name):
-    shape, *geometry, size = CONVOLUTIONS[name]
-    x = jnp.asarray(parity.images(size, channels=shape[2] * geometry[3]))
-    kernel = jax.random.normal(jax.random.key(0), shape)
-    assert layers._cpu_cure(x.shape, shape, tuple(geometry)) is not None
-
-    def ours(x, kernel):
-        return layers.conv2d(x, kernel, *geometry)
-
-    def native(x, kernel):
-        return layers._xla_conv(x, kernel, tuple(geometry))
-
-    expected, pull_expected = jax.vjp(native, x, kernel)
-    y, pull = jax.vjp(jax.jit(ours), x, kernel)
-    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-4)
-    for gradient, wanted in zip(pull(jnp.cos(y)), pull_expected(jnp.cos(y)), strict=True):
-        np.testing.assert_allclose(gradient, wanted, rtol=1e-5, atol=1e-3)
-
-
-def test_gpu_and_tpu_keep_the_convolution_of_xla():
-    """The cures are for CPU alone: the program for other platforms is one convolution."""
-    x, kernel = jnp.zeros((2, 8, 8, 128)), jnp.zeros((3, 3, 4, 128))
-
-    @jax.jit
-    def f(x, kernel):
-        return layers.conv2d(x, kernel, (1, 1), (1, 1), (1, 1), 32)
-
-    text = {p: f.trace(x, kernel).lower(lowering_platforms=(p,)).as_text() for p in ("cuda", "cpu")}
-    assert text["cuda"].count("stablehlo.convolution") == 1
-    assert "feature_group_count = 32" in text["cuda"]
-    assert "feature_group_count = 32" not in text["cpu"]
-
-
 @pytest.mark.parametrize("ceil_mode", [False, True])
 @pytest.mark.parametrize(
     ("window", "stride", "padding"), [(3, 2, 1), (2, 2, 0), (3, 1, 1), (3, 3, 0)]

@@ -47,7 +47,7 @@ from flaxnets.inference.dense import cell_stride, convolutionize, map_shape
 from flaxnets.layers import avg_pool
 from flaxnets.recipes import recipe_for
 from flaxnets.summary import summarize, totals
-from flaxnets.terminal import one_sentence_errors, quiet, versions
+from flaxnets.terminal import one_sentence_errors, quiet, reuse_memory, versions
 from flaxnets.training.optimizer import make_optimizer
 from flaxnets.training.parallel import DataParallel
 from flaxnets.training.state import create_state, init_variables
@@ -344,6 +344,7 @@ MODES: dict[str, Callable[[str, Options], Row]] = {
 
 def measure(options: Options, arch: str) -> Row:
     quiet()
+    reuse_memory()
     return {"arch": arch, "mode": options.mode, **MODES[options.mode](arch, options)}
 
 

@@ -1,0 +1,211 @@
+"""The convolution of NHWC images, in the formulation that is fastest where it runs.
+
+GPU and TPU keep XLA's own operation. XLA's CPU backend has none that is good at every shape, so
+there a convolution becomes, chosen by shape when the program is traced, a call of oneDNN
+(`flaxnets.onednn`), or where that is missing matrix products, or dense convolutions instead of a
+grouped one. Values and derivatives of any order are the same.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+import flaxnets.onednn as onednn
+
+Array = jax.Array
+Geometry = tuple[tuple[int, int], tuple[int, int], tuple[int, int], int]
+
+
+def conv2d(
+    x: Array,
+    kernel: Array,
+    stride: tuple[int, int] = (1, 1),
+    padding: tuple[int, int] = (0, 0),
+    dilation: tuple[int, int] = (1, 1),
+    groups: int = 1,
+) -> Array:
+    """The convolution of `x` (N, H, W, C) with `kernel` (h, w, C / groups, O), as in torch.
+
+    `x` and `kernel` share a floating-point type, which the result has too.
+    """
+    geometry = (stride, padding, dilation, groups)
+    by_xla = functools.partial(xla_convolution, geometry=geometry)
+    on_cpu = _cpu_formulation(x, kernel, geometry)
+    if on_cpu is None:
+        return by_xla(x, kernel)
+    by_cpu = functools.partial(on_cpu, geometry=geometry)
+    return lax.platform_dependent(x, kernel, cpu=by_cpu, default=by_xla)
+
+
+def xla_convolution(x: Array, kernel: Array, geometry: Geometry) -> Array:
+    stride, padding, dilation, groups = geometry
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        stride,
+        [(pad, pad) for pad in padding],
+        rhs_dilation=dilation,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )
+
+
+def _cpu_formulation(x: Array, kernel: Array, geometry: Geometry) -> Callable[..., Array] | None:
+    """What a CPU runs faster than XLA's convolution, or None."""
+    _, padding, _, groups = geometry
+    if groups == 1 and math.prod(x.shape[1:3]) <= 16 and kernel.shape[:2] != (1, 1):
+        return _conv_by_taps
+    if _is_for_onednn(x, kernel):
+        return _conv_by_onednn
+    if groups > 1:
+        return _conv_by_bundles
+    if kernel.shape[:2] == (1, 1) and padding == (0, 0):
+        return _conv_pointwise
+    return None
+
+
+def _conv_pointwise(x: Array, kernel: Array, geometry: Geometry) -> Array:
+    """A 1x1 convolution is a matrix product over channels (its filter gradient: 37 -> 24 ms)."""
+    (down, right), *_ = geometry
+    return x[:, ::down, ::right] @ kernel[0, 0]
+
+
+def _conv_by_taps(x: Array, kernel: Array, geometry: Geometry) -> Array:
+    """A convolution on a tiny map: one matrix product for each cell of the kernel, over the pixels
+    it meets; cells that only meet padding cost nothing (3x3 on 2x2 pixels: 587 -> 5 ms).
+    """
+    stride, padding, dilation, _ = geometry
+    reach = [(n - 1) * d + 1 for n, d in zip(kernel.shape[:2], dilation, strict=True)]
+    n_out = [
+        (n + 2 * pad - span) // step + 1
+        for n, pad, span, step in zip(x.shape[1:3], padding, reach, stride, strict=True)
+    ]
+    y = jnp.zeros((x.shape[0], *n_out, kernel.shape[3]), x.dtype)
+    for row in range(kernel.shape[0]):
+        for column in range(kernel.shape[1]):
+            read, write = [], []
+            for axis, cell in enumerate((row, column)):
+                # Output r reads input r * step + shift.
+                step, shift = stride[axis], cell * dilation[axis] - padding[axis]
+                first = max(0, -(shift // step))
+                last = min(n_out[axis] - 1, (x.shape[axis + 1] - 1 - shift) // step)
+                read.append(slice(first * step + shift, last * step + shift + 1, step))
+                write.append((first, n_out[axis] - 1 - last, last - first + 1))
+            if all(count > 0 for *_, count in write):
+                product = x[:, read[0], read[1]] @ kernel[row, column]
+                margins = [(before, after) for before, after, _ in write]
+                y += jnp.pad(product, ((0, 0), *margins, (0, 0)))
+    return y
+
+
+def _conv_by_bundles(x: Array, kernel: Array, geometry: Geometry) -> Array:
+    """A grouped convolution as a few dense ones, each over a bundle of groups at least 32 channels
+    wide, its kernel block-diagonal (filter gradient, 32 groups of 4: 4055 -> 14 ms).
+    """
+    stride, padding, dilation, groups = geometry
+    width, features = kernel.shape[2], kernel.shape[3] // groups
+    widest = min(32, x.shape[3])
+    size = next(n for n in range(1, groups + 1) if groups % n == 0 and n * width >= widest)
+    outputs = []
+    for first in range(0, groups, size):
+        part = x[..., first * width : (first + size) * width]
+        blocks = kernel[..., first * features : (first + size) * features]
+        blocks = blocks.reshape(*kernel.shape[:3], size, features)
+        block_diagonal = jnp.einsum("hwcgf,gk->hwkcgf", blocks, jnp.eye(size, dtype=kernel.dtype))
+        dense = block_diagonal.reshape(*kernel.shape[:2], size * width, size * features)
+        outputs.append(conv2d(part, dense, stride, padding, dilation))
+    return jnp.concatenate(outputs, -1)
+
+
+# --------------------------------------------------------------------------- oneDNN
+
+
+def _is_for_onednn(x: Array, kernel: Array) -> bool:
+    return (
+        x.dtype == kernel.dtype == jnp.float32
+        and all(isinstance(n, int) and n > 0 for n in x.shape)  # not symbolic, as in jax.export
+        and not _is_mapped(x)
+        and not _is_mapped(kernel)
+        and onednn.available()
+    )
+
+
+def _is_mapped(x: Array) -> bool:
+    """Whether this is inside `jax.shard_map` in a way that a foreign call cannot be.
+
+    With `check_vma=True` types name the mapped axes, and it has no rule for those. On several
+    virtual CPU devices, which are for tests, XLA's threads for the devices wait for each other in
+    collectives, and some were left waiting for ever once others stood in a foreign call.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    kind = jax.typeof(x)
+    kind = getattr(kind, "manual_axis_type", kind)  # JAX 0.10; `vma` was its own attribute before
+    checked = getattr(kind, "varying", None) or getattr(kind, "vma", None)
+    return bool(checked) or (bool(mesh.manual_axes) and mesh.size > 1)
+
+
+def _conv_by_onednn(x: Array, kernel: Array, geometry: Geometry) -> Array:
+    by_xla = functools.partial(xla_convolution, geometry=geometry)
+    shapes = (x.shape, kernel.shape, jax.eval_shape(by_xla, x, kernel).shape)
+    return _onednn.bind(x, kernel, result="output", shapes=shapes, geometry=geometry)
+
+
+# One of onednn.ROLES from the two others. It is linear in each operand, and the transpose with
+# respect to one is the same primitive with that one as its result: derivatives of any order.
+_onednn = Primitive("onednn_convolution")
+
+
+@functools.partial(jax.jit, static_argnames=("result", "shapes", "geometry"))
+def _eagerly(*operands: Array, **params) -> Array:
+    return _onednn.bind(*operands, **params)
+
+
+def _abstractly(*operands, result: str, shapes: tuple[tuple[int, ...], ...], geometry: Geometry):
+    return operands[0].update(shape=shapes[onednn.ROLES.index(result)])
+
+
+def _lowered(context, *operands, result, shapes, geometry):
+    stride, padding, dilation, groups = geometry
+    numbers = (*stride, *padding, *dilation, groups)
+    rule = jax.ffi.ffi_lowering(onednn.TARGET)
+    return rule(context, *operands, description=onednn.describe(result, shapes, numbers))
+
+
+def _transposed(position: int, cotangent: Array, *operands, result: str, **params) -> Array:
+    """Of the operand at `position`, which is unknown; the other one is an array."""
+    roles = [role for role in onednn.ROLES if role != result]
+    known = {result: cotangent, roles[1 - position]: operands[1 - position]}
+    pair = [known[role] for role in onednn.ROLES if role in known]
+    return _onednn.bind(*pair, result=roles[position], **params)
+
+
+def _mapped(operands, axes, *, result, shapes, geometry):
+    """Under `jax.vmap`: XLA's convolution, or its transpose, takes one more axis by itself."""
+
+    def by_xla(*pair: Array) -> Array:
+        known = dict(zip((role for role in onednn.ROLES if role != result), pair, strict=True))
+
+        def forward(unknown: Array) -> Array:
+            arrays = known | {result: unknown}
+            return xla_convolution(arrays["input"], arrays["kernel"], geometry)
+
+        if result == "output":
+            return xla_convolution(*pair, geometry)
+        unknown = jax.ShapeDtypeStruct(shapes[onednn.ROLES.index(result)], jnp.float32)
+        (found,) = jax.linear_transpose(forward, unknown)(known["output"])
+        return found
+
+    return jax.vmap(by_xla, in_axes=axes)(*operands), 0
+
+
+_onednn.def_impl(_eagerly)
+_onednn.def_abstract_eval(_abstractly)
+mlir.register_lowering(_onednn, _lowered, platform="cpu")
+ad.defbilinear(_onednn, functools.partial(_transposed, 0), functools.partial(_transposed, 1))
+batching.primitive_batchers[_onednn] = _mapped

@@ -1,0 +1,184 @@
+"""The formulations of a convolution on CPU against XLA's own, in values and derivatives."""
+
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+import parity
+from flaxnets import convolution, onednn
+from flaxnets.convolution import conv2d, xla_convolution
+
+# Kernel, stride, padding, dilation, groups, pixels.
+CONVOLUTIONS = {
+    "pointwise": ((1, 1, 6, 8), (1, 1), (0, 0), (1, 1), 1, 9),
+    "pointwise, stride 2": ((1, 1, 6, 8), (2, 2), (0, 0), (1, 1), 1, 9),
+    "3x3 on 2x2": ((3, 3, 6, 8), (1, 1), (1, 1), (1, 1), 1, 2),
+    "3x3 on 1x1": ((3, 3, 6, 8), (1, 1), (1, 1), (1, 1), 1, 1),
+    "3x3 on 4x4, stride 2": ((3, 3, 6, 8), (2, 2), (1, 1), (1, 1), 1, 4),
+    "5x5 on 3x3, dilation 2": ((5, 5, 6, 8), (1, 1), (4, 4), (2, 2), 1, 3),
+    "7x1 on 4x4": ((7, 1, 6, 8), (1, 1), (3, 0), (1, 1), 1, 4),
+    "two groups": ((3, 3, 32, 96), (1, 1), (1, 1), (1, 1), 2, 7),
+    "32 groups of 4, stride 2": ((3, 3, 4, 128), (2, 2), (1, 1), (1, 1), 32, 8),
+    "a group a channel": ((3, 3, 1, 6), (1, 1), (1, 1), (1, 1), 6, 5),
+}
+# XLA's own is as good as matrix products there, but not as oneDNN.
+LARGE_MAPS = {
+    "7x7, stride 2, of pictures": ((7, 7, 3, 16), (2, 2), (3, 3), (1, 1), 1, 31),
+    "11x11, stride 4, last pixels unread": ((11, 11, 3, 16), (4, 4), (2, 2), (1, 1), 1, 33),
+    "5x5 with dilation and stride": ((5, 5, 3, 5), (3, 3), (2, 2), (2, 2), 1, 20),
+    "1x7 and odd channels": ((1, 7, 5, 7), (1, 1), (0, 3), (1, 1), 1, 9),
+    "as large as the map": ((5, 5, 16, 8), (1, 1), (0, 0), (1, 1), 1, 5),
+}
+onednn_only = pytest.mark.skipif(
+    not onednn.available(), reason="onednn-cpu-gomp is for Linux on x86-64"
+)
+
+
+def arrays(name):
+    shape, *geometry, size = (CONVOLUTIONS | LARGE_MAPS)[name]
+    x = jnp.asarray(parity.images(size, channels=shape[2] * geometry[3]))
+    return x, jax.random.normal(jax.random.key(0), shape), tuple(geometry)
+
+
+def assert_same_derivatives(ours, native, operands):
+    expected, pull_expected = jax.vjp(native, *operands)
+    y, pull = jax.vjp(jax.jit(ours), *operands)
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-4)
+    for gradient, wanted in zip(pull(jnp.cos(y)), pull_expected(jnp.cos(y)), strict=True):
+        np.testing.assert_allclose(gradient, wanted, rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_convolution_without_onednn_equals_xla(name, monkeypatch):
+    monkeypatch.setattr(onednn, "available", lambda: False)
+    x, kernel, geometry = arrays(name)
+    assert convolution._cpu_formulation(x, kernel, geometry) is not None
+    assert_same_derivatives(
+        lambda *pair: conv2d(*pair, *geometry),
+        lambda *pair: xla_convolution(*pair, geometry),
+        (x, kernel),
+    )
+
+
+@onednn_only
+@pytest.mark.parametrize("name", CONVOLUTIONS | LARGE_MAPS)
+def test_convolution_by_onednn_equals_xla(name):
+    x, kernel, geometry = arrays(name)
+    assert_same_derivatives(
+        lambda *pair: convolution._conv_by_onednn(*pair, geometry),
+        lambda *pair: xla_convolution(*pair, geometry),
+        (x, kernel),
+    )
+
+
+@onednn_only
+def test_onednn_takes_what_is_not_a_tiny_map():
+    for name in LARGE_MAPS:
+        x, kernel, geometry = arrays(name)
+        chosen = convolution._cpu_formulation(x, kernel, geometry)
+        assert chosen is convolution._conv_by_onednn
+        for others in (x[:0], x.astype(jnp.bfloat16), x.astype(jnp.float16)):
+            kernel = kernel.astype(others.dtype)
+            assert convolution._cpu_formulation(others, kernel, geometry) is not chosen
+            assert conv2d(others, kernel, *geometry).dtype == others.dtype
+
+
+@onednn_only
+def test_onednn_has_forward_mode_and_second_derivatives():
+    x, kernel, geometry = arrays("5x5 with dilation and stride")
+
+    def gradients(convolve):
+        def loss(x, kernel):
+            return jnp.sin(convolve(x, kernel)).sum()
+
+        return jax.grad(loss, (0, 1))
+
+    def second(convolve):
+        def norm(x, kernel):
+            return sum(jnp.cos(each).sum() for each in gradients(convolve)(x, kernel))
+
+        return jax.grad(norm, (0, 1))(x, kernel)
+
+    def ours(x, kernel):
+        return convolution._conv_by_onednn(x, kernel, geometry)
+
+    def native(x, kernel):
+        return xla_convolution(x, kernel, geometry)
+
+    for found, expected in zip(second(ours), second(native), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-3)
+    tangents = (jnp.cos(x), jnp.sin(kernel))
+    _, found = jax.jvp(ours, (x, kernel), tangents)
+    _, expected = jax.jvp(native, (x, kernel), tangents)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-4)
+    # jax.vmap over images, and over kernels, as for gradients of single examples.
+    for axes in ((0, None), (None, 0), (0, 0)):
+        operands = (x[:, None] if axes[0] == 0 else x, kernel if axes[1] is None else kernel[None])
+        if axes[1] == 0:
+            operands = (operands[0], jnp.repeat(operands[1], len(x), 0))
+        found = jax.vmap(gradients(ours), axes)(*operands)
+        expected = jax.vmap(gradients(native), axes)(*operands)
+        for one, other in zip(found, expected, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-3)
+
+
+@onednn_only
+@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.parametrize("check_vma", [False, True])
+def test_convolution_inside_shard_map(devices, check_vma):
+    x, kernel, geometry = arrays("two groups")
+    x = jnp.concatenate([x] * devices)
+    mesh = jax.sharding.Mesh(jax.devices()[:devices], ("batch",))
+    part, whole = PartitionSpec("batch"), PartitionSpec()
+
+    def loss(x, kernel):
+        return jax.lax.pmean(jnp.square(conv2d(x, kernel, *geometry)).mean(), "batch")
+
+    mapped = jax.jit(
+        jax.shard_map(loss, mesh=mesh, in_specs=(part, whole), out_specs=whole, check_vma=check_vma)
+    )
+    expected = jnp.square(xla_convolution(x, kernel, geometry)).mean()
+    np.testing.assert_allclose(mapped(x, kernel), expected, rtol=1e-5)
+    by_onednn = onednn.TARGET in mapped.lower(x, kernel).as_text()
+    assert by_onednn == (devices == 1 and not check_vma)
+
+
+@onednn_only
+def test_a_failure_inside_onednn_is_an_exception(monkeypatch):
+    def fail(description):
+        raise RuntimeError("dnnl_primitive_create of oneDNN failed with status 1")
+
+    monkeypatch.setattr(onednn, "_convolution", fail)
+    x, kernel, geometry = arrays("two groups")
+    with pytest.raises(Exception, match="dnnl_primitive_create of oneDNN failed with status 1"):
+        jax.block_until_ready(conv2d(x, kernel, *geometry))
+
+
+def test_onednn_is_left_out_where_asked():
+    program = "from flaxnets import onednn; print(onednn.available())"
+    environment = os.environ | {"FLAXNETS_ONEDNN": "0"}
+    found = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+    )
+    assert found.stdout.strip() == "False"
+
+
+def test_gpu_and_tpu_keep_the_convolution_of_xla():
+    """The formulations are for CPU alone: the program for other platforms is one convolution."""
+    x, kernel = jnp.zeros((2, 8, 8, 128)), jnp.zeros((3, 3, 4, 128))
+
+    @jax.jit
+    def f(x, kernel):
+        return conv2d(x, kernel, (1, 1), (1, 1), (1, 1), 32)
+
+    text = {p: f.trace(x, kernel).lower(lowering_platforms=(p,)).as_text() for p in ("cuda", "cpu")}
+    assert text["cuda"].count("stablehlo.convolution") == 1
+    assert "feature_group_count = 32" in text["cuda"]
+    assert "custom_call" not in text["cuda"]
+    assert "feature_group_count = 32" not in text["cpu"]

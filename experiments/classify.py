@@ -50,9 +50,13 @@ class Options(NetworkOptions):
     """Of random views."""
     json: bool = False
     """Print one JSON list."""
+    compilation_cache: bool = True
+    """Keep compiled programs in the user's cache directory, for the next start."""
 
 
 def main(options: Options) -> None:
+    if options.compilation_cache:
+        compilation_cache()
     if not options.pictures:
         raise InputError("no picture given; expected files")
     if options.top < 1:
@@ -125,5 +129,4 @@ def _print(result: dict[str, Any], probabilities: bool, titled: bool) -> None:
 if __name__ == "__main__":
     quiet()
     with one_sentence_errors():
-        compilation_cache()
         main(tyro.cli(Options, description=__doc__))

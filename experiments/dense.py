@@ -52,9 +52,13 @@ class Options(NetworkOptions):
     """6: OverFeat's scales, in proportion to what the network reads, and their mirror images."""
     out: pathlib.Path = pathlib.Path("map.png")
     """File to draw to; .png, .pdf, .svg."""
+    compilation_cache: bool = True
+    """Keep compiled programs in the user's cache directory, for the next start."""
 
 
 def main(options: Options) -> None:
+    if options.compilation_cache:
+        compilation_cache()
     if options.image_size is not None and options.scales == 6:
         raise InputError("--scales 6 has sizes of its own; leave out --image-size")
     known = Figure().canvas.get_supported_filetypes()
@@ -168,6 +172,5 @@ def draw(
 if __name__ == "__main__":
     quiet()
     with one_sentence_errors():
-        compilation_cache()
         reuse_memory()
         main(tyro.cli(Options, description=__doc__))

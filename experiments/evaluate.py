@@ -68,9 +68,13 @@ class Options:
     """NumPy file (.npz) to write to: `probabilities` (networks, N, classes) and `labels` (N,)."""
     confusion: pathlib.Path | None = None
     """Picture to draw the confusion matrix to: of the last line, the mean of several networks."""
+    compilation_cache: bool = True
+    """Keep compiled programs in the user's cache directory, for the next start."""
 
 
 def main(options: Options) -> None:
+    if options.compilation_cache:
+        compilation_cache()
     for path in (options.output, options.confusion):  # hours are not to be lost to a typing error
         if path is not None and not path.absolute().parent.is_dir():
             raise InputError(f"cannot write {path}: no directory {path.parent}")
@@ -217,6 +221,5 @@ def draw_confusion(
 if __name__ == "__main__":
     quiet()
     with one_sentence_errors():
-        compilation_cache()
         reuse_memory()
         main(tyro.cli(Options, description=__doc__))

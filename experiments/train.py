@@ -65,6 +65,8 @@ class Options:
     """How the step is mapped onto the devices."""
     seed: int = 0
     """Of initialisation, data order, augmentation and dropout."""
+    compilation_cache: bool = True
+    """Keep compiled programs in the user's cache directory, for the next start."""
     dry_run: bool = False
     """Print the values, the layers, the steps and the memory of the run, and stop."""
     run: Annotated[RunOptions, tyro.conf.OmitArgPrefixes] = dataclasses.field(
@@ -76,7 +78,9 @@ class Options:
 
 
 # Options that a run does not depend on: it may go on elsewhere. The values have lines of their own.
-WHERE = ("workdir", "data_dir", "dry_run", "run", "processes", "values")
+WHERE = (
+    "workdir", "data_dir", "compilation_cache", "dry_run", "run", "processes", "values",
+)  # fmt: skip
 
 
 def parse(arguments: list[str]) -> tuple[Options, data.Source]:
@@ -150,6 +154,8 @@ def dry_run(options: Options, model, recipe: Recipe, feed: Feed, parallel, image
 
 def main(arguments: list[str]) -> None:
     options, source = parse(arguments)
+    if options.compilation_cache:
+        compilation_cache()
     options.values.check()
     options.run.check()
     join(options.processes)
@@ -246,6 +252,5 @@ def main(arguments: list[str]) -> None:
 if __name__ == "__main__":
     quiet()
     with one_sentence_errors():
-        compilation_cache()
         reuse_memory()
         main(sys.argv[1:])

@@ -187,18 +187,19 @@ def _transposed(position: int, cotangent: Array, *operands, result: str, **param
 
 def _mapped(operands, axes, *, result, shapes, geometry):
     """Under `jax.vmap`: XLA's convolution, or its transpose, takes one more axis by itself."""
+    roles = [role for role in onednn.ROLES if role != result]
+    unknown = jax.ShapeDtypeStruct(shapes[onednn.ROLES.index(result)], jnp.float32)
 
-    def by_xla(*pair: Array) -> Array:
-        known = dict(zip((role for role in onednn.ROLES if role != result), pair, strict=True))
+    def by_xla(first: Array, second: Array) -> Array:
+        if result == "output":
+            return xla_convolution(first, second, geometry)
+        known = {roles[0]: first, roles[1]: second}
 
-        def forward(unknown: Array) -> Array:
-            arrays = known | {result: unknown}
+        def output(array: Array) -> Array:
+            arrays = known | {result: array}
             return xla_convolution(arrays["input"], arrays["kernel"], geometry)
 
-        if result == "output":
-            return xla_convolution(*pair, geometry)
-        unknown = jax.ShapeDtypeStruct(shapes[onednn.ROLES.index(result)], jnp.float32)
-        (found,) = jax.linear_transpose(forward, unknown)(known["output"])
+        (found,) = jax.linear_transpose(output, unknown)(known["output"])
         return found
 
     return jax.vmap(by_xla, in_axes=axes)(*operands), 0

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import export
 from jax.sharding import PartitionSpec
 
 import parity
@@ -147,6 +148,18 @@ def test_convolution_inside_shard_map(devices, check_vma):
     np.testing.assert_allclose(mapped(x, kernel), expected, rtol=1e-5)
     by_onednn = onednn.TARGET in mapped.lower(x, kernel).as_text()
     assert by_onednn == (devices == 1 and not check_vma)
+
+
+def test_a_symbolic_batch_is_exported_for_all_platforms():
+    """One file for any machine: no call of a library that another one may lack."""
+    _, kernel, geometry = arrays("two groups")
+    (batch,) = export.symbolic_shape("N")
+    convolve = jax.jit(lambda x: conv2d(x, kernel, *geometry))
+    images = jax.ShapeDtypeStruct((batch, 7, 7, 64), jnp.float32)
+    exported = export.export(convolve, platforms=("cpu", "cuda"))(images)
+    x = arrays("two groups")[0]
+    expected = xla_convolution(x, kernel, geometry)
+    np.testing.assert_allclose(exported.call(x), expected, rtol=1e-5, atol=1e-4)
 
 
 @onednn_only

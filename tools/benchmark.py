@@ -5,9 +5,8 @@
     python tools/benchmark.py --arch resnet20_cifar --mode learn --dataset cifar10
 
 Modes:
-    infer, train: median seconds of a batch, ours and torch's in turns (the better of eager with
-        channels_last and with torch's default layout), their ratio, and the share of this machine's
-        matrix products that ours reaches.
+    infer, train: median seconds of a batch, ours and others' in turns, ours divided by theirs, and
+        the share of this machine's matrix products that ours reaches.
     compile: seconds to trace and to compile one training step at the network's native size, whose
         result must be finite, and the peak memory of the process.
     learn: training loss over the first and the last tenth of the first steps on a data set; seconds
@@ -16,10 +15,15 @@ Modes:
         separate crops: seconds and multiply-adds of both, and their ratios. The crops have zeros
         for padding where the map has the picture, so the numbers of padded networks differ.
 
+Others (--vs): torchvision's network, the better of eager with channels_last and with torch's
+default layout, or with "torch.compile" of the compiled ones too; "plain", ours with XLA's own
+convolutions and pools, as linen has them.
+
 Every network has a process of its own. Networks that torchvision lacks have no ratio.
 """
 
 import concurrent.futures
+import contextlib
 import csv
 import dataclasses
 import functools
@@ -34,6 +38,7 @@ import sys
 import time
 from collections.abc import Callable
 from typing import Any, Literal
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -54,6 +59,7 @@ from flaxnets.training.state import create_state, init_variables
 from flaxnets.training.step import make_eval_step, make_train_step
 
 Row = dict[str, Any]
+Contender = Callable[[], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,12 +68,14 @@ class Options:
     """Names of networks; all of the library unless given."""
     mode: Literal["infer", "train", "compile", "learn", "dense"] = "train"
     """What to measure."""
+    vs: tuple[Literal["torchvision", "torch.compile", "plain"], ...] = ("torchvision",)
+    """Whom to measure beside ours (infer, train)."""
     batch_size: int = 8
     """Images in a step; crops at once (dense)."""
     image_size: int | None = None
     """Height and width in pixels; the network's native size, or twice it (dense), unless given."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the computation; torch takes part in float32 only."""
+    """Of the computation; torch's is then autocast."""
     remat: bool = False
     """Recompute activations in the backward pass."""
     rounds: int = 7
@@ -128,7 +136,7 @@ class Ours:
         jax.block_until_ready(self.eval_step(variables, self.batch() | mask))
 
 
-def torchvisions(arch: str, images: np.ndarray, mode: str) -> dict[str, Callable[[], None]]:
+def torchvisions(arch: str, images: np.ndarray, options: Options) -> dict[str, Contender]:
     """torchvision's network of that name doing the same work, in both memory layouts."""
     try:
         import torch
@@ -137,38 +145,68 @@ def torchvisions(arch: str, images: np.ndarray, mode: str) -> dict[str, Callable
         return {}
     if arch not in torchvision.models.list_models(module=torchvision.models):
         return {}
+    on_gpu = jax.default_backend() == "gpu" and torch.cuda.is_available()
+    device = torch.device("cuda" if on_gpu else "cpu")
+    half = options.dtype == "bfloat16"
 
-    def contender(memory_format) -> Callable[[], None]:
-        model = torchvision.models.get_model(arch, weights=None)
-        model = model.to(memory_format=memory_format).train(mode == "train")
+    def contender(memory_format, compiled: bool) -> Contender:
+        model = torchvision.models.get_model(arch, weights=None).to(device)
+        model = model.to(memory_format=memory_format).train(options.mode == "train")
+        forward = torch.compile(model) if compiled else model
         optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9, weight_decay=5e-4)
         x = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
-        labels = torch.zeros(len(images), dtype=torch.long)
+        labels = torch.zeros(len(images), dtype=torch.long, device=device)
 
-        def run() -> None:
-            batch = ((x.float() / 255 - 0.5) / 0.25).to(memory_format=memory_format)
-            if mode == "infer":
-                with torch.inference_mode():
-                    model(batch)
-                return
-            optimizer.zero_grad()
-            outputs = model(batch)
-            outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-            losses = [torch.nn.functional.cross_entropy(each, labels) for each in outputs]
+        def work() -> None:
+            batch = ((x.to(device).float() / 255 - 0.5) / 0.25).to(memory_format=memory_format)
+            with torch.autocast(device.type, torch.bfloat16, enabled=half):
+                if options.mode == "infer":
+                    with torch.inference_mode():
+                        forward(batch)
+                    return
+                optimizer.zero_grad()
+                outputs = forward(batch)
+                outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+                losses = [torch.nn.functional.cross_entropy(each, labels) for each in outputs]
             torch.stack(losses).sum().backward()
             optimizer.step()
+
+        def run() -> None:
+            work()
+            if on_gpu:
+                torch.cuda.synchronize()
 
         return run
 
     return {
-        "channels_last": contender(torch.channels_last),
-        "default": contender(torch.contiguous_format),
+        f"{'compiled' if compiled else 'eager'} {layout}": contender(memory_format, compiled)
+        for compiled in (False, True)[: 1 + ("torch.compile" in options.vs)]
+        for layout, memory_format in {
+            "channels_last": torch.channels_last,
+            "default": torch.contiguous_format,
+        }.items()
     }
 
 
-def alternate(contenders: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each call, in turns after one unmeasured, so that all meet the same machine."""
-    for run in contenders.values():
+def plain_layers() -> contextlib.AbstractContextManager[Any]:
+    """What is traced inside has XLA's own operations, as on platforms without a cure."""
+
+    def default_alone(*operands: Any, default: Callable[..., Any], **_: Any) -> Any:
+        return default(*operands)
+
+    return mock.patch.object(jax.lax, "platform_dependent", default_alone)
+
+
+def plain(arch: str, options: Options) -> Contender:
+    run = getattr(Ours(arch, options), options.mode)
+    with plain_layers():
+        run()  # traced here, once
+    return run
+
+
+def alternate(contenders: dict[str, Contender], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each call, in turns after two unmeasured, so that all meet the same machine."""
+    for run in [*contenders.values()] * 2:
         run()
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
@@ -179,7 +217,7 @@ def alternate(contenders: dict[str, Callable[[], None]], rounds: int) -> dict[st
     return seconds
 
 
-def matrix_product() -> Callable[[], None]:
+def matrix_product() -> Contender:
     a = jnp.ones((2048, 2048))
     product = jax.jit(lambda a: a @ a)
     return lambda: jax.block_until_ready(product(a))
@@ -187,16 +225,22 @@ def matrix_product() -> Callable[[], None]:
 
 def measure_speed(arch: str, options: Options) -> Row:
     ours = Ours(arch, options)
-    theirs = torchvisions(arch, ours.images, options.mode)
-    contenders = {"ours": getattr(ours, options.mode), **theirs, "ceiling": matrix_product()}
-    seconds = alternate(contenders, options.rounds)
+    contenders = {"ours": getattr(ours, options.mode), "ceiling": matrix_product()}
+    if "plain" in options.vs:
+        contenders["plain"] = plain(arch, options)
+    theirs: dict[str, Contender] = {}
+    if {"torchvision", "torch.compile"} & set(options.vs):
+        theirs = torchvisions(arch, ours.images, options)
+    seconds = alternate(contenders | theirs, options.rounds)
     median = {name: statistics.median(values) for name, values in seconds.items()}
     multiply_adds = totals(summarize(create_model(arch), ours.input_shape))["multiply_adds"]
     passes = 3 if options.mode == "train" else 1  # the backward pass is two products a layer
     rate = 2 * multiply_adds * options.batch_size * passes / median["ours"]
     row = {
+        "batch_size": options.batch_size,
+        "image_size": ours.input_shape[0],
         "seconds": median["ours"],
-        "spread": (max(seconds["ours"]) - min(seconds["ours"])) / median["ours"],
+        "spread": spread(seconds["ours"]),
         "images_per_second": options.batch_size / median["ours"],
         "gigaflops": rate / 1e9,
         "share_of_ceiling": rate / (2 * 2048**3 / median["ceiling"]),
@@ -205,10 +249,19 @@ def measure_speed(arch: str, options: Options) -> Row:
         best = min(theirs, key=lambda name: median[name])
         row |= {
             "torch_seconds": median[best],
-            "torch_layout": best,
+            "torch_spread": spread(seconds[best]),
+            "torch_was": best,
             "ratio": median["ours"] / median[best],
         }
-    return row
+    if "plain" in options.vs:
+        row["ratio_to_plain"] = median["ours"] / median["plain"]
+    return row | {"peak_gigabytes": peak_gigabytes()}
+
+
+def spread(seconds: list[float]) -> float:
+    """Of the middle half, as a share of the median."""
+    lower, median, upper = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else seconds * 3
+    return (upper - lower) / median
 
 
 def measure_compilation(arch: str, options: Options) -> Row:

@@ -28,7 +28,7 @@ from flaxnets.training.workdir import Row, Workdir
 
 @dataclasses.dataclass(frozen=True)
 class RunOptions:
-    """How a run is saved, guarded and watched, which changes nothing of its result."""
+    """How a run is saved, guarded and watched; what it learns from is in the recipe."""
 
     checkpoint_steps: int = 0
     """Steps between checkpoints besides those at the end of every epoch; 0 for none."""

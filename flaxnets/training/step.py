@@ -182,7 +182,8 @@ def make_train_step(
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         key = jax.random.fold_in(key, lax.axis_index(AXIS))
-        batch = batch | augmented(batch, key)
+        # Dropout uses the key itself, or those of the parts' indices.
+        batch = batch | augmented(batch, jax.random.fold_in(key, recipe.gradient_accumulation))
         found = accumulated(state.params, state.model_state, batch, key)
         grads, model_state, metrics = lax.pmean(found, AXIS)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)

@@ -78,8 +78,11 @@ def _finish() -> None:
     for array in jax.live_arrays():
         with contextlib.suppress(Exception):  # whoever asked for the array has seen its error
             array.block_until_ready()
-    while time.monotonic() < _last_call[0] + 0.2:  # results that nobody holds any more
+    idle = 0.0
+    while idle < 0.2:  # seconds, for results that nobody holds any more
         time.sleep(0.05)
+        with _lock:  # not while one is computed
+            idle = time.monotonic() - _last_call[0]
 
 
 def describe(result: str, shapes: Sequence[Shape], geometry: Sequence[int]) -> np.ndarray:

@@ -1,5 +1,7 @@
 """Pipelines on real pictures (scikit-learn's photographs and digits) and on files made here."""
 
+import collections
+import dataclasses
 import io
 import itertools
 import pathlib
@@ -14,6 +16,7 @@ from PIL import Image
 from flaxnets import InputError
 from flaxnets.data import augmentation, eval_batches, open_source, train_batches
 from flaxnets.data.pipeline import train_image
+from flaxnets.data.sources import InMemory
 from flaxnets.data.tensorflow import tf
 from flaxnets.recipes import Preprocessing, recipe_for
 from tools.rgb_pca import principal_components, rgb_covariance
@@ -211,6 +214,64 @@ def test_an_epoch_has_every_example_and_the_next_other_augmentation():
     assert len(orders) == 4
     of_first = {b["image"][np.argmin(b["label"])].tobytes() for b in epochs}
     assert len(of_first) > 1
+
+
+def letters(flip=True):
+    """Forty images of 8x8, each the only one with its label; none is the same backwards."""
+    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), np.uint8)
+    base = vars(open_source("digits")) | {"name": "letters", "channels": 3, "flip": flip}
+    labels = np.arange(40, dtype=np.int32)
+    splits = {"images": images, "labels": labels}
+    given = {name: dict.fromkeys(("train", "test"), value) for name, value in splits.items()}
+    return InMemory(**base | given | {"sizes": {"train": 40, "test": 40}})
+
+
+WHOLE = Preprocessing(image_size=8, resize=8, pad=1, pca_std=0.0)
+
+
+def test_small_images_come_whole_with_the_places_of_their_crops():
+    source = letters()
+    stream = list(itertools.islice(train_batches(source, 16, WHOLE, seed=3), 100))
+    for batch in stream:
+        np.testing.assert_array_equal(batch["image"], source.images["train"][batch["label"]])
+    places = collections.Counter(
+        (*offset, mirror)
+        for batch in stream
+        for offset, mirror in zip(batch["offset"].tolist(), batch["mirrored"].tolist(), strict=True)
+    )
+    assert set(places) == set(itertools.product(range(3), range(3), (False, True)))
+    assert min(places.values()) > 1600 / 18 * 0.6
+    epoch = np.concatenate([batch["label"] for batch in stream[:5]])
+    np.testing.assert_array_equal(np.sort(epoch), np.repeat(np.arange(40), 2))
+    for start in (0, 7, 99):
+        again = next(train_batches(source, 16, WHOLE, seed=3, start_step=start))
+        assert again.keys() == {"image", "label", "offset", "mirrored"}
+        for key, values in again.items():
+            np.testing.assert_array_equal(values, stream[start][key])
+    parts = [next(train_batches(source, 16, WHOLE, seed=3, shard=(i, 4))) for i in range(4)]
+    for key, values in stream[0].items():
+        np.testing.assert_array_equal(np.concatenate([part[key] for part in parts]), values)
+
+
+@pytest.mark.parametrize(
+    ("change", "flip", "keys"),
+    [
+        ({}, False, {"offset", "mirrored"}),
+        ({"flip": False, "pad": 0}, True, set()),
+        ({"image_size": 12}, True, set()),  # resized
+        ({"train_size": 6}, True, set()),
+        ({"pca_std": 0.1}, True, set()),
+        ({"policy": "trivial_augment_wide"}, True, set()),
+    ],
+)
+def test_the_step_crops_where_nothing_else_changes_an_image(change, flip, keys):
+    how = dataclasses.replace(WHOLE, **change)
+    batch = next(train_batches(letters(flip), 16, how))
+    assert batch.keys() == {"image", "label"} | keys
+    size = how.train_size or how.image_size
+    assert batch["image"].shape == (16, size, size, 3)
+    if keys and not flip:
+        assert not batch["mirrored"].any()
 
 
 def test_processes_share_the_examples():

@@ -208,8 +208,8 @@ def test_a_pattern_that_matches_nothing_is_refused(values):
 # The step
 
 
-def trained(recipe, devices, count=2, arch="resnet20_cifar", average=None):
-    """The state after some steps on images of noise."""
+def trained(recipe, devices, count=2, arch="resnet20_cifar", average=None, change=lambda b: b):
+    """The state after some steps on images of noise, in batches that `change` has changed."""
     model = create_model(arch, num_classes=4)
     optimizer = make_optimizer(recipe, lambda _: jnp.float32(0.02))
     parallel = DataParallel(devices=jax.devices()[:devices])
@@ -223,7 +223,7 @@ def trained(recipe, devices, count=2, arch="resnet20_cifar", average=None):
     for _ in range(count):
         images = rng.integers(0, 256, (16, 32, 32, 3), np.uint8)
         batch = {"image": images, "label": np.arange(16, dtype=np.int32) % 4}
-        state, metrics = step(state, parallel.shard(batch))
+        state, metrics = step(state, parallel.shard(change(batch)))
         history.append(jax.device_get((state, metrics)))
     return history
 
@@ -288,7 +288,9 @@ def test_the_step_trains_on_blended_images_and_classes(values):
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 256, (16, 32, 32, 3), np.uint8) for _ in range(2)][1]
     images = normalize(jnp.asarray(images), *PIXELS)
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), 1), 0)
+    key = jax.random.key(0)
+    for number in (1, 0, recipe.gradient_accumulation):  # step, device, of augmentation
+        key = jax.random.fold_in(key, number)
     erasing, blending = jax.random.split(key)
     images = augmentation.random_erasing(images, erasing, 0.5)
     images, targets = augmentation.mixup_or_cutmix(
@@ -299,3 +301,30 @@ def test_the_step_trains_on_blended_images_and_classes(values):
     assert float(history[1][1]["loss"]) == pytest.approx(float(expected), rel=1e-5)
     right = (logits.argmax(1) == targets.argmax(1)).mean()
     assert float(history[1][1]["top1"]) == pytest.approx(float(right))
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_the_step_crops_as_the_batch_says(parts):
+    recipe = dataclasses.replace(RECIPE, gradient_accumulation=parts)
+    random = np.random.default_rng(1)
+    offset = random.integers(0, 9, (16, 2), np.int32)
+    mirrored = np.arange(16) % 3 == 0
+
+    def with_places(batch):
+        return batch | {"offset": offset, "mirrored": mirrored}
+
+    def cropped_before(batch):
+        padded = np.pad(batch["image"], ((0, 0), (4, 4), (4, 4), (0, 0)))
+        images = [
+            image[y : y + 32, x : x + 32] for image, (y, x) in zip(padded, offset, strict=True)
+        ]
+        images = [im[:, ::-1] if flip else im for im, flip in zip(images, mirrored, strict=True)]
+        return batch | {"image": np.stack(images)}
+
+    assert recipe.preprocessing.pad == 4
+    inside, before, plain = (
+        trained(recipe, 2, arch="lenet5", change=change)
+        for change in (with_places, cropped_before, lambda batch: batch)
+    )
+    assert_equal_states(inside[-1][0].params, before[-1][0].params, atol=1e-7)
+    assert float(inside[-1][1]["loss"]) != pytest.approx(float(plain[-1][1]["loss"]), rel=1e-4)

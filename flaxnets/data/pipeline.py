@@ -125,6 +125,10 @@ def train_batches(
     of the examples, another draw an epoch. The place of a picture that cannot be read is taken by
     the next one in the order of the files, augmented as it would have been.
 
+    Small images that are only padded, cropped and mirrored come as they are in memory, and the
+    training step crops them (`flaxnets.training.augmentation.cropped`): the batch then has
+    `"offset"`, int32 (N, [y, x]) in 0..2 * pad, and `"mirrored"`, bool (N,).
+
     Raises InputError if `batch_size` cannot be divided, or more pictures than `bad` allows (none)
     cannot be read.
     """
@@ -148,6 +152,17 @@ def train_batches(
         if whole_order and shard[1] > 1:
             order = order.batch(batch_size).map(lambda step: step[first:][:local]).unbatch()
         return order
+
+    def whole_images():
+        images, labels = source.images["train"], source.labels["train"]
+        steps = order_from(start_step).batch(local, drop_remainder=True).prefetch(PREFETCH)
+        for step, indices in enumerate(_numpy(steps), start_step):
+            crops = _crops(source, how, batch_size, (seed, step))
+            crops = {key: values[first : first + local] for key, values in crops.items()}
+            yield {"image": images[indices], "label": labels[indices], **crops}
+
+    if whole_order and _is_whole(source, how):
+        return whole_images()
 
     def prepare(count, element):
         position = count // local * batch_size + first + count % local
@@ -175,6 +190,25 @@ def train_batches(
         return next(_numpy(batches(_indices(chosen), step)))
 
     return _mending(batches_from, mended, start_step, source, "train", bad or BadImages())
+
+
+def _is_whole(source: InMemory, how: Preprocessing) -> bool:
+    """Whether each image is in memory as the network is fed it, but for its crop."""
+    coloured = how.pca_std and source.channels == 3
+    as_large = source.image_size == (how.train_size or how.image_size)
+    return source.kind == "rows" or (as_large and how.policy == "none" and not coloured)
+
+
+def _crops(source: Source, how: Preprocessing, batch_size: int, seed: tuple[int, int]) -> Batch:
+    """Of a batch of all processes: where each padded image is cropped, and whether mirrored."""
+    flip = how.flip and source.flip
+    if source.kind == "rows" or not (how.pad or flip):
+        return {}
+    random = np.random.default_rng([number % 2**64 for number in seed])
+    return {
+        "offset": random.integers(0, 2 * how.pad, (batch_size, 2), np.int32, endpoint=True),
+        "mirrored": random.random(batch_size) < (0.5 if flip else 0.0),
+    }
 
 
 def _repeated(

@@ -5,6 +5,8 @@ coefficient and one partner order a device, as one a process in torchvision's re
 """
 
 import functools
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -108,16 +110,13 @@ def mixup_or_cutmix(
     return lax.switch(index, branches, images, targets, key)
 
 
-def random_crop_and_flip(
-    images: jax.Array, key: jax.Array, pad: int, flip: bool = True
-) -> jax.Array:
-    """`images` (N, H, W, C) with `pad` pixels of zeros on each side, cropped to their old size at
-    random and, where `flip`, mirrored half of the time (He et al. 2015, section 4.2).
+def cropped(batch: Mapping[str, Any], pad: int) -> jax.Array:
+    """The images of a batch of `flaxnets.data.train_batches`, cropped and mirrored where it says so
+    (He et al. 2015, section 4.2).
     """
-    places, coins = jax.random.split(key)
-    offsets = jax.random.randint(places, (len(images), 2), 0, 2 * pad + 1)
-    mirrored = jax.random.bernoulli(coins, 0.5 if flip else 0.0, (len(images),))
-    return crop_and_flip(images, offsets, mirrored, pad)
+    if "offset" not in batch:
+        return batch["image"]
+    return crop_and_flip(batch["image"], batch["offset"], batch["mirrored"], pad)
 
 
 def crop_and_flip(

@@ -14,6 +14,7 @@ import numpy as np
 
 from flaxnets.errors import InputError, InputWarning
 from flaxnets.recipes import Recipe
+from flaxnets.training.augmentation import cropped
 from flaxnets.training.checkpoints import Checkpoints
 from flaxnets.training.distributed import agreed, signals_as_flag
 from flaxnets.training.guard import all_finite
@@ -207,7 +208,8 @@ def fit(
             with clock.waits():
                 batch = next(batches)
             if step == 0 and feed.pictures:
-                workdir.picture("training_images", draw_batch(batch, feed.class_names), step)
+                pad = recipe.preprocessing.pad
+                workdir.picture("training_images", draw_batch(batch, feed.class_names, pad), step)
             state, metrics = program.train_step(state, parallel.shard(batch))
             step += 1
             pending.append(metrics)
@@ -293,7 +295,8 @@ def draw_worst(worst: list[Example], class_names: tuple[str, ...]) -> Any:
     return draw_grid([example.image for example in worst], captions)
 
 
-def draw_batch(batch: HostBatch, class_names: tuple[str, ...]) -> Any:
-    """A figure of training images, augmented but for what is done to whole batches."""
-    captions = [class_names[label] for label in batch["label"][:PICTURED]]
-    return draw_grid(list(batch["image"][:PICTURED]), captions)
+def draw_batch(batch: HostBatch, class_names: tuple[str, ...], pad: int) -> Any:
+    """A figure of training images, augmented but for what blends or erases."""
+    few = {name: values[:PICTURED] for name, values in batch.items()}
+    captions = [class_names[label] for label in few["label"]]
+    return draw_grid(list(np.asarray(cropped(few, pad))), captions)

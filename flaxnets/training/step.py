@@ -91,7 +91,8 @@ def make_train_step(
 
     - the objective: loss, label smoothing, weight of the auxiliary classifiers, which `sow` their
       logits into "aux_logits";
-    - the augmentation of whole batches: random erasing, mixup, CutMix. The metrics are then those
+    - the augmentation of whole batches: crops that `flaxnets.data` left to the step, random
+      erasing, mixup, CutMix. The metrics are then those
       of the blended images against the likelier class;
     - gradient accumulation;
     - `freeze`: what its patterns match keeps its bits, parameters and batch norms, which use their
@@ -122,7 +123,8 @@ def make_train_step(
     def augmented(batch: Batch, key: jax.Array) -> Batch:
         """Normalised images with, where they are blended, probabilities as labels."""
         erasing, blending = jax.random.split(key)
-        images, labels = normalize(batch["image"], *statistics), batch["label"]
+        images = augmentation.cropped(batch, recipe.preprocessing.pad)
+        images, labels = normalize(images, *statistics), batch["label"]
         if recipe.random_erasing:
             images = augmentation.random_erasing(images, erasing, recipe.random_erasing)
         if recipe.mixup or recipe.cutmix:

@@ -94,6 +94,38 @@ def test_batch_norm_keeps_torchs_running_statistics():
         np.testing.assert_allclose(variables["batch_stats"][name], expected, rtol=1e-5)
 
 
+def test_batch_norm_has_the_derivatives_of_its_formula():
+    """Ioffe & Szegedy 2015, algorithm 1, with a mean far from zero; first and second ones."""
+    x = jnp.asarray(parity.images(5, channels=3)) + 3
+    weights = jnp.cos(jnp.arange(x.size)).reshape(x.shape)
+    params = {"scale": jnp.array([0.5, 1.0, 2.0]), "bias": jnp.array([0.1, 0.0, -1.0])}
+    layer = layers.BatchNorm(use_running_average=False)
+    stats = layer.init(jax.random.key(0), x)["batch_stats"]
+
+    def ours(x, params):
+        variables = {"params": params, "batch_stats": stats}
+        return layer.apply(variables, x, mutable=["batch_stats"])[0]
+
+    def formula(x, params):
+        mean = x.mean((0, 1, 2))
+        variance = jnp.square(x - mean).mean((0, 1, 2))
+        return (x - mean) / jnp.sqrt(variance + 1e-5) * params["scale"] + params["bias"]
+
+    def gradients(norm):
+        return jax.grad(lambda *at: (jnp.sin(norm(*at)) * weights).sum(), (0, 1))
+
+    def second(norm):
+        def size(*at):
+            return sum(jnp.square(leaf).sum() for leaf in jax.tree.leaves(gradients(norm)(*at)))
+
+        return jax.grad(size, (0, 1))
+
+    for derivative in (gradients, second):
+        found, expected = (derivative(norm)(x, params) for norm in (ours, formula))
+        for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4 * jnp.abs(other).max())
+
+
 def test_synchronised_batch_norm_equals_one_large_batch():
     x = parity.images(4, batch=8)
     norm = layers.BatchNorm(use_running_average=False, axis_name="batch")

@@ -1,8 +1,10 @@
 """The scripts as a user runs them: a process each."""
 
 import json
+import platform
 import signal
 import subprocess
+import sys
 import time
 
 import numpy as np
@@ -202,3 +204,27 @@ def test_the_augmentation_is_drawn(tmp_path):
     result = script("tools/show_augmentation.py", *policy, "--out", tmp_path / "grid.png")
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "grid.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library allocates")
+def test_freed_memory_is_kept():
+    """100 MiB are 25,600 pages, which the second time are there already."""
+    program = """
+import resource, sys
+import numpy as np
+from flaxnets.terminal import reuse_memory
+if sys.argv[1] == "kept":
+    reuse_memory()
+faults = []
+for _ in range(3):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    np.ones(100 * 2**20, np.uint8)
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(faults[-1])
+"""
+    faults = {
+        how: int(subprocess.check_output([sys.executable, "-c", program, how]))
+        for how in ("kept", "given back")
+    }
+    assert faults["kept"] < 100
+    assert faults["given back"] > faults["kept"]

@@ -24,7 +24,7 @@ import tyro
 from flaxnets import create_model, data
 from flaxnets.data.pipeline import Batch
 from flaxnets.recipes import recipe_for
-from flaxnets.terminal import compilation_cache, one_sentence_errors, quiet
+from flaxnets.terminal import compilation_cache, one_sentence_errors, quiet, reuse_memory
 from flaxnets.training.loop import Feed, RunOptions, fit
 from flaxnets.training.parallel import DataParallel
 from flaxnets.training.workdir import Workdir
@@ -108,4 +108,5 @@ if __name__ == "__main__":
     quiet()
     with one_sentence_errors():
         compilation_cache()
+        reuse_memory()
         tyro.cli(main, description=__doc__)

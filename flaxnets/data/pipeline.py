@@ -2,12 +2,13 @@
 measured features and numbers to predict are float32.
 
 Position decides everything: example `i` of the training stream of all processes is augmented with a
-seed made of (seed, i), and each pass over the data is shuffled with (seed, pass). So the same seed
-gives the same batches whatever the number of threads, and a stream can start at any step. Where the
-examples have indices (`InMemory`), the batch of all processes is the same for any number of them:
-each knows the whole order and takes its part of every batch. Records of TensorFlow Datasets are
-divided by file instead, each process in its own order, and read round and round. The place
-of a picture that cannot be read is filled by a rule of its own position alone, too.
+seed made of (seed, i), crops that are left to the training step are drawn with (seed, step), and
+each pass over the data is shuffled with (seed, pass). So the same seed gives the same batches
+whatever the number of threads, and a stream can start at any step. Where the examples have indices
+(`InMemory`), the batch of all processes is the same for any number of them: each knows the whole
+order and takes its part of every batch. Records of TensorFlow Datasets are divided by file instead,
+each process in its own order, and read round and round. The place of a picture that cannot be read
+is filled by a rule of its own position alone, too.
 """
 
 # TensorFlow's annotations deny what its functions accept (tensors for integers, and back).

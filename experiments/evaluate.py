@@ -146,7 +146,7 @@ def _from_weights(options: Options) -> Iterator[Network]:
         yield from_weights(arch, weights, checkpoint)
 
 
-def _check_fits(network: Network, source: data.Source, views: Views) -> None:
+def _check_fits(network: Network, source: "data.Source", views: Views) -> None:
     if network.dataset is not None and network.class_names != source.class_names:
         raise InputError(
             f"{network.name} was trained on the classes of {network.dataset!r}, not {source.name!r}"
@@ -170,7 +170,7 @@ def _check_fits(network: Network, source: data.Source, views: Views) -> None:
 
 
 def _batches(
-    source: data.Source, batch_size: int, preset: Preset, options: Options
+    source: "data.Source", batch_size: int, preset: Preset, options: Options
 ) -> Iterator[dict[str, np.ndarray]]:
     """The centre as in training, so that the figures are train.py's; else views from Pillow."""
     if options.views == "center":

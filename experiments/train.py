@@ -83,7 +83,7 @@ WHERE = (
 )  # fmt: skip
 
 
-def parse(arguments: list[str]) -> tuple[Options, data.Source]:
+def parse(arguments: list[str]) -> "tuple[Options, data.Source]":
     """Network and data set first: they decide the defaults of everything else."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--arch", default="vgg19")
@@ -92,6 +92,9 @@ def parse(arguments: list[str]) -> tuple[Options, data.Source]:
     first.add_argument("--data-dir", "--data_dir")
     chosen, _ = first.parse_known_args(arguments)
     create_model(chosen.arch)  # a wrong name is answered before a data set is opened
+    if not {"-h", "--help"} & set(arguments):
+        # TensorFlow is imported next, for seconds.
+        print(f"{chosen.arch} on {chosen.dataset}", flush=True)
     source = data.open_source(chosen.dataset, chosen.data_dir)
     one_of(get_args(Version), chosen.recipe, "recipe")
     recipe = recipe_for(chosen.arch, source.kind, chosen.recipe)

@@ -66,7 +66,8 @@ def reuse_memory() -> None:
 
     XLA's CPU backend asks for its intermediate results anew in every call, and glibc gives large
     blocks back to the system each time: their page faults were a quarter of the time of a training
-    step of ResNet-50. One arena, because the others cannot hold blocks of more than 64 MiB.
+    step of ResNet-50. One arena, because the others cannot hold blocks of more than 64 MiB; so
+    this comes before TensorFlow, whose import starts threads with arenas of their own.
     """
     arena_max, mmap_max, trim_threshold = -8, -4, -1  # malloc.h
     with contextlib.suppress(OSError, AttributeError):
@@ -111,10 +112,10 @@ def _is_disk_full(error: BaseException) -> bool:
     return getattr(error, "errno", None) in full or any(os.strerror(e) in str(error) for e in full)
 
 
-def versions() -> dict[str, str]:
-    """Of Python and the packages that matter to a result."""
+def versions(others: Sequence[str] = ()) -> dict[str, str]:
+    """Of Python and the packages that matter to a result, as far as they are installed."""
     found = {"python": sys.version.split()[0]}
-    for package in PACKAGES:
+    for package in (*PACKAGES, *others):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)
     return found

@@ -36,7 +36,6 @@ from flaxnets.layers import (
 )
 from flaxnets.models import FAMILIES
 from flaxnets.training.step import normalize
-from tools import benchmark
 
 # Narrow where the network has a field for it.
 OVERFEAT = {"channels": (6, 16, 32, 64, 64), "hidden_features": (48, 64)}
@@ -423,15 +422,3 @@ def test_a_picture_that_cannot_be_drawn(lenet, wrong, sentence):
     with pytest.raises(InputError) as raised:
         draw.main(draw.Options(**{**lenet[0], **wrong}))
     assert str(raised.value) == sentence
-
-
-def test_the_benchmark_counts_what_crops_share(monkeypatch):
-    """LeNet-5's map of 56x56 pixels: 8x8 predictions, by hand."""
-    monkeypatch.syspath_prepend(str(pathlib.Path(benchmark.__file__).parent))
-    row = benchmark.measure_dense("lenet5", benchmark.Options(mode="dense", rounds=1))
-    convolutions = 52 * 52 * 6 * 25 + 22 * 22 * 16 * 25 * 6
-    assert row["map_multiply_adds"] == convolutions + 64 * (256 * 120 + 120 * 84 + 84 * 10)
-    assert row["crops_multiply_adds"] == 64 * 281_640
-    assert row["predictions"] == 64
-    assert row["seconds_ratio"] == row["crops_seconds"] / row["map_seconds"] > 0
-    assert benchmark.measure_dense("mlp", benchmark.Options()) == {"note": "no map"}

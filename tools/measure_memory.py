@@ -22,11 +22,11 @@ import numpy as np
 import tyro
 
 from flaxnets import create_model, data
-from flaxnets.data.pipeline import Batch
 from flaxnets.recipes import recipe_for
 from flaxnets.terminal import compilation_cache, one_sentence_errors, quiet, reuse_memory
 from flaxnets.training.loop import Feed, RunOptions, fit
 from flaxnets.training.parallel import DataParallel
+from flaxnets.training.program import HostBatch
 from flaxnets.training.workdir import Workdir
 
 
@@ -60,7 +60,7 @@ def main(
     size = how.preprocessing.image_size
     measured: list[tuple[int, float]] = []
 
-    def watched(step: int) -> Iterator[Batch]:
+    def watched(step: int) -> Iterator[HostBatch]:
         for number, batch in enumerate(data.train_batches(source, batch_size, how.preprocessing)):
             if number % every == 0:
                 measured.append((step + number, resident_mebibytes()))

@@ -1,0 +1,79 @@
+"""The options of a measurement, and timing in turns."""
+
+import dataclasses
+import pathlib
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any, Literal
+
+Row = dict[str, Any]
+Contender = Callable[[], object]  # does its work and waits for it
+Other = Literal["torchvision", "torch.compile", "plain"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    arch: tuple[str, ...] = ()
+    """Names of networks; all of the library unless given."""
+    mode: Literal["infer", "train", "compile", "data", "start", "growth", "learn", "dense"] = (
+        "train"
+    )
+    """What to measure."""
+    all: bool = False
+    """Inference and training of the networks in one Markdown table, with batches of as many images
+    as take 12 G multiply-adds forward (from 4 to 64) unless their size is given."""
+    vs: tuple[Other, ...] = ("torchvision",)
+    """Whom to measure beside ours (infer, train)."""
+    batch_size: int | None = None
+    """Images in a step; crops at once (dense). 8 unless given, 64 of data."""
+    image_size: int | None = None
+    """Height and width in pixels; the network's native size, or twice it (dense), unless given."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the computation; torch's is then autocast."""
+    remat: bool = False
+    """Recompute activations in the backward pass."""
+    devices: int = 1
+    """Devices that share the batch (infer, train); on a CPU they are virtual."""
+    rounds: int = 7
+    """Timed repetitions (infer, train, data, dense)."""
+    steps: int = 100
+    """Training steps (learn); batches of a round (data)."""
+    learning_rate: float | None = None
+    """Of learning; the recipe's, smaller in proportion for a smaller batch, unless given."""
+    dataset: str = "digits"
+    """Data to read or to learn, a name as in train.py."""
+    data_dir: str | None = None
+    """Where TensorFlow Datasets were prepared; TFDS_DATA_DIR otherwise."""
+    out: pathlib.Path | None = None
+    """File for the rows with versions and hardware, .csv or .json; plots (growth) have its name
+    with .png."""
+
+
+def alternate(contenders: dict[str, Contender], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each call, in turns after two unmeasured, so that all meet the same machine."""
+    for run in [*contenders.values()] * 2:
+        run()
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(rounds):
+        for name, run in contenders.items():
+            seconds[name].append(seconds_of(run))
+    return seconds
+
+
+def seconds_of(run: Contender) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def spread(seconds: list[float]) -> float:
+    """Of the middle half, as a share of the median."""
+    lower, median, upper = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else seconds * 3
+    return (upper - lower) / median
+
+
+def peak_gigabytes() -> float:
+    """Of this process until now."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

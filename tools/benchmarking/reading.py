@@ -1,0 +1,132 @@
+"""Images a second from a data set to uint8 batches in memory, cropped at random and mirrored."""
+
+import concurrent.futures
+import functools
+import io
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+
+from benchmarking.common import Options, Row, spread
+from flaxnets import create_model, data
+from flaxnets.recipes import Preprocessing
+from flaxnets.training.augmentation import cropped
+
+Rate = Callable[[], float]  # measures images a second
+
+
+def measure_reading(arch: str, options: Options) -> Row:
+    """Ours, torchvision's DataLoader with a worker a core doing the same and, where the images are
+    photographs, their decoding alone, by libjpeg-turbo with a thread a core; in turns.
+
+    Photographs are cropped to any size and shape and resized to the network's, images in memory
+    padded by 4 pixels and cropped (ours on the device, as in the training step). Each reader starts
+    anew in each round; what counts are the batches behind its first one.
+    """
+    source = data.open_source(options.dataset, options.data_dir)
+    side = source.image_size or options.image_size or create_model(arch).input_shape[0]
+    how = Preprocessing(side, resize=side, crop="random_resized", flip=source.flip, pca_std=0.0)
+    size, steps = options.batch_size or 64, options.steps
+    stream = source.stream("train", (0, 1), None).take(size * (steps + 1))
+    examples = [(each["image"], int(each["label"])) for each in stream.as_numpy_iterator()]
+    readers: dict[str, Rate] = {"ours": functools.partial(_ours, source, how, size, steps)}
+    try:
+        readers["torchvision"] = functools.partial(_torchs, examples, how, size, steps)
+        if source.kind == "photographs":
+            readers["libjpeg_turbo"] = functools.partial(_decoding, examples, size * steps)
+    except ImportError:
+        pass
+    rates: dict[str, list[float]] = {name: [] for name in readers}
+    for _ in range(1 + options.rounds):
+        for name, rate in readers.items():
+            rates[name].append(rate())
+    median = {name: statistics.median(values[1:]) for name, values in rates.items()}
+    return {
+        "dataset": options.dataset,
+        "batch_size": size,
+        "image_size": side,
+        "images_per_second": median["ours"],
+        "spread": spread(rates["ours"][1:]),
+        **{f"{name}_per_second": median[name] for name in median if name != "ours"},
+        **{f"ratio_to_{name}": median["ours"] / median[name] for name in median if name != "ours"},
+    }
+
+
+def _rate(batches: Iterator[Any], size: int, steps: int) -> float:
+    next(batches)
+    start = time.perf_counter()
+    for _ in range(steps):
+        next(batches)
+    return size * steps / (time.perf_counter() - start)
+
+
+def _ours(source: data.Source, how: Preprocessing, size: int, steps: int) -> float:
+    on_device = jax.jit(functools.partial(cropped, pad=how.pad))
+    batches = data.train_batches(source, size, how)
+    if source.kind != "photographs":
+        batches = (jax.block_until_ready(on_device(batch)) for batch in batches)
+    return _rate(batches, size, steps)
+
+
+class Examples:
+    """A data set for torch's DataLoader, whose workers import torchvision themselves."""
+
+    def __init__(self, examples: list[tuple[Any, int]], how: Preprocessing, count: int):
+        self.examples, self.how, self.count = examples, how, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    @functools.cached_property
+    def transform(self) -> Callable[[Any], Any]:
+        from torchvision_import import torchvision
+
+        transforms, side = torchvision.transforms, self.how.image_size
+        photographs = isinstance(self.examples[0][0], bytes)
+        return transforms.Compose(
+            [
+                transforms.RandomResizedCrop(side)
+                if photographs
+                else transforms.RandomCrop(side, self.how.pad),
+                transforms.RandomHorizontalFlip(0.5 if self.how.flip else 0.0),
+                transforms.PILToTensor(),
+            ]
+        )
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        from PIL import Image
+
+        raw, label = self.examples[index % len(self.examples)]
+        if isinstance(raw, bytes):
+            image = Image.open(io.BytesIO(raw)).convert("RGB")
+        else:
+            image = Image.fromarray(raw.squeeze())
+        return self.transform(image), label
+
+
+def _torchs(examples: list[tuple[Any, int]], how: Preprocessing, size: int, steps: int) -> float:
+    from torch.utils.data import DataLoader
+
+    loader = DataLoader(
+        Examples(examples, how, size * (steps + 1)),  # pyright: ignore[reportArgumentType]
+        batch_size=size,
+        num_workers=os.cpu_count() or 1,
+        multiprocessing_context="spawn",  # a fork of JAX's threads may hang
+    )
+    return _rate(iter(loader), size, steps)
+
+
+def _decoding(examples: list[tuple[Any, int]], count: int) -> float:
+    import simplejpeg
+
+    pictures = [examples[i % len(examples)][0] for i in range(count)]
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(simplejpeg.decode_jpeg, pictures[:64]))
+        start = time.perf_counter()
+        for _ in pool.map(simplejpeg.decode_jpeg, pictures):
+            pass
+        return count / (time.perf_counter() - start)

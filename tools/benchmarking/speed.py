@@ -1,0 +1,238 @@
+"""Steps of a network, ours and others': seconds in turns, and compilation."""
+
+import contextlib
+import functools
+import math
+import pathlib
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarking.common import (
+    Contender,
+    Options,
+    Row,
+    alternate,
+    peak_gigabytes,
+    seconds_of,
+    spread,
+)
+from flaxnets import create_model
+from flaxnets.recipes import recipe_for
+from flaxnets.summary import summarize, totals
+from flaxnets.training.optimizer import make_optimizer
+from flaxnets.training.parallel import DataParallel
+from flaxnets.training.state import create_state, init_variables
+from flaxnets.training.step import make_eval_step, make_train_step
+
+ROOT = pathlib.Path(__file__).parents[2]
+MULTIPLY_ADDS = 12e9  # of a batch of --all, forward
+
+
+def multiply_adds(arch: str, input_shape: tuple[int, int, int] | None = None) -> int:
+    """Of one image, forward."""
+    model = create_model(arch)
+    return totals(summarize(model, input_shape or model.input_shape))["multiply_adds"]
+
+
+def suitable_batch_size(arch: str) -> int:
+    """A power of two."""
+    images = MULTIPLY_ADDS / multiply_adds(arch)
+    return 2 ** min(max(round(math.log2(images)), 2), 6)
+
+
+class Ours:
+    """A network of the library in training and in evaluation."""
+
+    def __init__(self, arch: str, options: Options):
+        model = create_model(arch, dtype=jnp.dtype(options.dtype), remat=options.remat)
+        *size, channels = model.input_shape
+        side = options.image_size or (size[0] if size else 1)
+        self.input_shape = (side, side, channels)
+        recipe = recipe_for(arch, "small images")
+        optimizer = make_optimizer(recipe, lambda _: jnp.float32(0.01))
+        self.parallel = DataParallel(devices=jax.devices()[: options.devices])
+        variables = init_variables(model, self.input_shape, recipe, 0)
+        self.state = self.parallel.replicate(create_state(variables, optimizer, recipe))
+        pixel = (0.5,) * channels, (0.25,) * channels
+        self.train_step = self.parallel.map(
+            make_train_step(model, optimizer, pixel, recipe), donate_state=True
+        )
+        self.eval_step = self.parallel.map(make_eval_step(model, pixel, loss=recipe.loss))
+        count = options.batch_size or 8
+        self.images = np.random.default_rng(0).integers(
+            0, 256, (count, *self.input_shape), np.uint8
+        )
+        self.labels = np.zeros(count, np.int32)
+        self.mask = np.ones(count, np.float32)
+
+    def batch(self) -> dict[str, Any]:
+        return self.parallel.shard({"image": self.images, "label": self.labels})
+
+    def train(self) -> None:
+        self.state, metrics = self.train_step(self.state, self.batch())
+        jax.block_until_ready((self.state, metrics))
+
+    def infer(self) -> None:
+        batch = {"image": self.images, "label": self.labels, "mask": self.mask}
+        variables = {"params": self.state.params, **self.state.model_state}
+        jax.block_until_ready(self.eval_step(variables, self.parallel.shard(batch)))
+
+
+def torch_network(arch: str) -> tuple[str, Callable[[], Any]] | None:
+    """torchvision's network or, where it has none, the one that the parity tests compare ours
+    with: whose it is, and a function that builds it. None without torch.
+    """
+    try:
+        from torchvision_import import torchvision
+    except ImportError:
+        return None
+    models = torchvision.models
+    if arch in models.list_models(module=models):
+        return "torchvision", functools.partial(models.get_model, arch, weights=None)
+    sys.path += [str(ROOT), str(ROOT / "tests")]
+    from networks import CASES
+
+    return "tests/networks", CASES[arch].reference
+
+
+def torchs(build: Callable[[], Any], images: np.ndarray, options: Options) -> dict[str, Contender]:
+    """torch's network doing the same work, in both memory layouts."""
+    import torch
+
+    on_gpu = jax.default_backend() == "gpu" and torch.cuda.is_available()
+    device = torch.device("cuda" if on_gpu else "cpu")
+    half = options.dtype == "bfloat16"
+
+    def contender(memory_format, compiled: bool) -> Contender:
+        model = build().to(device)
+        model = model.to(memory_format=memory_format).train(options.mode == "train")
+        forward = torch.compile(model) if compiled else model
+        optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9, weight_decay=5e-4)
+        x = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+        labels = torch.zeros(len(images), dtype=torch.long, device=device)
+
+        def work() -> None:
+            batch = ((x.to(device).float() / 255 - 0.5) / 0.25).to(memory_format=memory_format)
+            with torch.autocast(device.type, torch.bfloat16, enabled=half):
+                if options.mode == "infer":
+                    with torch.inference_mode():
+                        forward(batch)
+                    return
+                optimizer.zero_grad()
+                outputs = forward(batch)
+                outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+                losses = [torch.nn.functional.cross_entropy(each, labels) for each in outputs]
+            torch.stack(losses).sum().backward()
+            optimizer.step()
+
+        def run() -> None:
+            work()
+            if on_gpu:
+                torch.cuda.synchronize()
+
+        return run
+
+    return {
+        f"{'compiled' if compiled else 'eager'} {layout}": contender(memory_format, compiled)
+        for compiled in (False, True)[: 1 + ("torch.compile" in options.vs)]
+        for layout, memory_format in {
+            "channels_last": torch.channels_last,
+            "default": torch.contiguous_format,
+        }.items()
+    }
+
+
+def plain_layers() -> contextlib.AbstractContextManager[Any]:
+    """What is traced inside has XLA's own operations, as on platforms without a cure."""
+
+    def default_alone(*operands: Any, default: Callable[..., Any], **_: Any) -> Any:
+        return default(*operands)
+
+    return mock.patch.object(jax.lax, "platform_dependent", default_alone)
+
+
+def plain(arch: str, options: Options) -> Contender:
+    run = getattr(Ours(arch, options), options.mode)
+    with plain_layers():
+        run()  # traced here, once
+    return run
+
+
+def matrix_product() -> Contender:
+    a = jnp.ones((2048, 2048))
+    product = jax.jit(lambda a: a @ a)
+    return lambda: jax.block_until_ready(product(a))
+
+
+def measure_speed(arch: str, options: Options) -> Row:
+    ours = Ours(arch, options)
+    run = getattr(ours, options.mode)
+    first = seconds_of(run)  # traces and compiles
+    run()
+    peak = peak_gigabytes()
+    contenders = {"ours": run, "ceiling": matrix_product()}
+    if "plain" in options.vs:
+        contenders["plain"] = plain(arch, options)
+    theirs: dict[str, Contender] = {}
+    whose = None
+    if {"torchvision", "torch.compile"} & set(options.vs):
+        found = torch_network(arch)
+        if found is not None:
+            whose, build = found
+            theirs = torchs(build, ours.images, options)
+    seconds = alternate(contenders | theirs, options.rounds)
+    median = {name: statistics.median(values) for name, values in seconds.items()}
+    passes = 3 if options.mode == "train" else 1  # the backward pass is two products a layer
+    count = len(ours.images)
+    rate = 2 * multiply_adds(arch, ours.input_shape) * count * passes / median["ours"]
+    row = {
+        "batch_size": count,
+        "image_size": ours.input_shape[0],
+        "devices": options.devices,
+        "first_seconds": first,
+        "seconds": median["ours"],
+        "spread": spread(seconds["ours"]),
+        "images_per_second": count / median["ours"],
+        "gigaflops": rate / 1e9,
+        "share_of_ceiling": rate / (2 * 2048**3 / median["ceiling"]),
+        "peak_gigabytes": peak,
+    }
+    if theirs:
+        best = min(theirs, key=lambda name: median[name])
+        row |= {
+            "torch_seconds": median[best],
+            "torch_spread": spread(seconds[best]),
+            "torch_network": whose,
+            "torch_was": best,
+            "ratio": median["ours"] / median[best],
+        }
+    if "plain" in options.vs:
+        row["ratio_to_plain"] = median["ours"] / median["plain"]
+    return row
+
+
+def measure_compilation(arch: str, options: Options) -> Row:
+    ours = Ours(arch, options)
+    start = time.perf_counter()
+    traced = ours.train_step.lower(ours.state, ours.batch())
+    middle = time.perf_counter()
+    compiled = traced.compile()
+    end = time.perf_counter()
+    ours.state, metrics = compiled(ours.state, ours.batch())
+    if not math.isfinite(float(metrics["loss"])):
+        raise FloatingPointError(f"the loss of {arch} is {metrics['loss']}")
+    return {
+        "trace_seconds": middle - start,
+        "compile_seconds": end - middle,
+        "step_seconds": time.perf_counter() - end,
+        "loss": float(metrics["loss"]),
+        "peak_gigabytes": peak_gigabytes(),
+    }

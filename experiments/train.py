@@ -92,9 +92,8 @@ def parse(arguments: list[str]) -> "tuple[Options, data.Source]":
     first.add_argument("--data-dir", "--data_dir")
     chosen, _ = first.parse_known_args(arguments)
     create_model(chosen.arch)  # a wrong name is answered before a data set is opened
-    if not {"-h", "--help"} & set(arguments):
-        # TensorFlow is imported next, for seconds.
-        print(f"{chosen.arch} on {chosen.dataset}", flush=True)
+    if sys.stdout.isatty() and not {"-h", "--help"} & set(arguments):
+        print(f"{chosen.arch} on {chosen.dataset}")  # TensorFlow is imported next, for seconds
     source = data.open_source(chosen.dataset, chosen.data_dir)
     one_of(get_args(Version), chosen.recipe, "recipe")
     recipe = recipe_for(chosen.arch, source.kind, chosen.recipe)

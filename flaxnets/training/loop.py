@@ -207,10 +207,10 @@ def fit(
             trace(step)
             with clock.waits():
                 batch = next(batches)
-            if step == 0 and feed.pictures:
+            state, metrics = program.train_step(state, parallel.shard(batch))
+            if step == 0 and feed.pictures:  # while the device works
                 pad = recipe.preprocessing.pad
                 workdir.picture("training_images", draw_batch(batch, feed.class_names, pad), step)
-            state, metrics = program.train_step(state, parallel.shard(batch))
             step += 1
             pending.append(metrics)
             end_of_epoch = step % program.steps_per_epoch == 0

@@ -17,6 +17,8 @@ from flaxnets.recipes import Preprocessing
 from flaxnets.training.augmentation import cropped
 
 Rate = Callable[[], float]  # measures images a second
+# That this process may use.
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def measure_reading(arch: str, options: Options) -> Row:
@@ -114,7 +116,7 @@ def _torchs(examples: list[tuple[Any, int]], how: Preprocessing, size: int, step
     loader = DataLoader(
         Examples(examples, how, size * (steps + 1)),  # pyright: ignore[reportArgumentType]
         batch_size=size,
-        num_workers=os.cpu_count() or 1,
+        num_workers=CORES,
         multiprocessing_context="spawn",  # a fork of JAX's threads may hang
     )
     return _rate(iter(loader), size, steps)
@@ -124,7 +126,7 @@ def _decoding(examples: list[tuple[Any, int]], count: int) -> float:
     import simplejpeg
 
     pictures = [examples[i % len(examples)][0] for i in range(count)]
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+    with concurrent.futures.ThreadPoolExecutor(CORES) as pool:
         list(pool.map(simplejpeg.decode_jpeg, pictures[:64]))
         start = time.perf_counter()
         for _ in pool.map(simplejpeg.decode_jpeg, pictures):

@@ -1,7 +1,9 @@
 """Seconds from the command to the first training step, in processes of their own."""
 
+import contextlib
 import os
 import pathlib
+import pty
 import subprocess
 import sys
 import tempfile
@@ -10,14 +12,11 @@ import time
 from benchmarking.common import Options, Row
 
 ROOT = pathlib.Path(__file__).parents[2]
-# Runs train.py, writes a mark as soon as a step is complete, and ends.
+# Runs train.py and ends as soon as a step is complete.
 UNTIL_THE_FIRST_STEP = """
 import os, runpy, sys
 from flaxnets.training.progress import Clock
-def tick(clock):
-    print("first step", flush=True)
-    os._exit(0)
-Clock.tick = tick
+Clock.tick = lambda clock: os._exit(0)
 sys.argv = ["train.py", *sys.argv[1:]]
 runpy.run_path("experiments/train.py", run_name="__main__")
 """
@@ -32,7 +31,7 @@ def measure_start(arch: str, options: Options) -> Row:
     """The imports of train.py and, with no cache of compiled programs and with the one that this
     leaves, its first output and its first step.
     """
-    imports = min(_seconds(["-c", IMPORTS], os.environ)[-1] for _ in range(2))
+    imports = min(_seconds(["-c", IMPORTS], os.environ)[1] for _ in range(2))
     row: Row = {"dataset": options.dataset, "imports_seconds": imports}
     with tempfile.TemporaryDirectory() as directory:
         environment = os.environ | {"XDG_CACHE_HOME": directory}
@@ -41,21 +40,27 @@ def measure_start(arch: str, options: Options) -> Row:
             asked = ["--arch", arch, "--dataset", options.dataset, "--workdir", workdir]
             if options.data_dir is not None:
                 asked += ["--data-dir", options.data_dir]
-            marks = _seconds(["-c", UNTIL_THE_FIRST_STEP, *asked], environment)
-            row[f"{name}_start_output_seconds"] = marks[0]
-            row[f"{name}_start_step_seconds"] = marks[-2]
+            output, step = _seconds(["-c", UNTIL_THE_FIRST_STEP, *asked], environment)
+            row[f"{name}_start_output_seconds"] = output
+            row[f"{name}_start_step_seconds"] = step
     row["second_start_step_beyond_imports"] = row["second_start_step_seconds"] - imports
     return row
 
 
-def _seconds(command: list[str], environment: os._Environ | dict) -> list[float]:
-    """Until each line that the command prints, and until its end."""
+def _seconds(command: list[str], environment: os._Environ | dict) -> tuple[float, float]:
+    """Until the first output of the command on a terminal, and until its end."""
     start = time.perf_counter()
+    terminal, its_end = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, *command], cwd=ROOT, env=dict(environment), stdout=subprocess.PIPE
+        [sys.executable, *command], cwd=ROOT, env=dict(environment), stdout=its_end
     )
-    assert process.stdout is not None
-    marks = [time.perf_counter() - start for _ in process.stdout]
+    os.close(its_end)
+    marks = []
+    with contextlib.suppress(OSError):  # the other end is closed
+        while os.read(terminal, 4096):
+            marks.append(time.perf_counter() - start)
+    os.close(terminal)
     if process.wait():
         raise RuntimeError(f"{command} ended with status {process.returncode}")
-    return [*marks, time.perf_counter() - start]
+    end = time.perf_counter() - start
+    return (marks[0] if marks else end), end

@@ -1,6 +1,7 @@
 """The scripts as a user runs them: a process each."""
 
 import json
+import pathlib
 import platform
 import signal
 import subprocess
@@ -233,11 +234,15 @@ print(statistics.median(faults))
     assert faults["given back"] > 32_000
 
 
-@pytest.mark.parametrize("name", ["train", "evaluate"])
-def test_tensorflow_waits_for_the_first_output(name):
+@pytest.mark.parametrize(
+    "path", ["experiments/train.py", "experiments/evaluate.py", "tools/benchmark.py"]
+)
+def test_tensorflow_waits_for_the_first_output(path):
+    """Its threads would have arenas before `reuse_memory`, too."""
     program = f"""
 import runpy, sys
-runpy.run_path("experiments/{name}.py", run_name="imported")
+sys.path.insert(0, "{pathlib.Path(path).parent}")
+runpy.run_path("{path}", run_name="imported")
 assert "tensorflow" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", program], check=True)

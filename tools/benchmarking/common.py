@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 Row = dict[str, Any]
-Contender = Callable[[], object]  # does its work and waits for it
+Contender = Callable[[], float]  # does its work, waits for it, and returns the seconds
 Other = Literal["torchvision", "torch.compile", "plain"]
 
 
@@ -58,14 +58,17 @@ def alternate(contenders: dict[str, Contender], rounds: int) -> dict[str, list[f
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, run in contenders.items():
-            seconds[name].append(seconds_of(run))
+            seconds[name].append(run())
     return seconds
 
 
-def seconds_of(run: Contender) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
+def timed(work: Callable[[], object]) -> Contender:
+    def run() -> float:
+        start = time.perf_counter()
+        work()
+        return time.perf_counter() - start
+
+    return run
 
 
 def spread(seconds: list[float]) -> float:

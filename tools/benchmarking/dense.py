@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarking.common import Options, Row, alternate
+from benchmarking.common import Options, Row, alternate, timed
 from flaxnets import create_model
 from flaxnets.inference.dense import cell_stride, convolutionize, map_shape
 from flaxnets.layers import avg_pool
@@ -55,7 +55,8 @@ def measure_dense(arch: str, options: Options) -> Row:
             batch += batch[-1:] * (batch_size - len(batch))  # one compiled program
             jax.block_until_ready(from_crop(variables, np.stack(batch)))
 
-    seconds = alternate({"map": one_map, "crops": crops}, options.rounds)
+    contenders = {"map": timed(one_map), "crops": timed(crops)}
+    seconds = alternate(contenders, options.rounds)
     median = {name: statistics.median(values) for name, values in seconds.items()}
     of_map = totals(summarize(dense, input_shape))["multiply_adds"]
     of_crops = len(corners) * totals(summarize(model, model.input_shape))["multiply_adds"]

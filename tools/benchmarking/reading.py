@@ -66,7 +66,7 @@ def _rate(batches: Iterator[Any], size: int, steps: int) -> float:
     return size * steps / (time.perf_counter() - start)
 
 
-def _ours(source: data.Source, how: Preprocessing, size: int, steps: int) -> float:
+def _ours(source: "data.Source", how: Preprocessing, size: int, steps: int) -> float:
     on_device = jax.jit(functools.partial(cropped, pad=how.pad))
     batches = data.train_batches(source, size, how)
     if source.kind != "photographs":

@@ -6,10 +6,11 @@ import io
 import jax
 import jax.numpy as jnp
 import pytest
-from benchmarking import common, dense, growth, learning, reading, speed
+from benchmarking import common, dense, growth, learning, reading, speed, starting
 from PIL import Image
 
 from flaxnets.convolution import conv2d
+from flaxnets.errors import InputError
 from tools import benchmark
 
 
@@ -94,6 +95,24 @@ def test_reading_of_photographs(tmp_path):
     row = reading.measure_reading("resnet18", options)
     assert row["image_size"] == 32
     assert row["ratio_to_libjpeg_turbo"] > 0
+
+
+def test_a_start():
+    row = starting.measure_start("mlp", common.Options(mode="start"))
+    assert 0 < row["second_start_output_seconds"] < row["second_start_step_seconds"]
+    assert row["second_start_step_beyond_imports"] == pytest.approx(
+        row["second_start_step_seconds"] - row["imports_seconds"]
+    )
+
+
+def test_a_start_that_fails_is_a_sentence():
+    with pytest.raises(InputError, match="unknown data set 'digit'; did you mean 'digits'"):
+        starting.measure_start("mlp", common.Options(mode="start", dataset="digit"))
+
+
+def test_a_batch_divides_over_the_devices():
+    with pytest.raises(InputError, match="batch size 3 does not divide over 2 devices"):
+        speed.measure_speed("mlp", common.Options(batch_size=3, devices=2))
 
 
 def test_all_is_a_table(tmp_path, capsys):

@@ -11,10 +11,16 @@ if TYPE_CHECKING:
 
 __all__ = ["BadImages", "Source", "eval_batches", "open_source", "train_batches"]
 
+_MODULES = {
+    "BadImages": "pipeline",
+    "Source": "sources",
+    "eval_batches": "pipeline",
+    "open_source": "sources",
+    "train_batches": "pipeline",
+}
+
 
 def __getattr__(name: str) -> Any:
-    for module in ("sources", "pipeline") if name in __all__ else ():
-        found = getattr(importlib.import_module(f"{__name__}.{module}"), name, None)
-        if found is not None:
-            return found
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

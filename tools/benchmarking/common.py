@@ -1,6 +1,7 @@
 """The options of a measurement, and timing in turns."""
 
 import dataclasses
+import importlib.util
 import pathlib
 import resource
 import statistics
@@ -75,6 +76,11 @@ def spread(seconds: list[float]) -> float:
     """Of the middle half, as a share of the median."""
     lower, median, upper = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else seconds * 3
     return (upper - lower) / median
+
+
+def installed(*packages: str) -> bool:
+    """Without importing them, so that one that is there and broken fails where it is used."""
+    return all(importlib.util.find_spec(package) for package in packages)
 
 
 def peak_gigabytes() -> float:

@@ -22,6 +22,7 @@ from benchmarking.common import (
     Options,
     Row,
     alternate,
+    installed,
     peak_gigabytes,
     spread,
     timed,
@@ -61,7 +62,9 @@ class Ours:
         self.input_shape = (side, side, channels)
         recipe = recipe_for(arch, "small images")
         optimizer = make_optimizer(recipe, lambda _: jnp.float32(0.01))
+        count = options.batch_size or 8
         self.parallel = DataParallel(devices=jax.devices()[: options.devices])
+        self.parallel.check_batch_size(count)
         variables = init_variables(model, self.input_shape, recipe, 0)
         self.state = self.parallel.replicate(create_state(variables, optimizer, recipe))
         pixel = (0.5,) * channels, (0.25,) * channels
@@ -69,7 +72,6 @@ class Ours:
             make_train_step(model, optimizer, pixel, recipe), donate_state=True
         )
         self.eval_step = self.parallel.map(make_eval_step(model, pixel, loss=recipe.loss))
-        count = options.batch_size or 8
         self.images = np.random.default_rng(0).integers(
             0, 256, (count, *self.input_shape), np.uint8
         )
@@ -93,10 +95,10 @@ def torch_network(arch: str) -> tuple[str, Callable[[], Any]] | None:
     """torchvision's network or, where it has none, the one that the parity tests compare ours
     with: whose it is, and a function that builds it. None without torch.
     """
-    try:
-        from torchvision_import import torchvision
-    except ImportError:
+    if not installed("torch", "torchvision"):
         return None
+    from torchvision_import import torchvision
+
     models = torchvision.models
     if arch in models.list_models(module=models):
         return "torchvision", functools.partial(models.get_model, arch, weights=None)
@@ -224,7 +226,7 @@ def measure_speed(arch: str, options: Options) -> Row:
     row = {
         "batch_size": count,
         "image_size": ours.input_shape[0],
-        "devices": options.devices,
+        "devices": len(ours.parallel.devices),
         "first_seconds": first,
         "seconds": median["ours"],
         "spread": spread(seconds["ours"]),

@@ -10,6 +10,7 @@ import tempfile
 import time
 
 from benchmarking.common import Options, Row
+from flaxnets.errors import InputError
 
 ROOT = pathlib.Path(__file__).parents[2]
 # Runs train.py and ends as soon as a step is complete.
@@ -52,7 +53,11 @@ def _seconds(command: list[str], environment: os._Environ | dict) -> tuple[float
     start = time.perf_counter()
     terminal, its_end = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, *command], cwd=ROOT, env=dict(environment), stdout=its_end
+        [sys.executable, *command],
+        cwd=ROOT,
+        env=dict(environment),
+        stdout=its_end,
+        stderr=subprocess.PIPE,
     )
     os.close(its_end)
     marks = []
@@ -60,7 +65,8 @@ def _seconds(command: list[str], environment: os._Environ | dict) -> tuple[float
         while os.read(terminal, 4096):
             marks.append(time.perf_counter() - start)
     os.close(terminal)
-    if process.wait():
-        raise RuntimeError(f"{command} ended with status {process.returncode}")
+    _, said = process.communicate()
     end = time.perf_counter() - start
+    if process.returncode:
+        raise InputError(said.decode().strip().removeprefix("error: "))
     return (marks[0] if marks else end), end

@@ -4,6 +4,7 @@ import collections
 import importlib
 import io
 import itertools
+from random import Random
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from jax.sharding import Mesh, PartitionSpec
 from PIL import Image
 
 from flaxnets import InputError
-from flaxnets.data import augmentation, eval_batches, open_source, policies, train_batches
+from flaxnets.data import eval_batches, open_source, policies, train_batches, windows
 from flaxnets.data.pipeline import train_image
 from flaxnets.data.tensorflow import tf
 from flaxnets.recipes import Preprocessing
@@ -36,17 +37,14 @@ def photograph() -> np.ndarray:
 # The random-resized crop
 
 
-def windows(height: int, width: int, count: int) -> np.ndarray:
+def draw(height: int, width: int, count: int) -> np.ndarray:
     """[y, x, height, width] of `count` windows."""
-    draws = tf.data.Dataset.range(count).map(
-        lambda i: tf.concat(augmentation.random_window([height, width], [i, 7]), 0)
-    )
-    return np.array(list(draws.as_numpy_iterator()))
+    return np.array([windows.random_window(height, width, Random(i)) for i in range(count)])
 
 
 @pytest.mark.parametrize("size", [(300, 400), (64, 200), (200, 64), (33, 33)])
 def test_windows_are_distributed_as_torchvisions(size):
-    ours = windows(*size, 3000)
+    ours = draw(*size, 3000)
     image, crop = torch.empty(1, *size), torchvision.transforms.RandomResizedCrop
     torch.manual_seed(0)
     draws = (crop.get_params(image, [0.08, 1.0], [3 / 4, 4 / 3]) for _ in range(3000))
@@ -65,28 +63,106 @@ def test_a_window_that_never_fits_is_the_largest_in_the_centre(size):
     image, crop = torch.empty(1, *size), torchvision.transforms.RandomResizedCrop
     expected = crop.get_params(image, [1.0, 1.0], [3 / 4, 4 / 3])
     long = int(np.argmax(size))
-    found = windows(*size, 50)
+    found = draw(*size, 50)
     assert (found[:, 2 + long] <= 27).all()  # 20 * 4 / 3
     assert tuple(expected) in {tuple(window) for window in found.tolist()}
 
 
-@pytest.mark.parametrize("subsampling", [0, 2])
-def test_the_window_of_a_jpeg_is_that_of_its_decoded_image(photograph, subsampling):
+def picture(image: np.ndarray, suffix: str = "PNG", **options) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(photograph[:201, :307]).save(buffer, "JPEG", subsampling=subsampling)
-    encoded = tf.constant(buffer.getvalue())
-    decoded = augmentation.decode(encoded)
-    for i in range(10):
-        crops = [
-            augmentation.random_resized_crop(image, 64, tf.constant([1, i]), 3).numpy()
-            for image in (encoded, decoded)
-        ]
-        np.testing.assert_array_equal(*crops)
-        corner, size = augmentation.random_window(tf.shape(decoded)[:2], tf.constant([1, i]))
-        pil = torchvision.transforms.functional.resized_crop(
-            Image.fromarray(decoded.numpy()), *corner.numpy().tolist(), *size.numpy(), [64, 64]
-        )
-        assert np.abs(crops[0] - np.asarray(pil)).max() < 2  # PIL rounds between its two passes
+    Image.fromarray(image).save(buffer, suffix, **options)
+    return buffer.getvalue()
+
+
+def torchvisions_window(image: np.ndarray, seed: int, size: int) -> np.ndarray:
+    top, left, height, width = windows.random_window(*image.shape[:2], Random(seed))
+    resized_crop = torchvision.transforms.functional.resized_crop
+    return np.asarray(resized_crop(Image.fromarray(image), top, left, height, width, [size, size]))
+
+
+def differences(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, int]:
+    """Mean and maximum."""
+    difference = np.abs(ours.astype(int) - theirs)
+    return difference.mean(), difference.max()
+
+
+@pytest.mark.parametrize("subsampling", [0, 2])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_the_window_of_a_jpeg_is_that_of_its_decoded_image(photograph, subsampling, mode):
+    image = np.asarray(Image.fromarray(photograph[:201, :307]).convert(mode))
+    channels = 3 if mode == "RGB" else 1
+    encoded = picture(image, "JPEG", **({"subsampling": subsampling} if channels == 3 else {}))
+    decoded = np.asarray(Image.open(io.BytesIO(encoded)))
+    for seed in range(10):
+        ours = windows.random_resized_crop(encoded, 64, channels, Random(seed))
+        same = windows.random_resized_crop(picture(decoded), 64, channels, Random(seed))
+        assert ours.shape == (64, 64, channels)
+        np.testing.assert_array_equal(ours, same)
+        mean, _ = differences(ours.squeeze(), torchvisions_window(decoded, seed, 64))
+        assert mean < 2
+
+
+@pytest.mark.parametrize("size", [(448, 448), (672, 448), (100, 130), (224, 224), (300, 500)])
+def test_resizing_is_torchvisions(photograph, size):
+    """Exactly but for rounding where nothing shrinks, or to whole fractions; close in between."""
+    image = np.asarray(Image.fromarray(photograph).resize(size[::-1]))
+    theirs = np.asarray(Image.fromarray(image).resize((224, 224), Image.Resampling.BILINEAR))
+    ours = windows.resize(image, 224)
+    mean, most = differences(ours[2:-2, 2:-2], theirs[2:-2, 2:-2])
+    exact = all(side <= 224 or side % 224 == 0 for side in size)
+    assert mean < (0.4 if exact else 1.2)
+    assert not exact or most <= 2
+    without = torch.nn.functional.interpolate(
+        torch.tensor(image.transpose(2, 0, 1)[None]), (224, 224), mode="bilinear"
+    )
+    aliased = without[0].numpy().transpose(1, 2, 0)
+    assert max(size) <= 224 or mean < 0.6 * differences(aliased, theirs)[0]
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.2, 1.7, 2.0, 2.6, 5.3])
+def test_the_filter_has_the_width_of_pils(factor):
+    """A hat of the width f has the variance f^2 / 6; interpolation brings 1 / 6 of it."""
+    weights = windows.antialiasing(factor)
+    reach = np.arange(len(weights)) - len(weights) // 2
+    assert weights.sum() == pytest.approx(1)
+    assert (weights >= 0).all()
+    assert (weights * reach**2).sum() == pytest.approx((factor**2 - 1) / 6)
+
+
+def test_large_photographs_are_decoded_in_part(photograph, monkeypatch):
+    large = np.asarray(Image.fromarray(photograph).resize((2560, 1708), Image.Resampling.BICUBIC))
+    encoded, fractions = picture(large, "JPEG", quality=95), set()
+    decode = windows.simplejpeg.decode_jpeg
+
+    def spying(*arguments, **options):
+        fractions.add(options["min_factor"])
+        return decode(*arguments, **options)
+
+    monkeypatch.setattr(windows.simplejpeg, "decode_jpeg", spying)
+    for seed in range(12):
+        ours = windows.random_resized_crop(encoded, 100, 3, Random(seed))
+        # A window begins and ends at a pixel of what is decoded: up to half of a pixel elsewhere.
+        assert differences(ours, torchvisions_window(large, seed, 100))[0] < 3
+    assert fractions == {2, 4}
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("suffix", ["JPEG", "PNG", "BMP", "GIF"])
+def test_windows_of_any_picture(photograph, mode, suffix):
+    if mode == "CMYK" and suffix != "JPEG":
+        return
+    buffer = io.BytesIO()
+    Image.fromarray(photograph[:90, :120]).convert(mode).save(buffer, suffix)
+    shown = np.asarray(Image.open(io.BytesIO(buffer.getvalue())).convert("RGB"))
+    for seed in range(4):
+        ours = windows.random_resized_crop(buffer.getvalue(), 60, 3, Random(seed))
+        assert differences(ours, torchvisions_window(shown, seed, 60))[0] < 1.5
+
+
+def test_mirror_images(photograph):
+    np.testing.assert_array_equal(windows.mirror(photograph), photograph[:, ::-1])
+    grey = photograph[..., :1]
+    np.testing.assert_array_equal(windows.mirror(grey), grey[:, ::-1])
 
 
 # Operations
@@ -341,11 +417,10 @@ def test_photographs_are_cropped_then_changed_by_the_policy(photograph, crop, in
     how = Preprocessing(
         **{**vars(plain), "policy": "trivial_augment_wide", "interpolation": interpolation}
     )
+    encoded = tf.constant(picture(photograph))
     for i in range(5):
         seed = tf.constant([i, 9], tf.int64)
-        cropped, changed = (
-            train_image(source, one, tf.constant(photograph), seed) for one in (plain, how)
-        )
+        cropped, changed = (train_image(source, one, encoded, seed) for one in (plain, how))
         assert changed.dtype == tf.uint8
         assert changed.shape == (48, 48, 3)
         seed = tf.random.fold_in(seed, 3)

@@ -373,13 +373,34 @@ def test_other_formats_than_jpeg(suffix):
     assert augmentation.random_crop(encoded, 40, 32, tf.constant([0, 0]), 3).shape == (32, 32, 3)
 
 
+@pytest.mark.parametrize("crop", ["random", "random_resized"])
 @pytest.mark.parametrize("content", [b"no picture", b"", "half"])
-def test_an_unreadable_picture_is_named(pictures, content):
+def test_an_unreadable_picture_is_named(pictures, content, crop):
     bad = pictures / "train" / "china" / "1.jpg"
     bad.write_bytes(bad.read_bytes()[:20_000] if content == "half" else content)
     source = open_source(f"folder:{pictures}")
     with pytest.raises(InputError, match=f"{bad} is not a readable picture"):
-        next(train_batches(source, 6, Preprocessing()))
+        next(train_batches(source, 6, Preprocessing(crop=crop)))
+
+
+@pytest.mark.parametrize("policy", ["none", "rand_augment"])
+def test_windows_are_the_same_from_any_step_on_and_in_any_process(pictures, policy):
+    source = open_source(f"folder:{pictures}")
+    how = Preprocessing(image_size=32, resize=32, crop="random_resized", policy=policy)
+    whole = list(itertools.islice(train_batches(source, 4, how, seed=5), 6))
+    images = np.concatenate([batch["image"] for batch in whole])
+    assert images.shape == (24, 32, 32, 3)
+    assert images.dtype == np.uint8
+    assert len({image.tobytes() for image in images}) == 24
+    for step in (0, 4):
+        again = next(train_batches(source, 4, how, seed=5, start_step=step))
+        parts = [
+            next(train_batches(source, 4, how, seed=5, start_step=step, shard=(i, 2)))
+            for i in range(2)
+        ]
+        for key, values in whole[step].items():
+            np.testing.assert_array_equal(again[key], values)
+            np.testing.assert_array_equal(np.concatenate([part[key] for part in parts]), values)
 
 
 def test_wrong_folders_get_one_sentence(pictures):

@@ -407,12 +407,14 @@ def same(batch, other):
     return all(np.array_equal(batch[key], other[key]) for key in batch)
 
 
-def test_unreadable_pictures_are_named_and_replaced_wherever_a_run_begins(pictures):
+@pytest.mark.parametrize("crop", ["random", "random_resized"])
+def test_unreadable_pictures_are_named_and_replaced_wherever_a_run_begins(pictures, crop):
     """Some have no header, one only the upper half of its lines: whether that one can be read
     depends on the crop, hence on the position in the stream, and on nothing else.
     """
+    how = dataclasses.replace(PHOTOGRAPHS, crop=crop)
     source = data.open_source(f"folder:{pictures}")
-    whole = list(itertools.islice(data.train_batches(source, 4, PHOTOGRAPHS), 14))
+    whole = list(itertools.islice(data.train_batches(source, 4, how), 14))
     for name in ("a/5", "a/6", "b/6"):
         (pictures / "train" / f"{name}.jpg").write_bytes(b"no picture")
     half = pictures / "train" / "b" / "2.jpg"
@@ -421,13 +423,13 @@ def test_unreadable_pictures_are_named_and_replaced_wherever_a_run_begins(pictur
     recorded = []
     bad = data.BadImages(4, found=recorded.append)
     with pytest.warns(InputWarning, match="is not a readable picture; skipped") as notes:
-        stream = list(itertools.islice(data.train_batches(source, 4, PHOTOGRAPHS, bad=bad), 14))
+        stream = list(itertools.islice(data.train_batches(source, 4, how, bad=bad), 14))
     expected = {str(pictures / "train" / f"{name}.jpg") for name in ("a/5", "a/6", "b/6", "b/2")}
     assert set(bad.paths) == set(recorded) == expected
     assert len(notes) == 4
     for step in range(14):
         bad = data.BadImages(4, expected)  # known: no warnings
-        begun = data.train_batches(source, 4, PHOTOGRAPHS, start_step=step, bad=bad)
+        begun = data.train_batches(source, 4, how, start_step=step, bad=bad)
         assert all(map(same, itertools.islice(begun, 2), stream[step:]))
 
     # Positions do not move: what can be read is where it was, as it was.

@@ -143,58 +143,6 @@ def random_crop(
     return resize_and_crop(part, size, offset, crop, origin, full)
 
 
-# Szegedy et al. 2014, section 6, as torchvision's RandomResizedCrop has it: the window's share of
-# the image's area, its aspect ratio (width to height), and how many are tried.
-CROP_AREA = (0.08, 1.0)
-CROP_RATIO = (3 / 4, 4 / 3)
-CROP_TRIES = 10
-_CHROMA = 3  # pixels around a window that the upsampling of a JPEG's colour may reach
-
-
-def random_window(full: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Corner [y, x] and size [height, width] of a window of an image of the size `full`: the first
-    of ten that fits, their areas uniform and the logarithms of their aspect ratios too; else the
-    largest one in the centre that has an allowed ratio. The place is uniform.
-    """
-    height, width = tf.unstack(tf.cast(full, tf.float32))
-    uniform = tf.random.stateless_uniform([2 * CROP_TRIES + 2], seed)
-    areas, ratios, place = tf.split(uniform, [CROP_TRIES, CROP_TRIES, 2])
-    areas = height * width * (CROP_AREA[0] + (CROP_AREA[1] - CROP_AREA[0]) * areas)
-    low, high = (float(np.log(ratio)) for ratio in CROP_RATIO)
-    ratios = tf.exp(low + (high - low) * ratios)
-    tries = tf.round(tf.sqrt(tf.stack([areas / ratios, areas * ratios], 1)))
-    fits = tf.reduce_all((tries > 0) & (tries <= tf.stack([height, width])), 1)
-    first = tf.reduce_min(tf.where(fits, tf.range(CROP_TRIES), CROP_TRIES - 1))
-    fitting = tf.cast(tries[first], tf.int32)
-    corner = tf.cast(tf.floor(place * tf.cast(full - fitting + 1, tf.float32)), tf.int32)
-    corner = tf.minimum(corner, full - fitting)
-    central = tf.round(
-        [tf.minimum(height, width / CROP_RATIO[0]), tf.minimum(width, height * CROP_RATIO[1])]
-    )
-    central = tf.cast(central, tf.int32)
-    found = tf.reduce_any(fits)
-    return (
-        tf.where(found, corner, (full - central) // 2),
-        tf.where(found, fitting, central),
-    )
-
-
-def random_resized_crop(
-    encoded_or_image: tf.Tensor, crop: int, seed: tf.Tensor, channels: int
-) -> tf.Tensor:
-    """Training: a window of random size, aspect ratio and place, resized to `crop` x `crop`.
-
-    Of a JPEG only the window is decoded. As in torchvision, the resampling sees no pixel outside
-    of it.
-    """
-    full = _full_size(encoded_or_image, channels)
-    corner, size = random_window(full, seed)
-    first, last = corner - _CHROMA, corner + size + _CHROMA
-    part, origin = _decode_part(encoded_or_image, first, last, full, channels)
-    window = tf.slice(part, tf.concat([corner - origin, [0]], 0), tf.concat([size, [-1]], 0))
-    return resize(tf.ensure_shape(window, (None, None, channels)), crop)
-
-
 def resize(image: tf.Tensor, size: int) -> tf.Tensor:
     """To `size` x `size`, whatever the aspect ratio."""
     return resize_and_crop(image, tf.constant([size, size]), tf.zeros(2, tf.int32), size)

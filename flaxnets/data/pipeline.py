@@ -14,15 +14,18 @@ is filled by a rule of its own position alone, too.
 # TensorFlow's annotations deny what its functions accept (tensors for integers, and back).
 # pyright: reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false
 
+import collections
 import functools
 import itertools
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from random import Random
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
-from flaxnets.data import augmentation, policies
+from flaxnets.data import augmentation, policies, windows
 from flaxnets.data.sources import InMemory, Shard, Source
 from flaxnets.data.tensorflow import tf
 from flaxnets.errors import InputError, InputWarning
@@ -30,7 +33,9 @@ from flaxnets.recipes import Preprocessing
 
 Batch = dict[str, np.ndarray]
 PREFETCH = 2  # batches ready ahead of the training step
-UNREADABLE = (  # what TensorFlow raises for a broken picture, or one that is gone
+UNREADABLE = (  # what is raised for a broken picture, or one that is gone
+    Image.UnidentifiedImageError,
+    Image.DecompressionBombError,
     tf.errors.InvalidArgumentError,
     tf.errors.NotFoundError,
     tf.errors.PermissionDeniedError,
@@ -70,16 +75,19 @@ class BadImages:
 
 
 def train_image(source: Source, how: Preprocessing, image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-    """The uint8 image that the network is fed in training; `image` is raw, as in the source."""
+    """The uint8 image that the network is fed in training; `image` is raw, as in the source.
+
+    Not for tf.data where photographs are cut to windows: `window_image` is, in NumPy.
+    """
     if source.kind == "rows":
         return image
-    seeds = [tf.random.fold_in(seed, operation) for operation in range(4)]
+    if has_windows(source, how):
+        return tf.constant(window_image(source, how, image.numpy(), tuple(seed.numpy())))
+    seeds = [tf.random.fold_in(seed, operation) for operation in range(2)]
     size = how.train_size or how.image_size
     if source.image_size is not None:
         image = augmentation.to_uint8(augmentation.resize(image, size))
         image = augmentation.pad_and_crop(image, how.pad, seeds[0])
-    elif how.crop == "random_resized":
-        image = augmentation.random_resized_crop(image, size, seeds[0], source.channels)
     else:
         short = how.resize
         if how.resize_max:
@@ -89,11 +97,47 @@ def train_image(source: Source, how: Preprocessing, image: tf.Tensor, seed: tf.T
         image = augmentation.random_crop(image, short, size, seeds[0], source.channels)
     if how.flip and source.flip:
         image = augmentation.random_flip(image, seeds[1])
+    return _recoloured(source, how, image, seed)
+
+
+def has_windows(source: Source, how: Preprocessing) -> bool:
+    """Whether images are random windows of photographs."""
+    return source.kind == "photographs" and how.crop == "random_resized"
+
+
+def window_image(
+    source: Source,
+    how: Preprocessing,
+    encoded: bytes,
+    seed: tuple[int, int],
+    recoloured: Callable[..., tf.Tensor] | None = None,
+) -> np.ndarray:
+    """What `train_image` makes of an encoded photograph; `recoloured` is `_recoloured` with its
+    first two arguments, compiled perhaps.
+    """
+    random = Random((int(seed[0]) << 64) + int(seed[1]))
+    size = how.train_size or how.image_size
+    image = windows.random_resized_crop(encoded, size, source.channels, random)
+    if how.flip and source.flip and random.random() < 0.5:
+        image = windows.mirror(image)
+    if _is_recoloured(source, how):
+        recoloured = recoloured or functools.partial(_recoloured, source, how)
+        image = recoloured(image, tf.constant(seed, tf.int64)).numpy()
+    return image
+
+
+def _is_recoloured(source: Source, how: Preprocessing) -> bool:
+    """Whether more is done to an image than to crop and to mirror it."""
+    return how.policy != "none" or bool(how.pca_std and source.channels == 3)
+
+
+def _recoloured(source: Source, how: Preprocessing, image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     if how.policy != "none":
         image = augmentation.to_uint8(image)
-        image = policies.apply(how.policy, image, seeds[3], how.interpolation)
+        drawing = tf.random.fold_in(seed, 3)
+        image = policies.apply(how.policy, image, drawing, how.interpolation)
     if how.pca_std and source.channels == 3:
-        image = augmentation.pca_colour(image, seeds[2], how.pca_std)
+        image = augmentation.pca_colour(image, tf.random.fold_in(seed, 2), how.pca_std)
     return augmentation.to_uint8(image)
 
 
@@ -169,13 +213,23 @@ def train_batches(
         position = count // local * batch_size + first + count % local
         base = tf.random.fold_in(tf.stack([tf.constant(seed, tf.int64), 0]), position)
         example = read(element)
-        image = train_image(source, how, example["image"], base)
-        return {"image": image, "label": example["label"]}
+        return example | {"image": train_image(source, how, example["image"], base)}
+
+    size = how.train_size or how.image_size
+    recoloured = tf.function(functools.partial(_recoloured, source, how))
+
+    def window(step, place, encoded):
+        position = step * batch_size + first + place
+        return window_image(source, how, encoded, (seed, position), recoloured)
 
     def batches(order, step):
-        numbered = order.enumerate(step * local)
-        images = numbered.map(prepare, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-        return images.batch(local, drop_remainder=True).prefetch(PREFETCH)
+        apply = functools.partial(
+            tf.data.Dataset.map, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
+        )
+        cut = has_windows(source, how)
+        examples = apply(order, read) if cut else apply(order.enumerate(step * local), prepare)
+        found = _numpy(examples.batch(local, drop_remainder=True).prefetch(PREFETCH))
+        return _in_threads(found, step, (size, size, source.channels), window) if cut else found
 
     def batches_from(step):
         return batches(order_from(step), step)
@@ -188,16 +242,15 @@ def train_batches(
             chosen.append(next((i for i in candidates if readable(i, prepare_here)), None))
             if chosen[-1] is None:
                 raise InputError(f"no training picture of {source.name} is readable")
-        return next(_numpy(batches(_indices(chosen), step)))
+        return next(batches(_indices(chosen), step))
 
     return _mending(batches_from, mended, start_step, source, "train", bad or BadImages())
 
 
 def _is_whole(source: InMemory, how: Preprocessing) -> bool:
     """Whether each image is in memory as the network is fed it, but for its crop."""
-    coloured = how.pca_std and source.channels == 3
     as_large = source.image_size == (how.train_size or how.image_size)
-    return source.kind == "rows" or (as_large and how.policy == "none" and not coloured)
+    return source.kind == "rows" or (as_large and not _is_recoloured(source, how))
 
 
 def _crops(source: Source, how: Preprocessing, batch_size: int, seed: tuple[int, int]) -> Batch:
@@ -255,7 +308,7 @@ def eval_batches(
         return images.batch(local).prefetch(PREFETCH)
 
     def batches_from(number):
-        return batches(order.skip(number * local))
+        return _numpy(batches(order.skip(number * local)))
 
     def none():
         return {
@@ -296,8 +349,43 @@ def _numpy(batches: tf.data.Dataset) -> Iterator[Any]:
     yield from batches.with_options(options).as_numpy_iterator()
 
 
+def _in_threads(
+    batches: Iterator[Batch],
+    step: int,
+    shape: Sequence[int],
+    change: Callable[[int, int, Any], np.ndarray],
+) -> Iterator[Batch]:
+    """The batches, of which the first is that of `step`, with `change(step, place, image)`, of the
+    given shape, for their images: by threads, ahead as far as tf.data.
+    """
+    count = windows.CORES
+
+    def begin(step: int, batch: Batch) -> tuple[Batch, Iterator[None]]:
+        encoded = batch["image"]
+        images = np.empty((len(encoded), *shape), np.uint8)
+
+        def part(first: int) -> None:  # one task for many images: to hand one over takes a while
+            for place in range(first, len(images), count):
+                images[place] = change(step, place, encoded[place])
+
+        return batch | {"image": images}, windows.threads().map(part, range(count))
+
+    def complete(batch: Batch, parts: Iterator[None]) -> Batch:
+        for _ in parts:  # raises what a thread did
+            continue
+        return batch
+
+    ahead = collections.deque()
+    for number, batch in enumerate(batches, step):
+        ahead.append(begin(number, batch))
+        if len(ahead) > PREFETCH:
+            yield complete(*ahead.popleft())
+    for begun in ahead:
+        yield complete(*begun)
+
+
 def _mending(
-    batches_from: Callable[[int], tf.data.Dataset],
+    batches_from: Callable[[int], Iterator[Batch]],
     mended: Callable[[int, Callable[..., bool]], Batch],
     number: int,
     source: Source,
@@ -322,7 +410,7 @@ def _mending(
 
     while True:
         try:
-            for batch in _numpy(batches_from(number)):
+            for batch in batches_from(number):
                 yield batch
                 number += 1
             return

@@ -4,22 +4,21 @@ import collections
 import concurrent.futures
 import functools
 import io
-import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import simplejpeg
 
 from benchmarking.common import Options, Row, installed, spread
 from flaxnets import create_model, data
+from flaxnets.data.windows import CORES
 from flaxnets.recipes import Preprocessing
 from flaxnets.training.augmentation import cropped
 
 Rate = Callable[[], float]  # measures images a second
-# That this process may use.
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def measure_reading(arch: str, options: Options) -> Row:
@@ -40,7 +39,7 @@ def measure_reading(arch: str, options: Options) -> Row:
     readers: dict[str, Rate] = {"ours": functools.partial(_ours, source, how, size, steps)}
     if installed("torch", "torchvision"):
         readers["torchvision"] = functools.partial(_torchs, examples, how, size, steps)
-    if source.kind == "photographs" and installed("simplejpeg"):
+    if source.kind == "photographs":
         readers["libjpeg_turbo"] = functools.partial(_decoding, examples, size * steps)
     rates: dict[str, list[float]] = {name: [] for name in readers}
     for _ in range(1 + options.rounds):
@@ -123,8 +122,6 @@ def _torchs(examples: list[tuple[Any, int]], how: Preprocessing, size: int, step
 
 
 def _decoding(examples: list[tuple[Any, int]], count: int) -> float:
-    import simplejpeg
-
     pictures = [examples[i % len(examples)][0] for i in range(count)]
     with concurrent.futures.ThreadPoolExecutor(CORES) as pool:
         list(pool.map(simplejpeg.decode_jpeg, pictures[:64]))

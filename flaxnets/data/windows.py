@@ -1,0 +1,139 @@
+"""Windows of photographs, random in size, shape and place, decoded and resized to one size.
+
+libjpeg-turbo (by simplejpeg) and OpenCV do it in a third of the time that TensorFlow takes, and
+without Python's lock, hence in threads.
+"""
+
+import concurrent.futures
+import functools
+import io
+import math
+import os
+from random import Random
+
+import cv2
+import numpy as np
+import simplejpeg
+from PIL import Image
+
+from flaxnets.data.augmentation import decode
+from flaxnets.data.tensorflow import tf
+
+# Szegedy et al. 2014, section 6, as torchvision's RandomResizedCrop has it: the window's share of
+# the image's area, its aspect ratio (width to height), and how many are tried.
+AREA = (0.08, 1.0)
+RATIO = (3 / 4, 4 / 3)
+TRIES = 10
+LOG_RATIO = tuple(math.log(ratio) for ratio in RATIO)
+# That this process may use.
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@functools.cache
+def threads() -> concurrent.futures.Executor:
+    """One for each core."""
+    cv2.setNumThreads(1)  # these are the threads
+    return concurrent.futures.ThreadPoolExecutor(CORES)
+
+
+def random_window(height: int, width: int, random: Random) -> tuple[int, int, int, int]:
+    """Top, left, height and width of a window of an image of the given size: the first of ten that
+    fits, their areas uniform and the logarithms of their aspect ratios too; else the largest one in
+    the centre that has an allowed ratio. The place is uniform.
+    """
+    for _ in range(TRIES):
+        area = height * width * random.uniform(*AREA)
+        ratio = math.exp(random.uniform(*LOG_RATIO))
+        rows, columns = round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
+        if 0 < rows <= height and 0 < columns <= width:
+            top, left = random.randint(0, height - rows), random.randint(0, width - columns)
+            return top, left, rows, columns
+    rows = round(min(height, width / RATIO[0]))
+    columns = round(min(width, height * RATIO[1]))
+    return (height - rows) // 2, (width - columns) // 2, rows, columns
+
+
+def random_resized_crop(encoded: bytes, size: int, channels: int, random: Random) -> np.ndarray:
+    """Training: a random window of a photograph, resized to `size` x `size` pixels; uint8 (size,
+    size, channels).
+
+    The resampling sees no pixel outside of the window, as in torchvision. Of a JPEG, only a half, a
+    quarter or an eighth of the height and the width is decoded as long as that leaves the window
+    twice as large as asked.
+
+    Raises what PIL or TensorFlow does for a picture that it cannot read.
+    """
+    full = _full_size(encoded)
+    top, left, height, width = random_window(*full, random)
+    fraction = max((n for n in (2, 4, 8) if 2 * n * size <= min(height, width)), default=1)
+    picture = _decode(encoded, channels, fraction)
+    down, across = (part / whole for part, whole in zip(picture.shape[:2], full, strict=True))
+    window = picture[
+        math.floor(top * down) : math.ceil((top + height) * down),
+        math.floor(left * across) : math.ceil((left + width) * across),
+    ]
+    return resize(window, size)
+
+
+def _jpeg_size(encoded: bytes) -> tuple[int, int]:
+    height, width, *_ = simplejpeg.decode_jpeg_header(encoded)
+    return int(height), int(width)
+
+
+def _full_size(encoded: bytes) -> tuple[int, int]:
+    if simplejpeg.is_jpeg(encoded):
+        try:
+            return _jpeg_size(encoded)
+        except ValueError:
+            pass  # a rare kind: as the other formats
+    with Image.open(io.BytesIO(encoded)) as picture:
+        return picture.height, picture.width
+
+
+def _decode(encoded: bytes, channels: int, fraction: int) -> np.ndarray:
+    """All of the picture; a JPEG of `fraction` times less height and width."""
+    if simplejpeg.is_jpeg(encoded) and channels in (1, 3):
+        try:
+            height, width = _jpeg_size(encoded)
+            return simplejpeg.decode_jpeg(
+                encoded,
+                "RGB" if channels == 3 else "GRAY",
+                min_height=-(-height // fraction),
+                min_width=-(-width // fraction),
+                min_factor=fraction,
+            )
+        except ValueError:
+            pass  # a rare kind, or damaged: TensorFlow decides
+    return decode(tf.constant(encoded), channels).numpy()
+
+
+def mirror(image: np.ndarray) -> np.ndarray:
+    return cv2.flip(image, 1).reshape(image.shape)  # NumPy's takes twenty times as long
+
+
+def resize(image: np.ndarray, size: int) -> np.ndarray:
+    """uint8 image to `size` x `size`, whatever the aspect ratio: bilinear and, where it shrinks,
+    antialiased, on average within 0.6/255 of PIL and torchvision.
+    """
+    down, across = (pixels / size for pixels in image.shape[:2])
+    if down > 1 or across > 1:
+        image = cv2.sepFilter2D(
+            image, -1, antialiasing(across), antialiasing(down), borderType=cv2.BORDER_REPLICATE
+        )
+    resized = cv2.resize(image, (size, size), interpolation=cv2.INTER_LINEAR)
+    return resized.reshape(size, size, -1)  # OpenCV leaves a single channel out
+
+
+def antialiasing(factor: float) -> np.ndarray:
+    """The filter that, with bilinear interpolation behind it, shrinks an image by `factor`.
+
+    PIL interpolates with a hat that is `factor` times as wide as the pixels' own. Where the factor
+    is a whole number, that hat is exactly the sum of pixels' hats, weighted as the hat itself is at
+    the pixels; between two of them the filter is their mixture that has the right variance, as the
+    variance of a hat of the width f is f^2 / 6.
+    """
+    whole = max(int(factor), 1)
+    pixels = np.abs(np.arange(-whole, whole + 1))
+    narrow, wide = (np.maximum(width - pixels, 0) / width**2 for width in (whole, whole + 1))
+    share = (max(factor, 1.0) ** 2 - whole**2) / ((whole + 1) ** 2 - whole**2)
+    return (1 - share) * narrow + share * wide

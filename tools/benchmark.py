@@ -7,9 +7,10 @@
     python tools/benchmark.py --arch resnet20_cifar --mode learn --dataset cifar10
 
 Modes:
-    infer, train: median seconds of a batch, ours and others' in turns, ours divided by theirs, the
-        share of this machine's matrix products that ours reaches, seconds of the very first step,
-        compilation included, and the peak memory of the process before others begin.
+    infer, train: median seconds of a batch (a jitted `model.apply`, the whole training step), ours
+        and others' in turns, ours divided by theirs, the share of this machine's matrix products
+        that ours reaches, seconds of the very first step, compilation included, and the peak memory
+        of the process before others begin.
     compile: seconds to trace and to compile one training step at the network's native size, whose
         result must be finite, and the peak memory of the process.
     data: images a second from a data set to batches in memory, beside torchvision's DataLoader and
@@ -152,6 +153,8 @@ def main(options: Options) -> None:
         raise InputError(f"cannot write {options.out}; expected a name that ends in .csv or .json")
     if min(options.batch_size or 1, options.rounds, options.steps, options.devices) < 1:
         raise InputError("batch size, rounds, steps and devices; expected at least 1 of each")
+    if options.devices > 1 and (options.mode != "train" or options.all):
+        raise InputError(f"{options.devices} devices; expected 1, but for --mode train")
     rows: list[Row] = []
     for label, name, asked in track(work, "measuring", disable=not sys.stderr.isatty()):
         # A process each: peak memory is its own, and no cache of another's programs helps.

@@ -36,7 +36,7 @@ class Options:
     remat: bool = False
     """Recompute activations in the backward pass."""
     devices: int = 1
-    """Devices that share the batch (infer, train); on a CPU they are virtual."""
+    """Devices that share the batch (train); on a CPU they are virtual."""
     rounds: int = 7
     """Timed repetitions (infer, train, data, dense)."""
     steps: int = 100

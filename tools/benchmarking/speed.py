@@ -34,7 +34,7 @@ from flaxnets.terminal import quiet, reuse_memory
 from flaxnets.training.optimizer import make_optimizer
 from flaxnets.training.parallel import DataParallel
 from flaxnets.training.state import create_state, init_variables
-from flaxnets.training.step import make_eval_step, make_train_step
+from flaxnets.training.step import make_train_step, normalize
 
 ROOT = pathlib.Path(__file__).parents[2]
 MULTIPLY_ADDS = 12e9  # of a batch of --all, forward
@@ -53,7 +53,7 @@ def suitable_batch_size(arch: str) -> int:
 
 
 class Ours:
-    """A network of the library in training and in evaluation."""
+    """A network of the library in training and in inference, from bytes in memory."""
 
     def __init__(self, arch: str, options: Options):
         model = create_model(arch, dtype=jnp.dtype(options.dtype), remat=options.remat)
@@ -71,12 +71,13 @@ class Ours:
         self.train_step = self.parallel.map(
             make_train_step(model, optimizer, pixel, recipe), donate_state=True
         )
-        self.eval_step = self.parallel.map(make_eval_step(model, pixel, loss=recipe.loss))
+        self.forward = jax.jit(
+            lambda variables, images: model.apply(variables, normalize(images, *pixel))
+        )
         self.images = np.random.default_rng(0).integers(
             0, 256, (count, *self.input_shape), np.uint8
         )
         self.labels = np.zeros(count, np.int32)
-        self.mask = np.ones(count, np.float32)
 
     def batch(self) -> dict[str, Any]:
         return self.parallel.shard({"image": self.images, "label": self.labels})
@@ -86,9 +87,8 @@ class Ours:
         jax.block_until_ready((self.state, metrics))
 
     def infer(self) -> None:
-        batch = {"image": self.images, "label": self.labels, "mask": self.mask}
         variables = {"params": self.state.params, **self.state.model_state}
-        jax.block_until_ready(self.eval_step(variables, self.parallel.shard(batch)))
+        jax.block_until_ready(self.forward(variables, self.images))
 
 
 def torch_network(arch: str) -> tuple[str, Callable[[], Any]] | None:

@@ -14,7 +14,6 @@ import simplejpeg
 
 from benchmarking.common import Options, Row, installed, spread
 from flaxnets import create_model, data
-from flaxnets.data.windows import CORES
 from flaxnets.recipes import Preprocessing
 from flaxnets.training.augmentation import cropped
 
@@ -112,6 +111,8 @@ class Examples:
 def _torchs(examples: list[tuple[Any, int]], how: Preprocessing, size: int, steps: int) -> float:
     from torch.utils.data import DataLoader
 
+    from flaxnets.data.windows import CORES
+
     loader = DataLoader(
         Examples(examples, how, size * (steps + 1)),  # pyright: ignore[reportArgumentType]
         batch_size=size,
@@ -122,6 +123,8 @@ def _torchs(examples: list[tuple[Any, int]], how: Preprocessing, size: int, step
 
 
 def _decoding(examples: list[tuple[Any, int]], count: int) -> float:
+    from flaxnets.data.windows import CORES
+
     pictures = [examples[i % len(examples)][0] for i in range(count)]
     with concurrent.futures.ThreadPoolExecutor(CORES) as pool:
         list(pool.map(simplejpeg.decode_jpeg, pictures[:64]))

@@ -31,9 +31,9 @@ from flaxnets.terminal import (
     versions,
 )
 from flaxnets.training.distributed import Processes, all_or_none, join
-from flaxnets.training.loop import Feed, Interrupted, RunOptions, fit
+from flaxnets.training.loop import Interrupted, RunOptions, fit
 from flaxnets.training.parallel import DataParallel, Mapping
-from flaxnets.training.program import make_program
+from flaxnets.training.program import Feed, Program, make_program
 from flaxnets.training.workdir import Follower, Workdir
 from flaxnets.weights import PublishedWeights, WeightsWarning, find_weights, load_into
 
@@ -126,8 +126,9 @@ def start_from(options: Options, model, input_shape: tuple[int, int, int], stati
     return initial, statistics
 
 
-def dry_run(options: Options, model, recipe: Recipe, feed: Feed, parallel, image_shape) -> None:
+def dry_run(options: Options, model, program: Program, image_shape: tuple[int, ...]) -> None:
     """What the run would be, without its first step."""
+    recipe, feed, parallel = program.recipe, program.feed, program.parallel
     values = dataclasses.asdict(recipe)
     values |= values.pop("preprocessing")
     shown = [{"value": name.replace("_", " "), "is": str(value)} for name, value in values.items()]
@@ -135,7 +136,6 @@ def dry_run(options: Options, model, recipe: Recipe, feed: Feed, parallel, image
     layers = summarize(model, feed.input_shape)
     title = f"{options.arch} on {'x'.join(map(str, feed.input_shape))}"
     print_table(title, [dataclasses.asdict(layer) for layer in layers], footers(layers))
-    program = make_program(model, recipe, feed, parallel, seed=options.seed)
     steps = {
         "devices": len(parallel.devices),
         "images of a step on each": recipe.batch_size // len(parallel.devices),
@@ -174,6 +174,8 @@ def main(arguments: list[str]) -> None:
     size = recipe.preprocessing.image_size
     input_shape = (size, size, source.channels)
     train_shape = (recipe.preprocessing.train_size or size,) * 2 + (source.channels,)
+    own_statistics = recipe.normalization(source.statistics)
+    initial, statistics = start_from(options, model, input_shape, own_statistics)
     feed = Feed(
         train=lambda step: data.train_batches(
             source, recipe.batch_size, recipe.preprocessing,
@@ -184,16 +186,19 @@ def main(arguments: list[str]) -> None:
         ),
         train_size=source.sizes["train"],
         input_shape=input_shape,
-        statistics=recipe.normalization(source.statistics),
+        statistics=statistics,
         class_names=source.class_names,
     )  # fmt: skip
+    program = make_program(
+        model, recipe, feed, parallel,
+        seed=options.seed, initial=initial, skip_non_finite=options.run.on_nan == "skip",
+    )  # fmt: skip
     # What does not fit (images, batch, patterns) is refused before anything is written.
-    variables = make_program(model, recipe, feed, parallel).state_shapes().variables
-    jax.eval_shape(model.apply, variables, jnp.zeros((1, *train_shape)))
-    initial, statistics = start_from(options, model, input_shape, feed.statistics)
-    feed = dataclasses.replace(feed, statistics=statistics)
+    variables = program.state_shapes().variables
+    if train_shape != input_shape:
+        jax.eval_shape(model.apply, variables, jnp.zeros((1, *train_shape)))
     if options.dry_run:
-        dry_run(options, model, recipe, feed, parallel, train_shape)
+        dry_run(options, model, program, train_shape)
         return
     name = options.dataset.rstrip("/").replace("/", "-").replace(":", "-")
     config = {
@@ -214,10 +219,7 @@ def main(arguments: list[str]) -> None:
 
     start = time.perf_counter()
     try:
-        row = fit(
-            model, recipe, feed, workdir, parallel,
-            seed=options.seed, initial=initial, title=title, options=options.run,
-        )  # fmt: skip
+        row = fit(program, workdir, title=title, options=options.run)
     except Interrupted as stopped:
         workdir.close()
         print(f"{stopped}; go on with: {command}")

@@ -8,7 +8,6 @@ grouped one. Values and derivatives of any order are the same.
 
 import functools
 import math
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -36,10 +35,17 @@ def conv2d(
     """
     geometry = (stride, padding, dilation, groups)
     by_xla = functools.partial(xla_convolution, geometry=geometry)
-    on_cpu = _cpu_formulation(x, kernel, geometry)
-    if on_cpu is None:
+    is_tiny = groups == 1 and math.prod(x.shape[1:3]) <= 16 and kernel.shape[:2] != (1, 1)
+    if is_tiny:
+        by_cpu = functools.partial(_conv_by_taps, geometry=geometry)
+    elif _is_for_onednn(x, kernel):
+        return _conv_by_platform(x, kernel, geometry)
+    elif groups > 1:
+        by_cpu = functools.partial(_conv_by_bundles, geometry=geometry)
+    elif kernel.shape[:2] == (1, 1) and padding == (0, 0):
+        by_cpu = functools.partial(_conv_pointwise, stride=stride)
+    else:
         return by_xla(x, kernel)
-    by_cpu = functools.partial(on_cpu, geometry=geometry)
     return lax.platform_dependent(x, kernel, cpu=by_cpu, default=by_xla)
 
 
@@ -56,24 +62,9 @@ def xla_convolution(x: Array, kernel: Array, geometry: Geometry) -> Array:
     )
 
 
-def _cpu_formulation(x: Array, kernel: Array, geometry: Geometry) -> Callable[..., Array] | None:
-    """What a CPU runs faster than XLA's convolution, or None."""
-    _, padding, _, groups = geometry
-    if groups == 1 and math.prod(x.shape[1:3]) <= 16 and kernel.shape[:2] != (1, 1):
-        return _conv_by_taps
-    if _is_for_onednn(x, kernel):
-        return _conv_by_onednn
-    if groups > 1:
-        return _conv_by_bundles
-    if kernel.shape[:2] == (1, 1) and padding == (0, 0):
-        return _conv_pointwise
-    return None
-
-
-def _conv_pointwise(x: Array, kernel: Array, geometry: Geometry) -> Array:
+def _conv_pointwise(x: Array, kernel: Array, stride: tuple[int, int]) -> Array:
     """A 1x1 convolution is a matrix product over channels (its filter gradient: 37 -> 24 ms)."""
-    (down, right), *_ = geometry
-    return x[:, ::down, ::right] @ kernel[0, 0]
+    return x[:, :: stride[0], :: stride[1]] @ kernel[0, 0]
 
 
 def _conv_by_taps(x: Array, kernel: Array, geometry: Geometry) -> Array:
@@ -150,20 +141,22 @@ def _is_mapped(x: Array) -> bool:
     return bool(checked) or (bool(mesh.manual_axes) and mesh.size > 1)
 
 
-def _conv_by_onednn(x: Array, kernel: Array, geometry: Geometry) -> Array:
+def _conv_by_platform(x: Array, kernel: Array, geometry: Geometry) -> Array:
     by_xla = functools.partial(xla_convolution, geometry=geometry)
     shapes = (x.shape, kernel.shape, jax.eval_shape(by_xla, x, kernel).shape)
-    return _onednn.bind(x, kernel, result="output", shapes=shapes, geometry=geometry)
+    return _convolution.bind(x, kernel, result="output", shapes=shapes, geometry=geometry)
 
 
 # One of onednn.ROLES from the two others. It is linear in each operand, and the transpose with
 # respect to one is the same primitive with that one as its result: derivatives of any order.
-_onednn = Primitive("onednn_convolution")
+# CPUs call oneDNN for it; elsewhere it is lowered to XLA's convolution, or its transpose. (Two
+# lowerings of one primitive: `platform_dependent` would trace and differentiate both.)
+_convolution = Primitive("convolution")
 
 
 @functools.partial(jax.jit, static_argnames=("result", "shapes", "geometry"))
 def _eagerly(*operands: Array, **params) -> Array:
-    return _onednn.bind(*operands, **params)
+    return _convolution.bind(*operands, **params)
 
 
 def _abstractly(*operands, result: str, shapes: tuple[tuple[int, ...], ...], geometry: Geometry):
@@ -171,6 +164,7 @@ def _abstractly(*operands, result: str, shapes: tuple[tuple[int, ...], ...], geo
 
 
 def _lowered(context, *operands, result, shapes, geometry):
+    assert onednn.available()  # it registers the call
     stride, padding, dilation, groups = geometry
     numbers = (*stride, *padding, *dilation, groups)
     rule = jax.ffi.ffi_lowering(onednn.TARGET)
@@ -182,31 +176,39 @@ def _transposed(position: int, cotangent: Array, *operands, result: str, **param
     roles = [role for role in onednn.ROLES if role != result]
     known = {result: cotangent, roles[1 - position]: operands[1 - position]}
     pair = [known[role] for role in onednn.ROLES if role in known]
-    return _onednn.bind(*pair, result=roles[position], **params)
+    return _convolution.bind(*pair, result=roles[position], **params)
 
 
-def _mapped(operands, axes, *, result, shapes, geometry):
-    """Under `jax.vmap`: XLA's convolution, or its transpose, takes one more axis by itself."""
+def _by_xla(
+    first: Array,
+    second: Array,
+    *,
+    result: str,
+    shapes: tuple[tuple[int, ...], ...],
+    geometry: Geometry,
+) -> Array:
+    if result == "output":
+        return xla_convolution(first, second, geometry)
     roles = [role for role in onednn.ROLES if role != result]
-    unknown = jax.ShapeDtypeStruct(shapes[onednn.ROLES.index(result)], jnp.float32)
+    known = {roles[0]: first, roles[1]: second}
 
-    def by_xla(first: Array, second: Array) -> Array:
-        if result == "output":
-            return xla_convolution(first, second, geometry)
-        known = {roles[0]: first, roles[1]: second}
+    def output(array: Array) -> Array:
+        arrays = known | {result: array}
+        return xla_convolution(arrays["input"], arrays["kernel"], geometry)
 
-        def output(array: Array) -> Array:
-            arrays = known | {result: array}
-            return xla_convolution(arrays["input"], arrays["kernel"], geometry)
-
-        (found,) = jax.linear_transpose(output, unknown)(known["output"])
-        return found
-
-    return jax.vmap(by_xla, in_axes=axes)(*operands), 0
+    unknown = jax.ShapeDtypeStruct(shapes[onednn.ROLES.index(result)], first.dtype)
+    (found,) = jax.linear_transpose(output, unknown)(known["output"])
+    return found
 
 
-_onednn.def_impl(_eagerly)
-_onednn.def_abstract_eval(_abstractly)
-mlir.register_lowering(_onednn, _lowered, platform="cpu")
-ad.defbilinear(_onednn, functools.partial(_transposed, 0), functools.partial(_transposed, 1))
-batching.primitive_batchers[_onednn] = _mapped
+def _mapped(operands, axes, **params):
+    """Under `jax.vmap`: XLA's convolution, or its transpose, takes one more axis by itself."""
+    return jax.vmap(functools.partial(_by_xla, **params), in_axes=axes)(*operands), 0
+
+
+_convolution.def_impl(_eagerly)
+_convolution.def_abstract_eval(_abstractly)
+mlir.register_lowering(_convolution, mlir.lower_fun(_by_xla, multiple_results=False))
+mlir.register_lowering(_convolution, _lowered, platform="cpu")
+ad.defbilinear(_convolution, functools.partial(_transposed, 0), functools.partial(_transposed, 1))
+batching.primitive_batchers[_convolution] = _mapped

@@ -62,7 +62,8 @@ def assert_same_derivatives(ours, native, operands):
 def test_convolution_without_onednn_equals_xla(name, monkeypatch):
     monkeypatch.setattr(onednn, "available", lambda: False)
     x, kernel, geometry = arrays(name)
-    assert convolution._cpu_formulation(x, kernel, geometry) is not None
+    program = jax.jit(lambda *pair: conv2d(*pair, *geometry)).lower(x, kernel).as_text()
+    assert "dot_general" in program
     assert_same_derivatives(
         lambda *pair: conv2d(*pair, *geometry),
         lambda *pair: xla_convolution(*pair, geometry),
@@ -75,7 +76,7 @@ def test_convolution_without_onednn_equals_xla(name, monkeypatch):
 def test_convolution_by_onednn_equals_xla(name):
     x, kernel, geometry = arrays(name)
     assert_same_derivatives(
-        lambda *pair: convolution._conv_by_onednn(*pair, geometry),
+        lambda *pair: convolution._conv_by_platform(*pair, geometry),
         lambda *pair: xla_convolution(*pair, geometry),
         (x, kernel),
     )
@@ -85,11 +86,15 @@ def test_convolution_by_onednn_equals_xla(name):
 def test_onednn_takes_what_is_not_a_tiny_map():
     for name in LARGE_MAPS:
         x, kernel, geometry = arrays(name)
-        chosen = convolution._cpu_formulation(x, kernel, geometry)
-        assert chosen is convolution._conv_by_onednn
+
+        def is_chosen(x, kernel, geometry=geometry):
+            convolve = jax.jit(lambda x, kernel: conv2d(x, kernel, *geometry))
+            return onednn.TARGET in convolve.lower(x, kernel).as_text()
+
+        assert is_chosen(x, kernel)
         for others in (x[:0], x.astype(jnp.bfloat16), x.astype(jnp.float16)):
             kernel = kernel.astype(others.dtype)
-            assert convolution._cpu_formulation(others, kernel, geometry) is not chosen
+            assert not is_chosen(others, kernel)
             assert conv2d(others, kernel, *geometry).dtype == others.dtype
 
 
@@ -110,7 +115,7 @@ def test_onednn_has_forward_mode_and_second_derivatives():
         return jax.grad(norm, (0, 1))(x, kernel)
 
     def ours(x, kernel):
-        return convolution._conv_by_onednn(x, kernel, geometry)
+        return convolution._conv_by_platform(x, kernel, geometry)
 
     def native(x, kernel):
         return xla_convolution(x, kernel, geometry)
@@ -203,15 +208,23 @@ def test_onednn_is_left_out_where_asked():
 
 
 def test_gpu_and_tpu_keep_the_convolution_of_xla():
-    """The formulations are for CPU alone: the program for other platforms is one convolution."""
+    """The formulations are for CPU alone: programs for other platforms have XLA's convolutions."""
     x, kernel = jnp.zeros((2, 8, 8, 128)), jnp.zeros((3, 3, 4, 128))
+    geometry = ((1, 1), (1, 1), (1, 1), 32)
 
-    @jax.jit
-    def f(x, kernel):
-        return conv2d(x, kernel, (1, 1), (1, 1), (1, 1), 32)
+    def program(convolve, platform):
+        def loss(x, kernel):
+            return jnp.sin(convolve(x, kernel)).sum()
 
-    text = {p: f.trace(x, kernel).lower(lowering_platforms=(p,)).as_text() for p in ("cuda", "cpu")}
-    assert text["cuda"].count("stablehlo.convolution") == 1
-    assert "feature_group_count = 32" in text["cuda"]
-    assert "custom_call" not in text["cuda"]
-    assert "feature_group_count = 32" not in text["cpu"]
+        both = jax.jit(jax.value_and_grad(loss, (0, 1)))
+        return both.trace(x, kernel).lower(lowering_platforms=(platform,)).as_text()
+
+    native = program(lambda *pair: xla_convolution(*pair, geometry), "cuda")
+    ours = {p: program(lambda *pair: conv2d(*pair, *geometry), p) for p in ("cuda", "tpu", "cpu")}
+    for found in (ours["cuda"], ours["tpu"]):
+        assert found.count("stablehlo.convolution") == 3
+        grouped = "feature_group_count = 32"
+        assert found.count(grouped) == native.count(grouped) > 0
+        assert "custom_call" not in found
+        assert "dot_general" not in found
+    assert "feature_group_count = 32" not in ours["cpu"]

@@ -28,9 +28,10 @@ from flaxnets.layers import BatchNorm, Linear
 from flaxnets.recipes import Preprocessing, Recipe
 from flaxnets.training.checkpoints import Checkpoints, checksums
 from flaxnets.training.guard import skipping_non_finite
-from flaxnets.training.loop import Feed, RunOptions, fit
+from flaxnets.training.loop import RunOptions, fit
 from flaxnets.training.optimizer import make_optimizer
 from flaxnets.training.parallel import DataParallel
+from flaxnets.training.program import Feed, make_program
 from flaxnets.training.progress import TIMED
 from flaxnets.training.state import create_state
 from flaxnets.training.workdir import Workdir
@@ -84,8 +85,10 @@ def features_feed(poisoned=()):
 
 def start(path, feed, **options):
     parallel = DataParallel(devices=jax.devices()[:1])
+    skip = options.get("on_nan") == "skip"
+    program = make_program(Dropped(), RECIPE, feed, parallel, skip_non_finite=skip)
     with Workdir(path, {"arch": "dropped"}) as workdir:
-        return fit(Dropped(), RECIPE, feed, workdir, parallel, options=RunOptions(**options))
+        return fit(program, workdir, options=RunOptions(**options))
 
 
 def saved(path):

@@ -16,9 +16,10 @@ from flaxnets import InputError, create_model, data, to_torch
 from flaxnets.layers import BatchNorm, Linear
 from flaxnets.recipes import Preprocessing, Recipe, recipe_for
 from flaxnets.training.checkpoints import Checkpoints
-from flaxnets.training.loop import Feed, Interrupted, evaluate, fit
+from flaxnets.training.loop import Interrupted, evaluate, fit
 from flaxnets.training.optimizer import after_epoch, learning_rate_schedule, make_optimizer
 from flaxnets.training.parallel import DataParallel
+from flaxnets.training.program import Feed, make_program
 from flaxnets.training.progress import TIMED
 from flaxnets.training.state import create_state, init_variables
 from flaxnets.training.step import losses, make_eval_step, make_train_step, normalize, scores
@@ -305,8 +306,9 @@ def digits_feed(recipe=RECIPE, shorten=320):
 def start(path, recipe=RECIPE, feed=None, devices=1):
     config = {**dataclasses.asdict(recipe), "arch": "lenet5"}
     parallel = DataParallel(devices=jax.devices()[:devices])
+    model, feed = create_model("lenet5"), feed or digits_feed(recipe)
     with Workdir(path, config) as workdir:
-        return fit(create_model("lenet5"), recipe, feed or digits_feed(recipe), workdir, parallel)
+        return fit(make_program(model, recipe, feed, parallel), workdir)
 
 
 def saved(path):
@@ -368,7 +370,7 @@ def test_linear_regression_comes_near_least_squares(tmp_path):
     )
     workdir = Workdir(tmp_path, {})
     parallel = DataParallel(devices=jax.devices()[:1])
-    fit(create_model("linear_regression"), recipe, feed, workdir, parallel)
+    fit(make_program(create_model("linear_regression"), recipe, feed, parallel), workdir)
     kept = {int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit()}
     rows = logged(tmp_path)
     assert min(rows, key=lambda row: row["test_loss"])["step"] in kept

@@ -24,9 +24,9 @@ import tyro
 from flaxnets import create_model, data
 from flaxnets.recipes import recipe_for
 from flaxnets.terminal import compilation_cache, one_sentence_errors, quiet, reuse_memory
-from flaxnets.training.loop import Feed, RunOptions, fit
+from flaxnets.training.loop import RunOptions, fit
 from flaxnets.training.parallel import DataParallel
-from flaxnets.training.program import HostBatch
+from flaxnets.training.program import Feed, HostBatch, make_program
 from flaxnets.training.workdir import Workdir
 
 
@@ -81,7 +81,7 @@ def main(
         contextlib.redirect_stdout(nowhere),
     ):
         options = RunOptions(checkpoint_steps=checkpoint_steps)
-        fit(model, how, feed, workdir, DataParallel(), options=options)
+        fit(make_program(model, how, feed, DataParallel()), workdir, options=options)
 
     with out.with_suffix(".csv").open("w", newline="") as file:
         csv.writer(file).writerows([("step", "resident_mebibytes"), *measured])

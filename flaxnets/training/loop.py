@@ -8,12 +8,10 @@ import warnings
 from collections.abc import Callable
 from typing import Any, Literal
 
-import flax.linen as nn
 import jax
 import numpy as np
 
 from flaxnets.errors import InputError, InputWarning
-from flaxnets.recipes import Recipe
 from flaxnets.training.augmentation import cropped
 from flaxnets.training.checkpoints import Checkpoints
 from flaxnets.training.distributed import agreed, signals_as_flag
@@ -21,7 +19,7 @@ from flaxnets.training.guard import all_finite
 from flaxnets.training.optimizer import after_epoch
 from flaxnets.training.parallel import DataParallel
 from flaxnets.training.pictures import draw_grid
-from flaxnets.training.program import Feed, HostBatch, make_program
+from flaxnets.training.program import Feed, HostBatch, Program
 from flaxnets.training.progress import Clock, profiler, terminal_progress
 from flaxnets.training.state import PyTree
 from flaxnets.training.workdir import Row, Workdir
@@ -78,37 +76,27 @@ class Interrupted(Exception):
 
 
 def fit(
-    model: nn.Module,
-    recipe: Recipe,
-    feed: Feed,
+    program: Program,
     workdir: Workdir,
-    parallel: DataParallel,
     *,
-    seed: int = 0,
-    initial: Any = None,
     title: str = "",
     options: RunOptions | None = None,
 ) -> Row:
     """Trains to the recipe's last epoch, from the workdir's newest checkpoint if it has one.
 
-    Args:
-        initial: variables to start from instead of fresh ones.
-        options: how it is saved, guarded and watched.
+    `options` say how the run is saved and watched; what happens where the loss is not finite was
+    decided with the program.
 
     Returns:
         The last epoch's row with the run's totals.
 
     Raises:
         Interrupted: on SIGINT or SIGTERM, after saving.
-        InputError: the batch does not divide over the devices, every checkpoint is damaged, or the
-            loss is not finite.
+        InputError: every checkpoint is damaged, or the loss is not finite.
     """
     options = options or RunOptions()
     options.check()
-    program = make_program(
-        model, recipe, feed, parallel,
-        seed=seed, initial=initial, skip_non_finite=options.on_nan == "skip",
-    )  # fmt: skip
+    recipe, feed, parallel = program.recipe, program.feed, program.parallel
     checkpoints = Checkpoints(workdir.checkpoints, options.keep)
     if checkpoints.latest_step is None:
         state, position = program.initial_state(), Position({"steps": 0.0})
@@ -178,7 +166,7 @@ def fit(
             row |= {f"ema_{name}": value for name, value in of_average.items()}
         row["images_per_second"] = round(clock.images_per_second, 1)
         row["waiting_for_input"] = round(clock.waiting, 3)
-        if options.on_nan == "skip":
+        if program.skips_non_finite:
             row["skipped_steps"] = position.skipped
         if feed.pictures and (
             step == program.steps or time.monotonic() - drawn_at > PICTURE_SECONDS
@@ -208,7 +196,7 @@ def fit(
             with clock.waits():
                 batch = next(batches)
             state, metrics = program.train_step(state, parallel.shard(batch))
-            if step == 0 and feed.pictures:  # while the device works
+            if step == 1 and feed.pictures:  # behind the first step, while the device works
                 pad = recipe.preprocessing.pad
                 workdir.picture("training_images", draw_batch(batch, feed.class_names, pad), step)
             step += 1

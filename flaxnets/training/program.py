@@ -13,7 +13,7 @@ from flaxnets.recipes import Recipe
 from flaxnets.training.guard import skipping_non_finite
 from flaxnets.training.optimizer import averaging_rule, learning_rate_schedule, make_optimizer
 from flaxnets.training.parallel import DataParallel
-from flaxnets.training.state import TrainState, create_state, init_variables
+from flaxnets.training.state import PyTree, TrainState, create_state, init_variables
 from flaxnets.training.step import make_eval_step, make_train_step
 
 HostBatch = dict[str, np.ndarray]
@@ -38,18 +38,22 @@ class Feed:
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """The compiled functions of a run."""
+    """A run: what it learns, from what, and its compiled functions."""
 
+    recipe: Recipe
+    feed: Feed
+    parallel: DataParallel
     steps_per_epoch: int
     steps: int  # of the whole run
     schedule: optax.Schedule
     train_step: Callable  # (state, batch) -> (state, metrics); donates the state
     eval_step: Callable  # (variables, batch) -> (sums, examples)
-    fresh: Callable[[], TrainState]
-    parallel: DataParallel
+    create: Any  # a jitted function: (initial variables or None) -> state
+    initial: PyTree | None  # variables to start from instead of fresh ones
+    skips_non_finite: bool  # whether such steps are left out
 
     def initial_state(self) -> TrainState:
-        return self.parallel.replicate(self.fresh())
+        return self.create(self.initial)
 
     def state_shapes(self) -> TrainState:
         """Shapes, dtypes and shardings of the state."""
@@ -57,7 +61,7 @@ class Program:
             lambda leaf: jax.ShapeDtypeStruct(
                 leaf.shape, leaf.dtype, sharding=self.parallel.replicated
             ),
-            jax.eval_shape(self.fresh),
+            self.create.eval_shape(self.initial),
         )
 
     def memory(self, batch: HostBatch) -> dict[str, int]:
@@ -88,10 +92,11 @@ def make_program(
     parallel: DataParallel,
     *,
     seed: int = 0,
-    initial: Any = None,
+    initial: PyTree | None = None,
     skip_non_finite: bool = False,
 ) -> Program:
-    """The program of `recipe`; `initial` are variables to start from instead of fresh ones.
+    """The program of `recipe`; `initial` are variables to start from instead of fresh ones, and
+    with `skip_non_finite` a step whose loss or update is not finite changes nothing.
 
     Raises InputError if the batch does not divide over the devices.
     """
@@ -111,18 +116,22 @@ def make_program(
         train_step = skipping_non_finite(train_step)
     eval_step = make_eval_step(model, feed.statistics, loss=recipe.loss)
 
-    def fresh() -> TrainState:
-        variables = initial
+    def create(variables: PyTree | None) -> TrainState:
         if variables is None:
             variables = init_variables(model, feed.input_shape, recipe, seed)
         return create_state(variables, optimizer, recipe)
 
     return Program(
+        recipe=recipe,
+        feed=feed,
+        parallel=parallel,
         steps_per_epoch=steps_per_epoch,
         steps=recipe.epochs * steps_per_epoch,
         schedule=schedule,
         train_step=parallel.map(train_step, donate_state=True),
         eval_step=parallel.map(eval_step),
-        fresh=fresh,
-        parallel=parallel,
+        # One program: leaf by leaf, there would be one to compile for each shape.
+        create=jax.jit(create, out_shardings=parallel.replicated),
+        initial=initial,
+        skips_non_finite=skip_non_finite,
     )

@@ -39,6 +39,7 @@ class Workdir:
         except OSError as error:
             raise InputError(f"cannot write to {path}: {error.strerror}") from error
         self._tensorboard: Any = None
+        self._logged_until: int | None = None
 
     def __enter__(self) -> "Workdir":
         return self
@@ -71,12 +72,22 @@ class Workdir:
         """Drops what was logged after the checkpoint from which the run goes on."""
         rows = [row for row in self.rows() if row["step"] <= step]
         _write(self._metrics, "".join(json.dumps(row) + "\n" for row in rows))
-        from tensorboardX import SummaryWriter  # a second that those who only read need not wait
+        self._logged_until = step
 
-        # An unbounded queue: on a full disk its writer dies, and a bounded one would block the run.
-        self._tensorboard = SummaryWriter(
-            str(self.path / "tensorboard"), purge_step=step + 1, max_queue=0, flush_secs=10
-        )
+    def _log(self) -> Any:
+        """TensorBoard's. Its import is a second that the first step need not wait for."""
+        assert self._logged_until is not None, "forget_after says where the log goes on"
+        if self._tensorboard is None:
+            from tensorboardX import SummaryWriter
+
+            # An unbounded queue: on a full disk its writer dies, and a bounded one would block.
+            self._tensorboard = SummaryWriter(
+                str(self.path / "tensorboard"),
+                purge_step=self._logged_until + 1,
+                max_queue=0,
+                flush_secs=10,
+            )
+        return self._tensorboard
 
     def log(self, row: Row) -> None:
         """One epoch."""
@@ -88,17 +99,15 @@ class Workdir:
 
     def scalar(self, name: str, value: float, step: int) -> None:
         """For TensorBoard alone."""
-        assert self._tensorboard is not None, "forget_after opens the log"
-        self._tensorboard.add_scalar(name, value, step)
+        self._log().add_scalar(name, value, step)
 
     def picture(self, name: str, figure: Any, step: int) -> None:
         """A matplotlib figure, as `name.png` and for TensorBoard."""
-        assert self._tensorboard is not None, "forget_after opens the log"
         drawn = io.BytesIO()
         figure.savefig(drawn, dpi=100)
         _write(self.path / f"{name}.png", drawn.getvalue())
         pixels = np.asarray(PIL.Image.open(drawn).convert("RGB"))
-        self._tensorboard.add_image(name, pixels, step, dataformats="HWC")
+        self._log().add_image(name, pixels, step, dataformats="HWC")
 
     @property
     def bad_images(self) -> list[str]:

@@ -27,7 +27,7 @@ from benchmarking.common import (
     spread,
     timed,
 )
-from flaxnets import create_model
+from flaxnets import create_model, onednn
 from flaxnets.recipes import recipe_for
 from flaxnets.summary import summarize, totals
 from flaxnets.terminal import quiet, reuse_memory
@@ -186,7 +186,10 @@ def plain_layers() -> contextlib.AbstractContextManager[Any]:
     def default_alone(*operands: Any, default: Callable[..., Any], **_: Any) -> Any:
         return default(*operands)
 
-    return mock.patch.object(jax.lax, "platform_dependent", default_alone)
+    stack = contextlib.ExitStack()
+    stack.enter_context(mock.patch.object(jax.lax, "platform_dependent", default_alone))
+    stack.enter_context(mock.patch.object(onednn, "available", return_value=False))
+    return stack
 
 
 def plain(arch: str, options: Options) -> Contender:

@@ -192,7 +192,8 @@ def test_tensorboard_is_told_where_the_run_went_on(tmp_path):
 
     feed = features_feed()
     with pytest.raises(Killed):
-        start(tmp_path, killing(feed, 9, tmp_path / "checkpoints" / "6"), checkpoint_steps=6)
+        dying = killing(feed, 9, tmp_path / "checkpoints" / "6")
+        start(tmp_path, dying, checkpoint_steps=6, log_every=1)
     start(tmp_path, feed)
     starts = []
     for file in sorted((tmp_path / "tensorboard").iterdir()):

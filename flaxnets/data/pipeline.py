@@ -9,6 +9,9 @@ whatever the number of threads, and a stream can start at any step. Where the ex
 order and takes its part of every batch. Records of TensorFlow Datasets are divided by file instead,
 each process in its own order, and read round and round. The place of a picture that cannot be read
 is filled by a rule of its own position alone, too.
+
+tf.data reads, and does most of what changes an image; random windows of photographs are decoded and
+resized by threads of Python behind it (`flaxnets.data.windows`).
 """
 
 # TensorFlow's annotations deny what its functions accept (tensors for integers, and back).
@@ -112,8 +115,8 @@ def window_image(
     seed: tuple[int, int],
     recoloured: Callable[..., tf.Tensor] | None = None,
 ) -> np.ndarray:
-    """What `train_image` makes of an encoded photograph; `recoloured` is `_recoloured` with its
-    first two arguments, compiled perhaps.
+    """What `train_image` makes of an encoded photograph. Who has many of them compiles
+    `_recoloured` with its first two arguments, and hands it over.
     """
     random = Random((int(seed[0]) << 64) + int(seed[1]))
     size = how.train_size or how.image_size

@@ -191,8 +191,8 @@ def test_tensorboard_is_told_where_the_run_went_on(tmp_path):
     from flaxnets.data.tensorflow import tf
 
     feed = features_feed()
+    dying = killing(feed, 9, tmp_path / "checkpoints" / "6")
     with pytest.raises(Killed):
-        dying = killing(feed, 9, tmp_path / "checkpoints" / "6")
         start(tmp_path, dying, checkpoint_steps=6, log_every=1)
     start(tmp_path, feed)
     starts = []

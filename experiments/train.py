@@ -67,6 +67,10 @@ class Options:
     """Of initialisation, data order, augmentation and dropout."""
     compilation_cache: bool = True
     """Keep compiled programs in the user's cache directory, for the next start."""
+    on_nan: Literal["stop", "skip"] = "stop"
+    """Where the loss or an update is not finite: stop, or leave that step out."""
+    max_bad_images: int = 0
+    """Pictures of a folder that may be unreadable: each is named and skipped."""
     dry_run: bool = False
     """Print the values, the layers, the steps and the memory of the run, and stop."""
     run: Annotated[RunOptions, tyro.conf.OmitArgPrefixes] = dataclasses.field(
@@ -77,9 +81,10 @@ class Options:
     )
 
 
-# Options that a run does not depend on: it may go on elsewhere. The values have lines of their own.
-WHERE = (
-    "workdir", "data_dir", "compilation_cache", "dry_run", "run", "processes", "values",
+# Options that a run may go on with others of. The values have lines of their own.
+MAY_DIFFER = (
+    "workdir", "data_dir", "compilation_cache", "on_nan", "max_bad_images", "dry_run", "run",
+    "processes", "values",
 )  # fmt: skip
 
 
@@ -160,6 +165,8 @@ def main(arguments: list[str]) -> None:
         compilation_cache()
     options.values.check()
     options.run.check()
+    if options.max_bad_images < 0:
+        raise InputError(f"max bad images is {options.max_bad_images}; expected zero or more")
     join(options.processes)
     recipe, shard = options.values, (jax.process_index(), jax.process_count())
     if recipe.loss == "cross_entropy" and not source.class_names:
@@ -191,7 +198,7 @@ def main(arguments: list[str]) -> None:
     )  # fmt: skip
     program = make_program(
         model, recipe, feed, parallel,
-        seed=options.seed, initial=initial, skip_non_finite=options.run.on_nan == "skip",
+        seed=options.seed, initial=initial, skip_non_finite=options.on_nan == "skip",
     )  # fmt: skip
     # What does not fit (images, batch, patterns) is refused before anything is written.
     variables = program.state_shapes().variables
@@ -202,7 +209,7 @@ def main(arguments: list[str]) -> None:
         return
     name = options.dataset.rstrip("/").replace("/", "-").replace(":", "-")
     config = {
-        **dataclasses.asdict(options) | dict.fromkeys(WHERE),
+        **dataclasses.asdict(options) | dict.fromkeys(MAY_DIFFER),
         **dataclasses.asdict(recipe),
         "input_shape": input_shape,
         "class_names": source.class_names,
@@ -213,7 +220,7 @@ def main(arguments: list[str]) -> None:
         workdir = Workdir(path, config) if jax.process_index() == 0 else None
     with all_or_none():
         workdir = workdir or Follower(path, config)
-    bad = data.BadImages(options.run.max_bad_images, workdir.bad_images, workdir.add_bad_image)
+    bad = data.BadImages(options.max_bad_images, workdir.bad_images, workdir.add_bad_image)
     title = f"{options.arch} on {options.dataset}"
     command = shlex.join(["python", *sys.argv])
 

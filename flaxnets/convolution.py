@@ -187,6 +187,7 @@ def _by_xla(
     shapes: tuple[tuple[int, ...], ...],
     geometry: Geometry,
 ) -> Array:
+    """The primitive in XLA's own operations: the convolution, or its transpose."""
     if result == "output":
         return xla_convolution(first, second, geometry)
     roles = [role for role in onednn.ROLES if role != result]

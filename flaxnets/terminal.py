@@ -80,9 +80,8 @@ def reuse_memory() -> None:
 def compilation_cache() -> None:
     """Keeps compiled programs between runs, in the user's cache directory."""
     jax.config.update("jax_compilation_cache_dir", str(cache_directory() / "xla"))
-    jax.config.update(
-        "jax_persistent_cache_min_compile_time_secs", 0
-    )  # a start has many small ones
+    # Small ones too: a start has many.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
 @contextlib.contextmanager

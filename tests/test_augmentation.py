@@ -17,7 +17,7 @@ from PIL import Image
 
 from flaxnets import InputError
 from flaxnets.data import eval_batches, open_source, policies, train_batches, windows
-from flaxnets.data.pipeline import train_image
+from flaxnets.data.images import train_image
 from flaxnets.data.tensorflow import tf
 from flaxnets.recipes import Preprocessing
 from flaxnets.training import augmentation as on_device
@@ -86,9 +86,14 @@ def differences(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, int]:
     return difference.mean(), difference.max()
 
 
+@pytest.mark.parametrize("large", [0, 2**16])
 @pytest.mark.parametrize("subsampling", [0, 2])
 @pytest.mark.parametrize("mode", ["RGB", "L"])
-def test_the_window_of_a_jpeg_is_that_of_its_decoded_image(photograph, subsampling, mode):
+def test_the_window_of_a_jpeg_is_that_of_its_decoded_image(
+    photograph, subsampling, mode, large, monkeypatch
+):
+    """By simplejpeg, and by TensorFlow as if the file were large."""
+    monkeypatch.setattr(windows, "LARGE", large)
     image = np.asarray(Image.fromarray(photograph[:201, :307]).convert(mode))
     channels = 3 if mode == "RGB" else 1
     encoded = picture(image, "JPEG", **({"subsampling": subsampling} if channels == 3 else {}))
@@ -129,16 +134,22 @@ def test_the_filter_has_the_width_of_pils(factor):
     assert (weights * reach**2).sum() == pytest.approx((factor**2 - 1) / 6)
 
 
-def test_large_photographs_are_decoded_in_part(photograph, monkeypatch):
+@pytest.mark.parametrize(
+    ("decoder", "fraction", "limit"),
+    [(tf.io, "ratio", 0), (windows.simplejpeg, "min_factor", 2**30)],
+)
+def test_large_photographs_are_decoded_in_part(photograph, monkeypatch, decoder, fraction, limit):
+    monkeypatch.setattr(windows, "LARGE", limit)
     large = np.asarray(Image.fromarray(photograph).resize((2560, 1708), Image.Resampling.BICUBIC))
     encoded, fractions = picture(large, "JPEG", quality=95), set()
-    decode = windows.simplejpeg.decode_jpeg
+    name = "decode_and_crop_jpeg" if decoder is tf.io else "decode_jpeg"
+    decode = getattr(decoder, name)
 
     def spying(*arguments, **options):
-        fractions.add(options["min_factor"])
+        fractions.add(options[fraction])
         return decode(*arguments, **options)
 
-    monkeypatch.setattr(windows.simplejpeg, "decode_jpeg", spying)
+    monkeypatch.setattr(decoder, name, spying)
     for seed in range(12):
         ours = windows.random_resized_crop(encoded, 100, 3, Random(seed))
         # A window begins and ends at a pixel of what is decoded: up to half of a pixel elsewhere.

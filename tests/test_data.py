@@ -15,7 +15,7 @@ from PIL import Image
 
 from flaxnets import InputError
 from flaxnets.data import augmentation, eval_batches, open_source, train_batches
-from flaxnets.data.pipeline import train_image
+from flaxnets.data.images import train_image
 from flaxnets.data.sources import InMemory
 from flaxnets.data.tensorflow import tf
 from flaxnets.recipes import Preprocessing, recipe_for
@@ -401,6 +401,22 @@ def test_windows_are_the_same_from_any_step_on_and_in_any_process(pictures, poli
         for key, values in whole[step].items():
             np.testing.assert_array_equal(again[key], values)
             np.testing.assert_array_equal(np.concatenate([part[key] for part in parts]), values)
+
+
+def test_half_of_the_windows_are_mirrored(pictures):
+    source = open_source(f"folder:{pictures}")
+    upright, mirrored = (
+        Preprocessing(image_size=32, crop="random_resized", flip=flip, pca_std=0.0)
+        for flip in (False, True)
+    )
+    encoded = next(iter(source.stream("train", (0, 1), None)))["image"]
+    turned = []
+    for i in range(100):
+        seed = tf.constant([i, 3], tf.int64)
+        one, other = (train_image(source, how, encoded, seed) for how in (upright, mirrored))
+        turned.append(not np.array_equal(one, other))
+        np.testing.assert_array_equal(one[:, :: -1 if turned[-1] else 1], other)
+    assert 35 < sum(turned) < 65
 
 
 def test_wrong_folders_get_one_sentence(pictures):

@@ -83,10 +83,9 @@ def features_feed(poisoned=()):
     return Feed(train, test, 160, (8, 8, 1), ((0.0,), (1.0,)))
 
 
-def start(path, feed, **options):
+def start(path, feed, *, skip_non_finite=False, **options):
     parallel = DataParallel(devices=jax.devices()[:1])
-    skip = options.get("on_nan") == "skip"
-    program = make_program(Dropped(), RECIPE, feed, parallel, skip_non_finite=skip)
+    program = make_program(Dropped(), RECIPE, feed, parallel, skip_non_finite=skip_non_finite)
     with Workdir(path, {"arch": "dropped"}) as workdir:
         return fit(program, workdir, options=RunOptions(**options))
 
@@ -316,7 +315,7 @@ def test_a_run_stops_at_a_loss_that_is_not_finite_and_names_the_checkpoint(tmp_p
         with pytest.raises(InputError, match=sentence):
             start(tmp_path, feed, checkpoint_steps=4)
     with pytest.warns(InputWarning, match="step 9 is left out: its loss is nan"):
-        row = start(tmp_path, feed, on_nan="skip")
+        row = start(tmp_path, feed, skip_non_finite=True)
     assert row["skipped_steps"] == 1
     assert all(np.isfinite(value) for value in row.values())
 
@@ -354,11 +353,11 @@ def test_skipped_steps_are_part_of_the_position(tmp_path):
     feed = features_feed(poisoned=(3, 6, 8))
     cut = killing(feed, 6, tmp_path / "cut" / "checkpoints" / "5")
     with pytest.warns(InputWarning, match="is left out"):
-        start(tmp_path / "whole", feed, on_nan="skip")
+        start(tmp_path / "whole", feed, skip_non_finite=True)
     with pytest.warns(InputWarning, match="step [36] is left out"), pytest.raises(Killed):
-        start(tmp_path / "cut", cut, on_nan="skip", checkpoint_steps=5)
+        start(tmp_path / "cut", cut, skip_non_finite=True, checkpoint_steps=5)
     with pytest.warns(InputWarning, match="step [68] is left out"):
-        row = start(tmp_path / "cut", feed, on_nan="skip")
+        row = start(tmp_path / "cut", feed, skip_non_finite=True)
     assert row["skipped_steps"] == 3
     assert saved(tmp_path / "cut") == saved(tmp_path / "whole")
     assert logged(tmp_path / "cut") == logged(tmp_path / "whole")
@@ -371,14 +370,13 @@ def test_too_many_steps_left_out_in_a_row_end_the_run(tmp_path):
         pytest.warns(InputWarning, match="is left out"),
         pytest.raises(InputError, match="10 steps in a row were left out up to step 14"),
     ):
-        start(tmp_path, feed, on_nan="skip")
+        start(tmp_path, feed, skip_non_finite=True)
 
 
 def test_impossible_options_are_refused():
     for options, sentence in [
         ({"checkpoint_steps": -1}, "checkpoint steps is -1; expected zero or more"),
         ({"checkpoint_minutes": math.nan}, "checkpoint minutes is nan; expected zero or more"),
-        ({"max_bad_images": -1}, "max bad images is -1; expected zero or more"),
         ({"keep": 0}, "keep is 0; expected at least 1 checkpoint"),
     ]:
         with pytest.raises(InputError, match=sentence):
@@ -413,8 +411,8 @@ def same(batch, other):
 
 @pytest.mark.parametrize("crop", ["random", "random_resized"])
 def test_unreadable_pictures_are_named_and_replaced_wherever_a_run_begins(pictures, crop):
-    """Some have no header, one only the upper half of its lines: whether that one can be read
-    depends on the crop, hence on the position in the stream, and on nothing else.
+    """Some have no header, one only the upper half of its lines. Whether TensorFlow can read that
+    one depends on the crop, hence on the position in the stream, and on nothing else.
     """
     how = dataclasses.replace(PHOTOGRAPHS, crop=crop)
     source = data.open_source(f"folder:{pictures}")

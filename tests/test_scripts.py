@@ -129,6 +129,7 @@ def test_control_c_saves_and_says_how_to_go_on(tmp_path):
             "error: batch size 64 does not divide over 1 devices, in",
         ),
         (["--no-decay", "layer1.*"], "error: no decay 'layer1.*' matches no parameter; the first"),
+        (["--max-bad-images", "-1"], "error: max bad images is -1; expected zero or more\n"),
         (["--keep", "0"], "error: keep is 0; expected at least 1 checkpoint\n"),
         (["--recipe", "torchvision-v1"], "error: recipe torchvision-v1 does not train lenet5; exp"),
     ],

@@ -277,6 +277,25 @@ def test_plateau_scale_multiplies_the_update():
         np.testing.assert_allclose(tenth, 0.1 * whole, rtol=1e-2, atol=1e-7)
 
 
+@pytest.mark.parametrize("average", [False, True])
+def test_a_run_starts_from_the_variables_that_it_is_given(average):
+    model, source = create_model("lenet5"), data.open_source("digits")
+    recipe = dataclasses.replace(RECIPE, ema_decay=0.9 if average else 0.0)
+    feed = Feed(iter, iter, 160, (28, 28, 1), source.statistics)
+    parallel = DataParallel(devices=jax.devices()[:2])
+    given = init_variables(model, (28, 28, 1), recipe, seed=7)
+    for initial in (None, given):
+        program = make_program(model, recipe, feed, parallel, seed=0, initial=initial)
+        state, shapes = program.initial_state(), program.state_shapes()
+        expected = given if initial else init_variables(model, (28, 28, 1), recipe, seed=0)
+        jax.tree.map(np.testing.assert_array_equal, state.variables, expected)
+        assert (state.average is not None) == average
+        assert jax.tree.structure(state) == jax.tree.structure(shapes)
+        for leaf, shape in zip(jax.tree.leaves(state), jax.tree.leaves(shapes), strict=True):
+            assert (leaf.shape, leaf.dtype) == (shape.shape, shape.dtype)
+            assert leaf.sharding.is_equivalent_to(shape.sharding, leaf.ndim)
+
+
 def test_he_initialisation_draws_every_kernel():
     recipe = dataclasses.replace(RECIPE, initialization="he_normal")
     params = init_variables(create_model("lenet5"), (28, 28, 1), recipe, 0)["params"]

@@ -13,7 +13,7 @@ import tyro
 
 from flaxnets import data
 from flaxnets.data.augmentation import decode
-from flaxnets.data.pipeline import train_image
+from flaxnets.data.images import train_image
 from flaxnets.data.tensorflow import tf
 from flaxnets.errors import InputError
 from flaxnets.recipes import Crop, Interpolation, Policy, recipe_for

@@ -23,14 +23,14 @@ IMAGENET_EIGENVECTORS = np.array(
 )
 
 # The decoder's default, INTEGER_FAST, is off by up to 16/255 from what PIL and torchvision see.
-_DCT = "INTEGER_ACCURATE"
+DCT = "INTEGER_ACCURATE"
 
 
 def decode(encoded: tf.Tensor, channels: int = 3) -> tf.Tensor:
     """uint8 image of a JPEG, PNG, BMP or GIF file (its first frame); grey and CMYK become RGB."""
     image = tf.cond(
         tf.io.is_jpeg(encoded),
-        lambda: tf.io.decode_jpeg(encoded, channels=channels, dct_method=_DCT),
+        lambda: tf.io.decode_jpeg(encoded, channels=channels, dct_method=DCT),
         lambda: tf.io.decode_image(encoded, channels=channels, expand_animations=False),
     )
     return tf.ensure_shape(image, (None, None, channels))
@@ -110,7 +110,7 @@ def _decode_part(
     def part_of_jpeg():
         window = tf.concat([first, last - first], 0)
         part = tf.io.decode_and_crop_jpeg(
-            encoded_or_image, window, channels=channels, dct_method=_DCT
+            encoded_or_image, window, channels=channels, dct_method=DCT
         )
         return part, first
 

@@ -22,13 +22,19 @@ import functools
 import itertools
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from random import Random
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from flaxnets.data import augmentation, policies, windows
+from flaxnets.data import windows
+from flaxnets.data.images import (
+    eval_image,
+    has_windows,
+    is_recoloured,
+    recolour,
+    train_image,
+    window_image,
+)
 from flaxnets.data.sources import InMemory, Shard, Source
 from flaxnets.data.tensorflow import tf
 from flaxnets.errors import InputError, InputWarning
@@ -37,8 +43,6 @@ from flaxnets.recipes import Preprocessing
 Batch = dict[str, np.ndarray]
 PREFETCH = 2  # batches ready ahead of the training step
 UNREADABLE = (  # what is raised for a broken picture, or one that is gone
-    Image.UnidentifiedImageError,
-    Image.DecompressionBombError,
     tf.errors.InvalidArgumentError,
     tf.errors.NotFoundError,
     tf.errors.PermissionDeniedError,
@@ -75,84 +79,6 @@ class BadImages:
         if self._found is not None:
             self._found(path)
         warnings.warn(f"{path} is not a readable picture; skipped", InputWarning, stacklevel=2)
-
-
-def train_image(source: Source, how: Preprocessing, image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-    """The uint8 image that the network is fed in training; `image` is raw, as in the source.
-
-    Not for tf.data where photographs are cut to windows: `window_image` is, in NumPy.
-    """
-    if source.kind == "rows":
-        return image
-    if has_windows(source, how):
-        return tf.constant(window_image(source, how, image.numpy(), tuple(seed.numpy())))
-    seeds = [tf.random.fold_in(seed, operation) for operation in range(2)]
-    size = how.train_size or how.image_size
-    if source.image_size is not None:
-        image = augmentation.to_uint8(augmentation.resize(image, size))
-        image = augmentation.pad_and_crop(image, how.pad, seeds[0])
-    else:
-        short = how.resize
-        if how.resize_max:
-            scale = tf.random.fold_in(seeds[0], 0)
-            last = how.resize_max + 1
-            short = tf.random.stateless_uniform([], scale, how.resize, last, tf.int32)
-        image = augmentation.random_crop(image, short, size, seeds[0], source.channels)
-    if how.flip and source.flip:
-        image = augmentation.random_flip(image, seeds[1])
-    return _recoloured(source, how, image, seed)
-
-
-def has_windows(source: Source, how: Preprocessing) -> bool:
-    """Whether images are random windows of photographs."""
-    return source.kind == "photographs" and how.crop == "random_resized"
-
-
-def window_image(
-    source: Source,
-    how: Preprocessing,
-    encoded: bytes,
-    seed: tuple[int, int],
-    recoloured: Callable[..., tf.Tensor] | None = None,
-) -> np.ndarray:
-    """What `train_image` makes of an encoded photograph. Who has many of them compiles
-    `_recoloured` with its first two arguments, and hands it over.
-    """
-    random = Random((int(seed[0]) << 64) + int(seed[1]))
-    size = how.train_size or how.image_size
-    image = windows.random_resized_crop(encoded, size, source.channels, random)
-    if how.flip and source.flip and random.random() < 0.5:
-        image = windows.mirror(image)
-    if _is_recoloured(source, how):
-        recoloured = recoloured or functools.partial(_recoloured, source, how)
-        image = recoloured(image, tf.constant(seed, tf.int64)).numpy()
-    return image
-
-
-def _is_recoloured(source: Source, how: Preprocessing) -> bool:
-    """Whether more is done to an image than to crop and to mirror it."""
-    return how.policy != "none" or bool(how.pca_std and source.channels == 3)
-
-
-def _recoloured(source: Source, how: Preprocessing, image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-    if how.policy != "none":
-        image = augmentation.to_uint8(image)
-        drawing = tf.random.fold_in(seed, 3)
-        image = policies.apply(how.policy, image, drawing, how.interpolation)
-    if how.pca_std and source.channels == 3:
-        image = augmentation.pca_colour(image, tf.random.fold_in(seed, 2), how.pca_std)
-    return augmentation.to_uint8(image)
-
-
-def eval_image(source: Source, how: Preprocessing, image: tf.Tensor) -> tf.Tensor:
-    """The uint8 image that the network is fed in evaluation."""
-    if source.kind == "rows":
-        return image
-    if image.dtype == tf.string:
-        image = augmentation.decode(image, source.channels)
-    if source.image_size is None:
-        return augmentation.to_uint8(augmentation.center_crop(image, how.resize, how.image_size))
-    return augmentation.to_uint8(augmentation.resize(image, how.image_size))
 
 
 def train_batches(
@@ -219,11 +145,14 @@ def train_batches(
         return example | {"image": train_image(source, how, example["image"], base)}
 
     size = how.train_size or how.image_size
-    recoloured = tf.function(functools.partial(_recoloured, source, how))
+    recoloured = tf.function(functools.partial(recolour, source, how))
 
     def window(step, place, encoded):
-        position = step * batch_size + first + place
-        return window_image(source, how, encoded, (seed, position), recoloured)
+        base = seed, step * batch_size + first + place
+        image = window_image(source, how, encoded, base)
+        if is_recoloured(source, how):
+            image = recoloured(image, tf.constant(base, tf.int64)).numpy()
+        return image
 
     def batches(order, step):
         apply = functools.partial(
@@ -253,7 +182,7 @@ def train_batches(
 def _is_whole(source: InMemory, how: Preprocessing) -> bool:
     """Whether each image is in memory as the network is fed it, but for its crop."""
     as_large = source.image_size == (how.train_size or how.image_size)
-    return source.kind == "rows" or (as_large and not _is_recoloured(source, how))
+    return source.kind == "rows" or (as_large and not is_recoloured(source, how))
 
 
 def _crops(source: Source, how: Preprocessing, batch_size: int, seed: tuple[int, int]) -> Batch:

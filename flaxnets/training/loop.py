@@ -6,7 +6,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
@@ -27,7 +27,7 @@ from flaxnets.training.workdir import Row, Workdir
 
 @dataclasses.dataclass(frozen=True)
 class RunOptions:
-    """How a run is saved, guarded and watched; what it learns from is in the recipe."""
+    """How a run is saved and watched; what it learns is the program's."""
 
     checkpoint_steps: int = 0
     """Steps between checkpoints besides those at the end of every epoch; 0 for none."""
@@ -35,10 +35,6 @@ class RunOptions:
     """The same by the clock."""
     keep: int = 2
     """Newest checkpoints that are kept, besides the one with the smallest validation error."""
-    on_nan: Literal["stop", "skip"] = "stop"
-    """Where the loss or an update is not finite: stop, or leave that step out."""
-    max_bad_images: int = 0
-    """Pictures of a folder that may be unreadable: each is named and skipped."""
     log_every: int = 10
     """Steps between the values that TensorBoard is given of single steps."""
     profile: int = 0
@@ -46,7 +42,7 @@ class RunOptions:
 
     def check(self) -> None:
         """Raises InputError for values that no run can have."""
-        for name in ("checkpoint_steps", "checkpoint_minutes", "max_bad_images", "profile"):
+        for name in ("checkpoint_steps", "checkpoint_minutes", "profile"):
             if not getattr(self, name) >= 0:
                 raise InputError(
                     f"{name.replace('_', ' ')} is {getattr(self, name)}; expected zero or more"
@@ -83,9 +79,6 @@ def fit(
     options: RunOptions | None = None,
 ) -> Row:
     """Trains to the recipe's last epoch, from the workdir's newest checkpoint if it has one.
-
-    `options` say how the run is saved and watched; what happens where the loss is not finite was
-    decided with the program.
 
     Returns:
         The last epoch's row with the run's totals.

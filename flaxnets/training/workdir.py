@@ -38,7 +38,7 @@ class Workdir:
             _write(path / "config.json", json.dumps(config, indent=2) + "\n")
         except OSError as error:
             raise InputError(f"cannot write to {path}: {error.strerror}") from error
-        self._tensorboard: Any = None
+        self._writer: Any = None
         self._logged_until: int | None = None
 
     def __enter__(self) -> "Workdir":
@@ -49,9 +49,9 @@ class Workdir:
 
     def close(self) -> None:
         """Writes what TensorBoard's log still lacks, and releases the lock."""
-        if self._tensorboard is not None:
-            self._tensorboard.close()
-            self._tensorboard = None
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
         self._unlock()
 
     @property
@@ -74,20 +74,21 @@ class Workdir:
         _write(self._metrics, "".join(json.dumps(row) + "\n" for row in rows))
         self._logged_until = step
 
-    def _log(self) -> Any:
-        """TensorBoard's. Its import is a second that the first step need not wait for."""
+    @property
+    def _tensorboard(self) -> Any:
+        """Its log. The import is a second that the first step need not wait for."""
         assert self._logged_until is not None, "forget_after says where the log goes on"
-        if self._tensorboard is None:
+        if self._writer is None:
             from tensorboardX import SummaryWriter
 
             # An unbounded queue: on a full disk its writer dies, and a bounded one would block.
-            self._tensorboard = SummaryWriter(
+            self._writer = SummaryWriter(
                 str(self.path / "tensorboard"),
                 purge_step=self._logged_until + 1,
                 max_queue=0,
                 flush_secs=10,
             )
-        return self._tensorboard
+        return self._writer
 
     def log(self, row: Row) -> None:
         """One epoch."""
@@ -99,7 +100,7 @@ class Workdir:
 
     def scalar(self, name: str, value: float, step: int) -> None:
         """For TensorBoard alone."""
-        self._log().add_scalar(name, value, step)
+        self._tensorboard.add_scalar(name, value, step)
 
     def picture(self, name: str, figure: Any, step: int) -> None:
         """A matplotlib figure, as `name.png` and for TensorBoard."""
@@ -107,7 +108,7 @@ class Workdir:
         figure.savefig(drawn, dpi=100)
         _write(self.path / f"{name}.png", drawn.getvalue())
         pixels = np.asarray(PIL.Image.open(drawn).convert("RGB"))
-        self._log().add_image(name, pixels, step, dataformats="HWC")
+        self._tensorboard.add_image(name, pixels, step, dataformats="HWC")
 
     @property
     def bad_images(self) -> list[str]:

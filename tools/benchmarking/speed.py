@@ -9,7 +9,7 @@ import pathlib
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
@@ -180,16 +180,18 @@ def _elsewhere(other: concurrent.futures.ProcessPoolExecutor, name: str) -> floa
     return other.submit(_run_torchs, name).result()
 
 
-def plain_layers() -> contextlib.AbstractContextManager[Any]:
+@contextlib.contextmanager
+def plain_layers() -> Iterator[None]:
     """What is traced inside has XLA's own operations, as on platforms without a cure."""
 
     def default_alone(*operands: Any, default: Callable[..., Any], **_: Any) -> Any:
         return default(*operands)
 
-    stack = contextlib.ExitStack()
-    stack.enter_context(mock.patch.object(jax.lax, "platform_dependent", default_alone))
-    stack.enter_context(mock.patch.object(onednn, "available", return_value=False))
-    return stack
+    with (
+        mock.patch.object(jax.lax, "platform_dependent", default_alone),
+        mock.patch.object(onednn, "available", return_value=False),
+    ):
+        yield
 
 
 def plain(arch: str, options: Options) -> Contender:

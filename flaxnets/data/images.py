@@ -1,0 +1,85 @@
+"""One image, from as it is in the source to as the network is fed it."""
+
+# TensorFlow's annotations deny what its functions accept (tensors for integers, and back).
+# pyright: reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false
+
+from collections.abc import Sequence
+from random import Random
+
+import numpy as np
+
+from flaxnets.data import augmentation, policies, windows
+from flaxnets.data.sources import Source
+from flaxnets.data.tensorflow import tf
+from flaxnets.recipes import Preprocessing
+
+
+def train_image(source: Source, how: Preprocessing, image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """The uint8 image that the network is fed in training; `image` is raw, as in the source.
+
+    Not for tf.data where photographs are cut to windows: `window_image` is, in NumPy.
+    """
+    if source.kind == "rows":
+        return image
+    if has_windows(source, how):
+        image = tf.constant(window_image(source, how, image.numpy(), seed.numpy()))
+        return recolour(source, how, image, seed)
+    seeds = [tf.random.fold_in(seed, operation) for operation in range(2)]
+    size = how.train_size or how.image_size
+    if source.image_size is not None:
+        image = augmentation.to_uint8(augmentation.resize(image, size))
+        image = augmentation.pad_and_crop(image, how.pad, seeds[0])
+    else:
+        short = how.resize
+        if how.resize_max:
+            scale = tf.random.fold_in(seeds[0], 0)
+            last = how.resize_max + 1
+            short = tf.random.stateless_uniform([], scale, how.resize, last, tf.int32)
+        image = augmentation.random_crop(image, short, size, seeds[0], source.channels)
+    if how.flip and source.flip:
+        image = augmentation.random_flip(image, seeds[1])
+    return recolour(source, how, image, seed)
+
+
+def has_windows(source: Source, how: Preprocessing) -> bool:
+    """Whether images are random windows of photographs."""
+    return source.kind == "photographs" and how.crop == "random_resized"
+
+
+def window_image(
+    source: Source, how: Preprocessing, encoded: bytes, seed: Sequence[int]
+) -> np.ndarray:
+    """A random window of an encoded photograph, mirrored or not; `recolour` does the rest."""
+    random = Random((int(seed[0]) << 64) + int(seed[1]))
+    size = how.train_size or how.image_size
+    image = windows.random_resized_crop(encoded, size, source.channels, random)
+    if how.flip and source.flip and random.random() < 0.5:
+        image = windows.mirror(image)
+    return image
+
+
+def is_recoloured(source: Source, how: Preprocessing) -> bool:
+    """Whether `recolour` changes anything."""
+    return how.policy != "none" or bool(how.pca_std and source.channels == 3)
+
+
+def recolour(source: Source, how: Preprocessing, image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """What follows cropping and mirroring: the policy's operations, and other PCA colours."""
+    if how.policy != "none":
+        image = augmentation.to_uint8(image)
+        drawing = tf.random.fold_in(seed, 3)
+        image = policies.apply(how.policy, image, drawing, how.interpolation)
+    if how.pca_std and source.channels == 3:
+        image = augmentation.pca_colour(image, tf.random.fold_in(seed, 2), how.pca_std)
+    return augmentation.to_uint8(image)
+
+
+def eval_image(source: Source, how: Preprocessing, image: tf.Tensor) -> tf.Tensor:
+    """The uint8 image that the network is fed in evaluation."""
+    if source.kind == "rows":
+        return image
+    if image.dtype == tf.string:
+        image = augmentation.decode(image, source.channels)
+    if source.image_size is None:
+        return augmentation.to_uint8(augmentation.center_crop(image, how.resize, how.image_size))
+    return augmentation.to_uint8(augmentation.resize(image, how.image_size))

@@ -186,7 +186,7 @@ def main(arguments: list[str]) -> None:
     feed = Feed(
         train=lambda step: data.train_batches(
             source, recipe.batch_size, recipe.preprocessing,
-            seed=options.seed, start_step=step, shard=shard, bad=bad,
+            seed=options.seed, start_step=step, shard=shard, bad=bad, keep=parallel.keep,
         ),
         test=lambda: data.eval_batches(
             source, parallel.round_up(recipe.batch_size), recipe.preprocessing, shard=shard, bad=bad

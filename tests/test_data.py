@@ -15,7 +15,7 @@ from PIL import Image
 
 from flaxnets import InputError
 from flaxnets.data import augmentation, eval_batches, open_source, train_batches
-from flaxnets.data.images import train_image
+from flaxnets.data.images import eval_image, train_image
 from flaxnets.data.sources import InMemory
 from flaxnets.data.tensorflow import tf
 from flaxnets.recipes import Preprocessing, recipe_for
@@ -251,6 +251,25 @@ def test_small_images_come_whole_with_the_places_of_their_crops():
     parts = [next(train_batches(source, 16, WHOLE, seed=3, shard=(i, 4))) for i in range(4)]
     for key, values in stream[0].items():
         np.testing.assert_array_equal(np.concatenate([part[key] for part in parts]), values)
+
+
+@pytest.mark.parametrize("batch_size", [16, 40, 64])
+@pytest.mark.parametrize("processes", [1, 3])
+def test_small_images_are_evaluated_as_they_are_in_memory(batch_size, processes):
+    """Without a detour by TensorFlow, which would not change them either."""
+    source = letters()
+    for index in range(processes):
+        own = np.arange(40)[index::processes]
+        shard, size = (index, processes), batch_size * processes
+        batches = list(eval_batches(source, size, WHOLE, shard=shard))
+        assert all(len(batch["image"]) == batch_size for batch in batches)
+        together = {key: np.concatenate([b[key] for b in batches]) for key in batches[0]}
+        assert together["mask"].sum() == len(own)
+        assert not together["image"][len(own) :].any()
+        np.testing.assert_array_equal(together["label"][: len(own)], own)
+        np.testing.assert_array_equal(together["image"][: len(own)], source.images["train"][own])
+    image = source.images["test"][0]
+    np.testing.assert_array_equal(eval_image(source, WHOLE, tf.constant(image)), image)
 
 
 @pytest.mark.parametrize(

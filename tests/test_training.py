@@ -277,6 +277,21 @@ def test_plateau_scale_multiplies_the_update():
         np.testing.assert_allclose(tenth, 0.1 * whole, rtol=1e-2, atol=1e-7)
 
 
+@pytest.mark.parametrize("mapping", ["shard_map", "pmap"])
+@pytest.mark.parametrize("devices", [1, 2])
+def test_images_that_stay_on_the_devices_make_the_same_batches(mapping, devices):
+    source, how = data.open_source("digits"), Preprocessing(image_size=8, resize=8, pad=1)
+    parallel = DataParallel(mapping, jax.devices()[:devices])
+    on_host, kept = (
+        data.train_batches(source, 16, how, seed=4, keep=keep) for keep in (None, parallel.keep)
+    )
+    for ours, theirs in itertools.islice(zip(kept, on_host, strict=True), 3):
+        ours, theirs = parallel.shard(ours), parallel.shard(theirs)
+        jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+        if mapping == "shard_map":
+            assert ours["image"].sharding == theirs["image"].sharding
+
+
 @pytest.mark.parametrize("average", [False, True])
 def test_a_run_starts_from_the_variables_that_it_is_given(average):
     model, source = create_model("lenet5"), data.open_source("digits")

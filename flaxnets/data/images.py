@@ -59,7 +59,9 @@ def window_image(
 
 
 def is_recoloured(source: Source, how: Preprocessing) -> bool:
-    """Whether `recolour` changes anything."""
+    """Whether `recolour` is asked for, and changes anything."""
+    if source.kind == "rows":
+        return False
     return how.policy != "none" or bool(how.pca_std and source.channels == 3)
 
 

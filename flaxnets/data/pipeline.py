@@ -40,7 +40,8 @@ from flaxnets.data.tensorflow import tf
 from flaxnets.errors import InputError, InputWarning
 from flaxnets.recipes import Preprocessing
 
-Batch = dict[str, np.ndarray]
+Batch = dict[str, Any]  # of arrays
+Keep = Callable[[np.ndarray], Callable[[np.ndarray], Any]]
 PREFETCH = 2  # batches ready ahead of the training step
 UNREADABLE = (  # what is raised for a broken picture, or one that is gone
     tf.errors.InvalidArgumentError,
@@ -90,6 +91,7 @@ def train_batches(
     start_step: int = 0,
     shard: Shard = (0, 1),
     bad: BadImages | None = None,
+    keep: Keep | None = None,
 ) -> Iterator[Batch]:
     """Augmented batches of this process without end, from step `start_step` on.
 
@@ -101,7 +103,8 @@ def train_batches(
 
     Small images that are only padded, cropped and mirrored come as they are in memory, and the
     training step crops them (`flaxnets.training.augmentation.cropped`): the batch then has
-    `"offset"`, int32 (N, [y, x]) in 0..2 * pad, and `"mirrored"`, bool (N,).
+    `"offset"`, int32 (N, [y, x]) in 0..2 * pad, and `"mirrored"`, bool (N,). `keep(images)` says
+    how they are taken from those of all examples, by their indices (`DataParallel.keep`).
 
     Raises InputError if `batch_size` cannot be divided, or more pictures than `bad` allows (none)
     cannot be read.
@@ -129,13 +132,15 @@ def train_batches(
 
     def whole_images():
         images, labels = source.images["train"], source.labels["train"]
+        take = images.__getitem__ if keep is None else keep(images)
         steps = order_from(start_step).batch(local, drop_remainder=True).prefetch(PREFETCH)
         for step, indices in enumerate(_numpy(steps), start_step):
             crops = _crops(source, how, batch_size, (seed, step))
             crops = {key: values[first : first + local] for key, values in crops.items()}
-            yield {"image": images[indices], "label": labels[indices], **crops}
+            yield {"image": take(indices), "label": labels[indices], **crops}
 
-    if whole_order and _is_whole(source, how):
+    size = how.train_size or how.image_size
+    if whole_order and _is_as_fed(source, size) and not is_recoloured(source, how):
         return whole_images()
 
     def prepare(count, element):
@@ -144,7 +149,6 @@ def train_batches(
         example = read(element)
         return example | {"image": train_image(source, how, example["image"], base)}
 
-    size = how.train_size or how.image_size
     recoloured = tf.function(functools.partial(recolour, source, how))
 
     def window(step, place, encoded):
@@ -179,10 +183,11 @@ def train_batches(
     return _mending(batches_from, mended, start_step, source, "train", bad or BadImages())
 
 
-def _is_whole(source: InMemory, how: Preprocessing) -> bool:
-    """Whether each image is in memory as the network is fed it, but for its crop."""
-    as_large = source.image_size == (how.train_size or how.image_size)
-    return source.kind == "rows" or (as_large and not is_recoloured(source, how))
+def _is_as_fed(source: InMemory, size: int) -> bool:
+    """Whether the images are in memory as a network that asks for that size is fed them, cropped or
+    mirrored at most.
+    """
+    return source.kind == "rows" or source.image_size == size
 
 
 def _crops(source: Source, how: Preprocessing, batch_size: int, seed: tuple[int, int]) -> Batch:
@@ -230,6 +235,13 @@ def eval_batches(
     largest = max(source.share(split, (index, shard[1])) for index in range(shard[1]))
     order, read = source.order(split, shard, None), source.reader(split)
 
+    def whole_images():
+        own = np.arange(source.sizes[split])[shard[0] :: shard[1]]
+        for first in range(0, len(own), local):
+            few = own[first : first + local]
+            images, labels = source.images[split][few], source.labels[split][few]
+            yield {"image": images, "label": labels, "mask": np.ones(len(few), np.float32)}
+
     def prepare(element):
         example = read(element)
         image = eval_image(source, how, example["image"])
@@ -257,7 +269,10 @@ def eval_batches(
             batch[key][good] = values
         return batch
 
-    found = _mending(batches_from, mended, 0, source, split, bad or BadImages())
+    if isinstance(source, InMemory) and _is_as_fed(source, how.image_size):
+        found = whole_images()
+    else:
+        found = _mending(batches_from, mended, 0, source, split, bad or BadImages())
     for _ in range(-(-largest // local)):
         batch = next(found, None) or none()
         missing = local - len(batch["label"])

@@ -278,6 +278,10 @@ def draw_worst(worst: list[Example], class_names: tuple[str, ...]) -> Any:
 
 def draw_batch(batch: HostBatch, class_names: tuple[str, ...], pad: int) -> Any:
     """A figure of training images, augmented but for what blends or erases."""
-    few = {name: values[:PICTURED] for name, values in batch.items()}
+    images = batch["image"]
+    if isinstance(images, jax.Array):
+        images = images.addressable_shards[0].data  # the first of this process
+    few = {name: values[: min(PICTURED, len(images))] for name, values in batch.items()}
+    few["image"] = images[:PICTURED]
     captions = [class_names[label] for label in few["label"]]
     return draw_grid(list(np.asarray(cropped(few, pad))), captions)

@@ -53,13 +53,26 @@ class DataParallel:
     def replicate(self, tree: PyTree) -> PyTree:
         return jax.device_put(tree, self.replicated)
 
-    def shard(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
-        """This process's examples, spread over its devices."""
+    def keep(self, images: np.ndarray) -> Callable[[np.ndarray], Any]:
+        """A function that takes this process's examples by their indices from `images`, which stay
+        on every device, so that no more than the indices travels (`pmap` takes them on the host: it
+        would copy all in every call).
+        """
+        if self.mapping == "pmap":
+            return images.__getitem__
+        kept = self.replicate(images)
+        take = jax.jit(lambda images, indices: images[indices], out_shardings=self._split)
+        return lambda indices: take(kept, self.shard({"indices": indices})["indices"])
+
+    def shard(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """This process's examples, spread over its devices; what is on them already stays."""
         if self.mapping == "pmap":
             local = sum(d.process_index == jax.process_index() for d in self.devices)
             return {k: v.reshape(local, -1, *v.shape[1:]) for k, v in batch.items()}
         return {
-            key: jax.make_array_from_process_local_data(self._split, value)
+            key: value
+            if isinstance(value, jax.Array)
+            else jax.make_array_from_process_local_data(self._split, value)
             for key, value in batch.items()
         }
 

@@ -22,6 +22,7 @@ import tensorstore
 from PIL import Image
 
 from flaxnets import InputError, data
+from flaxnets.data import windows
 from flaxnets.errors import InputWarning
 from flaxnets.inference.run import load_run
 from flaxnets.layers import BatchNorm, Linear
@@ -409,11 +410,17 @@ def same(batch, other):
     return all(np.array_equal(batch[key], other[key]) for key in batch)
 
 
-@pytest.mark.parametrize("crop", ["random", "random_resized"])
-def test_unreadable_pictures_are_named_and_replaced_wherever_a_run_begins(pictures, crop):
-    """Some have no header, one only the upper half of its lines. Whether TensorFlow can read that
-    one depends on the crop, hence on the position in the stream, and on nothing else.
+@pytest.mark.parametrize(
+    ("crop", "large"), [("random", 0), ("random_resized", 2**16), ("random_resized", 0)]
+)
+def test_unreadable_pictures_are_named_and_replaced_wherever_a_run_begins(
+    pictures, crop, large, monkeypatch
+):
+    """Some have no header, one only the upper half of its lines. Where no more than the crop is
+    decoded, it decides whether that one can be read, hence the position in the stream, and nothing
+    else.
     """
+    monkeypatch.setattr(windows, "LARGE", large)
     how = dataclasses.replace(PHOTOGRAPHS, crop=crop)
     source = data.open_source(f"folder:{pictures}")
     whole = list(itertools.islice(data.train_batches(source, 4, how), 14))

@@ -149,6 +149,7 @@ def train_batches(
         example = read(element)
         return example | {"image": train_image(source, how, example["image"], base)}
 
+    are_windows = has_windows(source, how)
     recoloured = tf.function(functools.partial(recolour, source, how))
 
     def window(step, place, encoded):
@@ -162,10 +163,19 @@ def train_batches(
         apply = functools.partial(
             tf.data.Dataset.map, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
         )
-        cut = has_windows(source, how)
-        examples = apply(order, read) if cut else apply(order.enumerate(step * local), prepare)
+        if are_windows:
+            examples = apply(order, read)
+        else:
+            examples = apply(order.enumerate(step * local), prepare)
         found = _numpy(examples.batch(local, drop_remainder=True).prefetch(PREFETCH))
-        return _in_threads(found, step, (size, size, source.channels), window) if cut else found
+        if are_windows:
+            return _in_threads(found, step, (size, size, source.channels), window)
+        return found
+
+    def prepare_at(step, place, element):
+        if are_windows:
+            return window(step, place, read(element)["image"].numpy())
+        return prepare(tf.constant(step * local + place, tf.int64), element)
 
     def batches_from(step):
         return batches(order_from(step), step)
@@ -173,7 +183,7 @@ def train_batches(
     def mended(step, readable):
         size, chosen = source.sizes["train"], []
         for place, index in enumerate(order_from(step).take(local).as_numpy_iterator()):
-            prepare_here = functools.partial(prepare, tf.constant(step * local + place, tf.int64))
+            prepare_here = functools.partial(prepare_at, step, place)
             candidates = itertools.chain(range(index, size), range(index))
             chosen.append(next((i for i in candidates if readable(i, prepare_here)), None))
             if chosen[-1] is None:

@@ -198,6 +198,9 @@ class BatchNorm(nn.Module):
     Both are written around a constant `center` that has the mean's value: the same for any
     constant, so of any derivative too, but the mean's own gradient then needs no sum over the map.
     XLA:CPU runs a batch norm with its ReLU forward and back in 0.4 times the time.
+
+    Where several norms see the same channels, the `moments` of those are found once and given to
+    each call.
     """
 
     use_running_average: bool
@@ -208,7 +211,7 @@ class BatchNorm(nn.Module):
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, moments: tuple[Array, Array] | None = None) -> Array:
         features = x.shape[-1]
         scale = self.param("scale", self.scale_init, (features,))
         bias = self.param("bias", nn.initializers.zeros, (features,))
@@ -218,27 +221,34 @@ class BatchNorm(nn.Module):
         x = x.astype(_at_least_float32(x.dtype))
         if self.use_running_average:
             mean, var = running_mean.value, running_var.value
-            center = mean
         else:
-            axes = tuple(range(x.ndim - 1))
-            count = math.prod(x.shape[:-1])
-            mean = x.mean(axes)
-            if self.axis_name is not None and not self.is_initializing():
-                mean = lax.pmean(mean, self.axis_name)
-                count *= lax.axis_size(self.axis_name)
-            center = lax.stop_gradient(mean)
-            var = jnp.square(x - center).mean(axes)
-            if self.axis_name is not None and not self.is_initializing():
-                var = lax.pmean(var, self.axis_name)
-            var -= jnp.square(mean - center)
+            mean, var = moments or self.moments(x)
             if not self.is_initializing():
+                devices = 1 if self.axis_name is None else lax.axis_size(self.axis_name)
+                count = math.prod(x.shape[:-1]) * devices
                 unbiased = var * (count / max(count - 1, 1))
                 keep = 1 - self.momentum
                 running_mean.value = keep * running_mean.value + self.momentum * mean
                 running_var.value = keep * running_var.value + self.momentum * unbiased
+        center = lax.stop_gradient(mean)
         factor = scale * lax.rsqrt(var + self.epsilon)
         y = (x - center) * factor + (bias - (mean - center) * factor)
         return y.astype(self.dtype)
+
+    def moments(self, x: Array) -> tuple[Array, Array]:
+        """Mean and biased variance (C,) of the batch `x` (..., C), as training normalises by."""
+        x = x.astype(_at_least_float32(x.dtype))
+        axes = tuple(range(x.ndim - 1))
+
+        def mean_of(values: Array) -> Array:
+            mean = values.mean(axes)
+            if self.axis_name is None or self.is_initializing():
+                return mean
+            return lax.pmean(mean, self.axis_name)
+
+        mean = mean_of(x)
+        center = lax.stop_gradient(mean)
+        return mean, mean_of(jnp.square(x - center)) - jnp.square(mean - center)
 
 
 def max_pool(

@@ -48,7 +48,8 @@ def summarize(model: nn.Module, input_shape: tuple[int, ...]) -> list[Layer]:
 
     def record(next_fun, args, kwargs, context):
         output = next_fun(*args, **kwargs)
-        if isinstance(context.module, Conv | Linear | BatchNorm):
+        is_layer = isinstance(context.module, Conv | Linear | BatchNorm)
+        if is_layer and context.method_name == "__call__":
             calls.append(_layer(context.module, output))
         return output
 

@@ -94,6 +94,26 @@ def test_dropout_follows_every_convolution_but_the_first(name):
     assert create_model(name).dropout_rate == 0
 
 
+@both_stems
+def test_the_moments_of_each_map_are_found_once(name):
+    """Though each first norm of a block sees all maps before it: a block's first map, each layer's,
+    and those of the second norms and of the stem.
+    """
+    model, found = small(name), []
+
+    def record(next_function, args, kwargs, context):
+        if context.method_name == "moments":
+            found.append(args[0].shape[-1])
+        return next_function(*args, **kwargs)
+
+    variables = shapes(model)
+    with nn.intercept_methods(record):
+        x = jnp.zeros((2, *model.input_shape))
+        jax.eval_shape(lambda v: model.apply(v, x, True, mutable=["batch_stats"]), variables)
+    blocks, layers = len(model.depths), sum(model.depths)
+    assert len(found) == blocks + 2 * layers + (not model.small_images)
+
+
 def test_dropout_acts_in_training_only():
     model, x = small("densenet_bc_100_12", dropout_rate=0.2), parity.images(32)
     variables = jax.jit(model.init)(jax.random.key(0), x)

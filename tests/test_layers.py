@@ -94,6 +94,32 @@ def test_batch_norm_keeps_torchs_running_statistics():
         np.testing.assert_allclose(variables["batch_stats"][name], expected, rtol=1e-5)
 
 
+def test_batch_norm_of_maps_side_by_side_whose_moments_are_known():
+    """As if it found them itself: values, running statistics, the gradient of each map."""
+    maps = [jnp.asarray(parity.images(4, channels=n, seed=n)) * n + 1 for n in (2, 3)]
+    norm = layers.BatchNorm(use_running_average=False)
+    variables = norm.init(jax.random.key(0), jnp.concatenate(maps, -1))
+
+    def given(maps):
+        x = jnp.concatenate(maps, -1)
+        pairs = [norm.apply(variables, each, method="moments") for each in maps]
+        moments = tuple(jnp.concatenate(both) for both in zip(*pairs, strict=True))
+        return norm.apply(variables, x, moments, mutable=["batch_stats"])
+
+    def found(maps):
+        return norm.apply(variables, jnp.concatenate(maps, -1), mutable=["batch_stats"])
+
+    def weighted(f):
+        weights = jnp.cos(jnp.arange(80.0)).reshape(4, 4, 5)
+        return lambda maps: (f(maps)[0] * weights).sum()
+
+    for ours, expected in [
+        (given(maps), found(maps)),
+        (jax.grad(weighted(given))(maps), jax.grad(weighted(found))(maps)),
+    ]:
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), ours, expected)
+
+
 def test_batch_norm_has_the_derivatives_of_its_formula():
     """Ioffe & Szegedy 2015, algorithm 1, with a mean far from zero; first and second ones."""
     x = jnp.asarray(parity.images(5, channels=3)) + 3

@@ -11,6 +11,7 @@ import functools
 from collections.abc import Callable, Sequence
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from flaxnets.layers import (
@@ -25,12 +26,15 @@ from flaxnets.layers import (
     max_pool,
 )
 
+Moments = tuple[Array, Array]  # mean and variance of each channel over the batch
+
 
 class DenseLayer(nn.Module):
     """A 1x1 bottleneck to 4 growth_rate channels and a 3x3 convolution, each behind its norm.
 
     Takes the maps of all layers before it in the block, rather than their concatenation, so that
-    under `remat` what is stored grows with the depth of the block and not with its square.
+    under `remat` what is stored grows with the depth of the block and not with its square; and the
+    moments of them all, for its first norm.
     """
 
     growth_rate: int
@@ -39,8 +43,8 @@ class DenseLayer(nn.Module):
     dropout: Callable[..., nn.Module]
 
     @nn.compact
-    def __call__(self, maps: Sequence[Array]) -> Array:
-        x = nn.relu(self.norm(name="norm1")(jnp.concatenate(maps, -1)))
+    def __call__(self, maps: Sequence[Array], moments: Moments) -> Array:
+        x = nn.relu(self.norm(name="norm1")(jnp.concatenate(maps, -1), moments))
         x = self.dropout()(self.conv(4 * self.growth_rate, 1, name="conv1")(x))
         x = nn.relu(self.norm(name="norm2")(x))
         return self.dropout()(self.conv(self.growth_rate, 3, padding=1, name="conv2")(x))
@@ -54,8 +58,8 @@ class Transition(nn.Module):
     dropout: Callable[..., nn.Module]
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
-        y = nn.relu(self.norm(name="norm")(x))
+    def __call__(self, x: Array, moments: Moments) -> Array:
+        y = nn.relu(self.norm(name="norm")(x, moments))
         return avg_pool(2)(self.dropout()(self.conv(x.shape[-1] // 2, 1, name="conv")(y)))
 
 
@@ -100,15 +104,21 @@ class DenseNet(nn.Module):
         else:
             x = conv(2 * self.growth_rate, 7, 2, 3, name="features.conv0")(x)
             x = max_pool(3, 2, 1)(nn.relu(norm(name="features.norm0")(x)))
+        # The moments of a map are the same in every norm that sees it: this one finds them for all.
+        norm5 = norm(name="features.norm5")
+        moments = norm5.moments(x)
         for block, depth in enumerate(self.depths, 1):
             if block > 1:
-                x = Transition(**parts, name=f"features.transition{block - 1}")(x)
+                x = Transition(**parts, name=f"features.transition{block - 1}")(x, moments)
+                moments = norm5.moments(x)
             maps = [x]
             for layer in range(1, depth + 1):
                 name = f"features.denseblock{block}.denselayer{layer}"
-                maps.append(dense_layer(name=name)(tuple(maps)))
+                maps.append(dense_layer(name=name)(tuple(maps), moments))
+                both = moments, norm5.moments(maps[-1])
+                moments = jax.tree.map(lambda *parts: jnp.concatenate(parts), *both)
             x = jnp.concatenate(maps, -1)
-        x = nn.relu(norm(name="features.norm5")(x))
+        x = nn.relu(norm5(x, moments))
         if not self.dense:
             x = average_positions(x)
         return Linear(

@@ -67,7 +67,8 @@ def random_resized_crop(encoded: bytes, size: int, channels: int, random: Random
     """
     if not simplejpeg.is_jpeg(encoded):
         picture = decode(tf.constant(encoded), channels).numpy()
-        top, left, height, width = random_window(*picture.shape[:2], random)
+        rows, columns, _ = picture.shape
+        top, left, height, width = random_window(rows, columns, random)
         return resize(picture[top : top + height, left : left + width], size)
     full = _jpeg_size(encoded)
     top, left, height, width = random_window(*full, random)

@@ -81,7 +81,7 @@ class Options:
     )
 
 
-# Options that a run may go on with others of. The values have lines of their own.
+# Options that may change when a run goes on. The values have lines of their own.
 MAY_DIFFER = (
     "workdir", "data_dir", "compilation_cache", "on_nan", "max_bad_images", "dry_run", "run",
     "processes", "values",

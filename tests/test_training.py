@@ -292,6 +292,16 @@ def test_images_that_stay_on_the_devices_make_the_same_batches(mapping, devices)
             assert ours["image"].sharding == theirs["image"].sharding
 
 
+def test_more_images_than_a_device_has_room_for_stay_on_the_host(monkeypatch):
+    images = np.arange(24, dtype=np.uint8).reshape(6, 2, 2, 1)
+    at = np.array([4, 1])
+    for limit, kind in [(24, jax.Array), (23, np.ndarray)]:
+        monkeypatch.setattr("flaxnets.training.parallel.MAX_KEPT", limit)
+        taken = DataParallel(devices=jax.devices()[:1]).keep(images)(at)
+        assert isinstance(taken, kind)
+        np.testing.assert_array_equal(taken, images[at])
+
+
 @pytest.mark.parametrize("average", [False, True])
 def test_a_run_starts_from_the_variables_that_it_is_given(average):
     model, source = create_model("lenet5"), data.open_source("digits")

@@ -16,6 +16,7 @@ from flaxnets.training.step import AXIS
 
 PyTree = Any
 Mapping: TypeAlias = Literal["shard_map", "pmap"]
+MAX_KEPT = 2**30  # bytes of images on each device: six times CIFAR-10's
 
 
 class DataParallel:
@@ -55,10 +56,12 @@ class DataParallel:
 
     def keep(self, images: np.ndarray) -> Callable[[np.ndarray], Any]:
         """A function that takes this process's examples by their indices from `images`, which stay
-        on every device, so that no more than the indices travels (`pmap` takes them on the host: it
-        would copy all in every call).
+        on every device, so that no more than the indices travels.
+
+        More than `MAX_KEPT` bytes stay on the host, for the network needs the device's memory, as
+        those of `pmap` do, which would copy them in every call.
         """
-        if self.mapping == "pmap":
+        if self.mapping == "pmap" or images.nbytes > MAX_KEPT:
             return images.__getitem__
         kept = self.replicate(images)
         take = jax.jit(lambda images, indices: images[indices], out_shardings=self._split)

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 import zlib
 
 import flax.linen as nn
@@ -185,11 +186,14 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bits(tmp_path):
     assert sum(aside[name] != damaged[name] for name in aside) == 1
 
 
-def test_tensorboard_is_told_where_the_run_went_on(tmp_path):
+def test_tensorboard_is_told_where_the_run_went_on(tmp_path, monkeypatch):
+    """Within the second of its start, too, which is all that a log's name has of the time."""
+    from tensorboardX import event_file_writer
     from tensorboardX.proto.event_pb2 import Event
 
     from flaxnets.data.tensorflow import tf
 
+    monkeypatch.setattr(event_file_writer, "time", types.SimpleNamespace(time=lambda: 1.7e9))
     feed = features_feed()
     dying = killing(feed, 9, tmp_path / "checkpoints" / "6")
     with pytest.raises(Killed):

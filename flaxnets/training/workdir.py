@@ -81,12 +81,16 @@ class Workdir:
         if self._writer is None:
             from tensorboardX import SummaryWriter
 
+            first = self._logged_until + 1
             # An unbounded queue: on a full disk its writer dies, and a bounded one would block.
+            # The suffix, for a file's name has the second: a run that goes on within it would
+            # otherwise overwrite what it logged before.
             self._writer = SummaryWriter(
                 str(self.path / "tensorboard"),
-                purge_step=self._logged_until + 1,
+                purge_step=first,
                 max_queue=0,
                 flush_secs=10,
+                filename_suffix=f".{first:09}",
             )
         return self._writer
 

@@ -420,10 +420,7 @@ def same(batch, other):
 def test_unreadable_pictures_are_named_and_replaced_wherever_a_run_begins(
     pictures, crop, large, monkeypatch
 ):
-    """Some have no header, one only the upper half of its lines. Where no more than the crop is
-    decoded, it decides whether that one can be read, hence the position in the stream, and nothing
-    else.
-    """
+    """Some have no header, one only the upper half of its lines."""
     monkeypatch.setattr(windows, "LARGE", large)
     how = dataclasses.replace(PHOTOGRAPHS, crop=crop)
     source = data.open_source(f"folder:{pictures}")
@@ -455,6 +452,24 @@ def test_unreadable_pictures_are_named_and_replaced_wherever_a_run_begins(
     # a/5 and a/6 are followed by b/0: four pictures of the class b more, and b/6 by a/0.
     count = np.bincount(np.concatenate([batch["label"] for batch in stream]))
     assert count.tolist() == [28 - 2 * 4 + 4, 28 + 2 * 4 - 4]
+
+
+def test_a_picture_is_tried_at_the_window_that_is_asked_of_it(pictures, monkeypatch):
+    """A table of Huffman codes that is none, within the picture: TensorFlow meets it behind those
+    windows alone that reach the last line.
+    """
+    monkeypatch.setattr(windows, "LARGE", 0)
+    for path in sorted((pictures / "train").rglob("*.jpg"))[1:]:
+        encoded = path.read_bytes()
+        middle = len(encoded) // 2
+        path.write_bytes(encoded[:middle] + b"\xff\xc4" * 20 + encoded[middle + 40 :])
+    source = data.open_source(f"folder:{pictures}")
+    how = dataclasses.replace(PHOTOGRAPHS, crop="random_resized")
+    bad = data.BadImages(13)
+    with pytest.warns(InputWarning, match="is not a readable picture; skipped"):
+        stream = list(itertools.islice(data.train_batches(source, 4, how, bad=bad), 30))
+    assert bad.paths
+    assert len({image.tobytes() for batch in stream for image in batch["image"]}) > 100
 
 
 def test_unreadable_pictures_count_nowhere_in_evaluation(pictures):

@@ -16,7 +16,7 @@ from PIL import Image
 from flaxnets import InputError
 from flaxnets.data import augmentation, eval_batches, open_source, train_batches
 from flaxnets.data.images import eval_image, train_image
-from flaxnets.data.sources import InMemory
+from flaxnets.data.sources import ARRAYS, InMemory
 from flaxnets.data.tensorflow import tf
 from flaxnets.recipes import Preprocessing, recipe_for
 from tools.rgb_pca import principal_components, rgb_covariance
@@ -257,7 +257,7 @@ def test_small_images_come_whole_with_the_places_of_their_crops():
 @pytest.mark.parametrize("processes", [1, 3])
 def test_small_images_are_evaluated_as_they_are_in_memory(batch_size, processes, monkeypatch):
     """Without a detour by TensorFlow, which would not change them either."""
-    monkeypatch.setattr("flaxnets.data.pipeline.eval_image", None)
+    monkeypatch.setattr("flaxnets.data.streams.eval_image", None)
     source = letters()
     for index in range(processes):
         own = np.arange(40)[index::processes]
@@ -449,6 +449,86 @@ def test_wrong_folders_get_one_sentence(pictures):
     (pictures / "val" / "flowr").mkdir()
     with pytest.raises(InputError, match=r"unknown class in .*val 'flowr'; did you mean 'flower'"):
         open_source(f"folder:{pictures}")
+
+
+# Arrays
+
+
+KERAS, MEDMNIST = ARRAYS
+
+
+def arrays(names=KERAS, size=(12, 12, 3), classes=4):
+    """Nine images for training and five for testing."""
+    images = np.random.default_rng(0).integers(0, 256, (14, *size), np.uint8)
+    labels = np.arange(14) % classes
+    return dict(zip(names, (images[:9], labels[:9], images[9:], labels[9:]), strict=True))
+
+
+@pytest.mark.parametrize("names", ARRAYS)
+@pytest.mark.parametrize("size", [(12, 12), (12, 12, 1), (12, 12, 3)])
+@pytest.mark.parametrize("column", [True, False])  # MedMNIST's labels are (N, 1)
+def test_a_file_of_arrays(names, size, column, tmp_path):
+    given = arrays(names, size)
+    for name in names[1::2]:
+        given[name] = given[name][:, None] if column else given[name]
+    np.savez_compressed(tmp_path / "mine.npz", **given)
+    source = open_source(f"npz:{tmp_path}/mine.npz")
+    assert (source.name, source.kind, source.image_size) == ("mine", "small images", 12)
+    assert source.class_names == ("0", "1", "2", "3")
+    assert source.sizes == {"train": 9, "test": 5}
+    assert source.channels == (3 if size[2:] == (3,) else 1)
+    assert source.flip
+    how = Preprocessing(image_size=12, resize=12, flip=False, pad=0, pca_std=0.0)
+    batch = next(train_batches(source, 9, how))
+    (tested,) = eval_batches(source, 5, how)
+    for split, found in ((0, batch), (2, tested)):
+        images, labels = given[names[split]], given[names[split + 1]].reshape(-1)
+        expected = {(image.tobytes(), label) for image, label in zip(images, labels, strict=True)}
+        pairs = zip(found["image"], found["label"], strict=True)
+        assert {(image.tobytes(), label) for image, label in pairs} == expected
+        assert found["image"].shape[1:] == (12, 12, source.channels)
+
+
+def test_the_name_of_a_file_of_arrays_says_what_it_is(tmp_path):
+    for name in ("mnist", "letters"):
+        np.savez(tmp_path / f"{name}.npz", **arrays(size=(28, 28)))
+    mnist, letters = (open_source(f"npz:{tmp_path}/{name}.npz") for name in ("mnist", "letters"))
+    assert not mnist.flip
+    assert mnist.statistics == ((0.1307,), (0.3081,))
+    assert letters.flip
+    assert letters.statistics == ((0.485,), (0.229,))
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"y_test": None}, "has the arrays x_train, y_train, x_test; expected x_train, y_train"),
+        ({"x_test": np.zeros((5, 12, 12, 3))}, "x_test of .* is float64 .*; expected uint8"),
+        ({"x_train": np.zeros((9, 2), np.uint8)}, r"x_train of .* is uint8 \(9, 2\); expected"),
+        ({"x_test": np.zeros((5, 8, 8, 3), np.uint8)}, r"\(12, 12, 3\) and \(8, 8, 3\); expec"),
+        ({"y_train": np.arange(8)}, r"the labels of x_train .* are int64 \(8,\); expected 9 who"),
+        ({"y_train": np.zeros(9)}, "the labels of x_train .* are float64 .*; expected 9 whole"),
+        ({"y_test": np.arange(5) - 1}, "the labels of x_test in .*; expected 5 whole numbers fro"),
+        ({"y_test": np.array([None] * 5)}, "cannot read .*mine.npz: no .npz file"),
+    ],
+)
+def test_wrong_arrays_get_one_sentence(change, sentence, tmp_path):
+    given = {key: value for key, value in (arrays() | change).items() if value is not None}
+    np.savez(tmp_path / "mine.npz", **given)
+    with pytest.raises(InputError, match=sentence):
+        open_source(f"npz:{tmp_path}/mine.npz")
+
+
+@pytest.mark.parametrize("content", [b"", b"no arrays", b"PK\x03\x04 half of one"])
+def test_files_that_hold_no_arrays_get_one_sentence(content, tmp_path):
+    with pytest.raises(InputError, match=r"cannot read .*mine.npz: No such file or directory"):
+        open_source(f"npz:{tmp_path}/mine.npz")
+    (tmp_path / "mine.npz").write_bytes(content)
+    with pytest.raises(InputError, match=r"cannot read .*mine.npz: no .npz file"):
+        open_source(f"npz:{tmp_path}/mine.npz")
+    np.save(tmp_path / "one.npy", np.zeros(3))
+    with pytest.raises(InputError, match=r"cannot read .*one.npy: no .npz file"):
+        open_source(f"npz:{tmp_path}/one.npy")
 
 
 # TensorFlow Datasets

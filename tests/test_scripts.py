@@ -3,6 +3,7 @@
 import json
 import pathlib
 import platform
+import re
 import signal
 import subprocess
 import sys
@@ -13,7 +14,8 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from scripts import command, script
+from flaxnets import data
+from scripts import ROOT, command, script
 
 SUMMARY = {
     "arch", "dataset", "parameters", "epochs", "steps", "top1", "top5", "loss",
@@ -140,6 +142,31 @@ def test_bad_input_gets_one_sentence_and_status_2(arguments, sentence, tmp_path)
     assert result.stderr.startswith(sentence)
     assert result.stderr.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("dataset", ["digits", "npz:scans.npz", "breast_cancer"])
+def test_what_is_in_memory_is_trained_on_without_tensorflow(dataset, tmp_path):
+    source = data.open_source("digits")
+    arrays = {
+        f"{letter}_{split}": part[split]
+        for letter, part in (("x", source.images), ("y", source.labels))
+        for split in source.sizes
+    }
+    np.savez(tmp_path / "scans.npz", **arrays)
+    program = f"""
+import runpy, sys
+for absent in ("tensorflow", "tensorflow_datasets", "cv2", "simplejpeg"):
+    sys.modules[absent] = None
+runpy.run_path({str(ROOT / "experiments/train.py")!r}, run_name="__main__")
+"""
+    arguments = ["--arch", "mlp", "--dataset", dataset, "--epochs", "2"]
+    result = subprocess.run(
+        [sys.executable, "-c", program, *arguments], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    assert re.search(
+        r": top-1 [89]\d\.\d\d%, top-5 .* after 2 epochs; see runs/mlp-", result.stdout
+    )
 
 
 def test_numbers_are_predicted_through_the_same_script(tmp_path):

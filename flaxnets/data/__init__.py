@@ -1,5 +1,5 @@
-"""tf.data: sources -> augmentation -> NumPy batches. The only part that imports TensorFlow, when
-something of it is used for the first time: the import takes seconds, and starts threads.
+"""Sources -> augmentation -> NumPy batches. The only part that imports TensorFlow, once something
+has to be read, decoded, resized or recoloured: the import takes seconds, and starts threads.
 """
 
 import importlib

@@ -58,13 +58,6 @@ def window_image(
     return image
 
 
-def is_recoloured(source: Source, how: Preprocessing) -> bool:
-    """Whether `recolour` is asked for, and changes anything."""
-    if source.kind == "rows":
-        return False
-    return how.policy != "none" or bool(how.pca_std and source.channels == 3)
-
-
 def recolour(source: Source, how: Preprocessing, image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     """What follows cropping and mirroring: the policy's operations, and other PCA colours."""
     if how.policy != "none":

@@ -7,49 +7,24 @@ each pass over the data is shuffled with (seed, pass). So the same seed gives th
 whatever the number of threads, and a stream can start at any step. Where the examples have indices
 (`InMemory`), the batch of all processes is the same for any number of them: each knows the whole
 order and takes its part of every batch. Records of TensorFlow Datasets are divided by file instead,
-each process in its own order, and read round and round. The place of a picture that cannot be read
-is filled by a rule of its own position alone, too.
+each process in its own order, and read round and round.
 
-tf.data reads, and does most of what changes an image; random windows of photographs are decoded and
-resized by threads of Python behind it (`flaxnets.data.windows`).
+What is in memory as a network is fed it is taken from there by NumPy, here; whatever has to be
+read, decoded or changed is `flaxnets.data.streams`', which imports TensorFlow.
 """
 
-# TensorFlow's annotations deny what its functions accept (tensors for integers, and back).
-# pyright: reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false
-
-import collections
-import functools
-import itertools
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeGuard
 
 import numpy as np
 
-from flaxnets.data import windows
-from flaxnets.data.images import (
-    eval_image,
-    has_windows,
-    is_recoloured,
-    recolour,
-    train_image,
-    window_image,
-)
 from flaxnets.data.sources import InMemory, Shard, Source
-from flaxnets.data.tensorflow import tf
 from flaxnets.errors import InputError, InputWarning
 from flaxnets.recipes import Preprocessing
 
 Batch = dict[str, Any]  # of arrays
 Keep = Callable[[np.ndarray], Callable[[np.ndarray], Any]]
-PREFETCH = 2  # batches ready ahead of the training step
-UNREADABLE = (  # what is raised for a broken picture, or one that is gone
-    tf.errors.InvalidArgumentError,
-    tf.errors.NotFoundError,
-    tf.errors.PermissionDeniedError,
-    tf.errors.FailedPreconditionError,
-    tf.errors.UnknownError,
-)
 
 
 class BadImages:
@@ -110,120 +85,16 @@ def train_batches(
     cannot be read.
     """
     local = _local_batch_size(batch_size, shard)
-    whole_order = isinstance(source, InMemory)
-    read_by, a_step = ((0, 1), batch_size) if whole_order else (shard, local)
-    share = source.share("train", read_by)
-    if share < 1:
-        raise InputError(f"process {shard[0]} of {shard[1]} has no training examples")
-    first = shard[0] * local  # place of this process in the batch
-    read = source.reader("train")
-
-    def epoch(number):
-        key = tf.stack([tf.constant(seed, tf.int64), number])
-        order = source.order("train", read_by, key)
-        return order if how.repeats == 1 else _repeated(order, share, a_step, how.repeats)
-
-    def order_from(step):
-        first_epoch, offset = divmod(step * a_step, share)
-        order = tf.data.Dataset.range(first_epoch, 2**31).flat_map(epoch).skip(offset)
-        if whole_order and shard[1] > 1:
-            order = order.batch(batch_size).map(lambda step: step[first:][:local]).unbatch()
-        return order
-
-    def whole_images():
-        images, labels = source.images["train"], source.labels["train"]
-        take = images.__getitem__ if keep is None else keep(images)
-        steps = order_from(start_step).batch(local, drop_remainder=True).prefetch(PREFETCH)
-        for step, indices in enumerate(_numpy(steps), start_step):
-            crops = _crops(source, how, batch_size, (seed, step))
-            crops = {key: values[first : first + local] for key, values in crops.items()}
-            yield {"image": take(indices), "label": labels[indices], **crops}
-
     size = how.train_size or how.image_size
-    if whole_order and _is_as_fed(source, size) and not is_recoloured(source, how):
-        return whole_images()
+    unchanged = how.repeats == 1 and not is_recoloured(source, how)
+    if _is_as_fed(source, size) and unchanged:
+        places = slice(shard[0] * local, (shard[0] + 1) * local)
+        return _whole_images(source, batch_size, how, seed, start_step, places, keep)
+    from flaxnets.data import streams
 
-    def prepare(count, element):
-        position = count // local * batch_size + first + count % local
-        base = tf.random.fold_in(tf.stack([tf.constant(seed, tf.int64), 0]), position)
-        example = read(element)
-        return example | {"image": train_image(source, how, example["image"], base)}
-
-    are_windows = has_windows(source, how)
-    recoloured = tf.function(functools.partial(recolour, source, how))
-
-    def window(step, place, encoded):
-        base = seed, step * batch_size + first + place
-        image = window_image(source, how, encoded, base)
-        if is_recoloured(source, how):
-            image = recoloured(image, tf.constant(base, tf.int64)).numpy()
-        return image
-
-    def batches(order, step):
-        apply = functools.partial(
-            tf.data.Dataset.map, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
-        )
-        if are_windows:
-            examples = apply(order, read)
-        else:
-            examples = apply(order.enumerate(step * local), prepare)
-        found = _numpy(examples.batch(local, drop_remainder=True).prefetch(PREFETCH))
-        if are_windows:
-            return _in_threads(found, step, (size, size, source.channels), window)
-        return found
-
-    def prepare_at(step, place, element):
-        if are_windows:
-            return window(step, place, read(element)["image"].numpy())
-        return prepare(tf.constant(step * local + place, tf.int64), element)
-
-    def batches_from(step):
-        return batches(order_from(step), step)
-
-    def mended(step, readable):
-        size, chosen = source.sizes["train"], []
-        for place, index in enumerate(order_from(step).take(local).as_numpy_iterator()):
-            prepare_here = functools.partial(prepare_at, step, place)
-            candidates = itertools.chain(range(index, size), range(index))
-            chosen.append(next((i for i in candidates if readable(i, prepare_here)), None))
-            if chosen[-1] is None:
-                raise InputError(f"no training picture of {source.name} is readable")
-        return next(batches(_indices(chosen), step))
-
-    return _mending(batches_from, mended, start_step, source, "train", bad or BadImages())
-
-
-def _is_as_fed(source: InMemory, size: int) -> bool:
-    """Whether the images are in memory as a network that asks for that size is fed them, cropped or
-    mirrored at most.
-    """
-    return source.kind == "rows" or source.image_size == size
-
-
-def _crops(source: Source, how: Preprocessing, batch_size: int, seed: tuple[int, int]) -> Batch:
-    """Of a batch of all processes: where each padded image is cropped, and whether mirrored."""
-    flip = how.flip and source.flip
-    if source.kind == "rows" or not (how.pad or flip):
-        return {}
-    random = np.random.default_rng([number % 2**64 for number in seed])
-    return {
-        "offset": random.integers(0, 2 * how.pad, (batch_size, 2), np.int32, endpoint=True),
-        "mirrored": random.random(batch_size) < (0.5 if flip else 0.0),
-    }
-
-
-def _repeated(
-    examples: tf.data.Dataset, count: int, batch_size: int, repeats: int
-) -> tf.data.Dataset:
-    """`count` examples, of which `repeats` successive copies are one; in each batch the copies are
-    as far apart as can be, hence on different devices where there are `repeats` of them.
-
-    torchvision's RASampler deals the copies to successive processes, each with one device, and cuts
-    an epoch to a multiple of 256 examples.
-    """
-    distinct = examples.take(-(-count // repeats)).batch(max(1, batch_size // repeats))
-    copies = distinct.flat_map(lambda few: tf.data.Dataset.from_tensor_slices(few).repeat(repeats))
-    return copies.take(count)
+    return streams.train_batches(
+        source, batch_size, how, seed, start_step, shard, bad or BadImages()
+    )
 
 
 def eval_batches(
@@ -243,53 +114,96 @@ def eval_batches(
     """
     local = _local_batch_size(batch_size, shard)
     largest = max(source.share(split, (index, shard[1])) for index in range(shard[1]))
-    order, read = source.order(split, shard, None), source.reader(split)
-
-    def whole_images():
-        own = np.arange(source.sizes[split])[shard[0] :: shard[1]]
-        for first in range(0, len(own), local):
-            few = own[first : first + local]
-            images, labels = source.images[split][few], source.labels[split][few]
-            yield {"image": images, "label": labels, "mask": np.ones(len(few), np.float32)}
-
-    def prepare(element):
-        example = read(element)
-        image = eval_image(source, how, example["image"])
-        return {"image": image, "label": example["label"], "mask": tf.constant(1.0)}
-
-    def batches(elements):
-        images = elements.map(prepare, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-        return images.batch(local).prefetch(PREFETCH)
-
-    def batches_from(number):
-        return _numpy(batches(order.skip(number * local)))
-
-    def none():
-        return {
-            key: np.empty((0, *spec.shape[1:]), spec.dtype.as_numpy_dtype)
-            for key, spec in batches(order).element_spec.items()
-        }
-
-    def mended(number, readable):
-        indices = list(order.skip(number * local).take(local).as_numpy_iterator())
-        good = np.array([readable(index, prepare) for index in indices])
-        batch = next(_numpy(batches(_indices(np.array(indices)[good]))), none())
-        for key, values in batch.items():
-            batch[key] = np.zeros((len(good), *values.shape[1:]), values.dtype)
-            batch[key][good] = values
-        return batch
-
-    if isinstance(source, InMemory) and _is_as_fed(source, how.image_size):
-        found = whole_images()
+    count = -(-largest // local)
+    if _is_as_fed(source, how.image_size):
+        batches = _one_pass(source, local, count, split, shard)
     else:
-        found = _mending(batches_from, mended, 0, source, split, bad or BadImages())
-    for _ in range(-(-largest // local)):
-        batch = next(found, None) or none()
+        from flaxnets.data import streams
+
+        batches = streams.eval_batches(source, local, count, how, split, shard, bad or BadImages())
+    for batch in batches:
         missing = local - len(batch["label"])
         yield {
             key: np.pad(value, [(0, missing)] + [(0, 0)] * (value.ndim - 1))
             for key, value in batch.items()
         }
+
+
+def is_recoloured(source: Source, how: Preprocessing) -> bool:
+    """Whether training changes the colours of images."""
+    if source.kind == "rows":
+        return False
+    return how.policy != "none" or bool(how.pca_std and source.channels == 3)
+
+
+def _is_as_fed(source: Source, size: int) -> TypeGuard[InMemory]:
+    """Whether the images are in memory as a network that asks for that size is fed them, cropped or
+    mirrored at most.
+    """
+    return isinstance(source, InMemory) and (source.kind == "rows" or source.image_size == size)
+
+
+def _whole_images(
+    source: InMemory,
+    batch_size: int,
+    how: Preprocessing,
+    seed: int,
+    start_step: int,
+    places: slice,
+    keep: Keep | None,
+) -> Iterator[Batch]:
+    images, labels = source.images["train"], source.labels["train"]
+    take = images.__getitem__ if keep is None else keep(images)
+    steps = _shuffled(len(labels), batch_size, seed, start_step)
+    for step, indices in enumerate(steps, start_step):
+        own = indices[places]
+        crops = _crops(source, how, batch_size, (seed, step))
+        crops = {key: values[places] for key, values in crops.items()}
+        yield {"image": take(own), "label": labels[own], **crops}
+
+
+def _one_pass(
+    source: InMemory, local: int, count: int, split: str, shard: Shard
+) -> Iterator[Batch]:
+    """`count` batches, of which the last may be short, or empty."""
+    own = np.arange(source.sizes[split])[shard[0] :: shard[1]]
+    for number in range(count):
+        few = own[number * local :][:local]
+        images, labels = source.images[split][few], source.labels[split][few]
+        yield {"image": images, "label": labels, "mask": np.ones(len(few), np.float32)}
+
+
+def _shuffled(count: int, batch_size: int, seed: int, start_step: int) -> Iterator[np.ndarray]:
+    """The indices of one batch after another; one shuffled pass over `count` examples follows
+    another.
+    """
+    number, offset = divmod(start_step * batch_size, count)
+    ahead = _random(PASS, seed, number).permutation(count)[offset:]
+    while True:
+        while len(ahead) < batch_size:
+            number += 1
+            ahead = np.concatenate([ahead, _random(PASS, seed, number).permutation(count)])
+        yield ahead[:batch_size]
+        ahead = ahead[batch_size:]
+
+
+def _crops(source: Source, how: Preprocessing, batch_size: int, seed: tuple[int, int]) -> Batch:
+    """Of a batch of all processes: where each padded image is cropped, and whether mirrored."""
+    flip = how.flip and source.flip
+    if source.kind == "rows" or not (how.pad or flip):
+        return {}
+    random = _random(CROPS, *seed)
+    return {
+        "offset": random.integers(0, 2 * how.pad, (batch_size, 2), np.int32, endpoint=True),
+        "mirrored": random.random(batch_size) < (0.5 if flip else 0.0),
+    }
+
+
+PASS, CROPS = 0, 1  # what a generator is for
+
+
+def _random(*seed: int) -> np.random.Generator:
+    return np.random.default_rng([number % 2**64 for number in seed])
 
 
 def _local_batch_size(batch_size: int, shard: Shard) -> int:
@@ -298,91 +212,3 @@ def _local_batch_size(batch_size: int, shard: Shard) -> int:
             f"batch size {batch_size}; expected a positive multiple of the {shard[1]} process(es)"
         )
     return batch_size // shard[1]
-
-
-def _numpy(batches: tf.data.Dataset) -> Iterator[Any]:
-    options = tf.data.Options()
-    options.deterministic = True
-    yield from batches.with_options(options).as_numpy_iterator()
-
-
-def _in_threads(
-    batches: Iterator[Batch],
-    step: int,
-    shape: Sequence[int],
-    change: Callable[[int, int, Any], np.ndarray],
-) -> Iterator[Batch]:
-    """The batches, of which the first is that of `step`, with `change(step, place, image)`, of the
-    given shape, for their images: by threads, ahead as far as tf.data.
-    """
-    count = windows.CORES
-
-    def begin(step: int, batch: Batch) -> tuple[Batch, Iterator[None]]:
-        encoded = batch["image"]
-        images = np.empty((len(encoded), *shape), np.uint8)
-
-        def part(first: int) -> None:  # one task for many images: to hand one over takes a while
-            for place in range(first, len(images), count):
-                images[place] = change(step, place, encoded[place])
-
-        return batch | {"image": images}, windows.threads().map(part, range(count))
-
-    def complete(batch: Batch, parts: Iterator[None]) -> Batch:
-        for _ in parts:  # raises what a thread did
-            continue
-        return batch
-
-    ahead = collections.deque()
-    for number, batch in enumerate(batches, step):
-        ahead.append(begin(number, batch))
-        if len(ahead) > PREFETCH:
-            yield complete(*ahead.popleft())
-    for begun in ahead:
-        yield complete(*begun)
-
-
-def _mending(
-    batches_from: Callable[[int], Iterator[Batch]],
-    mended: Callable[[int, Callable[..., bool]], Batch],
-    number: int,
-    source: Source,
-    split: str,
-    bad: BadImages,
-) -> Iterator[Batch]:
-    """`batches_from(number)`, but a batch with a picture that cannot be read is what
-    `mended(number, readable)` makes of it, and the others go on behind it.
-
-    TensorFlow's decoding error names no file, so each example of the batch is tried; this depends
-    on the batch alone, so that a run which starts later makes the same of it.
-    """
-
-    def readable(index: int, prepare: Callable) -> bool:
-        assert isinstance(source, InMemory)
-        try:
-            prepare(tf.constant(index, tf.int32))
-        except UNREADABLE:
-            bad.add(str(source.images[split][index]))
-            return False
-        return True
-
-    while True:
-        try:
-            for batch in batches_from(number):
-                yield batch
-                number += 1
-            return
-        except UNREADABLE as error:
-            if source.kind != "photographs":
-                raise
-            if not isinstance(source, InMemory):
-                raise InputError(
-                    f"a picture of {source.name} cannot be decoded (batch {number}); prepare the "
-                    f"data set again"
-                ) from error
-            batch = mended(number, readable)
-        yield batch
-        number += 1
-
-
-def _indices(values: Any) -> tf.data.Dataset:
-    return tf.data.Dataset.from_tensor_slices(tf.constant(values, tf.int32))

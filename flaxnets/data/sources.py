@@ -1,25 +1,29 @@
-"""Where examples come from: bundled data, TensorFlow Datasets, a folder of pictures.
+"""Where examples come from: bundled data, arrays in a file, a folder of pictures, TensorFlow
+Datasets (`flaxnets.data.prepared`).
 
 A source knows its classes, its splits "train" and "test", and which augmentations keep its labels
 true; it streams raw examples `{"image", "label"}`, the image uint8 or an encoded string.
 Rows of measured features are float32 images of one pixel, with a channel for each feature.
+Streams are TensorFlow's; what is in memory can be had without it.
 """
 
-# TensorFlow's annotations deny what its functions accept (tensors for integers, and back).
-# pyright: reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false
+# scikit-learn's annotations have results that are not asked for here, TensorFlow's deny integers.
+# pyright: reportAttributeAccessIssue=false, reportArgumentType=false
 
 import dataclasses
-import functools
 import pathlib
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from flaxnets.data.augmentation import decode
-from flaxnets.data.tensorflow import tf
 from flaxnets.errors import InputError, one_of
 from flaxnets.recipes import Kind
+
+if TYPE_CHECKING:
+    from flaxnets.data.tensorflow import tf
 
 Shard = tuple[int, int]  # (this process, number of processes)
 
@@ -35,8 +39,6 @@ STATISTICS = {
 # A mirrored digit or letter is another one, or none.
 NOT_MIRRORED = ("digits", "mnist", "kmnist", "emnist", "svhn_cropped", "omniglot", "visual_domain")
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
-SMALL = 64  # pixels: images up to this size are decoded once and kept in memory
-SHUFFLE_BYTES = 2**30  # of encoded examples held for shuffling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,17 +69,21 @@ class Source:
         index, count = shard
         return len(range(index, self.sizes[split], count))
 
-    def order(self, split: str, shard: Shard, shuffle_seed: tf.Tensor | None) -> tf.data.Dataset:
+    def order(
+        self, split: str, shard: Shard, shuffle_seed: "tf.Tensor | None"
+    ) -> "tf.data.Dataset":
         """One pass over this process's examples, in the order that `shuffle_seed` (two integers)
         gives, or in a fixed one, each as something small that `reader` turns into the example.
         """
         raise NotImplementedError
 
-    def reader(self, split: str) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
+    def reader(self, split: str) -> "Callable[[tf.Tensor], dict[str, tf.Tensor]]":
         """From an element of `order` to the raw example."""
         raise NotImplementedError
 
-    def stream(self, split: str, shard: Shard, shuffle_seed: tf.Tensor | None) -> tf.data.Dataset:
+    def stream(
+        self, split: str, shard: Shard, shuffle_seed: "tf.Tensor | None"
+    ) -> "tf.data.Dataset":
         """The raw examples in their `order`."""
         return self.order(split, shard, shuffle_seed).map(self.reader(split))
 
@@ -90,6 +96,8 @@ class InMemory(Source):
     labels: Mapping[str, np.ndarray]
 
     def order(self, split, shard, shuffle_seed):
+        from flaxnets.data.tensorflow import tf
+
         index, count = shard
         indices = tf.range(self.sizes[split])
         if shuffle_seed is not None:
@@ -97,6 +105,8 @@ class InMemory(Source):
         return tf.data.Dataset.from_tensor_slices(indices[index::count])
 
     def reader(self, split):
+        from flaxnets.data.tensorflow import tf
+
         images, labels = tf.constant(self.images[split]), tf.constant(self.labels[split])
 
         def example(i):
@@ -124,64 +134,20 @@ class Rows(InMemory):
         return tuple(mean.tolist()), tuple(std.tolist())
 
 
-@dataclasses.dataclass(frozen=True)
-class Records(Source):
-    """Encoded photographs in TFRecord files prepared by TensorFlow Datasets."""
-
-    splits: Mapping[str, Any]  # tfds.core.SplitInfo
-    features: Any  # tfds.features.FeaturesDict
-    keys: tuple[str, str]  # of the image and its label
-
-    def share(self, split, shard):
-        index, count = shard
-        lengths = self.splits[split].shard_lengths
-        if len(lengths) < count:
-            return super().share(split, shard)
-        return sum(lengths[index::count])
-
-    def order(self, split, shard, shuffle_seed):
-        index, count = shard
-        info = self.splits[split]
-        paths = [str(path) for path in info.filepaths]
-        by_file = len(paths) >= count
-        files = tf.data.Dataset.from_tensor_slices(paths[index::count] if by_file else paths)
-        read = tf.data.TFRecordDataset
-        if shuffle_seed is None:
-            records = files.interleave(read, cycle_length=1)
-            records = records if by_file else records.shard(count, index)
-        else:
-            seed = tf.cast(shuffle_seed[0] * 1_000_003 + shuffle_seed[1], tf.int64)
-            files = files.shuffle(len(paths), seed, reshuffle_each_iteration=False)
-            records = files.interleave(
-                read, cycle_length=16, num_parallel_calls=4, deterministic=True
-            )
-            records = records if by_file else records.shard(count, index)
-            held = max(1, SHUFFLE_BYTES * info.num_examples // max(info.num_bytes, 1))
-            buffer = min(held, info.num_examples)
-            records = records.shuffle(buffer, seed, reshuffle_each_iteration=False)
-        return records
-
-    def reader(self, split):
-        image, label = self.keys
-        skip = {image: _tfds().decode.SkipDecoding()}
-
-        def example(record):
-            parsed = self.features.deserialize_example(record, decoders=skip)
-            return {"image": parsed[image], "label": tf.cast(parsed[label], tf.int32)}
-
-        return example
-
-
 def open_source(name: str, data_dir: str | None = None) -> Source:
-    """The data set `name`: one of `BUNDLED`, "folder:PATH", or a TensorFlow Datasets name, prepared
-    in `data_dir` (or TFDS_DATA_DIR, or ~/tensorflow_datasets) before. Never downloads.
+    """The data set `name`: one of `BUNDLED`, "folder:PATH", "npz:PATH", or a TensorFlow Datasets
+    name, prepared in `data_dir` (or TFDS_DATA_DIR, or ~/tensorflow_datasets) before. Never
+    downloads.
 
     Raises InputError if it is unknown, absent or malformed, in one sentence with the remedy.
     """
     if name in BUNDLED:
         return BUNDLED[name]()
-    if name.startswith("folder:"):
-        return folder(pathlib.Path(name.removeprefix("folder:")))
+    kind, colon, path = name.partition(":")
+    if colon and kind in FILES:
+        return FILES[kind](pathlib.Path(path))
+    from flaxnets.data.prepared import tfds_source
+
     return tfds_source(name, data_dir)
 
 
@@ -308,68 +274,64 @@ def _pictures(directory: pathlib.Path) -> list[str]:
     return pictures
 
 
-@functools.cache
-def _tfds():
-    import tensorflow_datasets as tfds  # two seconds that other sources need not wait for
+# Names of images and labels, for training and for testing: Keras' files, and MedMNIST's.
+ARRAYS = (
+    ("x_train", "y_train", "x_test", "y_test"),
+    ("train_images", "train_labels", "test_images", "test_labels"),
+)
 
-    return tfds
 
+def npz(path: pathlib.Path) -> InMemory:
+    """Images in a file of NumPy's, uint8 (N, size, size) or (N, size, size, 1 or 3), and their
+    classes, whole numbers from 0, under the names of one of `ARRAYS`.
 
-def tfds_source(name: str, data_dir: str | None = None) -> Source:
-    """A data set prepared by TensorFlow Datasets; the test split is "validation", else "test"."""
-    tfds = _tfds()
-    data_dir = str(pathlib.Path(data_dir or tfds.core.constants.DATA_DIR).expanduser())
+    The name of the file decides, where it is that of a known data set, what its pixels are
+    normalised by and whether they may be mirrored.
+    """
     try:
-        builder = tfds.core.read_only_builder.builder_from_files(name, data_dir=data_dir)
-    except tfds.core.registered.DatasetNotFoundError:
-        one_of(
-            [*BUNDLED, "folder:PATH", *tfds.list_builders(with_community_datasets=False)],
-            name.split("/")[0].split(":")[0],
-            "data set",
-        )
+        with path.open("rb") as opened, np.load(opened) as file:
+            found = list(file)
+            names = next((names for names in ARRAYS if set(names) <= set(found)), ())
+            arrays = [file[name] for name in names]
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(f"cannot read {path}: no .npz file of numbers") from error
+    if not names:
         raise InputError(
-            f"data set {name!r} is not prepared in {data_dir}; where there is a network, run "
-            f"'tfds build {name} --data_dir {data_dir}' once, or pass --data-dir"
-        ) from None
-    info = builder.info
-    keys = info.supervised_keys
-    if not (
-        keys is not None
-        and isinstance(info.features[keys[0]], tfds.features.Image)
-        and isinstance(info.features[keys[1]], tfds.features.ClassLabel)
-    ):
-        raise InputError(f"data set {name!r} does not map an image to a class: {info.features}")
-    test = next((split for split in ("validation", "test") if split in info.splits), None)
-    if "train" not in info.splits or test is None:
-        raise InputError(
-            f"data set {name!r} has the splits {', '.join(info.splits)}; expected train and test"
+            f"{path} has the arrays {', '.join(found) or 'none'}; expected "
+            f"{' or '.join(', '.join(names) for names in ARRAYS)}"
         )
-    splits = {"train": info.splits["train"], "test": info.splits[test]}
-    height, width, channels = info.features[keys[0]].shape
-    base = {
-        "name": info.name,
-        "class_names": tuple(info.features[keys[1]].names),
-        "sizes": {split: part.num_examples for split, part in splits.items()},
-        "channels": channels or 3,
-        "image_size": height if height == width and (height or SMALL + 1) <= SMALL else None,
-        "flip": info.name not in NOT_MIRRORED,
-    }
-    records = Records(**base, splits=splits, features=info.features, keys=keys)
-    return records if records.image_size is None else _in_memory(records, base)
+    for name, images, labels in zip(names[::2], arrays[::2], arrays[1::2], strict=True):
+        if images.dtype != np.uint8 or images.ndim not in (3, 4) or len(images) == 0:
+            raise InputError(
+                f"{name} of {path} is {images.dtype} {images.shape}; expected uint8 (N, size, "
+                f"size) or (N, size, size, channels)"
+            )
+        if labels.dtype.kind not in "iu" or labels.size != len(images) or labels.min() < 0:
+            raise InputError(
+                f"the labels of {name} in {path} are {labels.dtype} {labels.shape}; expected "
+                f"{len(images)} whole numbers from 0"
+            )
+    train, test = (images if images.ndim == 4 else images[..., None] for images in arrays[::2])
+    height, width, channels = train.shape[1:]
+    if height != width or channels not in (1, 3) or test.shape[1:] != train.shape[1:]:
+        raise InputError(
+            f"{path} has images of {train.shape[1:]} and {test.shape[1:]}; expected squares of one "
+            f"size, of 1 or 3 channels"
+        )
+    labels = {"train": arrays[1], "test": arrays[3]}
+    classes = 1 + max(int(values.max()) for values in labels.values())
+    return InMemory(
+        name=path.stem,
+        class_names=tuple(map(str, range(classes))),
+        sizes={split: len(values) for split, values in labels.items()},
+        channels=channels,
+        image_size=height,
+        flip=path.stem not in NOT_MIRRORED,
+        images={"train": train, "test": test},
+        labels={split: values.reshape(-1).astype(np.int32) for split, values in labels.items()},
+    )
 
 
-def _in_memory(records: Records, base: dict) -> InMemory:
-    images, labels = {}, {}
-    for split, size in records.sizes.items():
-        images[split] = np.empty((size, *[records.image_size] * 2, records.channels), np.uint8)
-        labels[split] = np.empty(size, np.int32)
-        decoded = records.stream(split, (0, 1), None).map(
-            lambda example: (decode(example["image"], records.channels), example["label"]),
-            num_parallel_calls=tf.data.AUTOTUNE,
-        )
-        first = 0
-        for batch_images, batch_labels in decoded.batch(1000).as_numpy_iterator():
-            last = first + len(batch_labels)
-            images[split][first:last], labels[split][first:last] = batch_images, batch_labels
-            first = last
-    return InMemory(**base, images=images, labels=labels)
+FILES = {"folder": folder, "npz": npz}

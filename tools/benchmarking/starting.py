@@ -24,7 +24,7 @@ runpy.run_path("experiments/train.py", run_name="__main__")
 IMPORTS = """
 import runpy
 runpy.run_path("experiments/train.py", run_name="imported")
-import flaxnets.data.pipeline
+import flaxnets.data.streams
 """
 
 

@@ -1,12 +1,13 @@
 """What tools/benchmark.py says it measures; no test looks at a time."""
 
 import csv
+import dataclasses
 import io
 
 import jax
 import jax.numpy as jnp
 import pytest
-from benchmarking import common, dense, growth, learning, reading, speed, starting
+from benchmarking import common, dense, growth, learning, profiling, reading, speed, starting
 from PIL import Image
 
 from flaxnets.convolution import conv2d
@@ -87,6 +88,44 @@ def test_learning():
     assert row["goes_down"]
     assert row["last_loss"] < row["first_loss"]
     assert row["steps"] == 40
+
+
+def test_accuracy():
+    """Of the digits, ten epochs are enough for 80%, none for all."""
+    options = common.Options(mode="accuracy", batch_size=64, epochs=10, target=0.8)
+    row = learning.measure_accuracy("mlp", options)
+    assert row["reached"]
+    *before, last = row["accuracies"]
+    assert last >= 0.8 > max(before, default=0)
+    assert row["epochs"] == len(row["accuracies"]) <= 10
+    assert row["images_per_second"] == pytest.approx(row["epochs"] * 22 * 64 / row["seconds"])
+    row = learning.measure_accuracy("mlp", dataclasses.replace(options, epochs=2, target=1.0))
+    assert not row["reached"]
+    assert row["epochs"] == 2
+
+
+def test_a_profile():
+    """LeNet-5's products are 281,640 multiply-adds an image, three times."""
+    row = profiling.measure_profile("lenet5", common.Options(batch_size=8, rounds=1))
+    shares = row["operations"]
+    assert sum(shares.values()) == pytest.approx(1)
+    assert list(shares.values()) == sorted(shares.values(), reverse=True)
+    assert {"dot_general, forward", "dot_general, backward", "convolution, backward"} <= set(shares)
+    assert shares.get("unnamed", 0) < 0.2
+    assert row["busy_seconds"] > 0
+    parameters = 44_426 * 4  # each is read, and written, with its momentum
+    assert row["gigabytes_moved"] * 1e9 > 4 * parameters
+    rate = 3 * 8 * 281_640 / row["seconds_of_products"]
+    assert 1e8 < rate < 1e14  # of multiply-adds
+
+
+def test_operations_are_named_after_their_pass():
+    paths = {
+        "jit(train_step)/jvp(VGG)/features.0/conv_general_dilated": "conv_general_dilated, forward",
+        "jit(train_step)/transpose(jvp(VGG))/features.0/reduce_sum": "reduce_sum, backward",
+        "jit(train_step)/add": "add, update",
+    }
+    assert {path: profiling.kind(path) for path in paths} == paths
 
 
 def test_what_crops_share_is_counted():

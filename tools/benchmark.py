@@ -4,7 +4,7 @@
     python tools/benchmark.py --all --out all.csv
     python tools/benchmark.py --mode data --dataset imagenet2012
     python tools/benchmark.py --arch resnet50 --mode growth --out growth.csv
-    python tools/benchmark.py --arch resnet20_cifar --mode learn --dataset cifar10
+    python tools/benchmark.py --arch wrn_16_4 --mode accuracy --dataset cifar10 --batch-size 512
 
 Modes:
     infer, train: median seconds of a batch (a jitted `model.apply`, the whole training step), ours
@@ -13,6 +13,8 @@ Modes:
         of the process before others begin.
     compile: seconds to trace and to compile one training step at the network's native size, whose
         result must be finite, and the peak memory of the process.
+    profile: seconds of a training step, of the bytes that it moves and of its multiply-adds as fast
+        as this machine copies and multiplies, and the shares of its operations.
     data: images a second from a data set to batches in memory, beside torchvision's DataLoader and
         libjpeg-turbo's decoding alone.
     start: seconds from the command train.py to its first output and its first step, without and
@@ -21,6 +23,7 @@ Modes:
         devices, its memory with and without remat, and plots of them.
     learn: training loss over the first and the last tenth of the first steps on a data set; seconds
         of the very first, compilation included, and the peak memory of the process.
+    accuracy: seconds of training until so many of the test images are right.
     dense: the map of a larger picture, twice the network's size, beside the same predictions from
         separate crops: seconds and multiply-adds of both, and their ratios. The crops have zeros
         for padding where the map has the picture, so the numbers of padded networks differ.
@@ -39,18 +42,23 @@ import dataclasses
 import functools
 import json
 import multiprocessing
+import os
 import pathlib
 import platform
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+# A GPU's memory is for torch's process, too, and for each of ours in turn.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
 import jax
 import tyro
 from benchmarking.common import Options, Row
 from benchmarking.dense import measure_dense
 from benchmarking.growth import draw, series
-from benchmarking.learning import measure_learning
+from benchmarking.learning import measure_accuracy, measure_learning
+from benchmarking.profiling import measure_profile
 from benchmarking.reading import measure_reading
 from benchmarking.speed import measure_compilation, measure_speed, suitable_batch_size
 from benchmarking.starting import measure_start
@@ -64,9 +72,11 @@ MODES: dict[str, Callable[[str, Options], Row]] = {
     "infer": measure_speed,
     "train": measure_speed,
     "compile": measure_compilation,
+    "profile": measure_profile,
     "data": measure_reading,
     "start": measure_start,
     "learn": measure_learning,
+    "accuracy": measure_accuracy,
     "dense": measure_dense,
 }
 
@@ -83,7 +93,7 @@ def measure(options: Options, arch: str) -> Row:
 
 def plan(options: Options) -> list[tuple[Row, str, Options]]:
     """What is measured: what its row is labelled with, the network, and how."""
-    one = options.mode in ("data", "start", "growth") and not options.all
+    one = options.mode in ("profile", "data", "start", "growth", "accuracy") and not options.all
     names = options.arch or (("resnet50",) if one else tuple(list_models()))
     for name in names:
         create_model(name)  # a wrong name is answered before anything is measured
@@ -121,8 +131,13 @@ def write(path: pathlib.Path, rows: list[Row], options: Options) -> None:
 
 
 def show(row: Row) -> None:
+    def text(value: Any) -> str:
+        if isinstance(value, dict):  # shares, of which the largest are read
+            return "; ".join(f"{name} {share:.0%}" for name, share in list(value.items())[:12])
+        return f"{value:.3g}" if isinstance(value, float) else str(value)
+
     cells = [
-        f"{key.replace('_', ' ')} {value:.3g}" if isinstance(value, float) else f"{key} {value}"
+        f"{key.replace('_', ' ')} {text(value)}"
         for key, value in row.items()
         if key not in ("arch", "mode")
     ]
@@ -151,10 +166,14 @@ def main(options: Options) -> None:
     work = plan(options)
     if options.out is not None and options.out.suffix not in (".csv", ".json"):
         raise InputError(f"cannot write {options.out}; expected a name that ends in .csv or .json")
-    if min(options.batch_size or 1, options.rounds, options.steps, options.devices) < 1:
-        raise InputError("batch size, rounds, steps and devices; expected at least 1 of each")
+    counts = ("batch_size", "rounds", "steps", "devices", "epochs")
+    for name in counts:
+        if (value := getattr(options, name)) is not None and value < 1:
+            raise InputError(f"{name.replace('_', ' ')} is {value}; expected at least 1")
     if options.devices > 1 and (options.mode != "train" or options.all):
         raise InputError(f"{options.devices} devices; expected 1, but for --mode train")
+    if not 0 < options.target <= 1:
+        raise InputError(f"target {options.target}; expected a share of the images, such as 0.94")
     rows: list[Row] = []
     for label, name, asked in track(work, "measuring", disable=not sys.stderr.isatty()):
         # A process each: peak memory is its own, and no cache of another's programs helps.

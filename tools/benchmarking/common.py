@@ -9,18 +9,21 @@ import time
 from collections.abc import Callable
 from typing import Any, Literal
 
+import jax
+
 Row = dict[str, Any]
 Contender = Callable[[], float]  # does its work, waits for it, and returns the seconds
 Other = Literal["torchvision", "torch.compile", "plain"]
+Mode = Literal[
+    "infer", "train", "compile", "profile", "growth", "dense", "data", "start", "learn", "accuracy",
+]  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
     arch: tuple[str, ...] = ()
     """Names of networks; all of the library unless given."""
-    mode: Literal["infer", "train", "compile", "data", "start", "growth", "learn", "dense"] = (
-        "train"
-    )
+    mode: Mode = "train"
     """What to measure."""
     all: bool = False
     """Inference and training of the networks in one Markdown table, with batches of as many images
@@ -28,7 +31,8 @@ class Options:
     vs: tuple[Other, ...] = ("torchvision",)
     """Whom to measure beside ours (infer, train)."""
     batch_size: int | None = None
-    """Images in a step; crops at once (dense). 8 unless given, 64 of data."""
+    """Images in a step; crops at once (dense). 8 unless given, 64 of data, the recipe's of
+    accuracy."""
     image_size: int | None = None
     """Height and width in pixels; the network's native size, or twice it (dense), unless given."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -38,11 +42,15 @@ class Options:
     devices: int = 1
     """Devices that share the batch (train); on a CPU they are virtual."""
     rounds: int = 7
-    """Timed repetitions (infer, train, data, dense)."""
+    """Timed repetitions (infer, train, profile, data, dense)."""
     steps: int = 100
     """Training steps (learn); batches of a round (data)."""
     learning_rate: float | None = None
-    """Of learning; the recipe's, smaller in proportion for a smaller batch, unless given."""
+    """Of learn and accuracy; the recipe's, in proportion to the batch, unless given."""
+    epochs: int = 24
+    """Of accuracy, at most."""
+    target: float = 0.94
+    """Of accuracy: share of the test images."""
     dataset: str = "digits"
     """Data to read or to learn, a name as in train.py."""
     data_dir: str | None = None
@@ -97,5 +105,8 @@ def installed(*packages: str) -> bool:
 
 
 def peak_gigabytes() -> float:
-    """Of this process until now."""
+    """Of this process until now; on a device with memory of its own, of that."""
+    of_device = jax.local_devices()[0].memory_stats()
+    if of_device is not None:
+        return of_device["peak_bytes_in_use"] / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

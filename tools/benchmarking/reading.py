@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import simplejpeg
 
 from benchmarking.common import Options, Row, installed, spread
 from flaxnets import create_model, data
@@ -123,6 +122,8 @@ def _torchs(examples: list[tuple[Any, int]], how: Preprocessing, size: int, step
 
 
 def _decoding(examples: list[tuple[Any, int]], count: int) -> float:
+    import simplejpeg
+
     from flaxnets.data.windows import CORES
 
     pictures = [examples[i % len(examples)][0] for i in range(count)]

@@ -13,18 +13,24 @@ from benchmarking.common import Options, Row
 from flaxnets.errors import InputError
 
 ROOT = pathlib.Path(__file__).parents[2]
-# Runs train.py and ends as soon as a step is complete.
-UNTIL_THE_FIRST_STEP = """
+# Runs train.py, says what it imported of these, and ends as soon as a step is complete.
+LATE = ("flaxnets.data.streams", "flaxnets.data.prepared")  # they import TensorFlow
+UNTIL_THE_FIRST_STEP = f"""
 import os, runpy, sys
 from flaxnets.training.progress import Clock
-Clock.tick = lambda clock: os._exit(0)
+def end(clock):
+    print(*(name for name in {LATE} if name in sys.modules), file=sys.stderr, flush=True)
+    os._exit(0)
+Clock.tick = end
 sys.argv = ["train.py", *sys.argv[1:]]
 runpy.run_path("experiments/train.py", run_name="__main__")
 """
 IMPORTS = """
-import runpy
+import importlib, runpy, sys
 runpy.run_path("experiments/train.py", run_name="imported")
-import flaxnets.data.streams
+import flaxnets.data.pipeline, flaxnets.data.sources
+for name in sys.argv[1:]:
+    importlib.import_module(name)
 """
 
 
@@ -32,8 +38,8 @@ def measure_start(arch: str, options: Options) -> Row:
     """The imports of train.py and, with no cache of compiled programs and with the one that this
     leaves, its first output and its first step.
     """
-    imports = min(_seconds(["-c", IMPORTS], os.environ)[1] for _ in range(2))
-    row: Row = {"dataset": options.dataset, "imports_seconds": imports}
+    row: Row = {"dataset": options.dataset}
+    imported: list[str] = []
     with tempfile.TemporaryDirectory() as directory:
         environment = os.environ | {"XDG_CACHE_HOME": directory}
         for name in ("first", "second"):
@@ -41,15 +47,20 @@ def measure_start(arch: str, options: Options) -> Row:
             asked = ["--arch", arch, "--dataset", options.dataset, "--workdir", workdir]
             if options.data_dir is not None:
                 asked += ["--data-dir", options.data_dir]
-            output, step = _seconds(["-c", UNTIL_THE_FIRST_STEP, *asked], environment)
+            output, step, said = _seconds(["-c", UNTIL_THE_FIRST_STEP, *asked], environment)
+            imported = said.split()
             row[f"{name}_start_output_seconds"] = output
             row[f"{name}_start_step_seconds"] = step
+    imports = min(_seconds(["-c", IMPORTS, *imported], os.environ)[1] for _ in range(2))
+    row["imports_seconds"] = imports
     row["second_start_step_beyond_imports"] = row["second_start_step_seconds"] - imports
     return row
 
 
-def _seconds(command: list[str], environment: os._Environ | dict) -> tuple[float, float]:
-    """Until the first output of the command on a terminal, and until its end."""
+def _seconds(command: list[str], environment: os._Environ | dict) -> tuple[float, float, str]:
+    """Until the first output of the command on a terminal, and until its end; and what it said
+    aside.
+    """
     start = time.perf_counter()
     terminal, its_end = pty.openpty()
     process = subprocess.Popen(
@@ -69,4 +80,4 @@ def _seconds(command: list[str], environment: os._Environ | dict) -> tuple[float
     end = time.perf_counter() - start
     if process.returncode:
         raise InputError(said.decode().strip().removeprefix("error: "))
-    return (marks[0] if marks else end), end
+    return (marks[0] if marks else end), end, said.decode()

@@ -1,0 +1,97 @@
+"""Where the time of a training step goes, and what this machine's memory and products allow."""
+
+import collections
+import pathlib
+import re
+import statistics
+import tempfile
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+
+from benchmarking.common import Contender, Options, Row, alternate, peak_gigabytes, spread, timed
+from benchmarking.speed import Ours, matrix_product, multiply_adds, side_of_product
+
+TRACED = 5  # steps
+# `%name = ... metadata={op_name="jit(train_step)/transpose(jvp(VGG))/features.0/reduce_sum"}`
+OPERATION = re.compile(r'^\s*(?:ROOT )?%?([\w.-]+) = .*metadata=\{op_name="([^"]*)"', re.MULTILINE)
+CONTAINERS = ("call", "while", "conditional")  # whose time is that of others
+
+
+def measure_profile(arch: str, options: Options) -> Row:
+    """Seconds of a step; of the bytes that its operations read and write, at the rate of a large
+    copy; of its multiply-adds, at that of a large matrix product; and the shares of its operations
+    in the time that the device was busy.
+
+    An operation is XLA's, named after what it ends in (`reduce_sum`) and the pass it belongs to.
+    """
+    ours = Ours(arch, options)
+    compiled = ours.train_step.lower(ours.state, ours.batch).compile()
+    ours.train()
+    copied, copy = large_copy()
+    contenders = {
+        "ours": timed(ours.train), "copy": copy, "product": matrix_product(options.dtype),
+    }  # fmt: skip
+    seconds = alternate(contenders, options.rounds)
+    median = {name: statistics.median(values) for name, values in seconds.items()}
+    moved = compiled.cost_analysis()["bytes accessed"]
+    count = len(ours.images)
+    products = 3 * multiply_adds(arch, ours.input_shape) * count
+    shares, busy = operations(ours, compiled.as_text())
+    return {
+        "batch_size": count,
+        "image_size": ours.input_shape[0],
+        "seconds": median["ours"],
+        "spread": spread(seconds["ours"]),
+        "busy_seconds": busy,
+        "gigabytes_moved": moved / 1e9,
+        "gigabytes_per_second": copied / median["copy"] / 1e9,
+        "seconds_of_memory": moved * median["copy"] / copied,
+        "seconds_of_products": products * median["product"] / side_of_product() ** 3,
+        "peak_gigabytes": peak_gigabytes(),
+        "operations": shares,
+    }
+
+
+def large_copy() -> tuple[int, Contender]:
+    """Bytes that it reads and writes, and the copy: of far more than caches hold."""
+    x = jnp.zeros(2**26 if jax.default_backend() == "cpu" else 2**29)
+    add = jax.jit(lambda x: x + 1)
+    return 2 * x.nbytes, timed(lambda: jax.block_until_ready(add(x)))
+
+
+def operations(ours: Ours, program: str) -> tuple[dict[str, float], float]:
+    """The shares of operations of the compiled `program` in the time of all, the largest first, and
+    the seconds of that time in a step: of all threads on a CPU.
+    """
+    kinds = {name: kind(path) for name, path in OPERATION.findall(program)}
+    nanoseconds: collections.Counter[str] = collections.Counter()
+    with tempfile.TemporaryDirectory() as directory:
+        with jax.profiler.trace(directory):
+            for _ in range(TRACED):
+                ours.train()
+        for name, duration in traced(pathlib.Path(directory)):
+            if not name.startswith(CONTAINERS):
+                nanoseconds[kinds.get(name, "unnamed")] += duration
+    total = nanoseconds.total()
+    shares = {name: value / total for name, value in nanoseconds.most_common()}
+    return shares, total / TRACED / 1e9
+
+
+def kind(path: str) -> str:
+    """Of "jit(train_step)/transpose(jvp(VGG))/features.0/reduce_sum": "reduce_sum, backward"."""
+    passes = {"transpose(": "backward", "jvp(": "forward"}
+    its_pass = next((name for part, name in passes.items() if part in path), "update")
+    return f"{path.rsplit('/', 1)[-1]}, {its_pass}"
+
+
+def traced(directory: pathlib.Path) -> Iterator[tuple[str, int]]:
+    """XLA's operations in a trace of the profiler: their names and nanoseconds."""
+    (path,) = directory.rglob("*.xplane.pb")
+    for plane in jax.profiler.ProfileData.from_file(str(path)).planes:
+        for line in plane.lines:
+            for event in line.events:
+                name = next((value for key, value in event.stats if key == "hlo_op"), None)
+                if name is not None:
+                    yield str(name), round(event.duration_ns)

@@ -131,7 +131,9 @@ def start_from(options: Options, model, input_shape: tuple[int, int, int], stati
     return initial, statistics
 
 
-def dry_run(options: Options, model, program: Program, image_shape: tuple[int, ...]) -> None:
+def dry_run(
+    options: Options, source: "data.Source", model, program: Program, image_shape: tuple[int, ...]
+) -> None:
     """What the run would be, without its first step."""
     recipe, feed, parallel = program.recipe, program.feed, program.parallel
     values = dataclasses.asdict(recipe)
@@ -154,7 +156,11 @@ def dry_run(options: Options, model, program: Program, image_shape: tuple[int, .
         "image": np.zeros((local, *image_shape), np.uint8),
         "label": np.zeros(local, np.int32 if feed.class_names else np.float32),
     }
-    memory = program.memory(batch).items()
+    kept = 0
+    if data.trains_from_memory(source, recipe.preprocessing):
+        images = source.images["train"]
+        kept = images.nbytes if parallel.keeps(images) else 0
+    memory = program.memory(batch, kept).items()
     rows = [{"on each device": name, "megabytes": f"{size / 1e6:,.1f}"} for name, size in memory]
     print_table("memory", rows)
 
@@ -205,7 +211,7 @@ def main(arguments: list[str]) -> None:
     if train_shape != input_shape:
         jax.eval_shape(model.apply, variables, jnp.zeros((1, *train_shape)))
     if options.dry_run:
-        dry_run(options, model, program, train_shape)
+        dry_run(options, source, model, program, train_shape)
         return
     name = options.dataset.rstrip("/").replace("/", "-").replace(":", "-")
     config = {

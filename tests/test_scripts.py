@@ -105,6 +105,17 @@ def test_a_dry_run_tells_what_the_run_would_be_and_writes_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(("parallel", "kept"), [("shard_map", 1442 * 64), ("pmap", 0)])
+def test_a_dry_run_counts_the_images_that_stay_on_the_device(parallel, kept, tmp_path):
+    arguments = ["--arch", "mlp", "--batch-size", 8, "--dry-run", "--parallel", parallel]
+    result = script("experiments/train.py", *arguments, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    lines = [line.strip("│┃").split("│") for line in result.stdout.splitlines()]
+    megabytes = {name.strip(): value.strip() for name, value in (x for x in lines if len(x) == 2)}
+    assert megabytes["data set"] == f"{kept / 1e6:.1f}"
+    assert megabytes["parameters"] == f"{42_634 * 4 / 1e6:.1f}"
+
+
 def test_control_c_saves_and_says_how_to_go_on(tmp_path):
     with start_training(tmp_path) as running:
         running.stdout.readline()

@@ -6,10 +6,22 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from flaxnets.data.pipeline import BadImages, eval_batches, train_batches
+    from flaxnets.data.pipeline import (
+        BadImages,
+        eval_batches,
+        train_batches,
+        trains_from_memory,
+    )
     from flaxnets.data.sources import Source, open_source
 
-__all__ = ["BadImages", "Source", "eval_batches", "open_source", "train_batches"]
+__all__ = [
+    "BadImages",
+    "Source",
+    "eval_batches",
+    "open_source",
+    "train_batches",
+    "trains_from_memory",
+]
 
 _MODULES = {
     "BadImages": "pipeline",
@@ -17,6 +29,7 @@ _MODULES = {
     "eval_batches": "pipeline",
     "open_source": "sources",
     "train_batches": "pipeline",
+    "trains_from_memory": "pipeline",
 }
 
 

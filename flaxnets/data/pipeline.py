@@ -85,9 +85,7 @@ def train_batches(
     cannot be read.
     """
     local = _local_batch_size(batch_size, shard)
-    size = how.train_size or how.image_size
-    unchanged = how.repeats == 1 and not is_recoloured(source, how)
-    if _is_as_fed(source, size) and unchanged:
+    if trains_from_memory(source, how):
         places = slice(shard[0] * local, (shard[0] + 1) * local)
         return _whole_images(source, batch_size, how, seed, start_step, places, keep)
     from flaxnets.data import streams
@@ -129,6 +127,12 @@ def eval_batches(
         }
 
 
+def trains_from_memory(source: Source, how: Preprocessing) -> TypeGuard[InMemory]:
+    """Whether training is fed `source.images["train"]` as they are, cropped or mirrored at most."""
+    unchanged = how.repeats == 1 and not is_recoloured(source, how)
+    return unchanged and _is_as_fed(source, how.train_size or how.image_size)
+
+
 def is_recoloured(source: Source, how: Preprocessing) -> bool:
     """Whether training changes the colours of images."""
     if source.kind == "rows":
@@ -137,9 +141,7 @@ def is_recoloured(source: Source, how: Preprocessing) -> bool:
 
 
 def _is_as_fed(source: Source, size: int) -> TypeGuard[InMemory]:
-    """Whether the images are in memory as a network that asks for that size is fed them, cropped or
-    mirrored at most.
-    """
+    """Whether the images are in memory as a network that asks for that size is fed them."""
     return isinstance(source, InMemory) and (source.kind == "rows" or source.image_size == size)
 
 

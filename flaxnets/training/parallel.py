@@ -54,14 +54,18 @@ class DataParallel:
     def replicate(self, tree: PyTree) -> PyTree:
         return jax.device_put(tree, self.replicated)
 
-    def keep(self, images: np.ndarray) -> Callable[[np.ndarray], Any]:
-        """A function that takes this process's examples by their indices from `images`, which stay
-        on every device, so that no more than the indices travels.
-
-        More than `MAX_KEPT` bytes stay on the host, for the network needs the device's memory, as
-        those of `pmap` do, which would copy them in every call.
+    def keeps(self, images: np.ndarray) -> bool:
+        """Whether the images of a data set stay on every device. More than `MAX_KEPT` bytes stay on
+        the host, for the network needs the device's memory, as those of `pmap` do, which would copy
+        them in every call.
         """
-        if self.mapping == "pmap" or images.nbytes > MAX_KEPT:
+        return self.mapping != "pmap" and images.nbytes <= MAX_KEPT
+
+    def keep(self, images: np.ndarray) -> Callable[[np.ndarray], Any]:
+        """A function that takes this process's examples by their indices from `images`; where it
+        `keeps` them, no more than the indices travels.
+        """
+        if not self.keeps(images):
             return images.__getitem__
         kept = self.replicate(images)
         take = jax.jit(lambda images, indices: images[indices], out_shardings=self._split)

@@ -64,9 +64,10 @@ class Program:
             self.create.eval_shape(self.initial),
         )
 
-    def memory(self, batch: HostBatch) -> dict[str, int]:
-        """Bytes on each device while it trains: those of the state, by part, and what the compiled
-        step needs beside it, images included. Compiles the step.
+    def memory(self, batch: HostBatch, data_set: int = 0) -> dict[str, int]:
+        """Bytes on each device while it trains: those of the state, by part, of the images that
+        stay there, and what the compiled step needs beside them, its own images included. Compiles
+        the step.
         """
         state = self.state_shapes()
         parts = {
@@ -81,6 +82,7 @@ class Program:
         }
         step = self.train_step.lower(state, self.parallel.shard(batch)).compile()
         analysis = step.memory_analysis()
+        found["data set"] = data_set
         found["training step"] = analysis.temp_size_in_bytes
         return found | {"in all": sum(found.values())}
 

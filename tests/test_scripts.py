@@ -170,14 +170,28 @@ for absent in ("tensorflow", "tensorflow_datasets", "cv2", "simplejpeg"):
     sys.modules[absent] = None
 runpy.run_path({str(ROOT / "experiments/train.py")!r}, run_name="__main__")
 """
-    arguments = ["--arch", "mlp", "--dataset", dataset, "--epochs", "2"]
-    result = subprocess.run(
-        [sys.executable, "-c", program, *arguments], cwd=tmp_path, capture_output=True, text=True
-    )
+
+    def run(*arguments):
+        command = [sys.executable, "-c", program, *arguments]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+
+    result = run("--arch", "mlp", "--dataset", dataset, "--epochs", "2")
     assert result.returncode == 0, result.stderr
     assert re.search(
         r": top-1 [89]\d\.\d\d%, top-5 .* after 2 epochs; see runs/mlp-", result.stdout
     )
+    if dataset == "digits":
+        refused = run("--arch", "lenet5")  # which is fed 28 pixels
+        assert refused.returncode == 2
+        assert refused.stderr == (
+            "error: images that are read, resized or recoloured need cv2, which is not installed\n"
+        )
+        refused = run("--arch", "mlp", "--dataset", "cifar10")
+        assert refused.returncode == 2
+        assert refused.stderr == (
+            "error: the data set cifar10 needs tensorflow_datasets, which is not installed; "
+            "without it there are digits, breast_cancer, diabetes and npz:PATH\n"
+        )
 
 
 def test_numbers_are_predicted_through_the_same_script(tmp_path):

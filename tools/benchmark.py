@@ -84,6 +84,9 @@ MODES: dict[str, Callable[[str, Options], Row]] = {
 def measure(options: Options, arch: str) -> Row:
     quiet()
     reuse_memory()
+    if options.mode == "profile":  # kernels of CUDA graphs would have no names
+        flags = os.environ.get("XLA_FLAGS", "")
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_enable_command_buffer="
     if options.devices > 1:
         jax.config.update("jax_num_cpu_devices", options.devices)
     if options.all and options.batch_size is None:
@@ -109,7 +112,7 @@ def hardware() -> dict[str, Any]:
     cpu = pathlib.Path("/proc/cpuinfo")
     names = [line for line in cpu.read_text().splitlines() if line.startswith("model name")]
     return {
-        "device": str(jax.devices()[0]),
+        "device": jax.devices()[0].device_kind,
         "processor": names[0].split(": ")[1] if names else platform.processor(),
         "cores": len(names) or multiprocessing.cpu_count(),
         "versions": versions(("torch", "torchvision", "simplejpeg")),

@@ -15,6 +15,7 @@ read, decoded or changed is `flaxnets.data.streams`', which imports TensorFlow.
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from types import ModuleType
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -88,11 +89,8 @@ def train_batches(
     if trains_from_memory(source, how):
         places = slice(shard[0] * local, (shard[0] + 1) * local)
         return _whole_images(source, batch_size, how, seed, start_step, places, keep)
-    from flaxnets.data import streams
-
-    return streams.train_batches(
-        source, batch_size, how, seed, start_step, shard, bad or BadImages()
-    )
+    bad = bad or BadImages()
+    return _streams().train_batches(source, batch_size, how, seed, start_step, shard, bad)
 
 
 def eval_batches(
@@ -116,15 +114,24 @@ def eval_batches(
     if _is_as_fed(source, how.image_size):
         batches = _one_pass(source, local, count, split, shard)
     else:
-        from flaxnets.data import streams
-
-        batches = streams.eval_batches(source, local, count, how, split, shard, bad or BadImages())
+        bad = bad or BadImages()
+        batches = _streams().eval_batches(source, local, count, how, split, shard, bad)
     for batch in batches:
         missing = local - len(batch["label"])
         yield {
             key: np.pad(value, [(0, missing)] + [(0, 0)] * (value.ndim - 1))
             for key, value in batch.items()
         }
+
+
+def _streams() -> ModuleType:
+    try:
+        from flaxnets.data import streams
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"images that are read, resized or recoloured need {error.name}, which is not installed"
+        ) from error
+    return streams
 
 
 def trains_from_memory(source: Source, how: Preprocessing) -> TypeGuard[InMemory]:

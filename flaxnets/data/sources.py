@@ -146,8 +146,13 @@ def open_source(name: str, data_dir: str | None = None) -> Source:
     kind, colon, path = name.partition(":")
     if colon and kind in FILES:
         return FILES[kind](pathlib.Path(path))
-    from flaxnets.data.prepared import tfds_source
-
+    try:
+        from flaxnets.data.prepared import tfds_source
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"the data set {name} needs {error.name}, which is not installed; without it there are "
+            f"{', '.join(BUNDLED)} and npz:PATH"
+        ) from error
     return tfds_source(name, data_dir)
 
 

@@ -4,11 +4,11 @@ to an accuracy.
 
 import dataclasses
 import statistics
+import sys
 import time
 
 import jax
 import jax.numpy as jnp
-from rich.progress import track
 
 from benchmarking.common import Options, Row, peak_gigabytes
 from flaxnets import create_model, data
@@ -82,7 +82,7 @@ def measure_accuracy(arch: str, options: Options) -> Row:
 
     state, batches = jax.block_until_ready(program.initial_state()), feed.train(0)
     accuracies, training, testing = [], 0.0, 0.0
-    for _ in track(range(recipe.epochs), f"{arch}, epochs", transient=True):
+    for epoch in range(1, recipe.epochs + 1):
         start = time.perf_counter()
         for _ in range(program.steps_per_epoch):
             state, _ = program.train_step(state, parallel.shard(next(batches)))
@@ -92,6 +92,8 @@ def measure_accuracy(arch: str, options: Options) -> Row:
         accuracies.append(means["top1"])
         training += middle - start
         testing += time.perf_counter() - middle
+        reached = f"{accuracies[-1]:.2%} after {training:.1f} s of training"
+        print(f"epoch {epoch}/{recipe.epochs}: {reached}", file=sys.stderr)
         if accuracies[-1] >= options.target:
             break
     return {

@@ -16,6 +16,7 @@ from benchmarking.speed import Ours, matrix_product, multiply_adds, side_of_prod
 TRACED = 5  # steps
 # `%name = ... metadata={op_name="jit(train_step)/transpose(jvp(VGG))/features.0/reduce_sum"}`
 OPERATION = re.compile(r'^\s*(?:ROOT )?%?([\w.-]+) = .*metadata=\{op_name="([^"]*)"', re.MULTILINE)
+LINES = ("Stream", "XLA Ops")  # of a GPU, of a TPU
 CONTAINERS = ("call", "while", "conditional")  # whose time is that of others
 
 
@@ -91,6 +92,9 @@ def traced(directory: pathlib.Path) -> Iterator[tuple[str, int]]:
     (path,) = directory.rglob("*.xplane.pb")
     for plane in jax.profiler.ProfileData.from_file(str(path)).planes:
         for line in plane.lines:
+            # A device's plane may have summaries of the same time in other lines.
+            if plane.name.startswith("/device:") and not line.name.startswith(LINES):
+                continue
             for event in line.events:
                 name = next((value for key, value in event.stats if key == "hlo_op"), None)
                 if name is not None:

@@ -105,11 +105,12 @@ def torch_network(arch: str) -> tuple[str, Callable[[], Any]] | None:
     return "tests/networks", CASES[arch].reference
 
 
-def torchs(build: Callable[[], Any], images: np.ndarray, options: Options) -> dict[str, Contender]:
+def torchs(
+    build: Callable[[], Any], images: np.ndarray, options: Options, on_gpu: bool
+) -> dict[str, Contender]:
     """torch's network doing the same work, in both memory layouts."""
     import torch
 
-    on_gpu = jax.default_backend() == "gpu" and torch.cuda.is_available()
     device = torch.device("cuda" if on_gpu else "cpu")
     half = options.dtype == "bfloat16"
     torch.backends.cudnn.benchmark = True  # the fastest of its convolutions, as XLA takes
@@ -159,7 +160,7 @@ _torchs: dict[str, Contender] = {}  # in the process that has torch
 
 
 def _prepare_torchs(
-    arch: str, images: np.ndarray, options: Options
+    arch: str, images: np.ndarray, options: Options, on_gpu: bool
 ) -> tuple[str, list[str]] | None:
     """Whose network it is, and what it is called; None without torch."""
     quiet()
@@ -168,7 +169,7 @@ def _prepare_torchs(
     if found is None:
         return None
     whose, build = found
-    _torchs.update(torchs(build, images, options))
+    _torchs.update(torchs(build, images, options, on_gpu))
     return whose, list(_torchs)
 
 
@@ -229,7 +230,8 @@ def measure_speed(arch: str, options: Options) -> Row:
     # Not in this process: each would meet a heap that the other has cut to its sizes.
     with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as other:
         if {"torchvision", "torch.compile"} & set(options.vs):
-            found = other.submit(_prepare_torchs, arch, ours.images, options).result()
+            on_gpu = jax.default_backend() == "gpu"
+            found = other.submit(_prepare_torchs, arch, ours.images, options, on_gpu).result()
         for name in found[1] if found else ():
             theirs[name] = functools.partial(_elsewhere, other, name)
         seconds = alternate(contenders | theirs, options.rounds)

@@ -4,7 +4,6 @@ to an accuracy.
 
 import dataclasses
 import statistics
-import sys
 import time
 
 import jax
@@ -93,7 +92,7 @@ def measure_accuracy(arch: str, options: Options) -> Row:
         training += middle - start
         testing += time.perf_counter() - middle
         reached = f"{accuracies[-1]:.2%} after {training:.1f} s of training"
-        print(f"epoch {epoch}/{recipe.epochs}: {reached}", file=sys.stderr)
+        print(f"epoch {epoch}/{recipe.epochs}: {reached}", flush=True)
         if accuracies[-1] >= options.target:
             break
     return {

@@ -508,7 +508,8 @@ def test_the_name_of_a_file_of_arrays_says_what_it_is(tmp_path):
         ({"x_test": np.zeros((5, 8, 8, 3), np.uint8)}, r"\(12, 12, 3\) and \(8, 8, 3\); expec"),
         ({"y_train": np.arange(8)}, r"the labels of x_train .* are int64 \(8,\); expected 9 who"),
         ({"y_train": np.zeros(9)}, "the labels of x_train .* are float64 .*; expected 9 whole"),
-        ({"y_test": np.arange(5) - 1}, "the labels of x_test in .*; expected 5 whole numbers fro"),
+        ({"y_test": np.arange(5) - 1}, "labels of x_test in .* are from -1 to 3; expected classes"),
+        ({"y_test": np.arange(5) + 99_997}, "from 99997 to 100001; .* from 0 to less than 100,000"),
         ({"y_test": np.array([None] * 5)}, "cannot read .*mine.npz: no .npz file"),
     ],
 )

@@ -279,6 +279,7 @@ def _pictures(directory: pathlib.Path) -> list[str]:
     return pictures
 
 
+MAX_CLASSES = 100_000  # each has a name, and a row of the last layer
 # Names of images and labels, for training and for testing: Keras' files, and MedMNIST's.
 ARRAYS = (
     ("x_train", "y_train", "x_test", "y_test"),
@@ -313,10 +314,15 @@ def npz(path: pathlib.Path) -> InMemory:
                 f"{name} of {path} is {images.dtype} {images.shape}; expected uint8 (N, size, "
                 f"size) or (N, size, size, channels)"
             )
-        if labels.dtype.kind not in "iu" or labels.size != len(images) or labels.min() < 0:
+        if labels.dtype.kind not in "iu" or labels.size != len(images):
             raise InputError(
                 f"the labels of {name} in {path} are {labels.dtype} {labels.shape}; expected "
-                f"{len(images)} whole numbers from 0"
+                f"{len(images)} whole numbers"
+            )
+        if labels.min() < 0 or labels.max() >= MAX_CLASSES:
+            raise InputError(
+                f"the labels of {name} in {path} are from {labels.min()} to {labels.max()}; "
+                f"expected classes from 0 to less than {MAX_CLASSES:,}"
             )
     train, test = (images if images.ndim == 4 else images[..., None] for images in arrays[::2])
     height, width, channels = train.shape[1:]

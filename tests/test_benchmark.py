@@ -3,6 +3,8 @@
 import csv
 import dataclasses
 import io
+import os
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -192,6 +194,20 @@ def test_all_is_a_table(tmp_path, capsys):
     assert lines[0].startswith("# {")
     assert "torchvision" in lines[0]
     assert [row["mode"] for row in csv.DictReader(lines[1:])] == ["infer", "train"]
+
+
+def killed(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_process_is_a_sentence_and_what_was_measured_stays(tmp_path, monkeypatch):
+    out = tmp_path / "rows.json"
+    benchmark.main(common.Options(arch=("mlp",), mode="compile", out=out))
+    monkeypatch.setattr(benchmark, "measure", killed)
+    before = out.read_bytes()
+    with pytest.raises(InputError, match="the process that measured mlp was killed"):
+        benchmark.main(common.Options(arch=("mlp",), mode="compile", out=out))
+    assert out.read_bytes() == before
 
 
 def test_batches_of_the_table():

@@ -36,7 +36,7 @@ the parity tests compare ours with.
 Every measurement has a process of its own.
 """
 
-import concurrent.futures
+import concurrent.futures.process
 import csv
 import dataclasses
 import functools
@@ -66,7 +66,13 @@ from rich.progress import track
 
 from flaxnets import create_model, list_models
 from flaxnets.errors import InputError
-from flaxnets.terminal import one_sentence_errors, quiet, reuse_memory, versions
+from flaxnets.terminal import (
+    cache_directory,
+    one_sentence_errors,
+    quiet,
+    reuse_memory,
+    versions,
+)
 
 MODES: dict[str, Callable[[str, Options], Row]] = {
     "infer": measure_speed,
@@ -183,7 +189,13 @@ def main(options: Options) -> None:
         with concurrent.futures.ProcessPoolExecutor(
             1, multiprocessing.get_context("spawn")
         ) as pool:
-            row = pool.submit(functools.partial(measure, asked), name).result()
+            try:
+                row = pool.submit(functools.partial(measure, asked), name).result()
+            except concurrent.futures.process.BrokenProcessPool as error:
+                raise InputError(
+                    f"the process that measured {name} was killed, or torch's was: of too little "
+                    f"memory, or see {cache_directory() / 'native.log'}"
+                ) from error
         rows.append(label | row)
         show(rows[-1])
         if options.out is not None:

@@ -76,10 +76,12 @@ def measure_accuracy(arch: str, options: Options) -> Row:
     )
     program = program_of(arch, source, recipe, options)
     feed, parallel = program.feed, program.parallel
-    state, _ = program.train_step(program.initial_state(), parallel.shard(next(feed.train(0))))
-    evaluate(program.eval_step, state.variables, feed, parallel)  # what is compiled by now stays
+    batches = feed.train(0)
+    state, _ = program.train_step(program.initial_state(), parallel.shard(next(batches)))
+    evaluate(program.eval_step, state.variables, feed, parallel)
 
-    state, batches = jax.block_until_ready(program.initial_state()), feed.train(0)
+    # The stream goes on: another one would compile how it takes images from the device anew.
+    state = jax.block_until_ready(program.initial_state())
     accuracies, training, testing = [], 0.0, 0.0
     for epoch in range(1, recipe.epochs + 1):
         start = time.perf_counter()

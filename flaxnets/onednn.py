@@ -40,6 +40,7 @@ _ARGUMENTS = {  # by result: of input, kernel and output
     "kernel": (1, 161, 145),
 }
 _ALIGNMENT = 64  # bytes, a cache line
+_WIDEST_BLOCK = 64  # features that one of oneDNN's layouts of kernels keeps together
 _KERNEL_QUERY = {"output": 131, "input": 131, "kernel": 132}
 
 
@@ -190,9 +191,35 @@ def _place(memory: ctypes.c_void_p, address: int) -> None:
     _call("dnnl_memory_set_data_handle", memory, ctypes.c_void_p(address))
 
 
+class _Reorder(_Primitive):
+    """From one memory, given with its description, to another."""
+
+    def __init__(self, *ends: tuple[ctypes.c_void_p, ctypes.c_void_p]):
+        engine, _ = _engine_and_stream()
+        (source, self.source), (target, self.target) = ends
+        descriptor = _create(
+            "dnnl_reorder_primitive_desc_create", source, engine, target, engine, _attributes()
+        )
+        super().__init__(descriptor, {_FROM: self.source, _TO: self.target})
+        sizes = [_library().dnnl_memory_desc_get_size(each) for each in (source, target)]
+        self.count = sizes[0] // 4 if sizes[0] == sizes[1] else None  # where neither is padded
+
+    def changes_nothing(self) -> bool:
+        """Whether both layouts have the numbers in the same order; found by a trial."""
+        if self.count is None:
+            return False
+        numbers = np.arange(self.count, dtype=np.float32)
+        result = np.zeros_like(numbers)
+        _place(self.source, numbers.ctypes.data)
+        _place(self.target, result.ctypes.data)
+        with _lock:
+            self(_workspace(self.scratchpad_bytes))
+        return np.array_equal(numbers, result)
+
+
 class _Convolution:
     """One of ROLES from the two others, at fixed shapes; images stay in their layout, kernels are
-    reordered into oneDNN's and back.
+    reordered into oneDNN's and back, unless that is the same.
     """
 
     def __init__(self, result: str, shapes: Sequence[Shape], geometry: Sequence[int]):
@@ -218,22 +245,18 @@ class _Convolution:
                 engine, _DIRECT, images, theirs, bias, outputs, *window, forward, _attributes(),
             )  # fmt: skip
         theirs = _Primitive.description(descriptor, _KERNEL_QUERY[result])
-        self.kernel, self.kernel_bytes = _memory(theirs), _bytes(theirs)
         memories = [_memory(images), _memory(ours), _memory(outputs)]
-        inside = (memories[0], self.kernel, memories[2])
+        inside = [memories[0], _memory(theirs), memories[2]]
         convolution = _Primitive(descriptor, dict(zip(_ARGUMENTS[result], inside, strict=True)))
-        ends = [(ours, memories[1]), (theirs, self.kernel)]
+        ends = [(ours, memories[1]), (theirs, inside[1])]
         if result == "kernel":
             ends.reverse()
-        (source, source_memory), (target, target_memory) = ends
-        reorder = _Primitive(
-            _create(
-                "dnnl_reorder_primitive_desc_create",
-                source, engine, target, engine, _attributes(),
-            ),
-            {_FROM: source_memory, _TO: target_memory},
-        )  # fmt: skip
-        self.steps = [convolution, reorder] if result == "kernel" else [reorder, convolution]
+        reorder = _Reorder(*ends)
+        if shapes[1][3] <= _WIDEST_BLOCK and reorder.changes_nothing():
+            memories, self.steps = inside, [convolution]  # which meets the array itself
+        else:
+            self.steps = [convolution, reorder] if result == "kernel" else [reorder, convolution]
+        self.kernel, self.kernel_bytes = inside[1], _bytes(theirs)
         position = ROLES.index(result)
         self.arrays = [*memories[:position], *memories[position + 1 :], memories[position]]
 

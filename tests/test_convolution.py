@@ -36,6 +36,8 @@ LARGE_MAPS = {
     "5x5 with dilation and stride": ((5, 5, 3, 5), (3, 3), (2, 2), (2, 2), 1, 20),
     "1x7 and odd channels": ((1, 7, 5, 7), (1, 1), (0, 3), (1, 1), 1, 9),
     "as large as the map": ((5, 5, 16, 8), (1, 1), (0, 0), (1, 1), 1, 5),
+    # One block of oneDNN's layouts, whichever the processor has: there it is the array's own.
+    **{f"{n} features": ((3, 3, 16, n), (1, 1), (1, 1), (1, 1), 1, 9) for n in (8, 16, 32, 64)},
 }
 # By platform, not by what could be loaded: a library that is broken there fails.
 onednn_only = pytest.mark.skipif(
@@ -96,6 +98,17 @@ def test_onednn_takes_what_is_not_a_tiny_map():
             kernel = kernel.astype(others.dtype)
             assert not is_chosen(others, kernel)
             assert conv2d(others, kernel, *geometry).dtype == others.dtype
+
+
+@onednn_only
+def test_onednn_takes_a_kernel_as_it_lies_where_that_is_its_own_layout():
+    lengths = {}
+    for features in (8, 16, 32, 64, 128):
+        shapes = (1, 9, 9, 16), (3, 3, 16, features), (1, 9, 9, features)
+        made = onednn._Convolution("output", shapes, (1, 1, 1, 1, 1, 1, 1))
+        lengths[features] = len(made.steps)  # the convolution, behind a reorder or not
+    assert min(lengths.values()) == 1
+    assert lengths[128] == 2
 
 
 @onednn_only

@@ -6,6 +6,7 @@ command again goes on where it stopped.
 
 import argparse
 import dataclasses
+import math
 import pathlib
 import shlex
 import sys
@@ -71,6 +72,9 @@ class Options:
     """Where the loss or an update is not finite: stop, or leave that step out."""
     max_bad_images: int = 0
     """Pictures of a folder that may be unreadable: each is named and skipped."""
+    decoded_gigabytes: float = 2.0
+    """Memory, in each process, for decoded training photographs: those that fit are decoded once,
+    the others in every epoch."""
     dry_run: bool = False
     """Print the values, the layers, the steps and the memory of the run, and stop."""
     run: Annotated[RunOptions, tyro.conf.OmitArgPrefixes] = dataclasses.field(
@@ -83,8 +87,8 @@ class Options:
 
 # Options that may change when a run goes on. The values have lines of their own.
 MAY_DIFFER = (
-    "workdir", "data_dir", "compilation_cache", "on_nan", "max_bad_images", "dry_run", "run",
-    "processes", "values",
+    "workdir", "data_dir", "compilation_cache", "on_nan", "max_bad_images", "decoded_gigabytes",
+    "dry_run", "run", "processes", "values",
 )  # fmt: skip
 
 
@@ -173,6 +177,8 @@ def main(arguments: list[str]) -> None:
     options.run.check()
     if options.max_bad_images < 0:
         raise InputError(f"max bad images is {options.max_bad_images}; expected zero or more")
+    if not 0 <= options.decoded_gigabytes < math.inf:
+        raise InputError(f"decoded gigabytes is {options.decoded_gigabytes}; expected zero or more")
     join(options.processes)
     recipe, shard = options.values, (jax.process_index(), jax.process_count())
     if recipe.loss == "cross_entropy" and not source.class_names:
@@ -193,6 +199,7 @@ def main(arguments: list[str]) -> None:
         train=lambda step: data.train_batches(
             source, recipe.batch_size, recipe.preprocessing,
             seed=options.seed, start_step=step, shard=shard, bad=bad, keep=parallel.keep,
+            decoded_bytes=int(options.decoded_gigabytes * 1e9),
         ),
         test=lambda: data.eval_batches(
             source, parallel.round_up(recipe.batch_size), recipe.preprocessing, shard=shard, bad=bad

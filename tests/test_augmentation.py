@@ -16,7 +16,7 @@ from jax.sharding import Mesh, PartitionSpec
 from PIL import Image
 
 from flaxnets import InputError
-from flaxnets.data import eval_batches, open_source, policies, train_batches, windows
+from flaxnets.data import eval_batches, open_source, photographs, policies, train_batches, windows
 from flaxnets.data.images import train_image
 from flaxnets.data.tensorflow import tf
 from flaxnets.recipes import Preprocessing
@@ -34,7 +34,7 @@ def photograph() -> np.ndarray:
     return sklearn.datasets.load_sample_image("china.jpg")
 
 
-# The random-resized crop
+# Windows of photographs
 
 
 def draw(height: int, width: int, count: int) -> np.ndarray:
@@ -74,6 +74,10 @@ def picture(image: np.ndarray, suffix: str = "PNG", **options) -> bytes:
     return buffer.getvalue()
 
 
+def photograph_of(encoded: bytes, channels: int = 3, room: int = 0) -> photographs.Photograph:
+    return photographs.Photograph(encoded, channels, 64, photographs.Decoded(room))
+
+
 def torchvisions_window(image: np.ndarray, seed: int, size: int) -> np.ndarray:
     top, left, height, width = windows.random_window(*image.shape[:2], Random(seed))
     resized_crop = torchvision.transforms.functional.resized_crop
@@ -86,25 +90,56 @@ def differences(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, int]:
     return difference.mean(), difference.max()
 
 
+def torchvisions_crop(image: np.ndarray, seed: int, short: int, size: int) -> np.ndarray:
+    random, pil = Random(seed), Image.fromarray(image)
+    resized = np.asarray(torchvision.transforms.functional.resize(pil, short))
+    top, left = (random.randrange(max(side - size, 1)) for side in resized.shape[:2])
+    return resized[top : top + size, left : left + size]
+
+
+@pytest.mark.parametrize("room", [0, 10**6])
 @pytest.mark.parametrize("large", [0, 2**16])
 @pytest.mark.parametrize("subsampling", [0, 2])
 @pytest.mark.parametrize("mode", ["RGB", "L"])
-def test_the_window_of_a_jpeg_is_that_of_its_decoded_image(
-    photograph, subsampling, mode, large, monkeypatch
+def test_windows_of_a_jpeg_are_those_of_its_decoded_image(
+    photograph, subsampling, mode, large, room, monkeypatch
 ):
-    """By simplejpeg, and by TensorFlow as if the file were large."""
-    monkeypatch.setattr(windows, "LARGE", large)
+    """By simplejpeg, by TensorFlow as if the file were large, and from memory."""
+    monkeypatch.setattr(photographs, "LARGE", large)
     image = np.asarray(Image.fromarray(photograph[:201, :307]).convert(mode))
     channels = 3 if mode == "RGB" else 1
     encoded = picture(image, "JPEG", **({"subsampling": subsampling} if channels == 3 else {}))
     decoded = np.asarray(Image.open(io.BytesIO(encoded)))
+    ours = photograph_of(encoded, channels, room)
+    same = photograph_of(picture(decoded), channels)
     for seed in range(10):
-        ours = windows.random_resized_crop(encoded, 64, channels, Random(seed))
-        same = windows.random_resized_crop(picture(decoded), 64, channels, Random(seed))
-        assert ours.shape == (64, 64, channels)
-        np.testing.assert_array_equal(ours, same)
-        mean, _ = differences(ours.squeeze(), torchvisions_window(decoded, seed, 64))
-        assert mean < 2
+        for crop, theirs in (
+            (
+                lambda of, random: windows.random_resized_crop(of, 64, random),
+                torchvisions_window(decoded, seed, 64),
+            ),
+            (
+                lambda of, random: windows.random_crop(of, 110, 64, random),
+                torchvisions_crop(decoded, seed, 110, 64),
+            ),
+        ):
+            found = crop(ours, Random(seed))
+            assert found.shape == (64, 64, channels)
+            np.testing.assert_array_equal(found, crop(same, Random(seed)))
+            assert differences(found.squeeze(), theirs)[0] < 2
+
+
+@pytest.mark.parametrize(
+    ("short", "size", "most"), [(427, 400, 0), (600, 576, 1), (213, 200, 2), (256, 224, None)]
+)
+def test_a_random_crop_is_torchvisions(photograph, short, size, most):
+    """Exactly but for rounding where nothing shrinks, or to whole fractions; close in between."""
+    image = photograph[:426] if short == 213 else photograph
+    for seed in range(4):
+        found = windows.random_crop(photograph_of(picture(image)), short, size, Random(seed))
+        mean, largest = differences(found, torchvisions_crop(image, seed, short, size))
+        assert mean < 1.2
+        assert most is None or largest <= most
 
 
 @pytest.mark.parametrize("size", [(448, 448), (672, 448), (100, 130), (224, 224), (300, 500)])
@@ -127,7 +162,7 @@ def test_resizing_is_torchvisions(photograph, size):
 @pytest.mark.parametrize("factor", [1.0, 1.2, 1.7, 2.0, 2.6, 5.3])
 def test_the_filter_has_the_width_of_pils(factor):
     """A hat of the width f has the variance f^2 / 6; interpolation brings 1 / 6 of it."""
-    weights = windows.antialiasing(factor)
+    weights = windows.hats(factor)
     reach = np.arange(len(weights)) - len(weights) // 2
     assert weights.sum() == pytest.approx(1)
     assert (weights >= 0).all()
@@ -136,10 +171,10 @@ def test_the_filter_has_the_width_of_pils(factor):
 
 @pytest.mark.parametrize(
     ("decoder", "fraction", "limit"),
-    [(tf.io, "ratio", 0), (windows.simplejpeg, "min_factor", 2**30)],
+    [(tf.io, "ratio", 0), (photographs.simplejpeg, "min_factor", 2**30)],
 )
 def test_large_photographs_are_decoded_in_part(photograph, monkeypatch, decoder, fraction, limit):
-    monkeypatch.setattr(windows, "LARGE", limit)
+    monkeypatch.setattr(photographs, "LARGE", limit)
     large = np.asarray(Image.fromarray(photograph).resize((2560, 1708), Image.Resampling.BICUBIC))
     encoded, fractions = picture(large, "JPEG", quality=95), set()
     name = "decode_and_crop_jpeg" if decoder is tf.io else "decode_jpeg"
@@ -151,7 +186,7 @@ def test_large_photographs_are_decoded_in_part(photograph, monkeypatch, decoder,
 
     monkeypatch.setattr(decoder, name, spying)
     for seed in range(12):
-        ours = windows.random_resized_crop(encoded, 100, 3, Random(seed))
+        ours = windows.random_resized_crop(photograph_of(encoded), 100, Random(seed))
         # A window begins and ends at a pixel of what is decoded: up to half of a pixel elsewhere.
         assert differences(ours, torchvisions_window(large, seed, 100))[0] < 3
     assert fractions == {2, 4}
@@ -166,7 +201,7 @@ def test_windows_of_any_picture(photograph, mode, suffix):
     Image.fromarray(photograph[:90, :120]).convert(mode).save(buffer, suffix)
     shown = np.asarray(Image.open(io.BytesIO(buffer.getvalue())).convert("RGB"))
     for seed in range(4):
-        ours = windows.random_resized_crop(buffer.getvalue(), 60, 3, Random(seed))
+        ours = windows.random_resized_crop(photograph_of(buffer.getvalue()), 60, Random(seed))
         assert differences(ours, torchvisions_window(shown, seed, 60))[0] < 1.5
 
 

@@ -195,6 +195,7 @@ def test_reading_of_photographs(tmp_path):
     row = reading.measure_reading("resnet18", options)
     assert row["image_size"] == 32
     assert row["ratio_to_libjpeg_turbo"] > 0
+    assert row["decoded_once_per_second"] > 0
 
 
 def test_a_start(monkeypatch):

@@ -8,14 +8,15 @@ import pathlib
 
 import numpy as np
 import pytest
+import simplejpeg
 import sklearn.datasets
 import tensorflow_datasets as tfds
 import torch
 from PIL import Image
 
-from flaxnets import InputError
-from flaxnets.data import augmentation, eval_batches, open_source, train_batches
-from flaxnets.data.images import eval_image, train_image
+from flaxnets import InputError, data
+from flaxnets.data import augmentation, eval_batches, open_source, train_batches, windows
+from flaxnets.data.images import eval_image, window_image
 from flaxnets.data.sources import ARRAYS, InMemory
 from flaxnets.data.tensorflow import tf
 from flaxnets.recipes import Preprocessing, recipe_for
@@ -108,32 +109,22 @@ def test_krizhevskys_2048_crops_and_reflections():
     """Section 4.1: 32 x 32 offsets and their reflections, here of a picture of 64 pixels where the
     paper has 256.
     """
-    image = tf.constant(noise(64, 64)[..., :1])
+    image = noise(64, 64)[..., :1]
+    buffer = io.BytesIO()
+    Image.fromarray(image.squeeze()).save(buffer, "PNG")
     how = Preprocessing(image_size=32, resize=64, pca_std=0.0)
     source = open_source("digits")
     source = type(source)(**{**vars(source), "image_size": None, "flip": True})
 
     def corner(i):  # 8x8 pixels of noise tell every view apart
-        return train_image(source, how, image, tf.stack([0, i]))[:8, :8]
+        return window_image(source, how, buffer.getvalue(), (0, i))[:8, :8]
 
-    views = tf.data.Dataset.range(25_000).map(corner, num_parallel_calls=2)
-    seen = {view.tobytes() for view in views.as_numpy_iterator()}
+    seen = {corner(i).tobytes() for i in range(25_000)}
     offsets = itertools.product(range(32), range(32))
     views = [image[y : y + 32, x : x + 32] for y, x in offsets]
-    expected = {view.numpy()[:8, :8].tobytes() for crop in views for view in (crop, crop[:, ::-1])}
+    expected = {view[:8, :8].tobytes() for crop in views for view in (crop, crop[:, ::-1])}
     assert len(expected) == 2048
     assert seen == expected
-
-
-@pytest.mark.parametrize(("height", "width"), [(300, 400), (1000, 700), (256, 256), (90, 120)])
-def test_decoding_a_part_equals_decoding_all(height, width):
-    """A random crop of a JPEG is that of its decoded image, for the same seed."""
-    encoded = tf.constant(jpeg(noise(height, width)))
-    decoded = augmentation.decode(encoded)
-    for i in range(5):
-        part = augmentation.random_crop(encoded, 256, 224, tf.constant([1, i]), 3)
-        whole = augmentation.random_crop(decoded, 256, 224, tf.constant([1, i]), 3)
-        assert np.abs(part.numpy() - whole.numpy()).max() < 1.0
 
 
 def test_augmentations_are_the_same_eagerly_and_in_tf_data():
@@ -142,7 +133,6 @@ def test_augmentations_are_the_same_eagerly_and_in_tf_data():
         "pad_and_crop": lambda x, s: augmentation.pad_and_crop(x, 4, s),
         "random_flip": augmentation.random_flip,
         "pca_colour": augmentation.pca_colour,
-        "random_crop": lambda x, s: augmentation.random_crop(x, 36, 32, s, 3),
     }
     for name, operation in operations.items():
         seeds = tf.data.Dataset.range(8).map(
@@ -358,25 +348,23 @@ def test_grey_and_cmyk_photographs_become_rgb(mode):
     expected = np.asarray(Image.open(io.BytesIO(encoded)).convert("RGB"), np.int32)
     decoded = augmentation.decode(tf.constant(encoded)).numpy()
     assert np.abs(decoded.astype(np.int32) - expected).max() <= 1
-    crop = augmentation.random_crop(tf.constant(encoded), 40, 32, tf.constant([0, 0]), 3)
-    assert crop.shape == (32, 32, 3)
 
 
 def test_the_short_side_is_drawn_where_a_range_is_given(pictures, monkeypatch):
     """He et al. 2015, section 3.4: from 256 to 480 pixels."""
     drawn = []
-    crop = augmentation.random_crop
+    crop = windows.random_crop
 
     def spying(image, short, *rest):
-        drawn.append(int(short))
+        drawn.append(short)
         return crop(image, short, *rest)
 
-    monkeypatch.setattr(augmentation, "random_crop", spying)
+    monkeypatch.setattr(windows, "random_crop", spying)
     source = open_source(f"folder:{pictures}")
     how = Preprocessing(image_size=32, resize=36, resize_max=40)
-    encoded = next(iter(source.stream("train", (0, 1), None)))["image"]
+    encoded = next(iter(source.stream("train", (0, 1), None)))["image"].numpy()
     for i in range(60):
-        assert train_image(source, how, encoded, tf.constant([0, i])).shape == (32, 32, 3)
+        assert window_image(source, how, encoded, (0, i)).shape == (32, 32, 3)
     assert set(drawn) == set(range(36, 41))
     assert recipe_for("resnet50", "photographs").preprocessing.resize_max == 480
     with pytest.raises(InputError, match="resize max 200 is smaller than resize 256; expected 0"):
@@ -390,7 +378,6 @@ def test_other_formats_than_jpeg(suffix):
     encoded = tf.constant(buffer.getvalue())
     expected = np.asarray(Image.open(io.BytesIO(buffer.getvalue())).convert("RGB"))
     np.testing.assert_array_equal(augmentation.decode(encoded).numpy(), expected)
-    assert augmentation.random_crop(encoded, 40, 32, tf.constant([0, 0]), 3).shape == (32, 32, 3)
 
 
 @pytest.mark.parametrize("crop", ["random", "random_resized"])
@@ -423,17 +410,51 @@ def test_windows_are_the_same_from_any_step_on_and_in_any_process(pictures, poli
             np.testing.assert_array_equal(np.concatenate([part[key] for part in parts]), values)
 
 
+@pytest.mark.parametrize("crop", ["random", "random_resized"])
+@pytest.mark.parametrize("fitting", [0, 1, 2])
+def test_photographs_that_fit_are_decoded_once(pictures, photographs, monkeypatch, fitting, crop):
+    """Two pictures, three copies of each: a file's bytes are what it is known by."""
+    decoded = collections.Counter()
+    decode = simplejpeg.decode_jpeg
+
+    def spying(encoded, *rest, **options):
+        decoded[bytes(encoded)] += 1
+        return decode(encoded, *rest, **options)
+
+    windows.threads().shutdown()  # what is still decoded ahead, for other tests
+    windows.threads.cache_clear()
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", spying)
+    monkeypatch.setattr(data.photographs, "LARGE", 2**20)
+    source = open_source(f"folder:{pictures}")
+    how = Preprocessing(image_size=200, resize=220, crop=crop)
+    room = fitting * (max(map(len, photographs)) + 640 * 427 * 3)
+    begun = train_batches(source, 6, how, decoded_bytes=room)
+    batches = list(itertools.islice(begun, 8))
+    fewest, most = sorted(decoded.values())
+    assert fewest <= windows.CORES if fitting else fewest >= 24  # threads may meet in one picture
+    assert most <= windows.CORES if fitting == 2 else most >= 24  # some batches are made ahead
+    for batch, expected in zip(batches, train_batches(source, 6, how), strict=False):
+        np.testing.assert_array_equal(batch["image"], expected["image"])
+
+
+def test_a_photograph_that_is_decoded_smaller_at_times_is_never_kept(photographs):
+    """The same window would have other pixels then."""
+    kept = data.photographs.Decoded(10**7)
+    for smallest in (106, 107):  # 4 * 106 <= 427
+        data.photographs.Photograph(photographs[0], 3, smallest, kept)
+        assert (kept.get(photographs[0]) is not None) == (smallest == 107)
+
+
 def test_half_of_the_windows_are_mirrored(pictures):
     source = open_source(f"folder:{pictures}")
     upright, mirrored = (
         Preprocessing(image_size=32, crop="random_resized", flip=flip, pca_std=0.0)
         for flip in (False, True)
     )
-    encoded = next(iter(source.stream("train", (0, 1), None)))["image"]
+    encoded = next(iter(source.stream("train", (0, 1), None)))["image"].numpy()
     turned = []
     for i in range(100):
-        seed = tf.constant([i, 3], tf.int64)
-        one, other = (train_image(source, how, encoded, seed) for how in (upright, mirrored))
+        one, other = (window_image(source, how, encoded, (i, 3)) for how in (upright, mirrored))
         turned.append(not np.array_equal(one, other))
         np.testing.assert_array_equal(one[:, :: -1 if turned[-1] else 1], other)
     assert 35 < sum(turned) < 65

@@ -50,28 +50,15 @@ def short_side_size(height: tf.Tensor, width: tf.Tensor, short: int | tf.Tensor)
     return short * size // tf.reduce_min(size)
 
 
-def resize_and_crop(
-    image: tf.Tensor,
-    size: tf.Tensor,
-    offset: tf.Tensor,
-    crop: int,
-    origin: tf.Tensor | None = None,
-    full: tf.Tensor | None = None,
-) -> tf.Tensor:
+def resize_and_crop(image: tf.Tensor, size: tf.Tensor, offset: tf.Tensor, crop: int) -> tf.Tensor:
     """The `crop` x `crop` window at `offset` of the image resized to `size`, as one resampling:
     bilinear with antialiasing, as PIL's and torchvision's.
-
-    Where only a part of the image was decoded, `origin` is its corner and `full` the whole size.
     """
-    full = tf.shape(image)[:2] if full is None else full
-    origin = tf.zeros(2, tf.int32) if origin is None else origin
-    scale = tf.cast(size, tf.float32) / tf.cast(full, tf.float32)
-    translation = tf.cast(origin, tf.float32) * scale - tf.cast(offset, tf.float32)
     resized = tf.raw_ops.ScaleAndTranslate(
         images=image[None],
         size=[crop, crop],
-        scale=scale,
-        translation=translation,
+        scale=tf.cast(size, tf.float32) / tf.cast(tf.shape(image)[:2], tf.float32),
+        translation=-tf.cast(offset, tf.float32),
         kernel_type="triangle",
         antialias=True,
     )[0]
@@ -83,64 +70,6 @@ def center_crop(image: tf.Tensor, short: int, crop: int) -> tf.Tensor:
     size = short_side_size(*tf.unstack(tf.shape(image)[:2]), short)
     offset = tf.cast(tf.round(tf.cast(size - crop, tf.float32) / 2), tf.int32)
     return resize_and_crop(image, size, offset, crop)
-
-
-def _full_size(encoded_or_image: tf.Tensor, channels: int) -> tf.Tensor:
-    """[height, width]; of a JPEG from its header alone."""
-    if encoded_or_image.dtype != tf.string:
-        return tf.shape(encoded_or_image)[:2]
-    return tf.cond(
-        tf.io.is_jpeg(encoded_or_image),
-        lambda: tf.io.extract_jpeg_shape(encoded_or_image)[:2],
-        lambda: tf.shape(decode(encoded_or_image, channels))[:2],
-    )
-
-
-def _decode_part(
-    encoded_or_image: tf.Tensor, first: tf.Tensor, last: tf.Tensor, full: tf.Tensor, channels: int
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """Pixels that cover `first` to `last` ([y, x]) as far as the image of size `full` does, and the
-    corner where they begin. Of a JPEG no others are decoded.
-    """
-    origin = tf.zeros(2, tf.int32)
-    if encoded_or_image.dtype != tf.string:
-        return encoded_or_image, origin
-    first, last = tf.maximum(first, 0), tf.minimum(last, full)
-
-    def part_of_jpeg():
-        window = tf.concat([first, last - first], 0)
-        part = tf.io.decode_and_crop_jpeg(
-            encoded_or_image, window, channels=channels, dct_method=DCT
-        )
-        return part, first
-
-    return tf.cond(
-        tf.io.is_jpeg(encoded_or_image),
-        part_of_jpeg,
-        lambda: (decode(encoded_or_image, channels), origin),
-    )
-
-
-def random_crop(
-    encoded_or_image: tf.Tensor, short: int | tf.Tensor, crop: int, seed: tf.Tensor, channels: int
-) -> tf.Tensor:
-    """Training: short side to `short`, then `crop` x `crop` at random (Krizhevsky et al. 2012,
-    section 4.1, whose 32 x 32 offsets of a 256-pixel image leave out the last row and column).
-
-    Of a JPEG only the part under the crop is decoded.
-    """
-    full = _full_size(encoded_or_image, channels)
-    size = short_side_size(*tf.unstack(full), short)
-    fraction = tf.random.stateless_uniform([2], seed)
-    places = tf.maximum(size - crop, 1)
-    offset = tf.minimum(tf.cast(fraction * tf.cast(places, tf.float32), tf.int32), places - 1)
-    # The window in source pixels, with a margin for the resampling filter and chroma upsampling.
-    ratio = tf.cast(full, tf.float32) / tf.cast(size, tf.float32)
-    margin = tf.maximum(ratio, 1.0) + 3.0
-    first = tf.cast(tf.floor(tf.cast(offset, tf.float32) * ratio - margin), tf.int32)
-    last = tf.cast(tf.math.ceil(tf.cast(offset + crop, tf.float32) * ratio + margin), tf.int32)
-    part, origin = _decode_part(encoded_or_image, first, last, full, channels)
-    return resize_and_crop(part, size, offset, crop, origin, full)
 
 
 def resize(image: tf.Tensor, size: int) -> tf.Tensor:

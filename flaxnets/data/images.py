@@ -9,6 +9,7 @@ from random import Random
 import numpy as np
 
 from flaxnets.data import augmentation, policies, windows
+from flaxnets.data.photographs import Decoded, Photograph
 from flaxnets.data.sources import Source
 from flaxnets.data.tensorflow import tf
 from flaxnets.recipes import Preprocessing
@@ -17,42 +18,39 @@ from flaxnets.recipes import Preprocessing
 def train_image(source: Source, how: Preprocessing, image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     """The uint8 image that the network is fed in training; `image` is raw, as in the source.
 
-    Not for tf.data where photographs are cut to windows: `window_image` is, in NumPy.
+    Not for tf.data where there are photographs: `window_image` is, in NumPy.
     """
     if source.kind == "rows":
         return image
-    if has_windows(source, how):
-        image = tf.constant(window_image(source, how, image.numpy(), seed.numpy()))
-        return recolour(source, how, image, seed)
+    if source.kind == "photographs":
+        window = window_image(source, how, image.numpy(), seed.numpy())
+        return recolour(source, how, tf.constant(window), seed)
     seeds = [tf.random.fold_in(seed, operation) for operation in range(2)]
     size = how.train_size or how.image_size
-    if source.image_size is not None:
-        image = augmentation.to_uint8(augmentation.resize(image, size))
-        image = augmentation.pad_and_crop(image, how.pad, seeds[0])
-    else:
-        short = how.resize
-        if how.resize_max:
-            scale = tf.random.fold_in(seeds[0], 0)
-            last = how.resize_max + 1
-            short = tf.random.stateless_uniform([], scale, how.resize, last, tf.int32)
-        image = augmentation.random_crop(image, short, size, seeds[0], source.channels)
+    image = augmentation.to_uint8(augmentation.resize(image, size))
+    image = augmentation.pad_and_crop(image, how.pad, seeds[0])
     if how.flip and source.flip:
         image = augmentation.random_flip(image, seeds[1])
     return recolour(source, how, image, seed)
 
 
-def has_windows(source: Source, how: Preprocessing) -> bool:
-    """Whether images are random windows of photographs."""
-    return source.kind == "photographs" and how.crop == "random_resized"
-
-
 def window_image(
-    source: Source, how: Preprocessing, encoded: bytes, seed: Sequence[int]
+    source: Source,
+    how: Preprocessing,
+    encoded: bytes,
+    seed: Sequence[int],
+    decoded: Decoded | None = None,
 ) -> np.ndarray:
     """A random window of an encoded photograph, mirrored or not; `recolour` does the rest."""
     random = Random((int(seed[0]) << 64) + int(seed[1]))
     size = how.train_size or how.image_size
-    image = windows.random_resized_crop(encoded, size, source.channels, random)
+    smallest = how.resize if how.crop == "random" else size
+    photograph = Photograph(encoded, source.channels, smallest, decoded or Decoded())
+    if how.crop == "random":
+        short = random.randint(how.resize, how.resize_max or how.resize)
+        image = windows.random_crop(photograph, short, size, random)
+    else:
+        image = windows.random_resized_crop(photograph, size, random)
     if how.flip and source.flip and random.random() < 0.5:
         image = windows.mirror(image)
     return image

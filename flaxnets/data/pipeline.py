@@ -68,6 +68,7 @@ def train_batches(
     shard: Shard = (0, 1),
     bad: BadImages | None = None,
     keep: Keep | None = None,
+    decoded_bytes: int = 0,
 ) -> Iterator[Batch]:
     """Augmented batches of this process without end, from step `start_step` on.
 
@@ -82,6 +83,9 @@ def train_batches(
     `"offset"`, int32 (N, [y, x]) in 0..2 * pad, and `"mirrored"`, bool (N,). `keep(images)` says
     how they are taken from those of all examples, by their indices (`DataParallel.keep`).
 
+    Photographs are decoded once as far as `decoded_bytes` of memory hold them, the others in every
+    epoch; the batches are the same.
+
     Raises InputError if `batch_size` cannot be divided, or more pictures than `bad` allows (none)
     cannot be read.
     """
@@ -90,7 +94,9 @@ def train_batches(
         places = slice(shard[0] * local, (shard[0] + 1) * local)
         return _whole_images(source, batch_size, how, seed, start_step, places, keep)
     bad = bad or BadImages()
-    return _streams().train_batches(source, batch_size, how, seed, start_step, shard, bad)
+    return _streams().train_batches(
+        source, batch_size, how, seed, start_step, shard, bad, decoded_bytes
+    )
 
 
 def eval_batches(

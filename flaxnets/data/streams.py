@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from flaxnets.data import windows
-from flaxnets.data.images import eval_image, has_windows, recolour, train_image, window_image
+from flaxnets.data.images import eval_image, recolour, train_image, window_image
+from flaxnets.data.photographs import Decoded
 from flaxnets.data.pipeline import BadImages, Batch, is_recoloured
 from flaxnets.data.sources import InMemory, Shard, Source
 from flaxnets.data.tensorflow import tf
@@ -43,6 +44,7 @@ def train_batches(
     start_step: int,
     shard: Shard,
     bad: BadImages,
+    decoded_bytes: int,
 ) -> Iterator[Batch]:
     """As `flaxnets.data.pipeline.train_batches`, every image changed before it is handed over."""
     local = batch_size // shard[1]
@@ -73,12 +75,13 @@ def train_batches(
         return example | {"image": train_image(source, how, example["image"], base)}
 
     size = how.train_size or how.image_size
-    are_windows = has_windows(source, how)
+    are_photographs = source.kind == "photographs"
+    decoded = Decoded(decoded_bytes)
     recoloured = tf.function(functools.partial(recolour, source, how))
 
     def window(step, place, encoded):
         base = seed, step * batch_size + first + place
-        image = window_image(source, how, encoded, base)
+        image = window_image(source, how, encoded, base, decoded)
         if is_recoloured(source, how):
             image = recoloured(image, tf.constant(base, tf.int64)).numpy()
         return image
@@ -87,17 +90,17 @@ def train_batches(
         apply = functools.partial(
             tf.data.Dataset.map, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
         )
-        if are_windows:
+        if are_photographs:
             examples = apply(order, read)
         else:
             examples = apply(order.enumerate(step * local), prepare)
         found = _numpy(examples.batch(local, drop_remainder=True).prefetch(PREFETCH))
-        if are_windows:
+        if are_photographs:
             return _in_threads(found, step, (size, size, source.channels), window)
         return found
 
     def prepare_at(step, place, element):
-        if are_windows:
+        if are_photographs:
             return window(step, place, read(element)["image"].numpy())
         return prepare(tf.constant(step * local + place, tf.int64), element)
 

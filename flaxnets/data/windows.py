@@ -1,11 +1,10 @@
-"""Windows of photographs, random in size, shape and place, decoded and resized to one size.
+"""Random windows of photographs, resized to one size.
 
-libjpeg-turbo (by simplejpeg, or by TensorFlow) and OpenCV do it in a third of the time that
-TensorFlow takes alone, and without Python's lock, hence in threads.
+OpenCV and libjpeg-turbo (`flaxnets.data.photographs`) do it in a third of the time that TensorFlow
+takes alone, and without Python's lock, hence in threads.
 """
 
 import concurrent.futures
-import contextlib
 import functools
 import math
 import os
@@ -13,10 +12,8 @@ from random import Random
 
 import cv2
 import numpy as np
-import simplejpeg
 
-from flaxnets.data.augmentation import DCT, decode
-from flaxnets.data.tensorflow import tf
+from flaxnets.data.photographs import Photograph, Span
 
 # Szegedy et al. 2014, section 6, as torchvision's RandomResizedCrop has it: the window's share of
 # the image's area, its aspect ratio (width to height), and how many are tried.
@@ -24,9 +21,6 @@ AREA = (0.08, 1.0)
 RATIO = (3 / 4, 4 / 3)
 TRIES = 10
 LOG_RATIO = tuple(math.log(ratio) for ratio in RATIO)
-# Bytes of a JPEG of which TensorFlow decodes the window alone. A call of it takes 0.1 ms and holds
-# Python's lock; the fifth that it saves of the decoding is less in smaller ones.
-LARGE = 2**16
 # That this process may use.
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -55,57 +49,57 @@ def random_window(height: int, width: int, random: Random) -> tuple[int, int, in
     return (height - rows) // 2, (width - columns) // 2, rows, columns
 
 
-def random_resized_crop(encoded: bytes, size: int, channels: int, random: Random) -> np.ndarray:
-    """Training: a random window of a photograph, resized to `size` x `size` pixels; uint8 (size,
+def random_resized_crop(photograph: Photograph, size: int, random: Random) -> np.ndarray:
+    """Training: a random window of the picture, resized to `size` x `size` pixels; uint8 (size,
     size, channels).
 
-    The resampling sees no pixel outside of the window, as in torchvision. Of a JPEG, only a half, a
-    quarter or an eighth of the height and the width is decoded as long as that leaves the window
-    twice as large as asked; pixels then differ from torchvision's by 1/255 to 2/255 on average.
-
-    Raises what TensorFlow does for a picture that it cannot read.
+    The resampling sees no pixel outside of the window, as in torchvision.
     """
-    if not simplejpeg.is_jpeg(encoded):
-        picture = decode(tf.constant(encoded), channels).numpy()
-        rows, columns, _ = picture.shape
-        top, left, height, width = random_window(rows, columns, random)
-        return resize(picture[top : top + height, left : left + width], size)
-    full = _jpeg_size(encoded)
-    top, left, height, width = random_window(*full, random)
-    fraction = max((n for n in (2, 4, 8) if 2 * n * size <= min(height, width)), default=1)
-    rows, columns = (-(-pixels // fraction) for pixels in full)
-    top, bottom = _covering(top, height, rows, full[0])
-    left, right = _covering(left, width, columns, full[1])
-    if len(encoded) < LARGE and channels in (1, 3):
-        with contextlib.suppress(ValueError):  # a rare kind, or damaged: TensorFlow decides
-            picture = simplejpeg.decode_jpeg(
-                encoded,
-                "RGB" if channels == 3 else "GRAY",
-                min_height=rows,
-                min_width=columns,
-                min_factor=fraction,
-            )
-            return resize(picture[top:bottom, left:right], size)
-    # Colours are interpolated, also from those of the columns beside the window.
-    before, after = min(2, left), min(2, columns - right)
-    part = [top, left - before, bottom - top, before + right - left + after]
-    picture = tf.io.decode_and_crop_jpeg(encoded, part, channels, ratio=fraction, dct_method=DCT)
-    return resize(np.asarray(picture)[:, before:][:, : right - left], size)
+    top, left, height, width = random_window(*photograph.size, random)
+    fraction = photograph.fraction(min(height, width), size)
+    full = photograph.size
+    rows = _covering(top, height, -(-full[0] // fraction), full[0])
+    columns = _covering(left, width, -(-full[1] // fraction), full[1])
+    return resize(photograph.part(rows, columns, fraction), size)
 
 
-def _jpeg_size(encoded: bytes) -> tuple[int, int]:
-    try:
-        height, width, *_ = simplejpeg.decode_jpeg_header(encoded)
-    except ValueError:  # as above
-        height, width, _ = np.asarray(tf.io.extract_jpeg_shape(encoded))
-    return int(height), int(width)
-
-
-def _covering(first: int, count: int, fewer: int, full: int) -> tuple[int, int]:
+def _covering(first: int, count: int, fewer: int, full: int) -> Span:
     """Where the pixels that cover `count` of `full`, from `first` on, begin and end among
     `fewer`.
     """
     return first * fewer // full, -(-(first + count) * fewer // full)
+
+
+def random_crop(photograph: Photograph, short: int, size: int, random: Random) -> np.ndarray:
+    """Training: the picture resized to a short side of `short` pixels, of which `size` x `size` at
+    random (Krizhevsky et al. 2012, section 4.1, whose 32 x 32 offsets of a 256-pixel image leave
+    out the last row and column); uint8 (size, size, channels).
+
+    Equal to resizing all of the picture, of which no more is decoded and resized than is needed.
+    """
+    least = min(photograph.size)
+    fraction = photograph.fraction(least, short)
+    spans, first, factors = [], [], []
+    for full in photograph.size:
+        # As torchvision rounds it (transforms/functional.py, `_compute_resized_output_size`).
+        resized, pixels = short * full // least, -(-full // fraction)
+        offset, factor = random.randrange(max(resized - size, 1)), pixels / resized
+        reach = max(int(factor), 1) + 1  # of the filter, and of the interpolation behind it
+        begin = max(math.floor(offset * factor) - reach, 0)
+        end = min(math.ceil((offset + size) * factor) + reach, pixels)
+        spans.append((begin, end))
+        first.append((offset + 0.5) * factor - 0.5 - begin)
+        factors.append(factor)
+    (rows, columns), (down, across), (y, x) = spans, factors, first
+    part = antialiased(photograph.part(rows, columns, fraction), down, across)
+    crop = cv2.warpAffine(
+        part,
+        np.array([[across, 0, x], [0, down, y]]),
+        (size, size),
+        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+        borderMode=cv2.BORDER_REPLICATE,
+    )
+    return crop.reshape(size, size, -1)  # OpenCV leaves a single channel out
 
 
 def mirror(image: np.ndarray) -> np.ndarray:
@@ -117,16 +111,20 @@ def resize(image: np.ndarray, size: int) -> np.ndarray:
     antialiased, as PIL and torchvision do it: the pixels of photographs differ by 0.4/255 to
     0.6/255 on average.
     """
-    down, across = (pixels / size for pixels in image.shape[:2])
-    if down > 1 or across > 1:
-        image = cv2.sepFilter2D(
-            image, -1, antialiasing(across), antialiasing(down), borderType=cv2.BORDER_REPLICATE
-        )
+    height, width = image.shape[:2]
+    image = antialiased(image, height / size, width / size)
     resized = cv2.resize(image, (size, size), interpolation=cv2.INTER_LINEAR)
-    return resized.reshape(size, size, -1)  # OpenCV leaves a single channel out
+    return resized.reshape(size, size, -1)  # as above
 
 
-def antialiasing(factor: float) -> np.ndarray:
+def antialiased(image: np.ndarray, down: float, across: float) -> np.ndarray:
+    """The image, filtered so that bilinear interpolation can shrink it by these factors."""
+    if down <= 1 and across <= 1:
+        return image
+    return cv2.sepFilter2D(image, -1, hats(across), hats(down), borderType=cv2.BORDER_REPLICATE)
+
+
+def hats(factor: float) -> np.ndarray:
     """The filter that, with bilinear interpolation behind it, shrinks an image by `factor`.
 
     PIL interpolates with a hat that is `factor` times as wide as the pixels' own. Where the factor

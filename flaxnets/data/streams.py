@@ -245,12 +245,10 @@ def _mending(
             return False
         return True
 
+    stream = batches_from(number)
     while True:
         try:
-            for batch in batches_from(number):
-                yield batch
-                number += 1
-            return
+            batch = next(stream, None)
         except UNREADABLE as error:
             if source.kind != "photographs":
                 raise
@@ -260,6 +258,9 @@ def _mending(
                     f"data set again"
                 ) from error
             batch = mended(number, readable)
+            stream = batches_from(number + 1)
+        if batch is None:
+            return
         yield batch
         number += 1
 

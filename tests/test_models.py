@@ -155,7 +155,7 @@ ALLOWED = {
     "training": {"training", "recipes", "convert", "layers", "errors"},
     "inference": {"inference", "training", "models", "layers", "recipes", "errors", "weights"},
     "terminal": {"errors"},
-    "weights": {"models", "convert", "errors", "terminal"},
+    "weights": {"weights", "models", "convert", "errors", "terminal"},
 }
 FOREIGN = {
     "tensorflow": {"data"}, "tensorflow_datasets": {"data"}, "torchvision": set(),

@@ -29,10 +29,12 @@ from flaxnets import (
     load_weights,
     published_weights,
     to_torch,
-    weights,
 )
 from flaxnets.layers import imagenet_to_unit_range
-from flaxnets.weights import WEIGHTS, PublishedWeights, adapt_input_channels, torchvision_keys
+from flaxnets.weights import PublishedWeights, files, published
+from flaxnets.weights.files import torchvision_keys
+from flaxnets.weights.loading import adapt_input_channels
+from flaxnets.weights.published import WEIGHTS
 from tools.torchvision_import import torchvision
 
 TORCHVISION = torchvision.models.list_models(torchvision.models)
@@ -219,7 +221,7 @@ def server(lenet, monkeypatch):
         server.body = path.read_bytes()
         server.length = len(server.body)
         port = server.server_address[1]
-        monkeypatch.setattr(weights, "WEIGHTS", (small_row(path),))
+        monkeypatch.setattr(published, "WEIGHTS", (small_row(path),))
         url = property(lambda row: f"http://127.0.0.1:{port}/{row.file}.pth")
         monkeypatch.setattr(PublishedWeights, "url", url)
         yield server
@@ -230,7 +232,7 @@ def test_the_file_is_downloaded_once_and_kept(server, lenet, cache):
     for _ in range(2):
         assert_same(to_torch(load_weights("lenet5")), lenet[1])
     assert server.requests == 1
-    assert [path.name for path in cache.iterdir()] == [f"{weights.WEIGHTS[0].file}.pth"]
+    assert [path.name for path in cache.iterdir()] == [f"{published.WEIGHTS[0].file}.pth"]
 
 
 def test_a_damaged_file_in_the_cache_is_replaced(server, lenet, cache):
@@ -286,7 +288,7 @@ def hub(monkeypatch):
     hub = types.SimpleNamespace(calls=[], intact=b"", answer=b"")
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", cached)
-    monkeypatch.setattr(weights, "torch_is_installed", lambda: False)
+    monkeypatch.setattr(files, "torch_is_installed", lambda: False)
     return hub
 
 
@@ -316,7 +318,7 @@ def test_timms_vgg_through_the_hub_gives_timms_logits(hub, tmp_path, cache):
 def test_files_of_the_hub_are_kept_and_verified(hub, lenet, tmp_path, cache, monkeypatch):
     save_file(lenet[1], tmp_path / "lenet")
     hub.intact = hub.answer = (tmp_path / "lenet").read_bytes()
-    monkeypatch.setattr(weights, "WEIGHTS", (small_row(lenet[0], tag="tv_in1k"),))
+    monkeypatch.setattr(published, "WEIGHTS", (small_row(lenet[0], tag="tv_in1k"),))
     first, again = ("timm/lenet5.tv_in1k", False), ("timm/lenet5.tv_in1k", True)
     for _ in range(2):
         assert_same(to_torch(load_weights("lenet5")), lenet[1])
@@ -344,8 +346,8 @@ def test_no_network_to_the_hub_is_one_sentence(hub):
 
 
 def test_the_source_can_be_chosen(server, lenet, hub, tmp_path, monkeypatch):
-    monkeypatch.setattr(weights, "torch_is_installed", lambda: True)
-    monkeypatch.setattr(weights, "WEIGHTS", (small_row(lenet[0], tag="tv_in1k"),))
+    monkeypatch.setattr(files, "torch_is_installed", lambda: True)
+    monkeypatch.setattr(published, "WEIGHTS", (small_row(lenet[0], tag="tv_in1k"),))
     save_file(lenet[1], tmp_path / "lenet")
     hub.intact = hub.answer = (tmp_path / "lenet").read_bytes()
     for source, downloads in [(None, (1, 0)), ("torchvision", (1, 0)), ("timm", (1, 1))]:
@@ -454,7 +456,7 @@ def test_features_alone_leave_the_classifier_fresh(tmp_path, monkeypatch):
     row = published_weights("vgg16", "IMAGENET1K_FEATURES")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     row = dataclasses.replace(row, file=f"vgg16_features-{digest[:8]}")
-    monkeypatch.setattr(weights, "WEIGHTS", (row,))
+    monkeypatch.setattr(published, "WEIGHTS", (row,))
     monkeypatch.setattr(PublishedWeights, "url", property(lambda _: path.as_uri()))
     with pytest.warns(WeightsWarning, match=r"\(the weights have none\): classifier.0, .*\.6$"):
         found = to_torch(
@@ -581,7 +583,7 @@ def test_training_starts_from_a_published_name(server, lenet, capsys, tmp_path, 
     torch.save({key: torch.from_numpy(value) for key, value in four.items()}, path)
     server.body = path.read_bytes()
     server.length = len(server.body)
-    monkeypatch.setattr(weights, "WEIGHTS", (small_row(path),))
+    monkeypatch.setattr(published, "WEIGHTS", (small_row(path),))
     monkeypatch.setattr(sys, "argv", ["train.py"])
     start = ["--arch", "lenet5", "--init-from", "IMAGENET1K_V1", "--freeze", "features.*"]
     train.main([*start, "--epochs", "1", "--workdir", str(tmp_path / "run")])

@@ -20,7 +20,7 @@ from flaxnets.errors import InputError, one_of
 from flaxnets.inference.run import read_config
 from flaxnets.terminal import one_sentence_errors, quiet
 from flaxnets.training.checkpoints import Checkpoints
-from flaxnets.weights import SUFFIXES, StateDict, read_weights
+from flaxnets.weights.files import SUFFIXES, StateDict, read_weights
 
 
 def read_workdir(path: pathlib.Path, arch: str) -> StateDict:

@@ -20,7 +20,7 @@ from flaxnets import create_model, from_torch
 from flaxnets.errors import InputError
 from flaxnets.inference.run import load_run
 from flaxnets.terminal import one_sentence_errors, quiet
-from flaxnets.weights import read_weights
+from flaxnets.weights.files import read_weights
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,18 @@
+"""Weights from files and torchvision's published ones, as variables ready for `model.apply`.
+
+variables = load_weights("resnet50", "IMAGENET1K_V2")
+variables = load_weights("vgg16", checkpoint="mine.safetensors")
+"""
+
+from flaxnets.weights.loading import WeightsWarning, find_weights, load_into, load_weights
+from flaxnets.weights.published import PublishedWeights, list_weights, published_weights
+
+__all__ = [
+    "PublishedWeights",
+    "WeightsWarning",
+    "find_weights",
+    "list_weights",
+    "load_into",
+    "load_weights",
+    "published_weights",
+]

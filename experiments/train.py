@@ -178,7 +178,9 @@ def main(arguments: list[str]) -> None:
     if options.max_bad_images < 0:
         raise InputError(f"max bad images is {options.max_bad_images}; expected zero or more")
     if not 0 <= options.decoded_gigabytes < math.inf:
-        raise InputError(f"decoded gigabytes is {options.decoded_gigabytes}; expected zero or more")
+        raise InputError(
+            f"decoded gigabytes is {options.decoded_gigabytes}; expected a finite number from 0 on"
+        )
     join(options.processes)
     recipe, shard = options.values, (jax.process_index(), jax.process_count())
     if recipe.loss == "cross_entropy" and not source.class_names:

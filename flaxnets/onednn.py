@@ -253,7 +253,8 @@ class _Convolution:
             ends.reverse()
         reorder = _Reorder(*ends)
         if shapes[1][3] <= _WIDEST_BLOCK and reorder.changes_nothing():
-            memories, self.steps = inside, [convolution]  # which meets the array itself
+            # The kernel is then one of `self.arrays`, which are placed behind the workspace's.
+            memories, self.steps = inside, [convolution]
         else:
             self.steps = [convolution, reorder] if result == "kernel" else [reorder, convolution]
         self.kernel, self.kernel_bytes = inside[1], _bytes(theirs)

@@ -191,6 +191,12 @@ def test_large_photographs_are_decoded_in_part(photograph, monkeypatch, decoder,
         assert differences(ours, torchvisions_window(large, seed, 100))[0] < 3
     assert fractions == {2, 4}
 
+    fractions.clear()
+    for short in (150, 300, 450):
+        ours = windows.random_crop(photograph_of(encoded), short, 100, Random(short))
+        assert differences(ours, torchvisions_crop(large, short, short, 100))[0] < 2
+    assert fractions == {4, 2, 1}
+
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 @pytest.mark.parametrize("suffix", ["JPEG", "PNG", "BMP", "GIF"])
@@ -203,6 +209,8 @@ def test_windows_of_any_picture(photograph, mode, suffix):
     for seed in range(4):
         ours = windows.random_resized_crop(photograph_of(buffer.getvalue()), 60, Random(seed))
         assert differences(ours, torchvisions_window(shown, seed, 60))[0] < 1.5
+        ours = windows.random_crop(photograph_of(buffer.getvalue()), 70, 60, Random(seed))
+        assert differences(ours, torchvisions_crop(shown, seed, 70, 60))[0] < 1.5
 
 
 def test_mirror_images(photograph):

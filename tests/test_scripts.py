@@ -145,7 +145,7 @@ def test_control_c_saves_and_says_how_to_go_on(tmp_path):
         (["--max-bad-images", "-1"], "error: max bad images is -1; expected zero or more\n"),
         (
             ["--decoded-gigabytes", "-1"],
-            "error: decoded gigabytes is -1.0; expected zero or more\n",
+            "error: decoded gigabytes is -1.0; expected a finite number from 0 on\n",
         ),
         (["--keep", "0"], "error: keep is 0; expected at least 1 checkpoint\n"),
         (["--recipe", "torchvision-v1"], "error: recipe torchvision-v1 does not train lenet5; exp"),

@@ -18,7 +18,7 @@ from flaxnets.recipes import Preprocessing
 def train_image(source: Source, how: Preprocessing, image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     """The uint8 image that the network is fed in training; `image` is raw, as in the source.
 
-    Not for tf.data where there are photographs: `window_image` is, in NumPy.
+    Inside of tf.data for small images alone; photographs are NumPy's (`window_image`).
     """
     if source.kind == "rows":
         return image

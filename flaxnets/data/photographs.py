@@ -76,6 +76,11 @@ class Photograph:
             return 1
         return max((n for n in (2, 4, 8) if 2 * n * asked <= pixels), default=1)
 
+    def size_at(self, fraction: int) -> tuple[int, int]:
+        """Height and width of the picture decoded to that fraction."""
+        height, width = self.size
+        return -(-height // fraction), -(-width // fraction)
+
     def part(self, rows: Span, columns: Span, fraction: int) -> np.ndarray:
         """uint8 pixels (rows, columns, channels) of the picture decoded to that fraction."""
         picture = self.picture
@@ -84,7 +89,7 @@ class Photograph:
         if picture is not None:
             return picture[slice(*rows), slice(*columns)]
         # Colours are interpolated, also from those of the columns beside the part.
-        left, right = max(columns[0] - 2, 0), min(columns[1] + 2, -(-self.size[1] // fraction))
+        left, right = max(columns[0] - 2, 0), min(columns[1] + 2, self.size_at(fraction)[1])
         window = [rows[0], left, rows[1] - rows[0], right - left]
         part = tf.io.decode_and_crop_jpeg(
             self.encoded, window, self.channels, ratio=fraction, dct_method=DCT
@@ -95,7 +100,7 @@ class Photograph:
         """None of a rare kind, or a damaged one: TensorFlow decides."""
         if self.channels not in (1, 3):
             return None
-        height, width = (-(-pixels // fraction) for pixels in self.size)
+        height, width = self.size_at(fraction)
         try:
             return simplejpeg.decode_jpeg(
                 self.encoded,
@@ -111,6 +116,6 @@ class Photograph:
 def _jpeg_size(encoded: bytes) -> tuple[int, int]:
     try:
         height, width, *_ = simplejpeg.decode_jpeg_header(encoded)
-    except ValueError:  # as above
+    except ValueError:  # a rare kind, or damaged: TensorFlow decides
         height, width, _ = np.asarray(tf.io.extract_jpeg_shape(encoded))
     return int(height), int(width)

@@ -57,9 +57,9 @@ def random_resized_crop(photograph: Photograph, size: int, random: Random) -> np
     """
     top, left, height, width = random_window(*photograph.size, random)
     fraction = photograph.fraction(min(height, width), size)
-    full = photograph.size
-    rows = _covering(top, height, -(-full[0] // fraction), full[0])
-    columns = _covering(left, width, -(-full[1] // fraction), full[1])
+    full, fewer = photograph.size, photograph.size_at(fraction)
+    rows = _covering(top, height, fewer[0], full[0])
+    columns = _covering(left, width, fewer[1], full[1])
     return resize(photograph.part(rows, columns, fraction), size)
 
 
@@ -80,9 +80,8 @@ def random_crop(photograph: Photograph, short: int, size: int, random: Random) -
     least = min(photograph.size)
     fraction = photograph.fraction(least, short)
     spans, first, factors = [], [], []
-    for full in photograph.size:
-        # As torchvision rounds it (transforms/functional.py, `_compute_resized_output_size`).
-        resized, pixels = short * full // least, -(-full // fraction)
+    for full, pixels in zip(photograph.size, photograph.size_at(fraction), strict=True):
+        resized = short * full // least  # as in `augmentation.short_side_size`
         offset, factor = random.randrange(max(resized - size, 1)), pixels / resized
         reach = max(int(factor), 1) + 1  # of the filter, and of the interpolation behind it
         begin = max(math.floor(offset * factor) - reach, 0)

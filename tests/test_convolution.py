@@ -13,7 +13,7 @@ from jax import export
 from jax.sharding import PartitionSpec
 
 import parity
-from flaxnets import convolution, onednn
+from flaxnets import convolution, dnnl, onednn
 from flaxnets.convolution import conv2d, xla_convolution
 
 # Kernel, stride, padding, dilation, groups, pixels.
@@ -105,7 +105,7 @@ def test_onednn_takes_a_kernel_as_it_lies_where_that_is_its_own_layout():
     lengths = {}
     for features in (8, 16, 32, 64, 128):
         shapes = (1, 9, 9, 16), (3, 3, 16, features), (1, 9, 9, features)
-        made = onednn._Convolution("output", shapes, (1, 1, 1, 1, 1, 1, 1))
+        made = dnnl.Convolution("output", shapes, (1, 1, 1, 1, 1, 1, 1))
         lengths[features] = len(made.steps)  # the convolution, behind a reorder or not
     assert min(lengths.values()) == 1
     assert lengths[128] == 2

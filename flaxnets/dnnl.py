@@ -1,0 +1,245 @@
+"""oneDNN's convolutions by its C interface (include/oneapi/dnnl/dnnl.h, version 3), in ctypes.
+
+The wheel `onednn-cpu-gomp` (Linux on x86-64) brings the library; nothing is compiled.
+"""
+
+import ctypes
+import functools
+import importlib.metadata
+import os
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+Shape = tuple[int, ...]
+
+# What a convolution relates, in this order: each of the three follows from the two others.
+ROLES = ("input", "kernel", "output")
+
+# dnnl_types.h
+_CPU, _IN_ORDER, _FLOAT32, _ANY_LAYOUT, _DIRECT, _FORWARD_TRAINING = 1, 1, 3, 1, 1, 64
+_FROM, _TO, _SCRATCHPAD = 1, 17, 80
+_USER_SCRATCHPAD, _SCRATCHPAD_QUERY = 1, 136
+_ARGUMENTS = {  # by result: of input, kernel and output
+    "output": (1, 33, 17),  # source, weights, destination
+    "input": (129, 33, 145),  # their gradients are 128 further
+    "kernel": (1, 161, 145),
+}
+_ALIGNMENT = 64  # bytes, a cache line
+_WIDEST_BLOCK = 64  # features that one of oneDNN's layouts of kernels keeps together
+_KERNEL_QUERY = {"output": 131, "input": 131, "kernel": 132}
+
+
+class _Argument(ctypes.Structure):
+    _fields_ = [("index", ctypes.c_int), ("memory", ctypes.c_void_p)]
+
+
+@functools.cache
+def library() -> Any:
+    """The shared object, or None."""
+    if os.environ.get("FLAXNETS_ONEDNN") == "0":
+        return None
+    try:
+        files = importlib.metadata.files("onednn-cpu-gomp") or ()
+        path = next(file.locate() for file in files if file.name == "libdnnl.so.3")
+        library = ctypes.CDLL(str(path))
+    except (importlib.metadata.PackageNotFoundError, StopIteration, OSError):
+        return None
+    library.dnnl_primitive_desc_query_md.restype = ctypes.c_void_p
+    library.dnnl_memory_desc_get_size.restype = ctypes.c_size_t
+    return library
+
+
+def _call(function: str, *arguments) -> None:
+    status = getattr(library(), function)(*arguments)
+    if status:
+        raise RuntimeError(f"{function} of oneDNN failed with status {status}")
+
+
+def _create(function: str, *arguments) -> ctypes.c_void_p:
+    made = ctypes.c_void_p()
+    _call(function, ctypes.byref(made), *arguments)
+    return made
+
+
+def _numbers(values: Sequence[int]) -> ctypes.Array:
+    return (ctypes.c_int64 * 12)(*values)  # dnnl_dims_t
+
+
+@functools.cache
+def _engine_and_stream() -> tuple[ctypes.c_void_p, ctypes.c_void_p]:
+    engine = _create("dnnl_engine_create", _CPU, ctypes.c_size_t(0))
+    return engine, _create("dnnl_stream_create", engine, _IN_ORDER)
+
+
+def _strided(shape: Shape, strides: Shape) -> ctypes.c_void_p:
+    return _create(
+        "dnnl_memory_desc_create_with_strides",
+        len(shape), _numbers(shape), _FLOAT32, _numbers(strides),
+    )  # fmt: skip
+
+
+def _images(shape: Shape) -> ctypes.c_void_p:
+    """Row-major NHWC, described in oneDNN's order of axes, NCHW."""
+    n, height, width, channels = shape
+    row = width * channels
+    return _strided((n, channels, height, width), (height * row, 1, row, channels))
+
+
+def _kernels(shape: Shape, groups: int) -> tuple[ctypes.c_void_p, ctypes.c_void_p]:
+    """Row-major HWIO in oneDNN's order (G)OIHW, and the same axes in a layout of its choice."""
+    height, width, channels, features = shape
+    axes = (features // groups, channels, height, width)
+    strides = (1, features, width * channels * features, channels * features)
+    if groups > 1:
+        axes, strides = (groups, *axes), (features // groups, *strides)
+    chosen = _create(
+        "dnnl_memory_desc_create_with_tag", len(axes), _numbers(axes), _FLOAT32, _ANY_LAYOUT
+    )
+    return _strided(axes, strides), chosen
+
+
+@functools.cache
+def _attributes() -> ctypes.c_void_p:
+    # oneDNN's own scratchpads belong to the thread that made the primitive; XLA has many threads.
+    attributes = _create("dnnl_primitive_attr_create")
+    _call("dnnl_primitive_attr_set_scratchpad_mode", attributes, _USER_SCRATCHPAD)
+    return attributes
+
+
+class _Primitive:
+    """A primitive of oneDNN and the memory that each of its arguments lies in."""
+
+    def __init__(self, descriptor: ctypes.c_void_p, memories: dict[int, ctypes.c_void_p]):
+        self.primitive = _create("dnnl_primitive_create", descriptor)
+        scratchpad = self.description(descriptor, _SCRATCHPAD_QUERY)
+        self.scratchpad = _memory(scratchpad)
+        self.scratchpad_bytes = _bytes(scratchpad)
+        memories = memories | {_SCRATCHPAD: self.scratchpad}
+        self.arguments = (_Argument * len(memories))(*memories.items())
+
+    @staticmethod
+    def description(descriptor: ctypes.c_void_p, query: int) -> ctypes.c_void_p:
+        return ctypes.c_void_p(library().dnnl_primitive_desc_query_md(descriptor, query, 0))
+
+    def __call__(self, scratchpad: int) -> None:
+        _, stream = _engine_and_stream()
+        _place(self.scratchpad, scratchpad)
+        arguments = self.arguments
+        _call("dnnl_primitive_execute", self.primitive, stream, len(arguments), arguments)
+
+
+def _bytes(description: ctypes.c_void_p) -> int:
+    return -(-library().dnnl_memory_desc_get_size(description) // _ALIGNMENT) * _ALIGNMENT
+
+
+def _memory(description: ctypes.c_void_p) -> ctypes.c_void_p:
+    """Of that shape and layout, without a place yet."""
+    return _create("dnnl_memory_create", description, _engine_and_stream()[0], None)
+
+
+def _place(memory: ctypes.c_void_p, address: int) -> None:
+    _call("dnnl_memory_set_data_handle", memory, ctypes.c_void_p(address))
+
+
+class _Reorder(_Primitive):
+    """From one memory, given with its description, to another."""
+
+    def __init__(self, *ends: tuple[ctypes.c_void_p, ctypes.c_void_p]):
+        engine, _ = _engine_and_stream()
+        (source, self.source), (target, self.target) = ends
+        descriptor = _create(
+            "dnnl_reorder_primitive_desc_create", source, engine, target, engine, _attributes()
+        )
+        super().__init__(descriptor, {_FROM: self.source, _TO: self.target})
+        sizes = [library().dnnl_memory_desc_get_size(each) for each in (source, target)]
+        self.count = sizes[0] // 4 if sizes[0] == sizes[1] else None  # where neither is padded
+
+    def changes_nothing(self) -> bool:
+        """Whether both layouts have the numbers in the same order; found by a trial."""
+        if self.count is None:
+            return False
+        numbers = np.arange(self.count, dtype=np.float32)
+        result = np.zeros_like(numbers)
+        _place(self.source, numbers.ctypes.data)
+        _place(self.target, result.ctypes.data)
+        with lock:
+            self(_workspace(self.scratchpad_bytes))
+        return np.array_equal(numbers, result)
+
+
+class Convolution:
+    """One of ROLES from the two others, at fixed shapes; images stay in their layout, kernels are
+    reordered into oneDNN's and back, unless that is the same.
+
+    `result` names the member of ROLES that is computed; `shapes` are those of input (N, H, W, C),
+    kernel (h, w, C / groups, O) and output (N, H', W', O), all float32; `geometry` is stride,
+    padding and dilation, each for rows and columns, and the number of groups.
+
+    Raises RuntimeError with oneDNN's status where it refuses.
+    """
+
+    def __init__(self, result: str, shapes: Sequence[Shape], geometry: Sequence[int]):
+        engine, _ = _engine_and_stream()
+        *window, (groups,) = geometry[:2], geometry[4:6], geometry[2:4], geometry[2:4], geometry[6:]
+        window[1] = [step - 1 for step in window[1]]  # dilation counts the holes
+        window = [_numbers(each) for each in window]
+        images, outputs, bias = _images(shapes[0]), _images(shapes[2]), None
+        ours, theirs = _kernels(shapes[1], groups)
+        descriptor = forward = _create(
+            "dnnl_convolution_forward_primitive_desc_create",
+            engine, _FORWARD_TRAINING, _DIRECT, images, theirs, bias, outputs, *window,
+            _attributes(),
+        )  # fmt: skip
+        if result == "input":
+            descriptor = _create(
+                "dnnl_convolution_backward_data_primitive_desc_create",
+                engine, _DIRECT, images, theirs, outputs, *window, forward, _attributes(),
+            )  # fmt: skip
+        elif result == "kernel":
+            descriptor = _create(
+                "dnnl_convolution_backward_weights_primitive_desc_create",
+                engine, _DIRECT, images, theirs, bias, outputs, *window, forward, _attributes(),
+            )  # fmt: skip
+        theirs = _Primitive.description(descriptor, _KERNEL_QUERY[result])
+        memories = [_memory(images), _memory(ours), _memory(outputs)]
+        inside = [memories[0], _memory(theirs), memories[2]]
+        convolution = _Primitive(descriptor, dict(zip(_ARGUMENTS[result], inside, strict=True)))
+        ends = [(ours, memories[1]), (theirs, inside[1])]
+        if result == "kernel":
+            ends.reverse()
+        reorder = _Reorder(*ends)
+        if shapes[1][3] <= _WIDEST_BLOCK and reorder.changes_nothing():
+            # The kernel is then one of `self.arrays`, which are placed behind the workspace's.
+            memories, self.steps = inside, [convolution]
+        else:
+            self.steps = [convolution, reorder] if result == "kernel" else [reorder, convolution]
+        self.kernel, self.kernel_bytes = inside[1], _bytes(theirs)
+        position = ROLES.index(result)
+        self.arrays = [*memories[:position], *memories[position + 1 :], memories[position]]
+
+    def __call__(self, addresses: Sequence[int]) -> None:
+        """With the addresses of the two given arrays, in the order of ROLES, and of the result."""
+        scratchpad = max(step.scratchpad_bytes for step in self.steps)
+        with lock:
+            room = _workspace(self.kernel_bytes + scratchpad)
+            _place(self.kernel, room)
+            for memory, address in zip(self.arrays, addresses, strict=True):
+                _place(memory, address)
+            for step in self.steps:
+                step(room + self.kernel_bytes)
+
+
+# One convolution at a time, on all cores: the workspace and the memories are shared by the
+# threads of all devices.
+lock = threading.Lock()
+_rooms = [np.empty(0, np.uint8)]
+
+
+def _workspace(size: int) -> int:
+    """Address of memory for `size` bytes, which only the holder of the lock uses."""
+    if _rooms[0].size < size + _ALIGNMENT:
+        _rooms[0] = np.empty(size + _ALIGNMENT, np.uint8)
+    return -(-_rooms[0].ctypes.data // _ALIGNMENT) * _ALIGNMENT

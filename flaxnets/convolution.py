@@ -38,7 +38,7 @@ def conv2d(
     is_tiny = groups == 1 and math.prod(x.shape[1:3]) <= 16 and kernel.shape[:2] != (1, 1)
     if is_tiny:
         by_cpu = functools.partial(_conv_by_taps, geometry=geometry)
-    elif _is_for_onednn(x, kernel):
+    elif onednn.takes(x, kernel):
         return _conv_by_platform(x, kernel, geometry)
     elif groups > 1:
         by_cpu = functools.partial(_conv_by_bundles, geometry=geometry)
@@ -117,30 +117,6 @@ def _conv_by_bundles(x: Array, kernel: Array, geometry: Geometry) -> Array:
 # --------------------------------------------------------------------------- oneDNN
 
 
-def _is_for_onednn(x: Array, kernel: Array) -> bool:
-    return (
-        x.dtype == kernel.dtype == jnp.float32
-        and all(isinstance(n, int) and n > 0 for n in x.shape)  # not symbolic, as in jax.export
-        and not _is_mapped(x)
-        and not _is_mapped(kernel)
-        and onednn.available()
-    )
-
-
-def _is_mapped(x: Array) -> bool:
-    """Whether this is inside `jax.shard_map` in a way that a foreign call cannot be.
-
-    With `check_vma=True` types name the mapped axes, and it has no rule for those. On several
-    virtual CPU devices, which are for tests, XLA's threads for the devices wait for each other in
-    collectives, and some were left waiting for ever once others stood in a foreign call.
-    """
-    mesh = jax.sharding.get_abstract_mesh()
-    kind = jax.typeof(x)
-    kind = getattr(kind, "manual_axis_type", kind)  # JAX 0.10; `vma` was its own attribute before
-    checked = getattr(kind, "varying", None) or getattr(kind, "vma", None)
-    return bool(checked) or (bool(mesh.manual_axes) and mesh.size > 1)
-
-
 def _conv_by_platform(x: Array, kernel: Array, geometry: Geometry) -> Array:
     by_xla = functools.partial(xla_convolution, geometry=geometry)
     shapes = (x.shape, kernel.shape, jax.eval_shape(by_xla, x, kernel).shape)
@@ -167,8 +143,8 @@ def _lowered(context, *operands, result, shapes, geometry):
     assert onednn.available()  # it registers the call
     stride, padding, dilation, groups = geometry
     numbers = (*stride, *padding, *dilation, groups)
-    rule = jax.ffi.ffi_lowering(onednn.TARGET)
-    return rule(context, *operands, description=onednn.describe(result, shapes, numbers))
+    description = onednn.describe_convolution(result, shapes, numbers)
+    return jax.ffi.ffi_lowering(onednn.CONVOLUTION)(context, *operands, description=description)
 
 
 def _transposed(position: int, cotangent: Array, *operands, result: str, **params) -> Array:

@@ -1,14 +1,16 @@
-"""oneDNN's convolutions by its C interface (include/oneapi/dnnl/dnnl.h, version 3), in ctypes.
+"""oneDNN's convolutions and batch norms by its C interface (include/oneapi/dnnl/dnnl.h, version 3),
+in ctypes.
 
 The wheel `onednn-cpu-gomp` (Linux on x86-64) brings the library; nothing is compiled.
 """
 
+import contextlib
 import ctypes
 import functools
 import importlib.metadata
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +23,10 @@ ROLES = ("input", "kernel", "output")
 # dnnl_types.h
 _CPU, _IN_ORDER, _FLOAT32, _ANY_LAYOUT, _DIRECT, _FORWARD_TRAINING = 1, 1, 3, 1, 1, 64
 _FROM, _TO, _SCRATCHPAD = 1, 17, 80
-_USER_SCRATCHPAD, _SCRATCHPAD_QUERY = 1, 136
+_SOURCE, _DESTINATION, _MEAN, _VARIANCE, _SCALE, _SHIFT, _MASK = 1, 17, 49, 50, 51, 52, 64
+_OF_SOURCE, _OF_DESTINATION, _OF_SCALE, _OF_SHIFT = 129, 145, 255, 256  # gradients
+_BACKWARD, _USE_SCALE, _USE_SHIFT, _FUSE_RELU = 128, 2, 4, 8
+_USER_SCRATCHPAD, _MASK_QUERY, _SCRATCHPAD_QUERY = 1, 135, 136
 _ARGUMENTS = {  # by result: of input, kernel and output
     "output": (1, 33, 17),  # source, weights, destination
     "input": (129, 33, 145),  # their gradients are 128 further
@@ -170,7 +175,35 @@ class _Reorder(_Primitive):
         return np.array_equal(numbers, result)
 
 
-class Convolution:
+class Computation:
+    """Primitives in turn, on arrays whose places are given with each call.
+
+    `inside` is a memory between two of them, and its bytes.
+    """
+
+    def __init__(
+        self,
+        steps: Sequence[_Primitive],
+        arrays: Sequence[ctypes.c_void_p],
+        inside: tuple[ctypes.c_void_p, int] | None = None,
+    ):
+        self.steps, self.arrays, self.inside = steps, arrays, inside
+
+    def __call__(self, addresses: Sequence[int]) -> None:
+        """With those of the given arrays, and behind them of the results."""
+        scratchpad = max(step.scratchpad_bytes for step in self.steps)
+        memory, size = self.inside or (None, 0)
+        with lock:
+            room = _workspace(size + scratchpad)
+            if memory is not None:
+                _place(memory, room)
+            for memory, address in zip(self.arrays, addresses, strict=True):
+                _place(memory, address)
+            for step in self.steps:
+                step(room + size)
+
+
+class Convolution(Computation):
     """One of ROLES from the two others, at fixed shapes; images stay in their layout, kernels are
     reordered into oneDNN's and back, unless that is the same.
 
@@ -213,26 +246,86 @@ class Convolution:
         reorder = _Reorder(*ends)
         if shapes[1][3] <= _WIDEST_BLOCK and reorder.changes_nothing():
             # The kernel is then one of `self.arrays`, which are placed behind the workspace's.
-            memories, self.steps = inside, [convolution]
+            memories, steps = inside, [convolution]
         else:
-            self.steps = [convolution, reorder] if result == "kernel" else [reorder, convolution]
-        self.kernel, self.kernel_bytes = inside[1], _bytes(theirs)
+            steps = [convolution, reorder] if result == "kernel" else [reorder, convolution]
         position = ROLES.index(result)
-        self.arrays = [*memories[:position], *memories[position + 1 :], memories[position]]
+        arrays = [*memories[:position], *memories[position + 1 :], memories[position]]
+        super().__init__(steps, arrays, (inside[1], _bytes(theirs)))
+
+
+@contextlib.contextmanager
+def _half_of_the_threads() -> Iterator[None]:
+    """For primitives that are made inside. Memory keeps half of the cores busy, and where threads
+    wait for each other several times in a call, one whose core has other work stops all.
+    """
+    omp = library()
+    threads = omp.omp_get_max_threads()
+    omp.omp_set_num_threads(max(threads // 2, 1))
+    try:
+        yield
+    finally:
+        omp.omp_set_num_threads(threads)
+
+
+class BatchNorm(Computation):
+    """By the moments of the batch, of images (N, H, W, C), float32, and with `relu` its ReLU; or
+    the `gradient` of that.
+
+    The norm takes images, scale and shift, and finds the result, mean, biased variance and, with
+    `relu`, the mask of what is positive, of `mask_bytes` bytes. The gradient takes that of the
+    result, those three, and what was found behind the result; it finds those of the three.
+
+    Raises RuntimeError with oneDNN's status where it refuses.
+    """
+
+    def __init__(self, shape: Shape, epsilon: float, relu: bool, gradient: bool):
+        engine, _ = _engine_and_stream()
+        images, channels = _images(shape), _strided(shape[-1:], (1,))
+        flags = _USE_SCALE | _USE_SHIFT | (_FUSE_RELU if relu else 0)
+        how = (ctypes.c_float(epsilon), ctypes.c_uint(flags))
+        taken = {_SOURCE: images, _SCALE: channels, _SHIFT: channels}
+        found = {_DESTINATION: images, _MEAN: channels, _VARIANCE: channels}
+        with _half_of_the_threads():
+            descriptor = _create(
+                "dnnl_batch_normalization_forward_primitive_desc_create",
+                engine, _FORWARD_TRAINING, images, images, *how, _attributes(),
+            )  # fmt: skip
+            if relu:
+                found[_MASK] = _Primitive.description(descriptor, _MASK_QUERY)
+                self.mask_bytes = library().dnnl_memory_desc_get_size(found[_MASK])
+            if gradient:
+                descriptor = _create(
+                    "dnnl_batch_normalization_backward_primitive_desc_create",
+                    engine, _BACKWARD, images, images, images, *how, descriptor, _attributes(),
+                )  # fmt: skip
+        if gradient:
+            del found[_DESTINATION]
+            taken = {_OF_DESTINATION: images} | taken | found
+            found = {_OF_SOURCE: images, _OF_SCALE: channels, _OF_SHIFT: channels}
+        memories = {index: _memory(each) for index, each in (taken | found).items()}
+        arrays = list(memories.values())
+        if gradient:
+            del memories[_SHIFT]  # which it does not depend on, and refuses
+        super().__init__([_Primitive(descriptor, memories)], arrays)
+        self._hides_nan, self._shape = relu and not gradient, shape
 
     def __call__(self, addresses: Sequence[int]) -> None:
-        """With the addresses of the two given arrays, in the order of ROLES, and of the result."""
-        scratchpad = max(step.scratchpad_bytes for step in self.steps)
-        with lock:
-            room = _workspace(self.kernel_bytes + scratchpad)
-            _place(self.kernel, room)
-            for memory, address in zip(self.arrays, addresses, strict=True):
-                _place(memory, address)
-            for step in self.steps:
-                step(room + self.kernel_bytes)
+        super().__call__(addresses)
+        if self._hides_nan:  # oneDNN's ReLU of what is not a number is zero
+            _, scale, shift, _, mean, variance, _ = addresses
+            vectors = [_floats(each, self._shape[-1:]) for each in (scale, shift, mean, variance)]
+            channels = np.isnan(sum(vectors))
+            if channels.any():
+                _floats(addresses[3], self._shape)[..., channels] = np.nan
 
 
-# One convolution at a time, on all cores: the workspace and the memories are shared by the
+def _floats(address: int, shape: Shape) -> np.ndarray:
+    """The float32 array that lies there."""
+    return np.ctypeslib.as_array(ctypes.cast(address, ctypes.POINTER(ctypes.c_float)), shape)
+
+
+# One computation at a time: the workspace and the memories are shared by the
 # threads of all devices.
 lock = threading.Lock()
 _rooms = [np.empty(0, np.uint8)]

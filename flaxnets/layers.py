@@ -20,6 +20,7 @@ from jax import lax
 
 from flaxnets.convolution import conv2d
 from flaxnets.errors import InputError
+from flaxnets.normalization import batch_norm, moments, normalized
 
 Array = jax.Array
 Dtype = Any
@@ -195,11 +196,9 @@ class BatchNorm(nn.Module):
     variance is the unbiased one (n / (n - 1)). Statistics are at least float32 whatever `dtype` is;
     they cover this device's batch, or all devices of the mapped axis `axis_name`.
 
-    Both are written around a constant `center` that has the mean's value: the same for any
-    constant, so of any derivative too, but the mean's own gradient then needs no sum over the map.
-    XLA:CPU runs a batch norm with its ReLU forward and back in 0.4 times the time.
+    With `relu` the ReLU behind it is taken along, which is faster on CPUs than `nn.relu` of it.
 
-    Where several norms see the same channels, the `moments` of those are found once and given to
+    Where several norms see the same channels, the `moments` of those can be found once and given to
     each call.
     """
 
@@ -211,7 +210,9 @@ class BatchNorm(nn.Module):
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array, moments: tuple[Array, Array] | None = None) -> Array:
+    def __call__(
+        self, x: Array, moments: tuple[Array, Array] | None = None, *, relu: bool = False
+    ) -> Array:
         features = x.shape[-1]
         scale = self.param("scale", self.scale_init, (features,))
         bias = self.param("bias", nn.initializers.zeros, (features,))
@@ -220,35 +221,26 @@ class BatchNorm(nn.Module):
 
         x = x.astype(_at_least_float32(x.dtype))
         if self.use_running_average:
-            mean, var = running_mean.value, running_var.value
+            by = running_mean.value, running_var.value
+            return normalized(x, by, scale, bias, self.epsilon, relu).astype(self.dtype)
+        if self.axis_name is None:
+            y, (mean, var) = batch_norm(x, scale, bias, self.epsilon, relu, moments)
         else:
             mean, var = moments or self.moments(x)
-            if not self.is_initializing():
-                devices = 1 if self.axis_name is None else lax.axis_size(self.axis_name)
-                count = math.prod(x.shape[:-1]) * devices
-                unbiased = var * (count / max(count - 1, 1))
-                keep = 1 - self.momentum
-                running_mean.value = keep * running_mean.value + self.momentum * mean
-                running_var.value = keep * running_var.value + self.momentum * unbiased
-        center = lax.stop_gradient(mean)
-        factor = scale * lax.rsqrt(var + self.epsilon)
-        y = (x - center) * factor + (bias - (mean - center) * factor)
+            y = normalized(x, (mean, var), scale, bias, self.epsilon, relu)
+        if not self.is_initializing():
+            devices = 1 if self.axis_name is None else lax.axis_size(self.axis_name)
+            count = math.prod(x.shape[:-1]) * devices
+            unbiased = var * (count / max(count - 1, 1))
+            keep = 1 - self.momentum
+            running_mean.value = keep * running_mean.value + self.momentum * mean
+            running_var.value = keep * running_var.value + self.momentum * unbiased
         return y.astype(self.dtype)
 
     def moments(self, x: Array) -> tuple[Array, Array]:
         """Mean and biased variance (C,) of the batch `x` (..., C), as training normalises by."""
-        x = x.astype(_at_least_float32(x.dtype))
-        axes = tuple(range(x.ndim - 1))
-
-        def mean_of(values: Array) -> Array:
-            mean = values.mean(axes)
-            if self.axis_name is None or self.is_initializing():
-                return mean
-            return lax.pmean(mean, self.axis_name)
-
-        mean = mean_of(x)
-        center = lax.stop_gradient(mean)
-        return mean, mean_of(jnp.square(x - center)) - jnp.square(mean - center)
+        axis_name = None if self.is_initializing() else self.axis_name
+        return moments(x.astype(_at_least_float32(x.dtype)), axis_name)
 
 
 def max_pool(

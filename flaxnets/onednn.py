@@ -1,9 +1,10 @@
-"""oneDNN's convolutions for XLA's CPU backend: the library behind torch's convolutions on CPUs.
+"""oneDNN for XLA's CPU backend: the library behind torch's convolutions on CPUs.
 
 XLA's own convolutions are up to six times slower there, the filter gradients on large maps above
-all. Compiled programs call the library (`flaxnets.dnnl`) by a handler of XLA's foreign function
-interface (xla/ffi/api/c_api.h in jaxlib), in ctypes. Where the library is missing, or with
-FLAXNETS_ONEDNN=0 in the environment, `available()` is False and XLA's operations stay.
+all; batch norms with their ReLU and gradients, three to six times. Compiled programs call the
+library (`flaxnets.dnnl`) by a handler of XLA's foreign function interface (xla/ffi/api/c_api.h in
+jaxlib), in ctypes. Where the library is missing, or with FLAXNETS_ONEDNN=0 in the environment,
+`available()` is False and XLA's operations stay.
 """
 
 import atexit
@@ -13,7 +14,8 @@ import functools
 import math
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -21,7 +23,8 @@ import numpy as np
 import flaxnets.dnnl as dnnl
 from flaxnets.dnnl import ROLES, Shape
 
-TARGET = "flaxnets_onednn_convolution"
+CONVOLUTION = "flaxnets_onednn_convolution"
+BATCH_NORM = "flaxnets_onednn_batch_norm"
 
 
 @functools.cache
@@ -29,7 +32,8 @@ def available() -> bool:
     """Whether this machine has the library; the first call loads it and tells XLA of it."""
     if dnnl.library() is None:
         return False
-    jax.ffi.register_ffi_target(TARGET, jax.ffi.pycapsule(_handler), platform="cpu")
+    for target, handler in _HANDLERS.items():
+        jax.ffi.register_ffi_target(target, jax.ffi.pycapsule(handler), platform="cpu")
     atexit.register(_finish)
     return True
 
@@ -46,8 +50,10 @@ def _finish() -> None:
             idle = time.monotonic() - _last_call[0]
 
 
-def describe(result: str, shapes: Sequence[Shape], geometry: Sequence[int]) -> np.ndarray:
-    """The arguments of `flaxnets.dnnl.Convolution` as the numbers that `TARGET` takes for its
+def describe_convolution(
+    result: str, shapes: Sequence[Shape], geometry: Sequence[int]
+) -> np.ndarray:
+    """The arguments of `flaxnets.dnnl.Convolution` as the numbers that `CONVOLUTION` takes for its
     attribute `description`.
     """
     return np.array([ROLES.index(result), *sum(shapes, ()), *geometry], np.int64)
@@ -58,6 +64,51 @@ def _convolution(description: bytes) -> dnnl.Convolution:
     result, *numbers = struct.unpack("20q", description)
     shapes = [tuple(numbers[first : first + 4]) for first in (0, 4, 8)]
     return dnnl.Convolution(ROLES[result], shapes, numbers[12:])
+
+
+def takes(*arrays: jax.Array) -> bool:
+    """Whether what is computed of these, here, can be a call of the library."""
+    return (
+        all(
+            each.dtype == np.float32
+            and all(isinstance(n, int) and n > 0 for n in each.shape)  # not symbolic: jax.export
+            and not _is_mapped(each)
+            for each in arrays
+        )
+        and available()
+    )
+
+
+def _is_mapped(x: jax.Array) -> bool:
+    """Whether this is inside `jax.shard_map` in a way that a foreign call cannot be.
+
+    With `check_vma=True` types name the mapped axes, and it has no rule for those. On several
+    virtual CPU devices, which are for tests, XLA's threads for the devices wait for each other in
+    collectives, and some were left waiting for ever once others stood in a foreign call.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    kind = jax.typeof(x)
+    kind = getattr(kind, "manual_axis_type", kind)  # JAX 0.10; `vma` was its own attribute before
+    checked = getattr(kind, "varying", None) or getattr(kind, "vma", None)
+    return bool(checked) or (bool(mesh.manual_axes) and mesh.size > 1)
+
+
+@functools.cache
+def masks(shape: Shape, relu: bool) -> list[Shape]:
+    """Of the masks, uint8, that `flaxnets.dnnl.BatchNorm` finds of such images: one or none."""
+    return [(dnnl.BatchNorm(shape, 1.0, relu, False).mask_bytes,)] if relu else []
+
+
+def describe_batch_norm(shape: Shape, epsilon: float, relu: bool, gradient: bool) -> np.ndarray:
+    """The arguments of `flaxnets.dnnl.BatchNorm`, for `BATCH_NORM`."""
+    bits = np.float64(epsilon).view(np.int64)
+    return np.array([*shape, bits, relu, gradient], np.int64)
+
+
+@functools.cache
+def _batch_norm(description: bytes) -> dnnl.BatchNorm:
+    *shape, epsilon, relu, gradient = struct.unpack("4qd2q", description)
+    return dnnl.BatchNorm(tuple(shape), epsilon, bool(relu), bool(gradient))
 
 
 # --------------------------------------------------------------------------- c_api.h
@@ -110,9 +161,8 @@ _METADATA, _INTERNAL_ERROR = 1, 13
 _last_call = [-math.inf]  # seconds of time.monotonic()
 
 
-@ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.POINTER(_CallFrame))
-def _handler(pointer) -> int | None:
-    """What XLA calls: first for the handler's version, then for each convolution."""
+def _answer(pointer: Any, made: Callable[[bytes], dnnl.Computation]) -> int | None:
+    """What XLA calls: first for the handler's version, then for each computation."""
     frame = pointer.contents
     if frame.extension:
         request = _MetadataRequest.from_address(frame.extension)
@@ -123,11 +173,22 @@ def _handler(pointer) -> int | None:
     _last_call[0] = time.monotonic()
     try:
         description = frame.attributes.items[0].contents
-        convolution = _convolution(ctypes.string_at(description.data, 8 * description.size))
-        operands, results = frame.operands.items, frame.results.items
-        convolution([each.contents.data for each in (operands[0], operands[1], results[0])])
+        compute = made(ctypes.string_at(description.data, 8 * description.size))
+        arrays = [
+            several.items[i].contents.data
+            for several in (frame.operands, frame.results)
+            for i in range(several.size)
+        ]
+        compute(arrays)
     except Exception as failure:  # into XLA's hands: nothing can be raised through its frames
         message = f"{type(failure).__name__}: {failure}".encode()
         error = _ErrorCreate(ctypes.sizeof(_ErrorCreate), None, message, _INTERNAL_ERROR)
         return frame.api.contents.error_create(ctypes.byref(error))
     return None
+
+
+_Handler = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.POINTER(_CallFrame))
+_HANDLERS = {
+    CONVOLUTION: _Handler(lambda pointer: _answer(pointer, _convolution)),
+    BATCH_NORM: _Handler(lambda pointer: _answer(pointer, _batch_norm)),
+}

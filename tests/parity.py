@@ -8,6 +8,8 @@ real difference (measured on AlexNet 2012, torch's float32 against its float64).
 
 import dataclasses
 import functools
+import platform
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,12 +17,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 import torch
 
 from flaxnets import create_model, from_torch, to_torch
 from tools.torchvision_import import torchvision
 
 AUX_WEIGHT = 0.3
+# By platform, not by what could be loaded: a library that is broken there fails.
+onednn_only = pytest.mark.skipif(
+    (sys.platform, platform.machine()) != ("linux", "x86_64"),
+    reason="onednn-cpu-gomp is for Linux on x86-64",
+)
 
 
 @dataclasses.dataclass(frozen=True)

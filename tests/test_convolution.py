@@ -1,7 +1,6 @@
 """The formulations of a convolution on CPU against XLA's own, in values and derivatives."""
 
 import os
-import platform
 import subprocess
 import sys
 
@@ -15,6 +14,7 @@ from jax.sharding import PartitionSpec
 import parity
 from flaxnets import convolution, dnnl, onednn
 from flaxnets.convolution import conv2d, xla_convolution
+from parity import onednn_only
 
 # Kernel, stride, padding, dilation, groups, pixels.
 CONVOLUTIONS = {
@@ -39,11 +39,6 @@ LARGE_MAPS = {
     # One block of oneDNN's layouts, whichever the processor has: there it is the array's own.
     **{f"{n} features": ((3, 3, 16, n), (1, 1), (1, 1), (1, 1), 1, 9) for n in (8, 16, 32, 64)},
 }
-# By platform, not by what could be loaded: a library that is broken there fails.
-onednn_only = pytest.mark.skipif(
-    (sys.platform, platform.machine()) != ("linux", "x86_64"),
-    reason="onednn-cpu-gomp is for Linux on x86-64",
-)
 
 
 def arrays(name):
@@ -91,7 +86,7 @@ def test_onednn_takes_what_is_not_a_tiny_map():
 
         def is_chosen(x, kernel, geometry=geometry):
             convolve = jax.jit(lambda x, kernel: conv2d(x, kernel, *geometry))
-            return onednn.TARGET in convolve.lower(x, kernel).as_text()
+            return onednn.CONVOLUTION in convolve.lower(x, kernel).as_text()
 
         assert is_chosen(x, kernel)
         for others in (x[:0], x.astype(jnp.bfloat16), x.astype(jnp.float16)):
@@ -167,7 +162,7 @@ def test_convolution_inside_shard_map(devices, check_vma):
     )
     expected = jnp.square(xla_convolution(x, kernel, geometry)).mean()
     np.testing.assert_allclose(mapped(x, kernel), expected, rtol=1e-5)
-    by_onednn = onednn.TARGET in mapped.lower(x, kernel).as_text()
+    by_onednn = onednn.CONVOLUTION in mapped.lower(x, kernel).as_text()
     assert by_onednn == (devices == 1 and not check_vma)
 
 

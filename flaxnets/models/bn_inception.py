@@ -58,7 +58,7 @@ class ConvNormRelu(nn.Module):
     def __call__(self, x: Array) -> Array:
         half = self.kernel_size // 2
         x = self.conv(self.features, self.kernel_size, self.stride, half, name="conv")(x)
-        return nn.relu(self.norm(name="bn")(x))
+        return self.norm(name="bn")(x, relu=True)
 
 
 class Inception(nn.Module):

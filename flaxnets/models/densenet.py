@@ -44,9 +44,9 @@ class DenseLayer(nn.Module):
 
     @nn.compact
     def __call__(self, maps: Sequence[Array], moments: Moments) -> Array:
-        x = nn.relu(self.norm(name="norm1")(jnp.concatenate(maps, -1), moments))
+        x = self.norm(name="norm1")(jnp.concatenate(maps, -1), moments, relu=True)
         x = self.dropout()(self.conv(4 * self.growth_rate, 1, name="conv1")(x))
-        x = nn.relu(self.norm(name="norm2")(x))
+        x = self.norm(name="norm2")(x, relu=True)
         return self.dropout()(self.conv(self.growth_rate, 3, padding=1, name="conv2")(x))
 
 
@@ -59,7 +59,7 @@ class Transition(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, moments: Moments) -> Array:
-        y = nn.relu(self.norm(name="norm")(x, moments))
+        y = self.norm(name="norm")(x, moments, relu=True)
         return avg_pool(2)(self.dropout()(self.conv(x.shape[-1] // 2, 1, name="conv")(y)))
 
 
@@ -103,7 +103,7 @@ class DenseNet(nn.Module):
             x = conv(2 * self.growth_rate, 3, padding=1, name="features.conv0")(x)
         else:
             x = conv(2 * self.growth_rate, 7, 2, 3, name="features.conv0")(x)
-            x = max_pool(3, 2, 1)(nn.relu(norm(name="features.norm0")(x)))
+            x = max_pool(3, 2, 1)(norm(name="features.norm0")(x, relu=True))
         # The moments of a map are the same in every norm that sees it: this one finds them for all.
         norm5 = norm(name="features.norm5")
         moments = norm5.moments(x)
@@ -118,7 +118,7 @@ class DenseNet(nn.Module):
                 both = moments, norm5.moments(maps[-1])
                 moments = jax.tree.map(lambda *parts: jnp.concatenate(parts), *both)
             x = jnp.concatenate(maps, -1)
-        x = nn.relu(norm5(x, moments))
+        x = norm5(x, moments, relu=True)
         if not self.dense:
             x = average_positions(x)
         return Linear(

@@ -60,7 +60,7 @@ class BasicConv2d(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         x = self.conv(self.features, self.kernel_size, self.stride, self.padding, name="conv")(x)
-        return nn.relu(self.norm(name="bn")(x))
+        return self.norm(name="bn")(x, relu=True)
 
 
 class Inception(nn.Module):

@@ -104,7 +104,7 @@ class ConvNorm(nn.Module):
             padding = size // 2 if isinstance(size, int) else (size[0] // 2, size[1] // 2)
         conv = functools.partial(Conv, use_bias=False, dtype=self.dtype)
         x = conv(self.features, size, self.stride, padding, name="conv")(x)
-        return nn.relu(self.norm(name="bn")(x))
+        return self.norm(name="bn")(x, relu=True)
 
 
 def branch(conv: ModuleDef, name: str, *layers: Any) -> Callable[[Array], Array]:

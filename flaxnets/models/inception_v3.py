@@ -90,7 +90,7 @@ class BasicConv2d(nn.Module):
         if padding is None:
             padding = size // 2 if isinstance(size, int) else (size[0] // 2, size[1] // 2)
         x = self.conv(self.features, size, self.stride, padding, name="conv")(x)
-        return nn.relu(self.norm(name="bn")(x))
+        return self.norm(name="bn")(x, relu=True)
 
 
 class Mixed(nn.Module):

@@ -63,7 +63,7 @@ class BasicBlock(Block):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         y = self.conv(self.features, 3, self.stride, 1, name="conv1")(x)
-        y = nn.relu(self.norm(name="bn1")(y))
+        y = self.norm(name="bn1")(y, relu=True)
         y = self.conv(self.features, 3, padding=1, name="conv2")(y)
         y = self.norm(scale_init=self.last_scale_init, name="bn2")(y)
         return relu_of_sum(y + self.shortcut(x, self.features))
@@ -77,9 +77,9 @@ class Bottleneck(Block):
         width = self.features * self.width_per_group // 64 * self.groups
         first, second = (self.stride, 1) if self.stride_in_1x1 else (1, self.stride)
         y = self.conv(width, 1, first, name="conv1")(x)
-        y = nn.relu(self.norm(name="bn1")(y))
+        y = self.norm(name="bn1")(y, relu=True)
         y = self.conv(width, 3, second, 1, groups=self.groups, name="conv2")(y)
-        y = nn.relu(self.norm(name="bn2")(y))
+        y = self.norm(name="bn2")(y, relu=True)
         y = self.conv(4 * self.features, 1, name="conv3")(y)
         y = self.norm(scale_init=self.last_scale_init, name="bn3")(y)
         return relu_of_sum(y + self.shortcut(x, 4 * self.features))
@@ -131,7 +131,7 @@ class ResNet(nn.Module):
             last_scale_init=zeros if self.zero_init_residual else ones,
         )
 
-        x = nn.relu(norm(name="bn1")(conv(64, 7, 2, 3, name="conv1")(x)))
+        x = norm(name="bn1")(conv(64, 7, 2, 3, name="conv1")(x), relu=True)
         x = max_pool(3, 2, 1)(x)
         for stage, depth in enumerate(self.depths):
             strides = (1 if stage == 0 else 2, *[1] * (depth - 1))

@@ -45,7 +45,7 @@ class BasicBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         y = self.conv(self.features, 3, self.stride, 1, name="conv1")(x)
-        y = nn.relu(self.norm(name="bn1")(y))
+        y = self.norm(name="bn1")(y, relu=True)
         y = self.norm(name="bn2")(self.conv(self.features, 3, padding=1, name="conv2")(y))
         return relu_of_sum(y + pad_shortcut(x, self.features, self.stride))
 
@@ -80,7 +80,7 @@ class ResNetCIFAR(nn.Module):
         block = functools.partial(
             nn.remat(BasicBlock) if self.remat else BasicBlock, conv=conv, norm=norm
         )
-        x = nn.relu(norm(name="bn1")(conv(16, 3, padding=1, name="conv1")(x)))
+        x = norm(name="bn1")(conv(16, 3, padding=1, name="conv1")(x), relu=True)
         for stage in range(3):
             strides = (1 if stage == 0 else 2, *[1] * (n - 1))
             blocks = [block(16 * 2**stage, stride=stride) for stride in strides]
@@ -106,9 +106,9 @@ class Bottleneck(nn.Module):
     def __call__(self, x: Array) -> Array:
         width, out = self.features * self.groups, 4 * self.features
         y = self.conv(width, 1, name="conv1")(x)
-        y = nn.relu(self.norm(name="bn1")(y))
+        y = self.norm(name="bn1")(y, relu=True)
         y = self.conv(width, 3, self.stride, 1, groups=self.groups, name="conv2")(y)
-        y = nn.relu(self.norm(name="bn2")(y))
+        y = self.norm(name="bn2")(y, relu=True)
         y = self.norm(name="bn3")(self.conv(out, 1, name="conv3")(y))
         if x.shape[-1] != out:
             x = Sequential([self.conv(out, 1, self.stride), self.norm()], name="downsample")(x)
@@ -144,7 +144,7 @@ class ResNeXtCIFAR(nn.Module):
             nn.remat(Bottleneck) if self.remat else Bottleneck,
             groups=self.groups, conv=conv, norm=norm,
         )  # fmt: skip
-        x = nn.relu(norm(name="bn1")(conv(64, 3, padding=1, name="conv1")(x)))
+        x = norm(name="bn1")(conv(64, 3, padding=1, name="conv1")(x), relu=True)
         for stage in range(3):
             strides = (1 if stage == 0 else 2, 1, 1)
             blocks = [block(64 * 2**stage, stride=stride) for stride in strides]

@@ -35,11 +35,11 @@ class WideBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        y = nn.relu(self.norm(name="bn1")(x))
+        y = self.norm(name="bn1")(x, relu=True)
         if x.shape[-1] != self.features:  # the projection reads the normalised input, too
             x = self.conv(self.features, 1, self.stride, name="downsample")(y)
         y = self.conv(self.features, 3, self.stride, 1, name="conv1")(y)
-        y = self.dropout()(nn.relu(self.norm(name="bn2")(y)))
+        y = self.dropout()(self.norm(name="bn2")(y, relu=True))
         return x + self.conv(self.features, 3, padding=1, name="conv2")(y)
 
 
@@ -81,7 +81,7 @@ class WideResNet(nn.Module):
             strides = (1 if stage == 0 else 2, *[1] * (n - 1))
             blocks = [block(16 * 2**stage * self.widen, stride=stride) for stride in strides]
             x = Sequential(blocks, name=f"layer{stage + 1}")(x)
-        x = nn.relu(norm(name="bn1")(x))
+        x = norm(name="bn1")(x, relu=True)
         if not self.dense:
             x = average_positions(x)
         return Linear(

@@ -1,0 +1,192 @@
+"""Batch normalisation over the images of a batch, in the formulation that is fastest where it runs.
+
+XLA's CPU backend takes a dozen operations for a norm with its ReLU and their gradient, each of them
+compiled, and several over the whole map; there they become two calls of oneDNN
+(`flaxnets.onednn`). GPU and TPU keep XLA's operations. Values and derivatives of any order are the
+same.
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+import flaxnets.onednn as onednn
+
+Array = jax.Array
+Moments = tuple[Array, Array]  # of each channel (C,): mean and biased variance
+
+
+def batch_norm(
+    x: Array, scale: Array, bias: Array, epsilon: float, relu: bool, known: Moments | None = None
+) -> tuple[Array, Moments]:
+    """`x` (..., C) normalised by the moments of its channels, which may be `known`, then scaled and
+    shifted, and, if asked, its ReLU; and those moments, constants of differentiation.
+    """
+    if _is_for_onednn(x, scale, bias):
+        y, mean, var, *_ = _batch_norm.bind(x, scale, bias, epsilon=epsilon, relu=relu)
+        return y, (mean, var)
+    found = known or moments(x)
+    return normalized(x, found, scale, bias, epsilon, relu), lax.stop_gradient(found)
+
+
+def normalized(
+    x: Array, by: Moments, scale: Array, bias: Array, epsilon: float, relu: bool
+) -> Array:
+    """By given moments.
+
+    It is written, as `moments` are, around a constant `center` that has the mean's value: the same
+    for any constant, so of any derivative too, but the mean's own gradient then needs no sum over
+    the map. XLA:CPU runs a batch norm with its ReLU forward and back in 0.4 times the time.
+    """
+    mean, var = by
+    center = lax.stop_gradient(mean)
+    factor = scale * lax.rsqrt(var + epsilon)
+    y = (x - center) * factor + (bias - (mean - center) * factor)
+    return jax.nn.relu(y) if relu else y
+
+
+def moments(x: Array, axis_name: str | None = None) -> Moments:
+    """Mean and biased variance (C,) of `x` (..., C) over the batch of this device, or of all
+    devices of the mapped axis.
+    """
+
+    def mean_of(values: Array) -> Array:
+        mean = values.mean(tuple(range(x.ndim - 1)))
+        return mean if axis_name is None else lax.pmean(mean, axis_name)
+
+    mean = mean_of(x)
+    center = lax.stop_gradient(mean)
+    return mean, mean_of(jnp.square(x - center)) - jnp.square(mean - center)
+
+
+# --------------------------------------------------------------------------- oneDNN
+
+
+def _is_for_onednn(x: Array, scale: Array, bias: Array) -> bool:
+    return (
+        jax.default_backend() == "cpu"
+        and x.ndim == 4
+        and x.shape[-1] % 16 == 0  # its vectors: other numbers take 1.5 times as long as XLA
+        and onednn.takes(x, scale, bias)
+    )
+
+
+# Three primitives: the norm, its tangent, which is linear in those of its operands, and the
+# transpose of that, the gradient. CPUs call oneDNN for the norm and its gradient; all the rest
+# (tangents, what is differentiated once more, jax.vmap) is made of the formulas above.
+_batch_norm = Primitive("batch_norm")
+_tangent = Primitive("batch_norm_tangent")
+_gradient = Primitive("batch_norm_gradient")
+for _primitive in (_batch_norm, _gradient):
+    _primitive.multiple_results = True
+
+
+def _norm(x: Array, scale: Array, bias: Array, *, epsilon: float, relu: bool) -> list[Array]:
+    found = moments(x)
+    y = normalized(x, found, scale, bias, epsilon, relu)
+    # The mask of what is positive is for oneDNN; these formulas find it in `x`.
+    return [y, *found, *(jnp.zeros(shape, jnp.uint8) for shape in onednn.masks(x.shape, relu))]
+
+
+def _norm_alone(*operands: Array, **params) -> Array:
+    return _norm(*operands, **params)[0]
+
+
+def _tangent_by_xla(*operands: Array, **params) -> Array:
+    """The tangents of x, scale and bias, then these, then what the norm found."""
+    function = functools.partial(_norm_alone, **params)
+    return jax.jvp(function, tuple(operands[3:6]), tuple(operands[:3]))[1]
+
+
+def _gradient_by_xla(cotangent: Array, *operands: Array, **params) -> list[Array]:
+    """Of the norm, then its operands, then what it found."""
+    function = functools.partial(_norm_alone, **params)
+    return list(jax.vjp(function, *operands[:3])[1](cotangent))
+
+
+def _norm_and_tangent(primals, tangents, **params):
+    found = _batch_norm.bind(*primals, **params)
+    tangents = map(ad.instantiate_zeros, tangents)
+    change = _tangent.bind(*tangents, *primals, *found[1:], **params)
+    constant = [ad.Zero(jax.typeof(each).to_tangent_aval()) for each in found[1:]]
+    return found, [change, *constant]
+
+
+def _tangent_transposed(cotangent: Array, *operands, **params):
+    unknown = [ad.is_undefined_primal(each) for each in operands[:3]]
+    gradients = _gradient.bind(cotangent, *operands[3:], **params)
+    known = [None] * len(operands[3:])
+    return [g if asked else None for g, asked in zip(gradients, unknown, strict=True)] + known
+
+
+def _differentiated(primitive: Primitive, function: Callable, count: int) -> Callable:
+    """The rule for tangents of a primitive whose operands behind the first `count` follow from
+    those.
+    """
+
+    def rule(primals, tangents, **params):
+        changes = tuple(ad.instantiate_zeros(each) for each in tangents[:count])
+        partial = functools.partial(function, **params)
+        found = primitive.bind(*primals, **params)
+        return found, jax.jvp(partial, tuple(primals[:count]), changes)[1]
+
+    return rule
+
+
+def _eagerly(primitive):
+    return jax.jit(primitive.bind, static_argnames=("epsilon", "relu"))
+
+
+def _mapped(function):
+    def rule(operands, axes, **params):
+        found = jax.vmap(functools.partial(function, **params), in_axes=axes)(*operands)
+        return found, jax.tree.map(lambda _: 0, found)
+
+    return rule
+
+
+def _lowered(gradient: bool) -> Callable:
+    def rule(context, *operands, epsilon: float, relu: bool):
+        assert onednn.available()  # it registers the call
+        shape = context.avals_in[0].shape
+        description = onednn.describe_batch_norm(shape, epsilon, relu, gradient)
+        return jax.ffi.ffi_lowering(onednn.BATCH_NORM)(context, *operands, description=description)
+
+    return rule
+
+
+@_batch_norm.def_abstract_eval
+def _norm_abstractly(x, scale, bias, *, epsilon, relu):
+    masks = [
+        x.update(shape=shape, dtype=jnp.dtype(jnp.uint8)) for shape in onednn.masks(x.shape, relu)
+    ]
+    return [x, scale, scale, *masks]
+
+
+@_gradient.def_abstract_eval
+def _gradient_abstractly(cotangent, x, scale, bias, *_, **__):
+    return [x, scale, bias]
+
+
+_tangent.def_abstract_eval(lambda x, *_, **__: x)
+for _primitive, _by_xla in (
+    (_batch_norm, _norm),
+    (_tangent, _tangent_by_xla),
+    (_gradient, _gradient_by_xla),
+):
+    _primitive.def_impl(_eagerly(_primitive))
+    batching.primitive_batchers[_primitive] = _mapped(_by_xla)
+    mlir.register_lowering(
+        _primitive, mlir.lower_fun(_by_xla, multiple_results=_primitive.multiple_results)
+    )
+ad.primitive_jvps[_batch_norm] = _norm_and_tangent
+ad.primitive_transposes[_tangent] = _tangent_transposed
+ad.primitive_jvps[_tangent] = _differentiated(_tangent, _tangent_by_xla, 6)
+ad.primitive_jvps[_gradient] = _differentiated(_gradient, _gradient_by_xla, 4)
+mlir.register_lowering(_batch_norm, _lowered(gradient=False), platform="cpu")
+mlir.register_lowering(_gradient, _lowered(gradient=True), platform="cpu")

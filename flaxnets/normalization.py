@@ -24,8 +24,10 @@ Moments = tuple[Array, Array]  # of each channel (C,): mean and biased variance
 def batch_norm(
     x: Array, scale: Array, bias: Array, epsilon: float, relu: bool, known: Moments | None = None
 ) -> tuple[Array, Moments]:
-    """`x` (..., C) normalised by the moments of its channels, which may be `known`, then scaled and
-    shifted, and, if asked, its ReLU; and those moments, constants of differentiation.
+    """`x` (..., C) normalised by the moments of its channels, then scaled and shifted, and, if
+    asked, its ReLU; and those moments, constants of differentiation.
+
+    Where they are `known`, XLA's operations take those; oneDNN finds them anew in less time.
     """
     if _is_for_onednn(x, scale, bias):
         y, mean, var, *_ = _batch_norm.bind(x, scale, bias, epsilon=epsilon, relu=relu)

@@ -16,7 +16,7 @@ from networks import CASES
     ("arch", "names"),
     [
         ("alexnet", ["features.3", "features.4", "features", "classifier.5", "classifier.6"]),
-        ("resnet18", ["conv1", "layer2.0.downsample.1", "layer2.1.bn2", "layer3", "fc"]),
+        ("resnet18", ["conv1", "bn1", "layer2.0.downsample.1", "layer2.1.bn2", "layer3", "fc"]),
         ("densenet_bc_100_12", ["features.denseblock1.denselayer2.conv1", "features.norm5"]),
     ],
 )

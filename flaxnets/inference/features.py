@@ -9,6 +9,8 @@ from flax.traverse_util import flatten_dict
 
 from flaxnets.errors import one_of
 
+BEFORE_RELU = "before_relu"  # of a norm
+
 
 def feature_names(model: nn.Module, variables: Any, x: jax.Array) -> list[str]:
     """The names that `features` accepts: modules, and functions in a Sequential by their index."""
@@ -40,11 +42,22 @@ def features(
 
 
 def _capture(model, variables, x, capture) -> dict[str, jax.Array]:
-    _, state = model.apply(variables, x, capture_intermediates=capture, mutable=["intermediates"])
+    def sow_before_relu(next_function, args, kwargs, context):
+        """In torch the ReLU that a norm takes along is a layer of its own."""
+        if not kwargs.get("relu"):
+            return next_function(*args, **kwargs)
+        y = next_function(*args, **kwargs | {"relu": False})
+        context.module.sow("intermediates", BEFORE_RELU, y)
+        return nn.relu(y)
+
+    with nn.intercept_methods(sow_before_relu):
+        _, state = model.apply(
+            variables, x, capture_intermediates=capture, mutable=["intermediates"]
+        )
     captured: dict[Any, Any] = flatten_dict(state["intermediates"])
     found = {}
     for path, outputs in captured.items():
-        name = ".".join(part for part in path if part != "__call__")
-        if name:  # the network itself has none
+        name = ".".join(part for part in path if part not in ("__call__", BEFORE_RELU))
+        if name and (name not in found or path[-1] == BEFORE_RELU):  # the network has no name
             found[name] = outputs[-1]
     return found

@@ -223,11 +223,9 @@ class BatchNorm(nn.Module):
         if self.use_running_average:
             by = running_mean.value, running_var.value
             return normalized(x, by, scale, bias, self.epsilon, relu).astype(self.dtype)
-        if self.axis_name is None:
-            y, (mean, var) = batch_norm(x, scale, bias, self.epsilon, relu, moments)
-        else:
-            mean, var = moments or self.moments(x)
-            y = normalized(x, (mean, var), scale, bias, self.epsilon, relu)
+        y, (mean, var) = batch_norm(
+            x, scale, bias, self.epsilon, relu, known=moments, axis_name=self._mapped_axis
+        )
         if not self.is_initializing():
             devices = 1 if self.axis_name is None else lax.axis_size(self.axis_name)
             count = math.prod(x.shape[:-1]) * devices
@@ -239,8 +237,11 @@ class BatchNorm(nn.Module):
 
     def moments(self, x: Array) -> tuple[Array, Array]:
         """Mean and biased variance (C,) of the batch `x` (..., C), as training normalises by."""
-        axis_name = None if self.is_initializing() else self.axis_name
-        return moments(x.astype(_at_least_float32(x.dtype)), axis_name)
+        return moments(x.astype(_at_least_float32(x.dtype)), self._mapped_axis)
+
+    @property
+    def _mapped_axis(self) -> str | None:
+        return None if self.is_initializing() else self.axis_name  # nothing is mapped by `init`
 
 
 def max_pool(

@@ -16,7 +16,8 @@ from flaxnets import InputError, create_model, data, to_torch
 from flaxnets.layers import BatchNorm, Linear
 from flaxnets.recipes import Preprocessing, Recipe, recipe_for
 from flaxnets.training.checkpoints import Checkpoints
-from flaxnets.training.loop import Interrupted, evaluate, fit
+from flaxnets.training.evaluation import evaluate
+from flaxnets.training.loop import Interrupted, fit
 from flaxnets.training.optimizer import after_epoch, learning_rate_schedule, make_optimizer
 from flaxnets.training.parallel import DataParallel
 from flaxnets.training.program import Feed, make_program

@@ -1,25 +1,22 @@
 """The loop around the step: epochs, evaluation, checkpoints, and a way to stop."""
 
 import dataclasses
-import heapq
 import math
 import time
 import warnings
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Iterator
 
 import jax
 import numpy as np
 
 from flaxnets.errors import InputError, InputWarning
-from flaxnets.training.augmentation import cropped
 from flaxnets.training.checkpoints import Checkpoints
 from flaxnets.training.distributed import agreed, signals_as_flag
+from flaxnets.training.evaluation import Example, draw_worst, evaluate
 from flaxnets.training.guard import all_finite
 from flaxnets.training.optimizer import after_epoch
-from flaxnets.training.parallel import DataParallel
-from flaxnets.training.pictures import draw_grid
-from flaxnets.training.program import Feed, HostBatch, Program
+from flaxnets.training.pictures import draw_batch
+from flaxnets.training.program import HostBatch, Program
 from flaxnets.training.progress import Clock, profiler, terminal_progress
 from flaxnets.training.state import PyTree
 from flaxnets.training.workdir import Row, Workdir
@@ -64,7 +61,6 @@ class Position:
 
 MAX_SKIPPED_IN_A_ROW = 100
 PICTURE_SECONDS = 60  # between pictures of an evaluation, which take a second to draw
-PICTURED = 16  # images of a picture
 
 
 class Interrupted(Exception):
@@ -89,199 +85,182 @@ def fit(
     """
     options = options or RunOptions()
     options.check()
-    recipe, feed, parallel = program.recipe, program.feed, program.parallel
-    checkpoints = Checkpoints(workdir.checkpoints, options.keep)
-    if checkpoints.latest_step is None:
-        state, position = program.initial_state(), Position({"steps": 0.0})
-    else:
-        state, saved = checkpoints.restore(program.state_shapes())
-        position = Position(**saved)
-    step = int(state.step)
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    workdir.forget_after(step)
+    run = _Run(program, workdir, options)
+    batches = program.feed.train(run.step)
+    trace = profiler(workdir.path / "profile", run.step, options.profile)
+    progress = terminal_progress(title, program.steps, run.step)
+    with progress as show, trace, signals_as_flag() as stopped:
+        while run.step < program.steps:
+            trace(run.step)
+            run.take_step(batches)
+            stop = stopped(run.step)
+            pause = stop or run.is_to_be_saved
+            run.count_steps(behind=0 if pause else run.steps_ahead)
+            show(run.step, run.position.sums, run.clock.images_per_second)
+            if not pause:
+                continue
+            run.check_parameters()
+            if run.ends_epoch:
+                show.epoch(run.end_epoch(), program.recipe.epochs)
+            else:
+                run.save()
+            if stop and run.step < program.steps:
+                run.checkpoints.close()
+                raise Interrupted(f"stopped and saved at step {run.step} of {program.steps}")
+    run.checkpoints.close()
+    return {
+        **workdir.rows()[-1],
+        "steps": run.step,
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(run.state.params)),
+        "skipped_steps": run.position.skipped,
+    }
 
-    def rate(step: int) -> float:
-        """Of the step numbered from one; the optimiser has not seen those that were left out."""
-        taken = step - 1 - position.skipped
-        return float(np.asarray(program.schedule(taken))) * float(state.plateau.scale)
 
-    def diverged(what: str, step: int) -> InputError:
-        checkpoints.close()
-        last = checkpoints.latest_step
-        rest = "no checkpoint was saved before"
-        if last is not None:
-            rest = f"the checkpoint of step {last} in {workdir.checkpoints} is intact"
-        return InputError(
-            f"{what} step {step} (learning rate {rate(step):.3g}); {rest}: lower --learning-rate "
-            f"in another --workdir, or go on with --on-nan skip"
-        )
+class _Run:
+    """A run under way, from its newest checkpoint on if it has one."""
 
-    def count(values: dict[str, float], step: int) -> None:
-        """Into the position, the metrics of one step."""
+    def __init__(self, program: Program, workdir: Workdir, options: RunOptions):
+        self.program, self.workdir, self.options = program, workdir, options
+        self.checkpoints = Checkpoints(workdir.checkpoints, options.keep)
+        if self.checkpoints.latest_step is None:
+            self.state, self.position = program.initial_state(), Position({"steps": 0.0})
+        else:
+            self.state, saved = self.checkpoints.restore(program.state_shapes())
+            self.position = Position(**saved)
+        self.step = int(self.state.step)  # taken, of which the last may still be computed
+        workdir.forget_after(self.step)
+        # Many steps in flight on virtual CPU devices can hang in an all-reduce.
+        self.steps_ahead = 0 if program.parallel.devices[0].platform == "cpu" else 1
+        self.clock = Clock(program.recipe.batch_size)
+        self._uncounted: list[dict[str, jax.Array]] = []  # metrics of the last steps
+        self._all_finite = jax.jit(all_finite)
+        self._drawn_at = self._saved_at = time.monotonic()
+
+    def take_step(self, batches: Iterator[HostBatch]) -> None:
+        feed = self.program.feed
+        with self.clock.waits():
+            batch = next(batches)
+        batch_on_devices = self.program.parallel.shard(batch)
+        self.state, metrics = self.program.train_step(self.state, batch_on_devices)
+        self._uncounted.append(metrics)
+        if self.step == 1 and feed.pictures:  # behind the first step, while the device works
+            pad = self.program.recipe.preprocessing.pad
+            picture = draw_batch(batch, feed.class_names, pad)
+            self.workdir.picture("training_images", picture, self.step)
+        self.step += 1
+
+    def count_steps(self, behind: int) -> None:
+        """The metrics of all steps but the last ones, `behind` of them, once they are there."""
+        while len(self._uncounted) > behind:
+            metrics = jax.device_get(self._uncounted.pop(0))
+            self.clock.tick()
+            values = {name: float(value) for name, value in metrics.items()}
+            self._count(values, self.step - len(self._uncounted))
+
+    def _count(self, values: dict[str, float], step: int) -> None:
+        position = self.position
         if values.pop("skipped", 0.0):
             warnings.warn(
                 f"step {step} is left out: its loss is {values['loss']:.4g}, or its update is not "
-                f"finite (learning rate {rate(step):.3g})",
+                f"finite (learning rate {self._rate(step):.3g})",
                 InputWarning,
-                stacklevel=2,
+                stacklevel=3,
             )
             position.skipped += 1
             position.skipped_in_a_row += 1
-            if position.skipped_in_a_row == min(MAX_SKIPPED_IN_A_ROW, program.steps_per_epoch):
-                raise diverged(
-                    f"{position.skipped_in_a_row} steps in a row were left out up to", step
-                )
+            limit = min(MAX_SKIPPED_IN_A_ROW, self.program.steps_per_epoch)
+            if position.skipped_in_a_row == limit:
+                raise self._diverged(f"{limit} steps in a row were left out up to", step)
             return
         position.skipped_in_a_row = 0
         if not math.isfinite(values["loss"]):
-            raise diverged(f"the loss is {values['loss']} after", step)
+            raise self._diverged(f"the loss is {values['loss']} after", step)
         for name, value in (values | {"steps": 1.0}).items():
             position.sums[name] = position.sums.get(name, 0.0) + value
-        if step % options.log_every == 0:
-            workdir.scalar("step_loss", values["loss"], step)
-            workdir.scalar("step_learning_rate", rate(step), step)
-            workdir.scalar("step_images_per_second", clock.images_per_second, step)
+        if step % self.options.log_every == 0:
+            self.workdir.scalar("step_loss", values["loss"], step)
+            self.workdir.scalar("step_learning_rate", self._rate(step), step)
+            self.workdir.scalar("step_images_per_second", self.clock.images_per_second, step)
 
-    def end_epoch() -> Row:
-        """The row of the epoch that ends with this step."""
-        nonlocal drawn_at
-        steps = position.sums.pop("steps")
-        test, worst = evaluate(program.eval_step, state.variables, feed, parallel)
-        row = {
-            "epoch": step // program.steps_per_epoch,
-            "step": step,
-            "learning_rate": rate(step),
-            **{f"train_{name}": value / steps for name, value in position.sums.items()},
-            **{f"test_{name}": value for name, value in test.items()},
-        }
-        if state.average is not None:
-            of_average, worst = evaluate(program.eval_step, state.average_variables, feed, parallel)
-            row |= {f"ema_{name}": value for name, value in of_average.items()}
-        row["images_per_second"] = round(clock.images_per_second, 1)
-        row["waiting_for_input"] = round(clock.waiting, 3)
-        if program.skips_non_finite:
-            row["skipped_steps"] = position.skipped
-        if feed.pictures and (
-            step == program.steps or time.monotonic() - drawn_at > PICTURE_SECONDS
-        ):
-            workdir.picture("worst_predictions", draw_worst(worst, feed.class_names), step)
-            drawn_at = time.monotonic()
-        position.sums = {"steps": 0.0}
+    def _rate(self, step: int) -> float:
+        """Of the step numbered from one; the optimiser has not seen those that were left out."""
+        taken = step - 1 - self.position.skipped
+        return float(np.asarray(self.program.schedule(taken))) * float(self.state.plateau.scale)
+
+    def _diverged(self, what: str, step: int) -> InputError:
+        self.checkpoints.close()
+        last = self.checkpoints.latest_step
+        rest = "no checkpoint was saved before"
+        if last is not None:
+            rest = f"the checkpoint of step {last} in {self.workdir.checkpoints} is intact"
+        return InputError(
+            f"{what} step {step} (learning rate {self._rate(step):.3g}); {rest}: lower "
+            f"--learning-rate in another --workdir, or go on with --on-nan skip"
+        )
+
+    def check_parameters(self) -> None:
+        """The loss of the last step is that of the parameters before it."""
+        if not self._all_finite((self.state.params, self.state.model_state)):
+            raise self._diverged("the parameters are not finite after", self.step)
+
+    @property
+    def ends_epoch(self) -> bool:
+        return self.step % self.program.steps_per_epoch == 0
+
+    @property
+    def is_to_be_saved(self) -> bool:
+        """Behind this step; the same in all processes."""
+        steps, minutes = self.options.checkpoint_steps, self.options.checkpoint_minutes
+        if self.ends_epoch or (steps and self.step % steps == 0):
+            return True
+        return bool(minutes) and agreed(time.monotonic() - self._saved_at >= 60 * minutes)
+
+    def save(self, error: float | None = None) -> None:
+        self.checkpoints.save(self.state, dataclasses.asdict(self.position), error)
+        self._saved_at = time.monotonic()
+
+    def end_epoch(self) -> Row:
+        """Evaluates, logs and saves; the row of the epoch."""
+        row = self._row()
+        # What people use is the average, where there is one.
+        split = "test" if self.state.average is None else "ema"
+        top1 = row.get(f"{split}_top1")
+        error = row[f"{split}_loss"] if top1 is None else 1 - top1
+        self.position.sums = {"steps": 0.0}
+        self.state = after_epoch(self.state, self.program.recipe, error)
+        self.workdir.log(row)
+        self.save(error)
+        self.clock.restart()
         return row
 
-    def save(error: float | None = None) -> None:
-        nonlocal saved_at
-        checkpoints.save(state, dataclasses.asdict(position), error)
-        saved_at = time.monotonic()
+    def _row(self) -> Row:
+        program, position = self.program, self.position
+        test, worst = self._evaluated(self.state.variables)
+        steps = position.sums["steps"]
+        sums = {name: value for name, value in position.sums.items() if name != "steps"}
+        row = {
+            "epoch": self.step // program.steps_per_epoch,
+            "step": self.step,
+            "learning_rate": self._rate(self.step),
+            **{f"train_{name}": value / steps for name, value in sums.items()},
+            **{f"test_{name}": value for name, value in test.items()},
+        }
+        if self.state.average is not None:
+            of_average, worst = self._evaluated(self.state.average_variables)
+            row |= {f"ema_{name}": value for name, value in of_average.items()}
+        row["images_per_second"] = round(self.clock.images_per_second, 1)
+        row["waiting_for_input"] = round(self.clock.waiting, 3)
+        if program.skips_non_finite:
+            row["skipped_steps"] = position.skipped
+        is_last = self.step == program.steps
+        if program.feed.pictures and (
+            is_last or time.monotonic() - self._drawn_at > PICTURE_SECONDS
+        ):
+            picture = draw_worst(worst, program.feed.class_names)
+            self.workdir.picture("worst_predictions", picture, self.step)
+            self._drawn_at = time.monotonic()
+        return row
 
-    clock = Clock(recipe.batch_size)
-    batches = feed.train(step)
-    drawn_at = saved_at = time.monotonic()
-    is_finite = jax.jit(all_finite)
-    trace = profiler(workdir.path / "profile", step, options.profile)
-    # Many steps in flight on virtual CPU devices can hang in an all-reduce.
-    ahead = 0 if parallel.devices[0].platform == "cpu" else 1
-    progress = terminal_progress(title, program.steps, step)
-    with progress as show, trace, signals_as_flag() as stopped:
-        pending: list[dict[str, jax.Array]] = []
-        while step < program.steps:
-            trace(step)
-            with clock.waits():
-                batch = next(batches)
-            state, metrics = program.train_step(state, parallel.shard(batch))
-            if step == 1 and feed.pictures:  # behind the first step, while the device works
-                pad = recipe.preprocessing.pad
-                workdir.picture("training_images", draw_batch(batch, feed.class_names, pad), step)
-            step += 1
-            pending.append(metrics)
-            end_of_epoch = step % program.steps_per_epoch == 0
-            stop = stopped(step)
-            by_steps = options.checkpoint_steps and step % options.checkpoint_steps == 0
-            minutes = (time.monotonic() - saved_at) / 60
-            by_clock = options.checkpoint_minutes and agreed(minutes >= options.checkpoint_minutes)
-            pause = bool(end_of_epoch or by_steps or by_clock or stop)
-            while len(pending) > (0 if pause else ahead):
-                values = {name: float(v) for name, v in jax.device_get(pending.pop(0)).items()}
-                clock.tick()
-                count(values, step - len(pending))
-            show(step, position.sums, clock.images_per_second)
-            if not pause:
-                continue
-            # The loss of this step is that of the parameters before it.
-            if not is_finite((state.params, state.model_state)):
-                raise diverged("the parameters are not finite after", step)
-            if end_of_epoch:
-                row = end_epoch()
-                # What people use is the average, where there is one.
-                split = "test" if state.average is None else "ema"
-                top1 = row.get(f"{split}_top1")
-                error = row[f"{split}_loss"] if top1 is None else 1 - top1
-                state = after_epoch(state, recipe, error)
-                workdir.log(row)
-                save(error)
-                show.epoch(row, recipe.epochs)
-                clock.restart()
-            else:
-                save()
-            if stop and step < program.steps:
-                checkpoints.close()
-                raise Interrupted(f"stopped and saved at step {step} of {program.steps}")
-    checkpoints.close()
-    last = workdir.rows()[-1]
-    return {**last, "steps": step, "parameters": parameters, "skipped_steps": position.skipped}
-
-
-@dataclasses.dataclass(frozen=True, order=True)
-class Example:
-    """An evaluated image, ordered by its loss."""
-
-    loss: float
-    image: np.ndarray = dataclasses.field(compare=False)
-    label: int = dataclasses.field(compare=False)
-    output: int = dataclasses.field(compare=False)  # the class that was scored best
-
-
-def evaluate(
-    eval_step: Callable, variables: PyTree, feed: Feed, parallel: DataParallel
-) -> tuple[dict[str, float], list[Example]]:
-    """Means over the whole test split, every example counted once, and the `PICTURED` examples of
-    this process with the largest losses, those first.
-    """
-    totals: dict[str, float] = {}
-    worst: list[Example] = []
-    for batch in feed.test():
-        sums, examples = jax.device_get(eval_step(variables, parallel.shard(batch)))
-        for name, value in sums.items():
-            totals[name] = totals.get(name, 0.0) + float(value)
-        local = len(batch["label"])
-        own = slice(jax.process_index() * local, (jax.process_index() + 1) * local)
-        losses, outputs = examples["loss"][own], examples["output"][own]
-        for i in np.argsort(-losses)[:PICTURED]:
-            if losses[i] >= 0:  # masked examples have -1
-                image, label = batch["image"][i].copy(), int(batch["label"][i])
-                worst.append(Example(float(losses[i]), image, label, int(outputs[i])))
-        worst = heapq.nlargest(PICTURED, worst)
-    count = totals.pop("count")
-    return {name: value / count for name, value in totals.items()}, worst
-
-
-def draw_worst(worst: list[Example], class_names: tuple[str, ...]) -> Any:
-    """A figure of wrong predictions: what was seen instead of what, and the loss."""
-    captions = [
-        f"{class_names[example.output]}\nnot {class_names[example.label]} ({example.loss:.1f})"
-        if example.output != example.label
-        else f"{class_names[example.label]} ({example.loss:.1f})"
-        for example in worst
-    ]
-    return draw_grid([example.image for example in worst], captions)
-
-
-def draw_batch(batch: HostBatch, class_names: tuple[str, ...], pad: int) -> Any:
-    """A figure of training images, augmented but for what blends or erases."""
-    images = batch["image"]
-    if isinstance(images, jax.Array):
-        images = images.addressable_shards[0].data  # the first of this process
-    few = {name: values[: min(PICTURED, len(images))] for name, values in batch.items()}
-    few["image"] = images[:PICTURED]
-    captions = [class_names[label] for label in few["label"]]
-    return draw_grid(list(np.asarray(cropped(few, pad))), captions)
+    def _evaluated(self, variables: PyTree) -> tuple[dict[str, float], list[Example]]:
+        program = self.program
+        return evaluate(program.eval_step, variables, program.feed, program.parallel)

@@ -4,7 +4,12 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
+
+from flaxnets.training.augmentation import cropped
+
+PICTURED = 16  # images of a picture
 
 # matplotlib is half a second that only those who draw need.
 
@@ -48,3 +53,14 @@ def draw_grid(images: Sequence[np.ndarray], captions: Sequence[str], columns: in
         each.imshow(shown, cmap="gray", vmin=0, vmax=255)
         each.set_title(caption, fontsize=7)
     return figure
+
+
+def draw_batch(batch: Mapping[str, Any], class_names: tuple[str, ...], pad: int) -> Any:
+    """A figure of training images, augmented but for what blends or erases."""
+    images = batch["image"]
+    if isinstance(images, jax.Array):
+        images = images.addressable_shards[0].data  # the first of this process
+    few = {name: values[: min(PICTURED, len(images))] for name, values in batch.items()}
+    few["image"] = images[:PICTURED]
+    captions = [class_names[label] for label in few["label"]]
+    return draw_grid(list(np.asarray(cropped(few, pad))), captions)

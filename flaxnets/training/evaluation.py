@@ -1,0 +1,59 @@
+"""A network over a whole split, and where it is most wrong."""
+
+import dataclasses
+import heapq
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from flaxnets.training.parallel import DataParallel
+from flaxnets.training.pictures import PICTURED, draw_grid
+from flaxnets.training.program import Feed
+from flaxnets.training.state import PyTree
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class Example:
+    """An evaluated image, ordered by its loss."""
+
+    loss: float
+    image: np.ndarray = dataclasses.field(compare=False)
+    label: int = dataclasses.field(compare=False)
+    output: int = dataclasses.field(compare=False)  # the class that was scored best
+
+
+def evaluate(
+    eval_step: Callable, variables: PyTree, feed: Feed, parallel: DataParallel
+) -> tuple[dict[str, float], list[Example]]:
+    """Means over the whole test split, every example counted once, and the `PICTURED` examples of
+    this process with the largest losses, those first.
+    """
+    totals: dict[str, float] = {}
+    worst: list[Example] = []
+    for batch in feed.test():
+        sums, examples = jax.device_get(eval_step(variables, parallel.shard(batch)))
+        for name, value in sums.items():
+            totals[name] = totals.get(name, 0.0) + float(value)
+        local = len(batch["label"])
+        own = slice(jax.process_index() * local, (jax.process_index() + 1) * local)
+        losses, outputs = examples["loss"][own], examples["output"][own]
+        for i in np.argsort(-losses)[:PICTURED]:
+            if losses[i] >= 0:  # masked examples have -1
+                image, label = batch["image"][i].copy(), int(batch["label"][i])
+                worst.append(Example(float(losses[i]), image, label, int(outputs[i])))
+        worst = heapq.nlargest(PICTURED, worst)
+    count = totals.pop("count")
+    return {name: value / count for name, value in totals.items()}, worst
+
+
+def draw_worst(worst: list[Example], class_names: tuple[str, ...]) -> Any:
+    """A figure of wrong predictions: what was seen instead of what, and the loss."""
+    captions = [
+        f"{class_names[example.output]}\nnot {class_names[example.label]} ({example.loss:.1f})"
+        if example.output != example.label
+        else f"{class_names[example.label]} ({example.loss:.1f})"
+        for example in worst
+    ]
+    return draw_grid([example.image for example in worst], captions)

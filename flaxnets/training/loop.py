@@ -94,7 +94,7 @@ def fit(
             trace(run.step)
             run.take_step(batches)
             stop = stopped(run.step)
-            pause = stop or run.is_to_be_saved
+            pause = stop or run.save_is_due()
             run.count_steps(behind=0 if pause else run.steps_ahead)
             show(run.step, run.position.sums, run.clock.images_per_second)
             if not pause:
@@ -207,9 +207,8 @@ class _Run:
     def ends_epoch(self) -> bool:
         return self.step % self.program.steps_per_epoch == 0
 
-    @property
-    def is_to_be_saved(self) -> bool:
-        """Behind this step; the same in all processes."""
+    def save_is_due(self) -> bool:
+        """Behind this step; all processes ask, and have the same answer."""
         steps, minutes = self.options.checkpoint_steps, self.options.checkpoint_minutes
         if self.ends_epoch or (steps and self.step % steps == 0):
             return True

@@ -79,6 +79,9 @@ def rows(workdir):
 def assert_same_run(ours: pathlib.Path, theirs: pathlib.Path):
     """Of two processes and one: sums in another order, hence 1e-6 of parameters of up to 0.3; as
     many test examples right.
+
+    Rounding moves them by 1e-7, unless it decides on the way which value of a max pool's window is
+    the largest, or the sign before a ReLU: their gradients jump there, and so do the parameters.
     """
     for a, b in zip(variables(ours), variables(theirs), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
@@ -93,7 +96,10 @@ def assert_same_run(ours: pathlib.Path, theirs: pathlib.Path):
 def test_two_processes_give_what_one_gives(tmp_path, train_on_four_devices):
     """Parameters, metrics and checkpoint; process 0 alone prints."""
     address = f"localhost:{free_port()}"
-    arguments = ["--arch", "lenet5", "--epochs", 2, "--schedule", "plateau", "--workdir"]
+    # A seed without such a jump. With 0 JAX 0.12 meets one, of a value before a ReLU that is -7e-9
+    # in one run and 1e-7 in the other; with 2 the two largest of a window are 2e-7 apart.
+    values = ["--arch", "lenet5", "--epochs", 2, "--schedule", "plateau", "--seed", 3]
+    arguments = [*values, "--workdir"]
     started = start_two(
         [*arguments, tmp_path / "two", "--coordinator", address, "--num-processes", 2],
         lambda index: ["--process-id", index],

@@ -22,7 +22,7 @@ from flaxnets.training.optimizer import after_epoch, learning_rate_schedule, mak
 from flaxnets.training.parallel import DataParallel
 from flaxnets.training.program import Feed, make_program
 from flaxnets.training.progress import TIMED
-from flaxnets.training.state import create_state, init_variables
+from flaxnets.training.state import create_state, fresh_variables, init_variables
 from flaxnets.training.step import losses, make_eval_step, make_train_step, normalize, scores
 from flaxnets.training.workdir import Workdir
 
@@ -320,6 +320,15 @@ def test_a_run_starts_from_the_variables_that_it_is_given(average):
         for leaf, shape in zip(jax.tree.leaves(state), jax.tree.leaves(shapes), strict=True):
             assert (leaf.shape, leaf.dtype) == (shape.shape, shape.dtype)
             assert leaf.sharding.is_equivalent_to(shape.sharding, leaf.ndim)
+
+
+@pytest.mark.parametrize("initialization", ["source", "he_normal"])
+@pytest.mark.parametrize("arch", ["lenet5", "resnet20_cifar"])
+def test_initial_values_have_the_bits_of_a_fully_optimised_program(arch, initialization):
+    recipe = dataclasses.replace(RECIPE, initialization=initialization)
+    arguments = create_model(arch), (32, 32, 3), recipe, 5
+    expected = jax.jit(lambda: fresh_variables(*arguments))()
+    jax.tree.map(np.testing.assert_array_equal, init_variables(*arguments), expected)
 
 
 def test_he_initialisation_draws_every_kernel():

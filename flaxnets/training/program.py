@@ -13,7 +13,13 @@ from flaxnets.recipes import Recipe
 from flaxnets.training.guard import skipping_non_finite
 from flaxnets.training.optimizer import averaging_rule, learning_rate_schedule, make_optimizer
 from flaxnets.training.parallel import DataParallel
-from flaxnets.training.state import PyTree, TrainState, create_state, init_variables
+from flaxnets.training.state import (
+    PyTree,
+    TrainState,
+    create_state,
+    fresh_variables,
+    jit_once,
+)
 from flaxnets.training.step import make_eval_step, make_train_step
 
 HostBatch = dict[str, np.ndarray]
@@ -120,7 +126,7 @@ def make_program(
 
     def create(variables: PyTree | None) -> TrainState:
         if variables is None:
-            variables = init_variables(model, feed.input_shape, recipe, seed)
+            variables = fresh_variables(model, feed.input_shape, recipe, seed)
         return create_state(variables, optimizer, recipe)
 
     return Program(
@@ -133,7 +139,7 @@ def make_program(
         train_step=parallel.map(train_step, donate_state=True),
         eval_step=parallel.map(eval_step),
         # One program: leaf by leaf, there would be one to compile for each shape.
-        create=jax.jit(create, out_shardings=parallel.replicated),
+        create=jit_once(create, out_shardings=parallel.replicated),
         initial=initial,
         skips_non_finite=skip_non_finite,
     )

@@ -13,13 +13,7 @@ from flaxnets.recipes import Recipe
 from flaxnets.training.guard import skipping_non_finite
 from flaxnets.training.optimizer import averaging_rule, learning_rate_schedule, make_optimizer
 from flaxnets.training.parallel import DataParallel
-from flaxnets.training.state import (
-    PyTree,
-    TrainState,
-    create_state,
-    fresh_variables,
-    jit_once,
-)
+from flaxnets.training.state import PyTree, TrainState, create_state, fresh_variables, jit_once
 from flaxnets.training.step import make_eval_step, make_train_step
 
 HostBatch = dict[str, np.ndarray]

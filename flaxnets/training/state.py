@@ -56,11 +56,11 @@ def he_normal_everywhere(params: PyTree, key: jax.Array) -> PyTree:
 
 
 def jit_once(function: Callable, **options: Any) -> Any:
-    """`jax.jit` of a function that is called once.
+    """`jax.jit` of a function that draws initial values, and is called once.
 
-    XLA's CPU backend compiles every draw of random numbers anew, which takes longer than a step's
-    program where layers are many. With LLVM's first level of optimisation it takes 0.4 to 0.8 of
-    that, and the values keep their bits (not so without any: 1e-7).
+    XLA's CPU backend compiles every draw anew, which takes it longer than a training step. With
+    LLVM's first level of optimisation it takes 0.4 to 0.9 of that, and values keep their bits (not
+    so without any: they differ by up to 1e-7).
     """
     on_cpu = jax.default_backend() == "cpu"
     less = {"xla_backend_optimization_level": 1} if on_cpu else None
@@ -70,6 +70,7 @@ def jit_once(function: Callable, **options: Any) -> Any:
 def fresh_variables(
     model: nn.Module, input_shape: tuple[int, int, int], recipe: Recipe, seed: int
 ) -> PyTree:
+    """As the network's source has them or the recipe asks for, for images (H, W, C)."""
     key = jax.random.key(seed)
     variables = model.init(key, jnp.zeros((1, *input_shape)))
     if recipe.initialization == "he_normal":

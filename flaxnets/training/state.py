@@ -48,8 +48,10 @@ def he_normal_everywhere(params: PyTree, key: jax.Array) -> PyTree:
             return value
         if name == "bias":
             return jnp.zeros_like(value)
-        # A name for the key: the tree's order must not matter.
-        own = functools.reduce(jax.random.fold_in, map(ord, tree_util.keystr(path)), key)
+        # A name for the key: the tree's order must not matter. Letter by letter, at once: in the
+        # program that draws, the keys would take longer to compile than the draws.
+        with jax.ensure_compile_time_eval():
+            own = functools.reduce(jax.random.fold_in, map(ord, tree_util.keystr(path)), key)
         return nn.initializers.he_normal()(own, value.shape, value.dtype)
 
     return tree_util.tree_map_with_path(leaf, params)
@@ -71,7 +73,8 @@ def fresh_variables(
     model: nn.Module, input_shape: tuple[int, int, int], recipe: Recipe, seed: int
 ) -> PyTree:
     """As the network's source has them or the recipe asks for, for images (H, W, C)."""
-    key = jax.random.key(seed)
+    with jax.ensure_compile_time_eval():
+        key = jax.random.key(seed)
     variables = model.init(key, jnp.zeros((1, *input_shape)))
     if recipe.initialization == "he_normal":
         variables = {**variables, "params": he_normal_everywhere(variables["params"], key)}

@@ -161,9 +161,9 @@ def dry_run(
         "label": np.zeros(local, np.int32 if feed.class_names else np.float32),
     }
     kept = 0
-    if data.trains_from_memory(source, recipe.preprocessing):
-        images = source.images["train"]
-        kept = images.nbytes if parallel.keeps(images) else 0
+    as_fed = data.training_as_fed(source, recipe.preprocessing)
+    if as_fed is not None and parallel.keeps(as_fed.images["train"]):
+        kept = as_fed.images["train"].nbytes
     memory = program.memory(batch, kept).items()
     rows = [{"on each device": name, "megabytes": f"{size / 1e6:,.1f}"} for name, size in memory]
     print_table("memory", rows)

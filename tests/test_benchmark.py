@@ -183,14 +183,20 @@ def test_reading_of_images_in_memory():
     assert "ratio_to_libjpeg_turbo" not in row
 
 
-def test_reading_of_photographs(tmp_path):
+@pytest.fixture
+def pictures(tmp_path) -> str:
+    """A folder data set of one JPEG for training and one for testing."""
     buffer = io.BytesIO()
     Image.new("RGB", (80, 60), (200, 30, 10)).save(buffer, "jpeg")
     for path in ("train/red", "val/red"):
         (tmp_path / path).mkdir(parents=True)
         (tmp_path / path / "one.jpg").write_bytes(buffer.getvalue())
+    return f"folder:{tmp_path}"
+
+
+def test_reading_of_photographs(pictures):
     options = common.Options(
-        mode="data", batch_size=4, steps=2, rounds=1, image_size=32, dataset=f"folder:{tmp_path}"
+        mode="data", batch_size=4, steps=2, rounds=1, image_size=32, dataset=pictures
     )
     row = reading.measure_reading("resnet18", options)
     assert row["image_size"] == 32
@@ -198,8 +204,8 @@ def test_reading_of_photographs(tmp_path):
     assert row["decoded_once_per_second"] > 0
 
 
-def test_a_start(monkeypatch):
-    """TensorFlow's import counts among the others, for LeNet-5 takes the digits enlarged."""
+def test_a_start(pictures, monkeypatch):
+    """TensorFlow's import counts among the others, for it reads the pictures."""
     commands, seconds = [], starting._seconds
 
     def recorded(command, environment):
@@ -207,7 +213,7 @@ def test_a_start(monkeypatch):
         return seconds(command, environment)
 
     monkeypatch.setattr(starting, "_seconds", recorded)
-    row = starting.measure_start("lenet5", common.Options(mode="start"))
+    row = starting.measure_start("lenet5", common.Options(mode="start", dataset=pictures))
     assert commands[-1] == ["-c", starting.IMPORTS, "flaxnets.data.streams"]
     assert 0 < row["second_start_output_seconds"] < row["second_start_step_seconds"]
     assert row["second_start_step_beyond_imports"] == pytest.approx(

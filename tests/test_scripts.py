@@ -185,10 +185,14 @@ runpy.run_path({str(ROOT / "experiments/train.py")!r}, run_name="__main__")
         r": top-1 [89]\d\.\d\d%, top-5 .* after 2 epochs; see runs/mlp-", result.stdout
     )
     if dataset == "digits":
-        refused = run("--arch", "lenet5")  # which is fed 28 pixels
+        enlarged = run("--arch", "lenet5", "--epochs", "8")
+        assert enlarged.returncode == 0, enlarged.stderr
+        assert re.search(r": top-1 9\d\.\d\d%, top-5 ", enlarged.stdout)
+        refused = run("--arch", "lenet5", "--policy", "rand_augment", "--workdir", "other")
         assert refused.returncode == 2
         assert refused.stderr == (
-            "error: images that are read, resized or recoloured need cv2, which is not installed\n"
+            "error: images that are read or changed in every epoch need cv2, which is not "
+            "installed\n"
         )
         refused = run("--arch", "mlp", "--dataset", "cifar10")
         assert refused.returncode == 2

@@ -1,5 +1,5 @@
 """Sources -> augmentation -> NumPy batches. The only part that imports TensorFlow, once something
-has to be read, decoded, resized or recoloured: the import takes seconds, and starts threads.
+has to be read, decoded or recoloured: the import takes seconds, and starts threads.
 """
 
 import importlib
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
         BadImages,
         eval_batches,
         train_batches,
-        trains_from_memory,
+        training_as_fed,
     )
     from flaxnets.data.sources import Source, open_source
 
@@ -20,7 +20,7 @@ __all__ = [
     "eval_batches",
     "open_source",
     "train_batches",
-    "trains_from_memory",
+    "training_as_fed",
 ]
 
 _MODULES = {
@@ -29,7 +29,7 @@ _MODULES = {
     "eval_batches": "pipeline",
     "open_source": "sources",
     "train_batches": "pipeline",
-    "trains_from_memory": "pipeline",
+    "training_as_fed": "pipeline",
 }
 
 

@@ -67,12 +67,7 @@ def recolour(source: Source, how: Preprocessing, image: tf.Tensor, seed: tf.Tens
     return augmentation.to_uint8(image)
 
 
-def eval_image(source: Source, how: Preprocessing, image: tf.Tensor) -> tf.Tensor:
-    """The uint8 image that the network is fed in evaluation."""
-    if source.kind == "rows":
-        return image
-    if image.dtype == tf.string:
-        image = augmentation.decode(image, source.channels)
-    if source.image_size is None:
-        return augmentation.to_uint8(augmentation.center_crop(image, how.resize, how.image_size))
-    return augmentation.to_uint8(augmentation.resize(image, how.image_size))
+def eval_image(source: Source, how: Preprocessing, encoded: tf.Tensor) -> tf.Tensor:
+    """The uint8 image of an encoded photograph that the network is fed in evaluation."""
+    image = augmentation.decode(encoded, source.channels)
+    return augmentation.to_uint8(augmentation.center_crop(image, how.resize, how.image_size))

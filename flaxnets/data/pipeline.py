@@ -9,16 +9,19 @@ whatever the number of threads, and a stream can start at any step. Where the ex
 order and takes its part of every batch. Records of TensorFlow Datasets are divided by file instead,
 each process in its own order, and read round and round.
 
-What is in memory as a network is fed it is taken from there by NumPy, here; whatever has to be
-read, decoded or changed is `flaxnets.data.streams`', which imports TensorFlow.
+What is in memory is taken from there by NumPy, here, small images once they all have the size that
+a network is fed; whatever has to be read, decoded or recoloured is `flaxnets.data.streams`', which
+imports TensorFlow.
 """
 
+import dataclasses
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from types import ModuleType
 from typing import Any, TypeGuard
 
 import numpy as np
+from PIL import Image
 
 from flaxnets.data.sources import InMemory, Shard, Source
 from flaxnets.errors import InputError, InputWarning
@@ -26,6 +29,8 @@ from flaxnets.recipes import Preprocessing
 
 Batch = dict[str, Any]  # of arrays
 Keep = Callable[[np.ndarray], Callable[[np.ndarray], Any]]
+
+MAX_RESIZED = 2**30  # bytes of training images; more are resized anew in every epoch
 
 
 class BadImages:
@@ -78,8 +83,8 @@ def train_batches(
     of the examples, another draw an epoch. The place of a picture that cannot be read is taken by
     the next one in the order of the files, augmented as it would have been.
 
-    Small images that are only padded, cropped and mirrored come as they are in memory, and the
-    training step crops them (`flaxnets.training.augmentation.cropped`): the batch then has
+    Small images that are only resized, padded, cropped and mirrored come resized from memory, and
+    the training step crops them (`flaxnets.training.augmentation.cropped`): the batch then has
     `"offset"`, int32 (N, [y, x]) in 0..2 * pad, and `"mirrored"`, bool (N,). `keep(images)` says
     how they are taken from those of all examples, by their indices (`DataParallel.keep`).
 
@@ -90,9 +95,10 @@ def train_batches(
     cannot be read.
     """
     local = _local_batch_size(batch_size, shard)
-    if trains_from_memory(source, how):
+    as_fed = training_as_fed(source, how)
+    if as_fed is not None:
         places = slice(shard[0] * local, (shard[0] + 1) * local)
-        return _whole_images(source, batch_size, how, seed, start_step, places, keep)
+        return _whole_images(as_fed, batch_size, how, seed, start_step, places, keep)
     bad = bad or BadImages()
     return _streams().train_batches(
         source, batch_size, how, seed, start_step, shard, bad, decoded_bytes
@@ -117,8 +123,8 @@ def eval_batches(
     local = _local_batch_size(batch_size, shard)
     largest = max(source.share(split, (index, shard[1])) for index in range(shard[1]))
     count = -(-largest // local)
-    if _is_as_fed(source, how.image_size):
-        batches = _one_pass(source, local, count, split, shard)
+    if _is_in_memory(source):
+        batches = _one_pass(source, how.image_size, local, count, split, shard)
     else:
         bad = bad or BadImages()
         batches = _streams().eval_batches(source, local, count, how, split, shard, bad)
@@ -135,15 +141,25 @@ def _streams() -> ModuleType:
         from flaxnets.data import streams
     except ModuleNotFoundError as error:
         raise InputError(
-            f"images that are read, resized or recoloured need {error.name}, which is not installed"
+            f"images that are read or changed in every epoch need {error.name}, which is not "
+            f"installed"
         ) from error
     return streams
 
 
-def trains_from_memory(source: Source, how: Preprocessing) -> TypeGuard[InMemory]:
-    """Whether training is fed `source.images["train"]` as they are, cropped or mirrored at most."""
-    unchanged = how.repeats == 1 and not is_recoloured(source, how)
-    return unchanged and _is_as_fed(source, how.train_size or how.image_size)
+def training_as_fed(source: Source, how: Preprocessing) -> InMemory | None:
+    """The source with its training images as the network is fed them, where training takes them
+    from memory and crops and mirrors them at most.
+    """
+    if not _is_in_memory(source) or how.repeats > 1 or is_recoloured(source, how):
+        return None
+    size = how.train_size or how.image_size
+    if source.kind == "rows" or source.image_size == size:
+        return source
+    if source.sizes["train"] * size**2 * source.channels > MAX_RESIZED:
+        return None
+    images = {**source.images, "train": _resized(source.images["train"], size)}
+    return dataclasses.replace(source, images=images)
 
 
 def is_recoloured(source: Source, how: Preprocessing) -> bool:
@@ -153,9 +169,21 @@ def is_recoloured(source: Source, how: Preprocessing) -> bool:
     return how.policy != "none" or bool(how.pca_std and source.channels == 3)
 
 
-def _is_as_fed(source: Source, size: int) -> TypeGuard[InMemory]:
-    """Whether the images are in memory as a network that asks for that size is fed them."""
-    return isinstance(source, InMemory) and (source.kind == "rows" or source.image_size == size)
+def _is_in_memory(source: Source) -> TypeGuard[InMemory]:
+    """Whether memory has its examples, not the paths of pictures."""
+    return isinstance(source, InMemory) and source.kind != "photographs"
+
+
+def _resized(images: np.ndarray, size: int) -> np.ndarray:
+    """uint8 (N, size, size, C), as torchvision's Resize makes them of pictures: bilinear, and
+    antialiased where they shrink.
+    """
+    resized = np.empty((len(images), size, size, images.shape[-1]), np.uint8)
+    for image, place in zip(images, resized, strict=True):
+        for channel in range(images.shape[-1]):  # Pillow's pictures have no more than four
+            plane = Image.fromarray(image[..., channel])
+            place[..., channel] = np.asarray(plane.resize((size, size), Image.Resampling.BILINEAR))
+    return resized
 
 
 def _whole_images(
@@ -178,13 +206,15 @@ def _whole_images(
 
 
 def _one_pass(
-    source: InMemory, local: int, count: int, split: str, shard: Shard
+    source: InMemory, size: int, local: int, count: int, split: str, shard: Shard
 ) -> Iterator[Batch]:
     """`count` batches, of which the last may be short, or empty."""
     own = np.arange(source.sizes[split])[shard[0] :: shard[1]]
     for number in range(count):
         few = own[number * local :][:local]
         images, labels = source.images[split][few], source.labels[split][few]
+        if source.kind != "rows" and source.image_size != size:
+            images = _resized(images, size)
         yield {"image": images, "label": labels, "mask": np.ones(len(few), np.float32)}
 
 

@@ -1,6 +1,6 @@
-"""Batches of images that are read, decoded, resized or recoloured on the host. tf.data does most of
-it; random windows of photographs are decoded and resized by threads of Python behind it
-(`flaxnets.data.windows`).
+"""Batches of images that are read, decoded or recoloured, and of small ones that are too many to be
+kept resized. tf.data does most of it; random windows of photographs are decoded and resized by
+threads of Python behind it (`flaxnets.data.windows`).
 
 What `flaxnets.data.pipeline` promises holds here. The place of a picture that cannot be read is
 filled by a rule of its own position alone, too.
@@ -143,8 +143,8 @@ def eval_batches(
     shard: Shard,
     bad: BadImages,
 ) -> Iterator[Batch]:
-    """As `flaxnets.data.pipeline.eval_batches`: `count` batches of `local` examples, of which the
-    last may be short, or empty.
+    """As `flaxnets.data.pipeline.eval_batches`, of photographs: `count` batches of `local`
+    examples, of which the last may be short, or empty.
     """
     order, read = source.order(split, shard, None), source.reader(split)
 

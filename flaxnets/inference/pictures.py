@@ -21,7 +21,7 @@ class Preset:
     `resize` pixels, the central `crop` x `crop`, (x - mean) / std of pixels in 0..1.
 
     Without `resize` the whole picture becomes `crop` x `crop` whatever its proportions, as networks
-    for small images are fed (`data.images.eval_image`).
+    for small images are fed.
     """
 
     crop: int = 224

@@ -4,7 +4,6 @@ import dataclasses
 import math
 import time
 import warnings
-from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -16,7 +15,7 @@ from flaxnets.training.evaluation import Example, draw_worst, evaluate
 from flaxnets.training.guard import all_finite
 from flaxnets.training.optimizer import after_epoch
 from flaxnets.training.pictures import draw_batch
-from flaxnets.training.program import HostBatch, Program
+from flaxnets.training.program import Program
 from flaxnets.training.progress import Clock, profiler, terminal_progress
 from flaxnets.training.state import PyTree
 from flaxnets.training.workdir import Row, Workdir
@@ -86,13 +85,12 @@ def fit(
     options = options or RunOptions()
     options.check()
     run = _Run(program, workdir, options)
-    batches = program.feed.train(run.step)
     trace = profiler(workdir.path / "profile", run.step, options.profile)
     progress = terminal_progress(title, program.steps, run.step)
     with progress as show, trace, signals_as_flag() as stopped:
         while run.step < program.steps:
             trace(run.step)
-            run.take_step(batches)
+            run.take_step()
             stop = stopped(run.step)
             pause = stop or run.save_is_due()
             run.count_steps(behind=0 if pause else run.steps_ahead)
@@ -123,11 +121,14 @@ class _Run:
         self.program, self.workdir, self.options = program, workdir, options
         self.checkpoints = Checkpoints(workdir.checkpoints, options.keep)
         if self.checkpoints.latest_step is None:
-            self.state, self.position = program.initial_state(), Position({"steps": 0.0})
+            self.step, self.position = 0, Position({"steps": 0.0})
+            self.batches = program.feed.train(self.step)
+            # Last, and not waited for: the step is traced while the values are drawn.
+            self.state = program.initial_state()
         else:
             self.state, saved = self.checkpoints.restore(program.state_shapes())
-            self.position = Position(**saved)
-        self.step = int(self.state.step)  # taken, of which the last may still be computed
+            self.step, self.position = int(self.state.step), Position(**saved)
+            self.batches = program.feed.train(self.step)
         workdir.forget_after(self.step)
         # Many steps in flight on virtual CPU devices can hang in an all-reduce.
         self.steps_ahead = 0 if program.parallel.devices[0].platform == "cpu" else 1
@@ -136,10 +137,10 @@ class _Run:
         self._all_finite = jax.jit(all_finite)
         self._drawn_at = self._saved_at = time.monotonic()
 
-    def take_step(self, batches: Iterator[HostBatch]) -> None:
+    def take_step(self) -> None:
         feed = self.program.feed
         with self.clock.waits():
-            batch = next(batches)
+            batch = next(self.batches)
         batch_on_devices = self.program.parallel.shard(batch)
         self.state, metrics = self.program.train_step(self.state, batch_on_devices)
         self._uncounted.append(metrics)

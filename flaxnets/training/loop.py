@@ -120,6 +120,7 @@ class _Run:
     def __init__(self, program: Program, workdir: Workdir, options: RunOptions):
         self.program, self.workdir, self.options = program, workdir, options
         self.checkpoints = Checkpoints(workdir.checkpoints, options.keep)
+        # `step` counts the steps taken, of which the last may still be computed.
         if self.checkpoints.latest_step is None:
             self.step, self.position = 0, Position({"steps": 0.0})
             self.batches = program.feed.train(self.step)

@@ -276,8 +276,8 @@ def test_the_step_crops_where_nothing_else_changes_an_image(change, flip, keys):
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("size", [6, 12])
-def test_small_images_are_resized_as_torchvision_does_it(channels, size, monkeypatch):
-    monkeypatch.setattr("flaxnets.data.pipeline.TOGETHER", 16)  # three threads, of forty images
+def test_small_images_are_resized_as_torchvision_does_it(channels, size):
+    """Forty, hence in two parts."""
     source = letters()
     images = source.images["train"][..., :channels]
     given = {"channels": channels, "images": dict.fromkeys(("train", "test"), images)}

@@ -9,9 +9,9 @@ whatever the number of threads, and a stream can start at any step. Where the ex
 order and takes its part of every batch. Records of TensorFlow Datasets are divided by file instead,
 each process in its own order, and read round and round.
 
-What is in memory is taken from there by NumPy, here, small images once they all have the size that
-a network is fed; whatever has to be read, decoded or recoloured is `flaxnets.data.streams`', which
-imports TensorFlow.
+What is in memory is taken from there by NumPy, here: small images for training once all of them
+have the size that a network is fed, those for evaluation resized batch by batch. Whatever has to be
+read, decoded or recoloured is `flaxnets.data.streams`', which imports TensorFlow.
 """
 
 import concurrent.futures
@@ -32,7 +32,7 @@ Batch = dict[str, Any]  # of arrays
 Keep = Callable[[np.ndarray], Callable[[np.ndarray], Any]]
 
 MAX_RESIZED = 2**30  # bytes of training images; more are resized anew in every epoch
-TOGETHER = 64  # images that a thread resizes at once
+TOGETHER = 32  # images that a thread resizes at once; a batch of evaluation has several such parts
 
 
 class BadImages:

@@ -1,9 +1,10 @@
 """The convolution of NHWC images, in the formulation that is fastest where it runs.
 
 GPU and TPU keep XLA's own operation. XLA's CPU backend has none that is good at every shape, so
-there a convolution becomes, chosen by shape when the program is traced, a call of oneDNN
-(`flaxnets.onednn`), or where that is missing matrix products, or dense convolutions instead of a
-grouped one. Values and derivatives of any order are the same.
+there a convolution becomes, chosen by shape when the program is traced, a matrix product where its
+output is one pixel, else a call of oneDNN (`flaxnets.onednn`), or where that is missing matrix
+products, or dense convolutions instead of a grouped one. Values and derivatives of any order are
+the same.
 """
 
 import functools
@@ -36,10 +37,12 @@ def conv2d(
     geometry = (stride, padding, dilation, groups)
     by_xla = functools.partial(xla_convolution, geometry=geometry)
     is_tiny = groups == 1 and math.prod(x.shape[1:3]) <= 16 and kernel.shape[:2] != (1, 1)
-    if is_tiny:
-        by_cpu = functools.partial(_conv_by_taps, geometry=geometry)
+    if groups == 1 and _output_map(x, kernel, geometry) == (1, 1):
+        by_cpu = functools.partial(_conv_to_one_pixel, padding=padding, dilation=dilation)
     elif onednn.takes(x, kernel):
         return _conv_by_platform(x, kernel, geometry)
+    elif is_tiny:
+        by_cpu = functools.partial(_conv_by_taps, geometry=geometry)
     elif groups > 1:
         by_cpu = functools.partial(_conv_by_bundles, geometry=geometry)
     elif kernel.shape[:2] == (1, 1) and padding == (0, 0):
@@ -62,6 +65,37 @@ def xla_convolution(x: Array, kernel: Array, geometry: Geometry) -> Array:
     )
 
 
+def _output_map(x: Array, kernel: Array, geometry: Geometry) -> tuple[int, int]:
+    """The height and width of the convolution's output."""
+    sizes = zip(x.shape[1:3], kernel.shape[:2], *geometry[:3], strict=True)
+    height, width = (
+        (n + 2 * pad - (cells - 1) * spread - 1) // step + 1
+        for n, cells, step, pad, spread in sizes
+    )
+    return height, width
+
+
+def _conv_to_one_pixel(
+    x: Array, kernel: Array, padding: tuple[int, int], dilation: tuple[int, int]
+) -> Array:
+    """A convolution whose output is one pixel is a fully connected layer, as LeNet-5's C5: one
+    matrix product, of the pixels and the cells of the kernel that meet each other (oneDNN
+    multiplies the padding too: 3x3 on one pixel, 512 channels, with gradients: 4 -> 1 ms).
+    """
+    pixels, cells = [], []
+    for axis in range(2):
+        # Cell c meets pixel c * spread - pad.
+        pad, spread = padding[axis], dilation[axis]
+        first = -(-pad // spread)
+        last = min(kernel.shape[axis] - 1, (x.shape[axis + 1] - 1 + pad) // spread)
+        pixels.append(slice(first * spread - pad, last * spread - pad + 1, spread))
+        cells.append(slice(first, last + 1))
+    weights = kernel[*cells]
+    fan_in = math.prod(weights.shape[:3])
+    seen = x[:, *pixels].reshape(x.shape[0], fan_in)
+    return (seen @ weights.reshape(fan_in, kernel.shape[3]))[:, None, None]
+
+
 def _conv_pointwise(x: Array, kernel: Array, stride: tuple[int, int]) -> Array:
     """A 1x1 convolution is a matrix product over channels (its filter gradient: 37 -> 24 ms)."""
     return x[:, :: stride[0], :: stride[1]] @ kernel[0, 0]
@@ -72,11 +106,7 @@ def _conv_by_taps(x: Array, kernel: Array, geometry: Geometry) -> Array:
     it meets; cells that only meet padding cost nothing (3x3 on 2x2 pixels: 587 -> 5 ms).
     """
     stride, padding, dilation, _ = geometry
-    reach = [(n - 1) * d + 1 for n, d in zip(kernel.shape[:2], dilation, strict=True)]
-    n_out = [
-        (n + 2 * pad - span) // step + 1
-        for n, pad, span, step in zip(x.shape[1:3], padding, reach, stride, strict=True)
-    ]
+    n_out = _output_map(x, kernel, geometry)
     y = jnp.zeros((x.shape[0], *n_out, kernel.shape[3]), x.dtype)
     for row in range(kernel.shape[0]):
         for column in range(kernel.shape[1]):

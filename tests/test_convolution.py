@@ -21,7 +21,6 @@ CONVOLUTIONS = {
     "pointwise": ((1, 1, 6, 8), (1, 1), (0, 0), (1, 1), 1, 9),
     "pointwise, stride 2": ((1, 1, 6, 8), (2, 2), (0, 0), (1, 1), 1, 9),
     "3x3 on 2x2": ((3, 3, 6, 8), (1, 1), (1, 1), (1, 1), 1, 2),
-    "3x3 on 1x1": ((3, 3, 6, 8), (1, 1), (1, 1), (1, 1), 1, 1),
     "3x3 on 4x4, stride 2": ((3, 3, 6, 8), (2, 2), (1, 1), (1, 1), 1, 4),
     "5x5 on 3x3, dilation 2": ((5, 5, 6, 8), (1, 1), (4, 4), (2, 2), 1, 3),
     "7x1 on 4x4": ((7, 1, 6, 8), (1, 1), (3, 0), (1, 1), 1, 4),
@@ -29,20 +28,26 @@ CONVOLUTIONS = {
     "32 groups of 4, stride 2": ((3, 3, 4, 128), (2, 2), (1, 1), (1, 1), 32, 8),
     "a group a channel": ((3, 3, 1, 6), (1, 1), (1, 1), (1, 1), 6, 5),
 }
+TO_ONE_PIXEL = {
+    "3x3 on 1x1": ((3, 3, 6, 8), (1, 1), (1, 1), (1, 1), 1, 1),
+    "3x3 on 2x2, stride 2": ((3, 3, 6, 8), (2, 2), (1, 1), (1, 1), 1, 2),
+    "4x3 on 3x3, dilation 2": ((4, 3, 6, 8), (4, 1), (3, 1), (2, 2), 1, 3),
+    "as large as the map": ((5, 5, 16, 8), (1, 1), (0, 0), (1, 1), 1, 5),
+    "pointwise on 1x1": ((1, 1, 6, 8), (1, 1), (0, 0), (1, 1), 1, 1),
+}
 # XLA's own is as good as matrix products there, but not as oneDNN.
 LARGE_MAPS = {
     "7x7, stride 2, of pictures": ((7, 7, 3, 16), (2, 2), (3, 3), (1, 1), 1, 31),
     "11x11, stride 4, last pixels unread": ((11, 11, 3, 16), (4, 4), (2, 2), (1, 1), 1, 33),
     "5x5 with dilation and stride": ((5, 5, 3, 5), (3, 3), (2, 2), (2, 2), 1, 20),
     "1x7 and odd channels": ((1, 7, 5, 7), (1, 1), (0, 3), (1, 1), 1, 9),
-    "as large as the map": ((5, 5, 16, 8), (1, 1), (0, 0), (1, 1), 1, 5),
     # One block of oneDNN's layouts, whichever the processor has: there it is the array's own.
     **{f"{n} features": ((3, 3, 16, n), (1, 1), (1, 1), (1, 1), 1, 9) for n in (8, 16, 32, 64)},
 }
 
 
 def arrays(name):
-    shape, *geometry, size = (CONVOLUTIONS | LARGE_MAPS)[name]
+    shape, *geometry, size = (CONVOLUTIONS | TO_ONE_PIXEL | LARGE_MAPS)[name]
     x = jnp.asarray(parity.images(size, channels=shape[2] * geometry[3]))
     return x, jax.random.normal(jax.random.key(0), shape), tuple(geometry)
 
@@ -55,7 +60,7 @@ def assert_same_derivatives(ours, native, operands):
         np.testing.assert_allclose(gradient, wanted, rtol=1e-5, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", CONVOLUTIONS)
+@pytest.mark.parametrize("name", CONVOLUTIONS | TO_ONE_PIXEL)
 def test_convolution_without_onednn_equals_xla(name, monkeypatch):
     monkeypatch.setattr(onednn, "available", lambda: False)
     x, kernel, geometry = arrays(name)
@@ -69,7 +74,7 @@ def test_convolution_without_onednn_equals_xla(name, monkeypatch):
 
 
 @onednn_only
-@pytest.mark.parametrize("name", CONVOLUTIONS | LARGE_MAPS)
+@pytest.mark.parametrize("name", CONVOLUTIONS | TO_ONE_PIXEL | LARGE_MAPS)
 def test_convolution_by_onednn_equals_xla(name):
     x, kernel, geometry = arrays(name)
     assert_same_derivatives(
@@ -79,20 +84,34 @@ def test_convolution_by_onednn_equals_xla(name):
     )
 
 
+@pytest.mark.parametrize("name", TO_ONE_PIXEL)
+def test_a_convolution_to_one_pixel_is_one_matrix_product(name):
+    """With oneDNN, which would multiply the padding too, and without."""
+    x, kernel, geometry = arrays(name)
+    convolve = jax.jit(lambda *pair: conv2d(*pair, *geometry))
+    program = convolve.lower(x, kernel).as_text()
+    assert program.count("dot_general") == 1
+    assert onednn.CONVOLUTION not in program
+    assert convolve(x, kernel).shape == (len(x), 1, 1, kernel.shape[3])
+    assert_same_derivatives(convolve, lambda *pair: xla_convolution(*pair, geometry), (x, kernel))
+    none = x[:0].astype(jnp.bfloat16), kernel.astype(jnp.bfloat16)
+    assert convolve(*none).dtype == jnp.bfloat16
+
+
 @onednn_only
-def test_onednn_takes_what_is_not_a_tiny_map():
-    for name in LARGE_MAPS:
-        x, kernel, geometry = arrays(name)
+@pytest.mark.parametrize("name", CONVOLUTIONS | LARGE_MAPS)
+def test_onednn_takes_the_others(name):
+    x, kernel, geometry = arrays(name)
 
-        def is_chosen(x, kernel, geometry=geometry):
-            convolve = jax.jit(lambda x, kernel: conv2d(x, kernel, *geometry))
-            return onednn.CONVOLUTION in convolve.lower(x, kernel).as_text()
+    def is_chosen(x, kernel):
+        convolve = jax.jit(lambda x, kernel: conv2d(x, kernel, *geometry))
+        return onednn.CONVOLUTION in convolve.lower(x, kernel).as_text()
 
-        assert is_chosen(x, kernel)
-        for others in (x[:0], x.astype(jnp.bfloat16), x.astype(jnp.float16)):
-            kernel = kernel.astype(others.dtype)
-            assert not is_chosen(others, kernel)
-            assert conv2d(others, kernel, *geometry).dtype == others.dtype
+    assert is_chosen(x, kernel)
+    for others in (x[:0], x.astype(jnp.bfloat16), x.astype(jnp.float16)):
+        kernel = kernel.astype(others.dtype)
+        assert not is_chosen(others, kernel)
+        assert conv2d(others, kernel, *geometry).dtype == others.dtype
 
 
 @onednn_only

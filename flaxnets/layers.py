@@ -286,9 +286,18 @@ def _pad_after(size: int, window: int, stride: int, before: int, ceil_mode: bool
     return last * stride + window - size - before
 
 
+@jax.custom_jvp
 def _first_maximum(a: Array, b: Array) -> Array:
-    # Not jnp.maximum: it would share the gradient between equal values. A NaN in `a` stays.
-    return jnp.where((a >= b) | (a != a), a, b)
+    """The larger one, with all of its gradient where they are equal; a NaN stays."""
+    return lax.max(a, b)
+
+
+@_first_maximum.defjvp
+def _first_maximum_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]):
+    # One selection for both; lax.max's own rule would share the gradient between equal values.
+    a, b = primals
+    takes_first = (a >= b) | (a != a)
+    return jnp.where(takes_first, a, b), jnp.where(takes_first, *tangents)
 
 
 def _reduce_slices(

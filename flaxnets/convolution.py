@@ -88,7 +88,8 @@ def _conv_to_one_pixel(
         pad, spread = padding[axis], dilation[axis]
         first = -(-pad // spread)
         last = min(kernel.shape[axis] - 1, (x.shape[axis + 1] - 1 + pad) // spread)
-        pixels.append(slice(first * spread - pad, last * spread - pad + 1, spread))
+        # A negative end, where nothing is met, would count from the other side.
+        pixels.append(slice(first * spread - pad, max(last * spread - pad + 1, 0), spread))
         cells.append(slice(first, last + 1))
     weights = kernel[*cells]
     fan_in = math.prod(weights.shape[:3])

@@ -33,6 +33,7 @@ TO_ONE_PIXEL = {
     "3x3 on 2x2, stride 2": ((3, 3, 6, 8), (2, 2), (1, 1), (1, 1), 1, 2),
     "4x3 on 3x3, dilation 2": ((4, 3, 6, 8), (4, 1), (3, 1), (2, 2), 1, 3),
     "as large as the map": ((5, 5, 16, 8), (1, 1), (0, 0), (1, 1), 1, 5),
+    "only padding is met": ((1, 1, 6, 8), (7, 7), (2, 2), (1, 1), 1, 3),
     "pointwise on 1x1": ((1, 1, 6, 8), (1, 1), (0, 0), (1, 1), 1, 1),
 }
 # XLA's own is as good as matrix products there, but not as oneDNN.

@@ -47,11 +47,26 @@ def test_max_pool_gives_the_gradient_of_ties_to_the_first_as_torch():
     assert_equals_torch(layers.max_pool(3, 2, 1), torch.nn.MaxPool2d(3, 2, 1), x)
 
 
-def test_max_pool_keeps_nan():
+@pytest.mark.parametrize("place", [(0, 2), (0, 3), (1, 2), (1, 3)])
+def test_max_pool_keeps_nan(place):
+    """Wherever it is in its window, and where gradients are asked for too."""
     x = np.zeros((1, 4, 4, 1), np.float32)
-    x[0, 1, 2] = np.nan
-    pooled = np.asarray(layers.max_pool(2)(jnp.asarray(x)))[0, :, :, 0]
-    np.testing.assert_array_equal(np.isnan(pooled), [[False, True], [False, False]])
+    x[0, *place] = np.nan
+    pool = layers.max_pool(2)
+    for pooled in (pool(jnp.asarray(x)), jax.vjp(pool, jnp.asarray(x))[0]):
+        found = np.isnan(pooled)[0, :, :, 0]
+        np.testing.assert_array_equal(found, [[False, True], [False, False]])
+
+
+def test_a_max_pool_without_gradients_is_maxima_alone():
+    pool, x = layers.max_pool(3, 2, 1), jnp.zeros((1, 8, 8, 3))
+
+    def program(function):
+        return jax.jit(function).trace(x).lower(lowering_platforms=("cpu",)).as_text()
+
+    assert "stablehlo.select" not in program(pool)
+    assert program(pool).count("stablehlo.maximum") == 4  # two of each axis
+    assert "stablehlo.select" in program(lambda x: jax.vjp(pool, x)[1](pool(x)))
 
 
 @pytest.mark.parametrize("count_include_pad", [False, True])

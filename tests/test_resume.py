@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 import tensorstore
 from PIL import Image
@@ -107,8 +109,8 @@ def logged(path):
     return [{k: v for k, v in row.items() if k not in TIMED} for row in rows]
 
 
-def newest(path):
-    return max(int(p.name) for p in (path / "checkpoints").iterdir() if p.name.isdigit())
+def listed(path):
+    return {int(p.name) for p in (path / "checkpoints").iterdir() if p.name.isdigit()}
 
 
 def flip(file, place):
@@ -143,15 +145,15 @@ class Killed(BaseException):
     pass
 
 
-def killing(feed, at, checkpoint=None):
-    """The feed of a process that dies when it asks for the batch of step `at`, after `checkpoint`
-    is complete: what the background still writes would otherwise go on in this process.
+def killing(feed, at, path, kept=()):
+    """The feed of a process that dies when it asks for the batch of step `at`, when `kept` is what
+    the run in `path` has saved: writing and deleting would otherwise go on in this process.
     """
 
     def train(step):
         for number, batch in enumerate(feed.train(step), step):
             if number == at:
-                while checkpoint is not None and not checkpoint.exists():
+                while listed(path) != set(kept):
                     time.sleep(0.01)
                 raise Killed
             yield batch
@@ -167,10 +169,9 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bits(tmp_path):
     feed = digits_feed()
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     start(whole, feed)
-    for at, last in ((2, None), (7, 4), (13, 12)):
-        checkpoint = None if last is None else cut / "checkpoints" / str(last)
+    for at, kept in ((2, ()), (7, (4,)), (13, (8, 10, 12))):
         with pytest.raises(Killed):
-            start(cut, killing(feed, at, checkpoint), checkpoint_steps=4, keep=3)
+            start(cut, killing(feed, at, cut, kept), checkpoint_steps=4, keep=3)
         assert not list(cut.glob("*.new"))
     with (cut / "metrics.jsonl").open("a") as file:
         file.write('{"epoch": 2, "st')
@@ -198,7 +199,7 @@ def test_tensorboard_is_told_where_the_run_went_on(tmp_path, monkeypatch):
     now = time.time()
     monkeypatch.setattr(event_file_writer, "time", types.SimpleNamespace(time=lambda: now))
     feed = features_feed()
-    dying = killing(feed, 9, tmp_path / "checkpoints" / "6")
+    dying = killing(feed, 9, tmp_path, kept=(6,))
     with pytest.raises(Killed):
         start(tmp_path, dying, checkpoint_steps=6, log_every=1)
     start(tmp_path, feed)
@@ -259,6 +260,24 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(how, tmp_path):
     checkpoints.save(state, {})  # step 3 again
     checkpoints.close()
     assert int(Checkpoints(path).restore(state)[0].step) == 3
+
+
+def test_a_checkpoint_deleted_while_they_are_listed_is_no_error(tmp_path, monkeypatch):
+    """Whoever reads a run that goes on may see it delete its oldest ones."""
+    path = tmp_path / "checkpoints"
+    three_checkpoints(path)
+    whole = saved(tmp_path)
+    metadata = ocp.path.step.Metadata
+    commit_timestamp = metadata.commit_timestamp.fget
+
+    def deleted(of):
+        if of.path.name == "1":
+            shutil.rmtree(of.path)
+        return commit_timestamp(of)
+
+    monkeypatch.setattr(metadata, "commit_timestamp", property(deleted))
+    assert saved(tmp_path) == whole
+    assert listed(tmp_path) == {2, 3}
 
 
 def test_where_every_checkpoint_is_damaged_nothing_is_touched(tmp_path):
@@ -340,7 +359,7 @@ def test_a_step_whose_parameters_diverge_is_not_saved(tmp_path, monkeypatch):
     monkeypatch.setattr("flaxnets.training.program.make_train_step", diverging_at_step(8))
     with pytest.raises(InputError, match=r"parameters are not finite after step 8 .*of step 4 in"):
         start(tmp_path, feed, checkpoint_steps=4)
-    assert newest(tmp_path) == 4
+    assert listed(tmp_path) == {4}
 
 
 def diverging_at_step(number):
@@ -362,7 +381,7 @@ def diverging_at_step(number):
 def test_skipped_steps_are_part_of_the_position(tmp_path):
     """Left out before and after a kill: counts, means and bits of a run that was not killed."""
     feed = features_feed(poisoned=(3, 6, 8))
-    cut = killing(feed, 6, tmp_path / "cut" / "checkpoints" / "5")
+    cut = killing(feed, 6, tmp_path / "cut", kept=(5,))
     with pytest.warns(InputWarning, match="is left out"):
         start(tmp_path / "whole", feed, skip_non_finite=True)
     with pytest.warns(InputWarning, match="step [36] is left out"), pytest.raises(Killed):

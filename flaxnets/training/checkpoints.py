@@ -5,6 +5,7 @@ later, it may not notice: it takes a missing chunk for zeros and a flipped bit f
 JSON beside the arrays has a CRC-32 of every array, which is compared after reading.
 """
 
+import contextlib
 import json
 import pathlib
 import warnings
@@ -52,9 +53,7 @@ class Checkpoints:
             "state": ocp.PyTreeCheckpointHandler(use_compression=False),
             "position": ocp.JsonCheckpointHandler(),
         }
-        self._manager = ocp.CheckpointManager(
-            self.directory, options=options, item_handlers=handlers
-        )
+        self._manager = _opened(self.directory, options=options, item_handlers=handlers)
 
     @property
     def latest_step(self) -> int | None:
@@ -166,6 +165,16 @@ class Checkpoints:
             parent.mkdir(exist_ok=True)
             (self.directory / str(step)).rename(place)
         return place
+
+
+def _opened(directory: pathlib.Path, **options: Any) -> ocp.CheckpointManager:
+    """Orbax's manager. A run that goes on may delete an old checkpoint after Orbax has listed it and
+    before it asks how old it is: the next listing is without it.
+    """
+    for _ in range(9):
+        with contextlib.suppress(FileNotFoundError):
+            return ocp.CheckpointManager(directory, **options)
+    return ocp.CheckpointManager(directory, **options)
 
 
 def _first_words(error: Exception) -> str:

@@ -168,8 +168,8 @@ class Checkpoints:
 
 
 def _opened(directory: pathlib.Path, **options: Any) -> ocp.CheckpointManager:
-    """Orbax's manager. A run that goes on may delete an old checkpoint after Orbax has listed it and
-    before it asks how old it is: the next listing is without it.
+    """Orbax's manager. A run that goes on may delete an old checkpoint after Orbax has listed it
+    and before it asks how old it is: the next listing is without it.
     """
     for _ in range(9):
         with contextlib.suppress(FileNotFoundError):

@@ -60,17 +60,34 @@ def normalized(
 
 
 def moments(x: Array, axis_name: str | None = None) -> Moments:
-    """Mean and biased variance (C,) of `x` (..., C) over the batch of this device, or of all
+    """Mean and biased variance (C,) of `x` (N, ..., C) over the batch of this device, or of all
     devices of the mapped axis.
     """
+    in_turn = jax.default_backend() == "cpu"  # where it takes 0.9 of the other's bytes
+    return (_moments_in_turn if in_turn else _moments_at_once)(x, axis_name)
 
-    def mean_of(values: Array) -> Array:
-        mean = values.mean(tuple(range(x.ndim - 1)))
-        return mean if axis_name is None else lax.pmean(mean, axis_name)
 
-    mean = mean_of(x)
+def _moments_in_turn(x: Array, axis_name: str | None) -> Moments:
+    mean = _mean(x, axis_name)
     center = lax.stop_gradient(mean)
-    return mean, mean_of(jnp.square(x - center)) - jnp.square(mean - center)
+    return mean, _mean(jnp.square(x - center), axis_name) - jnp.square(mean - center)
+
+
+def _moments_at_once(x: Array, axis_name: str | None) -> Moments:
+    """In one pass over the map, where the variance has not to wait for the mean: both are sums of
+    distances from the mean of one pixel of each image, the middle one. As it is within the values'
+    range, hardly a digit cancels out.
+    """
+    middle = x[:, *(size // 2 for size in x.shape[1:-1])]
+    center = lax.stop_gradient(_mean(middle, axis_name))
+    shift = _mean(x - center, axis_name)
+    return center + shift, _mean(jnp.square(x - center), axis_name) - jnp.square(shift)
+
+
+def _mean(x: Array, axis_name: str | None) -> Array:
+    """Of each channel."""
+    mean = x.mean(tuple(range(x.ndim - 1)))
+    return mean if axis_name is None else lax.pmean(mean, axis_name)
 
 
 # --------------------------------------------------------------------------- oneDNN

@@ -10,7 +10,17 @@ from types import SimpleNamespace
 import jax
 import jax.numpy as jnp
 import pytest
-from benchmarking import common, dense, growth, learning, profiling, reading, speed, starting
+from benchmarking import (
+    common,
+    dense,
+    growth,
+    learning,
+    profiling,
+    reading,
+    speed,
+    starting,
+    traffic,
+)
 from PIL import Image
 
 from flaxnets.convolution import conv2d
@@ -160,6 +170,44 @@ def test_operations_are_named_after_their_pass():
         "jit(train_step)/add": "add, update",
     }
     assert {path: profiling.kind(path) for path in paths} == paths
+
+
+PROGRAM = """HloModule step
+
+%fused (p.1: bf16[4,8], p.2: f32[8]) -> f32[8] {
+  %p.1 = bf16[4,8]{1,0} parameter(0)
+  %wide = f32[4,8]{1,0} convert(%p.1)
+  %row = f32[1,8]{1,0} slice(%wide), slice={[1:2], [0:8]}
+  %flat = f32[8]{0} bitcast(%row)
+  %p.2 = f32[8]{0} parameter(1)
+  ROOT %sum = f32[8]{0} add(%flat, %p.2), metadata={op_name="jit(step)/add"}
+}
+
+ENTRY %main (x: bf16[4,8], y: f32[8]) -> (f32[8], u8[3]) {
+  %x = bf16[4,8]{1,0} parameter(0)
+  %y = f32[8]{0} parameter(1)
+  %fusion = f32[8]{0} fusion(%x, %y), calls=%fused, metadata={op_name="jit(step)/jvp(A)/add"}
+  ROOT %conv = (f32[8]{0}, u8[3]{0}) custom-call(%fusion, %x), custom_call_target="convolution"
+}
+"""
+
+
+def test_the_traffic_of_a_program():
+    """A fusion that takes one row of four: 16 bytes of 64, and 32 read and 32 written."""
+    moved = list(traffic.traffic(PROGRAM))
+    assert moved == [("add, forward", 16 + 32 + 32), ("unnamed, update", 32 + 64 + 32 + 3)]
+
+
+def test_traffic_without_the_plugin(monkeypatch):
+    def no_plugin(*_, **__):
+        raise NotImplementedError
+
+    monkeypatch.setattr(traffic.topologies, "get_topology_desc", no_plugin)
+    monkeypatch.setattr(jax.config, "update", lambda *_: None)
+    for name in ("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "FLAXNETS_ONEDNN"):
+        monkeypatch.setenv(name, "")  # restored
+    with pytest.raises(InputError, match=r"--mode traffic needs pip install \"jax\[cuda12\]\""):
+        traffic.measure_traffic("lenet5", common.Options(mode="traffic"))
 
 
 def test_what_crops_share_is_counted():

@@ -1,5 +1,7 @@
 """Each layer against torch's or XLA's own, in values and gradients."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,7 @@ import torch
 from jax import lax
 
 import parity
-from flaxnets import layers
+from flaxnets import layers, pooling
 
 
 def gradient_like(f, x, *, seed=1):
@@ -67,6 +69,47 @@ def test_a_max_pool_without_gradients_is_maxima_alone():
     assert "stablehlo.select" not in program(pool)
     assert program(pool).count("stablehlo.maximum") == 4  # two of each axis
     assert "stablehlo.select" in program(lambda x: jax.vjp(pool, x)[1](pool(x)))
+
+
+@pytest.mark.parametrize("formulation", [pooling._by_axes, pooling._by_cells])
+@pytest.mark.parametrize(
+    ("window", "stride"), [((3, 3), (2, 2)), ((2, 2), (2, 2)), ((1, 4), (3, 1))]
+)
+def test_every_formulation_of_a_max_pool(formulation, window, stride):
+    """Of CPUs and of GPUs: ties and NaN as in torch."""
+    pool = functools.partial(
+        formulation, window=window, stride=stride, combine=pooling._first_maximum
+    )
+    x = np.random.default_rng(0).integers(0, 3, (2, 8, 9, 3)).astype(np.float32)
+    assert_equals_torch(pool, torch.nn.MaxPool2d(window, stride), x, tolerance=0)
+    x[0, 3, 4, 1] = np.nan
+    expected = torch.nn.MaxPool2d(window, stride)(parity.nchw(x)).numpy().transpose(0, 2, 3, 1)
+    assert np.isnan(expected).any()
+    for pooled in (pool(jnp.asarray(x)), jax.vjp(pool, jnp.asarray(x))[0]):
+        np.testing.assert_array_equal(pooled, expected)
+
+
+@pytest.mark.parametrize(
+    ("backend", "platform", "scatters"), [("cpu", "cpu", 0), ("gpu", "cuda", 0), ("tpu", "tpu", 1)]
+)
+def test_where_the_gradient_of_a_max_pool_is_a_scatter(backend, platform, scatters, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    gradient = jax.jit(jax.grad(lambda x: layers.max_pool(3, 2, 1)(x).sum()))
+    traced = gradient.trace(jnp.zeros((1, 8, 8, 3)))
+    program = traced.lower(lowering_platforms=(platform,)).as_text()
+    assert program.count("stablehlo.select_and_scatter") == scatters
+
+
+@pytest.mark.parametrize("relu", [layers.relu, layers.relu_of_sum])
+def test_the_gradient_of_relu_needs_its_output_alone(relu):
+    jaxpr = jax.make_jaxpr(lambda x, change: jax.jvp(relu, (x,), (change,)))(2.0, 3.0).jaxpr
+    (comparison,) = [eqn for eqn in jaxpr.eqns if eqn.primitive.name == "eq"]
+    assert comparison.invars[0] is jaxpr.outvars[0]
+    x = jnp.array([-1.0, -0.0, 0.0, 2.0, jnp.inf, -jnp.inf])
+    for function in (lambda f: f(x), lambda f: jax.grad(lambda x: f(x).sum())(x)):
+        np.testing.assert_array_equal(function(relu), function(nn.relu))
+    assert np.isnan(relu(jnp.nan))
+    assert jax.grad(jax.grad(lambda x: relu(x) ** 3))(2.0) == 12
 
 
 @pytest.mark.parametrize("count_include_pad", [False, True])

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import export
+from jax.extend.core import Literal
 
 import parity
 from flaxnets import dnnl, normalization, onednn
@@ -104,6 +105,48 @@ def test_what_onednn_does_not_have_or_does_slowly_stays_with_xla(monkeypatch):
     assert not is_chosen(x, scale, bias)
     found = by_onednn(x, scale, bias, relu=True)
     np.testing.assert_allclose(found, formula(x, scale, bias, relu=True), atol=1e-5)
+
+
+@pytest.mark.parametrize("formulation", ["_moments_in_turn", "_moments_at_once"])
+def test_moments_of_values_far_from_zero(formulation):
+    """E[x^2] - E[x]^2 would lose all digits of the variance."""
+    x = parity.images(9, channels=3) + np.float32([1000, -3000, 5000])
+    mean, var = getattr(normalization, formulation)(jnp.asarray(x), None)
+    x = x.astype(np.float64)
+    np.testing.assert_allclose(mean, x.mean((0, 1, 2)), rtol=1e-6)
+    np.testing.assert_allclose(var, x.var((0, 1, 2)), rtol=1e-5)
+
+
+def test_moments_at_once_take_one_pass_over_the_map():
+    """No sum over the map waits for another one."""
+    x = jnp.zeros((4, 9, 9, 3))
+    at_once = functools.partial(normalization._moments_at_once, axis_name=None)
+    behind, sums = set(), 0
+    for equation in jax.make_jaxpr(at_once)(x).eqns:
+        operands = [each for each in equation.invars if not isinstance(each, Literal)]
+        waits = not behind.isdisjoint(operands)
+        if equation.primitive.name == "reduce_sum" and operands[0].aval.size == x.size:
+            assert not waits
+            waits, sums = True, sums + 1
+        if waits:
+            behind.update(equation.outvars)
+    assert sums == 2
+
+
+def test_both_formulations_of_moments_have_the_same_derivatives():
+    def gradients(formulation, x):
+        def function(x):
+            mean, var = formulation(x, None)
+            return (jnp.sin(mean) * jnp.sqrt(var)).sum()
+
+        return jax.grad(function)(x), jax.grad(lambda x: jnp.square(jax.grad(function)(x)).sum())(x)
+
+    with jax.enable_x64():
+        x = jnp.asarray(parity.images(5, channels=3).astype(np.float64))
+        in_turn = gradients(normalization._moments_in_turn, x)
+        at_once = gradients(normalization._moments_at_once, x)
+    for one, other in zip(in_turn, at_once, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-12)
 
 
 @onednn_only

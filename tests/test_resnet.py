@@ -10,7 +10,7 @@ import pytest
 
 import parity
 from flaxnets import create_model, to_torch
-from flaxnets.layers import BatchNorm, Conv, relu_of_sum
+from flaxnets.layers import BatchNorm, Conv
 from flaxnets.models.resnet import BasicBlock, Bottleneck
 from flaxnets.models.resnet_cifar import pad_shortcut
 from flaxnets.models.wide_resnet import WideBlock
@@ -253,12 +253,6 @@ def test_the_dropout_rate_of_a_wide_network_acts_in_training_only():
     undropped = model.clone(dropout_rate=0.0)
     np.testing.assert_array_equal(logits(0, undropped), logits(1, undropped))
     assert create_model("wrn_28_10").dropout_rate == 0
-
-
-def test_the_relu_of_a_sum_is_relu():
-    x = jnp.array([-1.0, -0.0, 0.0, 2.0, jnp.inf, -jnp.inf, jnp.nan])
-    for function in (lambda f: f(x), lambda f: jax.grad(lambda x: f(x).sum())(x[:-1])):
-        np.testing.assert_array_equal(function(relu_of_sum), function(nn.relu))
 
 
 def test_no_block_computes_the_sums_of_earlier_blocks_again():

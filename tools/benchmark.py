@@ -15,6 +15,9 @@ Modes:
         result must be finite, and the peak memory of the process.
     profile: seconds of a training step, of the bytes that it moves and of its multiply-adds as fast
         as this machine copies and multiplies, and the shares of its operations.
+    traffic: gigabytes that a training step reads and writes on an H200, for which it is compiled
+        without one (jax's CUDA plugin is needed), the seconds that its memory takes for them and
+        its matrix products for the multiply-adds, and the shares of its operations.
     data: images a second from a data set to batches in memory, beside torchvision's DataLoader and
         libjpeg-turbo's decoding alone.
     start: seconds from the command train.py to its first output and its first step, without and
@@ -62,6 +65,7 @@ from benchmarking.profiling import measure_profile
 from benchmarking.reading import measure_reading
 from benchmarking.speed import measure_compilation, measure_speed, suitable_batch_size
 from benchmarking.starting import measure_start
+from benchmarking.traffic import measure_traffic
 from rich.progress import track
 
 from flaxnets import create_model, list_models
@@ -79,6 +83,7 @@ MODES: dict[str, Callable[[str, Options], Row]] = {
     "train": measure_speed,
     "compile": measure_compilation,
     "profile": measure_profile,
+    "traffic": measure_traffic,
     "data": measure_reading,
     "start": measure_start,
     "learn": measure_learning,
@@ -102,7 +107,10 @@ def measure(options: Options, arch: str) -> Row:
 
 def plan(options: Options) -> list[tuple[Row, str, Options]]:
     """What is measured: what its row is labelled with, the network, and how."""
-    one = options.mode in ("profile", "data", "start", "growth", "accuracy") and not options.all
+    one = (
+        options.mode in ("profile", "traffic", "data", "start", "growth", "accuracy")
+        and not options.all
+    )
     names = options.arch or (("resnet50",) if one else tuple(list_models()))
     for name in names:
         create_model(name)  # a wrong name is answered before anything is measured

@@ -20,6 +20,7 @@ from flaxnets.layers import (
     average_positions,
     local_response_norm,
     max_pool,
+    relu,
 )
 
 
@@ -49,11 +50,11 @@ class AlexNet(nn.Module):
         last_stride, dilation = (1, 2) if self.offset_pooling else (2, 1)
         x = Sequential(
             [
-                conv(64, 11, 4, 2), nn.relu, max_pool(3, 2),
-                conv(192, 5, padding=2), nn.relu, max_pool(3, 2),
-                conv(384, 3, padding=1), nn.relu,
-                conv(256, 3, padding=1), nn.relu,
-                conv(256, 3, padding=1), nn.relu, max_pool(3, last_stride),
+                conv(64, 11, 4, 2), relu, max_pool(3, 2),
+                conv(192, 5, padding=2), relu, max_pool(3, 2),
+                conv(384, 3, padding=1), relu,
+                conv(256, 3, padding=1), relu,
+                conv(256, 3, padding=1), relu, max_pool(3, last_stride),
             ],
             self.remat,
             name="features",
@@ -62,8 +63,8 @@ class AlexNet(nn.Module):
             x = adaptive_avg_pool(6)(x)
         x = Sequential(
             [
-                dropout(), linear(self.hidden_features, patch=(6, 6), dilation=dilation), nn.relu,
-                dropout(), linear(self.hidden_features), nn.relu,
+                dropout(), linear(self.hidden_features, patch=(6, 6), dilation=dilation), relu,
+                dropout(), linear(self.hidden_features), relu,
                 linear(self.num_classes),
             ],
             name="classifier",
@@ -109,11 +110,11 @@ class AlexNet2012(nn.Module):
         lrn = local_response_norm(size=5, alpha=1e-4, beta=0.75, k=2)
         x = Sequential(
             [
-                conv(96, 11, 4, 2, bias_init=zeros), nn.relu, lrn, max_pool(3, 2),
-                conv(256, 5, padding=2, groups=2, bias_init=ones), nn.relu, lrn, max_pool(3, 2),
-                conv(384, 3, padding=1, bias_init=zeros), nn.relu,
-                conv(384, 3, padding=1, groups=2, bias_init=ones), nn.relu,
-                conv(256, 3, padding=1, groups=2, bias_init=ones), nn.relu,
+                conv(96, 11, 4, 2, bias_init=zeros), relu, lrn, max_pool(3, 2),
+                conv(256, 5, padding=2, groups=2, bias_init=ones), relu, lrn, max_pool(3, 2),
+                conv(384, 3, padding=1, bias_init=zeros), relu,
+                conv(384, 3, padding=1, groups=2, bias_init=ones), relu,
+                conv(256, 3, padding=1, groups=2, bias_init=ones), relu,
                 max_pool(3, last_stride),
             ],
             self.remat,
@@ -122,8 +123,8 @@ class AlexNet2012(nn.Module):
         x = Sequential(
             [
                 linear(self.hidden_features, patch=(6, 6), dilation=dilation, bias_init=ones),
-                nn.relu, dropout(),
-                linear(self.hidden_features, bias_init=ones), nn.relu, dropout(),
+                relu, dropout(),
+                linear(self.hidden_features, bias_init=ones), relu, dropout(),
                 linear(self.num_classes, bias_init=zeros),
             ],
             name="classifier",

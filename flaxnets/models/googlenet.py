@@ -25,6 +25,7 @@ from flaxnets.layers import (
     average_positions,
     imagenet_to_unit_range,
     max_pool,
+    relu,
 )
 
 # Table 1: widths of the 1x1, the 3x3 reduction, the 3x3, the 5x5 reduction, the 5x5 and the pool's
@@ -99,7 +100,7 @@ class AuxiliaryHead(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         x = self.unit(128, name="conv")(adaptive_avg_pool(4)(x))
-        x = nn.relu(self.linear(1024, patch=(4, 4), name="fc1")(x))
+        x = relu(self.linear(1024, patch=(4, 4), name="fc1")(x))
         return average_positions(self.linear(self.num_classes, name="fc2")(self.dropout()(x)))
 
 

@@ -23,6 +23,7 @@ from flaxnets.layers import (
     average_positions,
     he_normal_fan_in,
     max_pool,
+    relu,
 )
 
 # Three stages: channels, and the highway layers behind the plain convolution that sets them.
@@ -41,7 +42,7 @@ class Highway(nn.Module):
 
     layer: Callable[..., nn.Module]
     gate_bias: float
-    activation: Callable[[Array], Array] = nn.relu
+    activation: Callable[[Array], Array] = relu
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -94,11 +95,11 @@ class HighwayCIFAR(nn.Module):
                 x = dropout()(max_pool(2)(x))
             number += 1
             init = normal if stage == 0 else he_normal_fan_in
-            x = nn.relu(conv3x3(width, kernel_init=init, name=f"conv{number}")(x))
+            x = relu(conv3x3(width, kernel_init=init, name=f"conv{number}")(x))
             for _ in range(depth):
                 number += 1
                 x = highway(name=f"conv{number}")(x)
-        x = nn.relu(conv(100, 1, name=f"conv{number + 1}")(x))
+        x = relu(conv(100, 1, name=f"conv{number + 1}")(x))
         if not self.dense:
             x = average_positions(x)
         return Linear(
@@ -120,7 +121,7 @@ class HighwayMLP(nn.Module):
     depth: int = 10
     width: int = 50
     gate_bias: float = -2.0
-    activation: Callable[[Array], Array] = nn.relu
+    activation: Callable[[Array], Array] = relu
     patch: tuple[int, int] = (28, 28)
     num_classes: int = 10
     dense: bool = False

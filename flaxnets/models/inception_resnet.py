@@ -27,6 +27,7 @@ from flaxnets.layers import (
     average_positions,
     avg_pool,
     max_pool,
+    relu,
 )
 
 V = 0  # no padding: convolutions marked "V" in the figures; all others keep the grid
@@ -139,7 +140,7 @@ class Residual(nn.Module):
     def __call__(self, x: Array) -> Array:
         y = jnp.concatenate([branch(self.conv, *row)(x) for row in self.branches], -1)
         x = x + self.scale * Conv(x.shape[-1], 1, dtype=self.dtype, name="conv2d")(y)
-        return nn.relu(x) if self.relu else x
+        return relu(x) if self.relu else x
 
 
 class InceptionResNet(nn.Module):

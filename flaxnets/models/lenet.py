@@ -10,7 +10,16 @@ import functools
 import flax.linen as nn
 import jax.numpy as jnp
 
-from flaxnets.layers import Array, Conv, Dtype, Linear, Sequential, average_positions, max_pool
+from flaxnets.layers import (
+    Array,
+    Conv,
+    Dtype,
+    Linear,
+    Sequential,
+    average_positions,
+    max_pool,
+    relu,
+)
 
 
 class LeNet5(nn.Module):
@@ -33,16 +42,16 @@ class LeNet5(nn.Module):
         linear = functools.partial(Linear, dtype=self.dtype)
         x = Sequential(
             [
-                conv(6, 5), nn.relu, max_pool(2),
-                conv(16, 5), nn.relu, max_pool(2),
+                conv(6, 5), relu, max_pool(2),
+                conv(16, 5), relu, max_pool(2),
             ],
             self.remat,
             name="features",
         )(x)  # fmt: skip
         x = Sequential(
             [
-                linear(120, patch=(4, 4)), nn.relu,
-                linear(84), nn.relu,
+                linear(120, patch=(4, 4)), relu,
+                linear(84), relu,
                 linear(self.num_classes),
             ],
             name="classifier",

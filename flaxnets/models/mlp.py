@@ -10,7 +10,7 @@ import functools
 import flax.linen as nn
 import jax.numpy as jnp
 
-from flaxnets.layers import Array, Dtype, Linear, Sequential
+from flaxnets.layers import Array, Dtype, Linear, Sequential, relu
 
 
 class MLP(nn.Module):
@@ -32,7 +32,7 @@ class MLP(nn.Module):
         x = jnp.moveaxis(x, -1, 1).reshape(len(x), -1)
         layers = []
         for features in self.hidden_features:
-            layers += [linear(features), nn.relu]
+            layers += [linear(features), relu]
         layers.append(linear(self.num_classes))
         return Sequential(layers, self.remat, name="classifier")(x)
 

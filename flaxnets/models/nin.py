@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import flax.linen as nn
 import jax.numpy as jnp
 
-from flaxnets.layers import Array, Conv, Dtype, average_positions, max_pool
+from flaxnets.layers import Array, Conv, Dtype, average_positions, max_pool, relu
 
 # A row is an mlpconv layer: kernel, stride and padding of its convolution; the widths of that and
 # of the two 1x1 convolutions (the last row's third is the number of classes), and the standard
@@ -54,7 +54,7 @@ class MLPConv(nn.Module):
             normal = nn.initializers.normal(deviation)
             bias = nn.initializers.constant(self.last_bias if name == "cccp2" else 0.0)
             x = self.conv(width, *geometry, kernel_init=normal, bias_init=bias, name=name)(x)
-            x = nn.relu(x)
+            x = relu(x)
         return x
 
 

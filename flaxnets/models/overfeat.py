@@ -10,7 +10,16 @@ import functools
 import flax.linen as nn
 import jax.numpy as jnp
 
-from flaxnets.layers import Array, Conv, Dtype, Linear, Sequential, average_positions, max_pool
+from flaxnets.layers import (
+    Array,
+    Conv,
+    Dtype,
+    Linear,
+    Sequential,
+    average_positions,
+    max_pool,
+    relu,
+)
 
 
 class OverFeat(nn.Module):
@@ -50,7 +59,7 @@ class OverFeat(nn.Module):
         table = zip(self.channels, self.filters, self.strides, self.pools, strict=True)
         for layer, (channels, size, stride, pool) in enumerate(table, start=1):
             # Zero padding keeps the grid from layer 3 on.
-            features += [conv(channels, size, stride, size // 2 if layer > 2 else 0), nn.relu]
+            features += [conv(channels, size, stride, size // 2 if layer > 2 else 0), relu]
             if pool > 1:
                 last = layer == len(self.pools)
                 features.append(max_pool(pool, 1 if last and self.offset_pooling else pool))
@@ -59,8 +68,8 @@ class OverFeat(nn.Module):
         first, second = self.hidden_features
         x = Sequential(
             [
-                linear(first, patch=self.patch, dilation=dilation), nn.relu, dropout(),
-                linear(second), nn.relu, dropout(),
+                linear(first, patch=self.patch, dilation=dilation), relu, dropout(),
+                linear(second), relu, dropout(),
                 linear(self.num_classes),
             ],
             name="classifier",

@@ -21,6 +21,7 @@ from flaxnets.layers import (
     average_positions,
     he_normal_fan_out,
     max_pool,
+    relu,
 )
 
 # Table 1: the widths of the 3x3 convolutions between the max pools. (Column C, with 1x1
@@ -73,7 +74,7 @@ class VGG(nn.Module):
                 features.append(conv(width))
                 if self.batch_norm:
                     features.append(norm())
-                features.append(nn.relu)
+                features.append(relu)
             features.append(max_pool(2))
         if self.offset_pooling:
             features[-1] = max_pool(2, 1)
@@ -83,8 +84,8 @@ class VGG(nn.Module):
         dilation = 2 if self.offset_pooling else 1
         x = Sequential(
             [
-                linear(self.hidden_features, patch=(7, 7), dilation=dilation), nn.relu, dropout(),
-                linear(self.hidden_features), nn.relu, dropout(),
+                linear(self.hidden_features, patch=(7, 7), dilation=dilation), relu, dropout(),
+                linear(self.hidden_features), relu, dropout(),
                 linear(self.num_classes),
             ],
             name="classifier",

@@ -15,7 +15,8 @@ Row = dict[str, Any]
 Contender = Callable[[], float]  # does its work, waits for it, and returns the seconds
 Other = Literal["torchvision", "torch.compile", "plain"]
 Mode = Literal[
-    "infer", "train", "compile", "profile", "growth", "dense", "data", "start", "learn", "accuracy",
+    "infer", "train", "compile", "profile", "traffic", "growth", "dense", "data", "start", "learn",
+    "accuracy",
 ]  # fmt: skip
 
 

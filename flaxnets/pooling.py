@@ -6,6 +6,7 @@ GPUs from all cells at once, which reads the map once. Values and gradients are 
 """
 
 import functools
+import math
 from collections.abc import Callable
 
 import jax
@@ -14,6 +15,7 @@ from jax import lax
 
 Array = jax.Array
 Pair = tuple[int, int]
+MAX_CELLS = 25  # of a window whose cells are an operation each
 
 
 def window_maxima(x: Array, window: Pair, stride: Pair) -> Array:
@@ -24,14 +26,12 @@ def window_maxima(x: Array, window: Pair, stride: Pair) -> Array:
     with four maps of int32 that say where they were: with it VGG-19's training step moves 1.6 times
     the bytes (`tools/benchmark.py --mode traffic`).
     """
-    how = {"window": window, "stride": stride}
-    by_xla = functools.partial(_by_xla, start=-jnp.inf, of=lax.max, **how)
-    by_cells = functools.partial(_by_cells, combine=_first_maximum, **how)
+    # Asked here, since a third branch would be traced and differentiated too.
+    by_cells = jax.default_backend() == "gpu" and math.prod(window) <= MAX_CELLS
     return lax.platform_dependent(
         x,
-        cpu=functools.partial(_by_axes, combine=_first_maximum, **how),
-        # Asked here, since a third branch would be traced and differentiated too.
-        default=by_cells if jax.default_backend() == "gpu" else by_xla,
+        cpu=lambda x: _maxima_by_axes(x, window, stride),
+        default=lambda x: (_maxima_of_cells if by_cells else _maxima_by_xla)(x, window, stride),
     )
 
 
@@ -39,26 +39,25 @@ def window_sums(x: Array, window: Pair, stride: Pair) -> Array:
     """Of each channel of `x` (N, H, W, C), without padding."""
     return lax.platform_dependent(
         x,
-        cpu=functools.partial(_by_axes, window=window, stride=stride, combine=lax.add),
-        default=functools.partial(_by_xla, window=window, stride=stride, start=0.0, of=lax.add),
+        cpu=lambda x: _by_axes(x, window, stride, lax.add),
+        default=lambda x: lax.reduce_window(
+            x, 0.0, lax.add, (1, *window, 1), (1, *stride, 1), "VALID"
+        ),
     )
 
 
-def _by_xla(x: Array, window: Pair, stride: Pair, start: float, of: Callable) -> Array:
-    return lax.reduce_window(x, start, of, (1, *window, 1), (1, *stride, 1), "VALID")
+def _maxima_by_xla(x: Array, window: Pair, stride: Pair) -> Array:
+    return lax.reduce_window(x, -jnp.inf, lax.max, (1, *window, 1), (1, *stride, 1), "VALID")
+
+
+def _maxima_by_axes(x: Array, window: Pair, stride: Pair) -> Array:
+    return _by_axes(x, window, stride, _first_maximum)
 
 
 def _by_axes(x: Array, window: Pair, stride: Pair, combine: Callable) -> Array:
     for axis in (2, 1):
         x = functools.reduce(combine, _slices(x, axis, window, stride))
     return x
-
-
-def _by_cells(x: Array, window: Pair, stride: Pair, combine: Callable) -> Array:
-    rows = _slices(x, 1, window, stride)
-    return functools.reduce(
-        combine, (cell for row in rows for cell in _slices(row, 2, window, stride))
-    )
 
 
 def _slices(x: Array, axis: int, window: Pair, stride: Pair) -> list[Array]:
@@ -80,3 +79,28 @@ def _first_maximum_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Arra
     a, b = primals
     takes_first = (a >= b) | (a != a)
     return jnp.where(takes_first, a, b), jnp.where(takes_first, *tangents)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))
+def _maxima_of_cells(x: Array, window: Pair, stride: Pair) -> Array:
+    return functools.reduce(lax.max, _cells(x, window, stride))
+
+
+@_maxima_of_cells.defjvp
+def _maxima_of_cells_jvp(window: Pair, stride: Pair, primals: tuple[Array], tangents: tuple[Array]):
+    # One map of a byte a pixel says where each maximum was.
+    first, *others = _cells(*primals, window, stride)
+    y, place = first, jnp.zeros(first.shape, jnp.uint8)
+    for index, cell in enumerate(others, 1):
+        stays = (y >= cell) | (y != y)
+        y, place = jnp.where(stays, y, cell), jnp.where(stays, place, jnp.uint8(index))
+    change, *changes = _cells(*tangents, window, stride)
+    for index, cell in enumerate(changes, 1):
+        change = jnp.where(place == index, cell, change)
+    return y, change
+
+
+def _cells(x: Array, window: Pair, stride: Pair) -> list[Array]:
+    """What each cell of the window meets, in reading order."""
+    rows = _slices(x, 1, window, stride)
+    return [cell for row in rows for cell in _slices(row, 2, window, stride)]

@@ -4,8 +4,8 @@ Names are chosen so that the path of a parameter, joined by dots, is its torch `
 (see `flaxnets.convert`). Arguments keep torch's meaning: padding is given in pixels, the momentum
 of a batch norm is the weight of the new value.
 
-Where XLA's CPU backend is slow, a layer has a second formulation with equal values and gradients,
-chosen by platform and shape when the program is traced; GPU and TPU keep XLA's own operation.
+Where XLA is slow, above all on CPUs, a layer has a second formulation with equal values and
+gradients, chosen by platform and shape when the program is traced.
 """
 
 import functools

@@ -30,8 +30,9 @@ from flaxnets.training.parallel import DataParallel
 from flaxnets.training.program import Feed, make_program
 from flaxnets.training.step import AXIS
 
-# A stream_executor.GpuTargetConfigProto, with NVIDIA's numbers of the H200.
-BANDWIDTH, PRODUCTS = 4.8e12, 989e12 / 2  # bytes, and multiply-adds in bfloat16, a second
+# NVIDIA's numbers of the H200: bytes and multiply-adds a second, and XLA's GpuTargetConfigProto.
+BANDWIDTH = 4.8e12
+PRODUCTS = {"bfloat16": 989e12 / 2, "float32": 494e12 / 2}  # as TF32
 H200 = """
 platform_name: "CUDA"
 device_description_str: "NVIDIA H200"
@@ -91,12 +92,14 @@ def measure_traffic(arch: str, options: Options) -> Row:
     for operation, size_in_bytes in traffic(compiled.as_text()):
         moved[operation] += size_in_bytes
     total = moved.total()
+    products = 3 * multiply_adds(arch, shape) * batch_size
     return {
+        "compiled_for": "NVIDIA H200",
         "batch_size": batch_size,
         "image_size": side,
         "gigabytes_moved": total / 1e9,
         "seconds_of_memory": total / BANDWIDTH,
-        "seconds_of_products": 3 * multiply_adds(arch, shape) * batch_size / PRODUCTS,
+        "seconds_of_products": products / PRODUCTS[options.dtype],
         "temporary_gigabytes": compiled.memory_analysis().temp_size_in_bytes / 1e9,
         "operations": {name: value / total for name, value in moved.most_common()},
     }

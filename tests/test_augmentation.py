@@ -18,6 +18,7 @@ from PIL import Image
 from flaxnets import InputError
 from flaxnets.data import eval_batches, open_source, photographs, policies, train_batches, windows
 from flaxnets.data.images import train_image
+from flaxnets.data.streams import UNREADABLE
 from flaxnets.data.tensorflow import tf
 from flaxnets.recipes import Preprocessing
 from flaxnets.training import augmentation as on_device
@@ -196,6 +197,44 @@ def test_large_photographs_are_decoded_in_part(photograph, monkeypatch, decoder,
         ours = windows.random_crop(photograph_of(encoded), short, 100, Random(short))
         assert differences(ours, torchvisions_crop(large, short, short, 100))[0] < 2
     assert fractions == {4, 2, 1}
+
+
+def thumbnail(image: np.ndarray) -> bytes:
+    """An APP1 segment with a JPEG of the same size in it, as cameras write one."""
+    inside = picture(image, "JPEG", quality=20)
+    return b"\xff\xe1" + (len(inside) + 2).to_bytes(2, "big") + inside
+
+
+@pytest.mark.parametrize("fraction", [1, 2, 4, 8])
+@pytest.mark.parametrize("subsampling", [0, 1, 2])
+@pytest.mark.parametrize(
+    "options", [{}, {"progressive": True}, {"restart_marker_rows": 2}, {"thumbnail": True}]
+)
+def test_rows_below_a_window_are_not_decoded(photograph, options, subsampling, fraction):
+    image = photograph[:203, :301]
+    encoded = picture(image, "JPEG", subsampling=subsampling, **options)
+    if "thumbnail" in options:
+        encoded = encoded[:2] + thumbnail(image) + encoded[2:]
+    ours = photograph_of(encoded)
+    whole = ours._rows(203, fraction)
+    assert len(whole) == -(-203 // fraction)
+    for count in range(1, len(whole) + 1, 5):
+        rows = ours._rows(count, fraction)
+        assert len(rows) == min(count + 2, len(whole))
+        np.testing.assert_array_equal(rows[:count], whole[:count])
+
+
+def test_what_is_behind_the_rows_of_a_jpeg(photograph):
+    """Damage there is found, and where the picture may end elsewhere all of it is decoded."""
+    encoded = picture(photograph[:200, :300], "JPEG")
+    part = photograph_of(encoded).part((0, 20), (0, 300), 1)
+    trailing = photograph_of(encoded + b"camera")
+    np.testing.assert_array_equal(trailing.part((0, 20), (0, 300), 1), part)
+    assert len(trailing._rows(20, 1)) == 200
+    filled = photograph_of(encoded[:2] + b"\xff" + encoded[2:])  # a marker may begin with more
+    np.testing.assert_array_equal(filled.part((0, 20), (0, 300), 1), part)
+    with pytest.raises(UNREADABLE):
+        photograph_of(encoded[:-2000]).part((0, 20), (0, 300), 1)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])

@@ -438,7 +438,7 @@ def test_photographs_that_fit_are_decoded_once(pictures, photographs, monkeypatc
     decode = simplejpeg.decode_jpeg
 
     def spying(encoded, *rest, **options):
-        decoded[bytes(encoded)] += 1
+        decoded[encoded[-1000:]] += 1  # the header may say fewer rows
         return decode(encoded, *rest, **options)
 
     windows.threads().shutdown()  # what is still decoded ahead, for other tests

@@ -15,6 +15,8 @@ from flaxnets.data.tensorflow import tf
 # Bytes of a JPEG of which TensorFlow decodes the part alone. A call of it takes 0.1 ms and holds
 # Python's lock; the fifth that it saves of the decoding is less in smaller ones.
 LARGE = 2**16
+END = b"\xff\xd9"  # of a JPEG
+FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # the markers before a JPEG's height and width
 
 Span = tuple[int, int]  # of pixels: the first, and the one behind the last
 
@@ -66,7 +68,7 @@ class Photograph:
         # One that is decoded to a fraction for some windows is so whether or not there is room.
         is_always_whole = self.fraction(min(self.size), smallest) == 1
         if is_always_whole and decoded.fits(encoded, math.prod(self.size) * channels):
-            self.picture = self._whole(1)
+            self.picture = self._rows(self.size[0], 1)
             if self.picture is not None:
                 decoded.keep(encoded, self.picture)
 
@@ -85,7 +87,7 @@ class Photograph:
         """uint8 pixels (rows, columns, channels) of the picture decoded to that fraction."""
         picture = self.picture
         if picture is None and len(self.encoded) < LARGE:
-            picture = self._whole(fraction)
+            picture = self._rows(rows[1], fraction)
         if picture is not None:
             return picture[slice(*rows), slice(*columns)]
         # Colours are interpolated, also from those of the columns beside the part.
@@ -96,21 +98,40 @@ class Photograph:
         )
         return np.asarray(part)[:, columns[0] - left :][:, : columns[1] - columns[0]]
 
-    def _whole(self, fraction: int) -> np.ndarray | None:
-        """None of a rare kind, or a damaged one: TensorFlow decides."""
+    def _rows(self, count: int, fraction: int) -> np.ndarray | None:
+        """The first `count` rows and maybe more of the picture decoded to that fraction. None of a
+        rare kind, or a damaged one: TensorFlow decides.
+        """
         if self.channels not in (1, 3):
             return None
-        height, width = self.size_at(fraction)
+        encoded, (height, width) = self.encoded, self.size
+        needed = (count + 2) * fraction  # colours are interpolated, also from those of rows below
+        if needed < height and encoded.endswith(END):
+            encoded, height = _cut(encoded, height, needed)
         try:
             return simplejpeg.decode_jpeg(
-                self.encoded,
+                encoded,
                 "RGB" if self.channels == 3 else "GRAY",
-                min_height=height,
-                min_width=width,
+                min_height=-(-height // fraction),
+                min_width=-(-width // fraction),
                 min_factor=fraction,
+                strict=height == self.size[0],  # what follows the rows is no damage
             )
         except ValueError:
             return None
+
+
+def _cut(encoded: bytes, height: int, rows: int) -> tuple[bytes, int]:
+    """The JPEG with `rows` for the height in its header, and its height now: the decoder stops
+    there. As it is, where the header is not what it is thought to be.
+    """
+    at = 2
+    while encoded[at : at + 1] == b"\xff" and encoded[at + 1] not in FRAMES:
+        at += 2 + int.from_bytes(encoded[at + 2 : at + 4], "big")
+    found = slice(at + 5, at + 7)
+    if encoded[at : at + 1] != b"\xff" or encoded[found] != height.to_bytes(2, "big"):
+        return encoded, height
+    return encoded[: found.start] + rows.to_bytes(2, "big") + encoded[found.stop :], rows
 
 
 def _jpeg_size(encoded: bytes) -> tuple[int, int]:

@@ -27,7 +27,6 @@ class Records(Source):
     """Encoded photographs in TFRecord files prepared by TensorFlow Datasets."""
 
     splits: Mapping[str, Any]  # tfds.core.SplitInfo
-    features: Any  # tfds.features.FeaturesDict
     keys: tuple[str, str]  # of the image and its label
 
     def share(self, split, shard):
@@ -61,13 +60,16 @@ class Records(Source):
 
     def reader(self, split):
         image, label = self.keys
-        skip = {image: tfds.decode.SkipDecoding()}
+        features = {
+            image: tf.io.FixedLenFeature((), tf.string),
+            label: tf.io.FixedLenFeature((), tf.int64),
+        }
 
-        def example(record):
-            parsed = self.features.deserialize_example(record, decoders=skip)
+        def examples(records):
+            parsed = tf.io.parse_example(records, features)
             return {"image": parsed[image], "label": tf.cast(parsed[label], tf.int32)}
 
-        return example
+        return examples
 
 
 def tfds_source(name: str, data_dir: str | None = None) -> Source:
@@ -112,7 +114,7 @@ def tfds_source(name: str, data_dir: str | None = None) -> Source:
         "image_size": height if height == width and (height or SMALL + 1) <= SMALL else None,
         "flip": info.name not in NOT_MIRRORED,
     }
-    records = Records(**base, splits=splits, features=info.features, keys=keys)
+    records = Records(**base, splits=splits, keys=keys)
     return records if records.image_size is None else _in_memory(records, base)
 
 

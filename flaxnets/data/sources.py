@@ -78,7 +78,7 @@ class Source:
         raise NotImplementedError
 
     def reader(self, split: str) -> "Callable[[tf.Tensor], dict[str, tf.Tensor]]":
-        """From an element of `order` to the raw example."""
+        """From an element of `order`, or a batch of them, to the raw example, or examples."""
         raise NotImplementedError
 
     def stream(
@@ -109,13 +109,14 @@ class InMemory(Source):
 
         images, labels = tf.constant(self.images[split]), tf.constant(self.labels[split])
 
-        def example(i):
-            image = tf.gather(images, i)
-            if image.dtype == tf.string:
-                image = tf.io.read_file(image)
-            return {"image": image, "label": tf.gather(labels, i)}
+        def examples(i):
+            found = tf.gather(images, i)
+            if found.dtype == tf.string:
+                read = tf.io.read_file
+                found = tf.map_fn(read, found) if found.shape.rank else read(found)
+            return {"image": found, "label": tf.gather(labels, i)}
 
-        return example
+        return examples
 
 
 @dataclasses.dataclass(frozen=True)

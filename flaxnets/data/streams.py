@@ -90,14 +90,11 @@ def train_batches(
         apply = functools.partial(
             tf.data.Dataset.map, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
         )
-        if are_photographs:
-            examples = apply(order, read)
-        else:
-            examples = apply(order.enumerate(step * local), prepare)
-        found = _numpy(examples.batch(local, drop_remainder=True).prefetch(PREFETCH))
-        if are_photographs:
-            return _in_threads(found, step, (size, size, source.channels), window)
-        return found
+        if are_photographs:  # all of a batch are read at once
+            encoded = _numpy(apply(order.batch(local, drop_remainder=True), read))
+            return _in_threads(encoded, step, (size, size, source.channels), window)
+        images = apply(order.enumerate(step * local), prepare)
+        return _numpy(images.batch(local, drop_remainder=True).prefetch(PREFETCH))
 
     def prepare_at(step, place, element):
         if are_photographs:

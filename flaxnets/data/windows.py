@@ -132,7 +132,11 @@ def hats(factor: float) -> np.ndarray:
     variance of a hat of the width f is f^2 / 6.
     """
     whole = max(int(factor), 1)
-    pixels = np.abs(np.arange(-whole, whole + 1))
-    narrow, wide = (np.maximum(width - pixels, 0) / width**2 for width in (whole, whole + 1))
     share = (max(factor, 1.0) ** 2 - whole**2) / ((whole + 1) ** 2 - whole**2)
-    return (1 - share) * narrow + share * wide
+
+    def mixture(distance: int) -> float:
+        narrow, wide = (max(width - distance, 0) / width**2 for width in (whole, whole + 1))
+        return (1 - share) * narrow + share * wide
+
+    side = [mixture(distance) for distance in range(whole, 0, -1)]
+    return np.array([*side, mixture(0), *reversed(side)])  # NumPy's operations take three times

@@ -99,14 +99,10 @@ def torchvisions_crop(image: np.ndarray, seed: int, short: int, size: int) -> np
 
 
 @pytest.mark.parametrize("room", [0, 10**6])
-@pytest.mark.parametrize("large", [0, 2**16])
 @pytest.mark.parametrize("subsampling", [0, 2])
 @pytest.mark.parametrize("mode", ["RGB", "L"])
-def test_windows_of_a_jpeg_are_those_of_its_decoded_image(
-    photograph, subsampling, mode, large, room, monkeypatch
-):
-    """By simplejpeg, by TensorFlow as if the file were large, and from memory."""
-    monkeypatch.setattr(photographs, "LARGE", large)
+def test_windows_of_a_jpeg_are_those_of_its_decoded_image(photograph, subsampling, mode, room):
+    """Decoded for each, and from memory."""
     image = np.asarray(Image.fromarray(photograph[:201, :307]).convert(mode))
     channels = 3 if mode == "RGB" else 1
     encoded = picture(image, "JPEG", **({"subsampling": subsampling} if channels == 3 else {}))
@@ -170,22 +166,23 @@ def test_the_filter_has_the_width_of_pils(factor):
     assert (weights * reach**2).sum() == pytest.approx((factor**2 - 1) / 6)
 
 
-@pytest.mark.parametrize(
-    ("decoder", "fraction", "limit"),
-    [(tf.io, "ratio", 0), (photographs.simplejpeg, "min_factor", 2**30)],
-)
-def test_large_photographs_are_decoded_in_part(photograph, monkeypatch, decoder, fraction, limit):
-    monkeypatch.setattr(photographs, "LARGE", limit)
+@pytest.mark.parametrize("known", [True, False])
+def test_large_photographs_are_decoded_in_part(photograph, monkeypatch, known):
+    """By simplejpeg, and by TensorFlow where that does not know the kind."""
     large = np.asarray(Image.fromarray(photograph).resize((2560, 1708), Image.Resampling.BICUBIC))
     encoded, fractions = picture(large, "JPEG", quality=95), set()
-    name = "decode_and_crop_jpeg" if decoder is tf.io else "decode_jpeg"
-    decode = getattr(decoder, name)
+    decoder, fraction = (photographs.simplejpeg, "min_factor") if known else (tf.io, "ratio")
+    decode = decoder.decode_jpeg
 
     def spying(*arguments, **options):
         fractions.add(options[fraction])
         return decode(*arguments, **options)
 
-    monkeypatch.setattr(decoder, name, spying)
+    def unknown(*_, **__):
+        raise ValueError
+
+    monkeypatch.setattr(photographs.simplejpeg, "decode_jpeg", unknown)
+    monkeypatch.setattr(decoder, "decode_jpeg", spying)
     for seed in range(12):
         ours = windows.random_resized_crop(photograph_of(encoded), 100, Random(seed))
         # A window begins and ends at a pixel of what is decoded: up to half of a pixel elsewhere.

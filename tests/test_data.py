@@ -444,7 +444,6 @@ def test_photographs_that_fit_are_decoded_once(pictures, photographs, monkeypatc
     windows.threads().shutdown()  # what is still decoded ahead, for other tests
     windows.threads.cache_clear()
     monkeypatch.setattr(simplejpeg, "decode_jpeg", spying)
-    monkeypatch.setattr(data.photographs, "LARGE", 2**20)
     source = open_source(f"folder:{pictures}")
     how = Preprocessing(image_size=200, resize=220, crop=crop)
     room = fitting * (max(map(len, photographs)) + 640 * 427 * 3)

@@ -12,9 +12,6 @@ import simplejpeg
 from flaxnets.data.augmentation import DCT, decode
 from flaxnets.data.tensorflow import tf
 
-# Bytes of a JPEG of which TensorFlow decodes the part alone. A call of it takes 0.1 ms and holds
-# Python's lock; the fifth that it saves of the decoding is less in smaller ones.
-LARGE = 2**16
 END = b"\xff\xd9"  # of a JPEG
 FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # the markers before a JPEG's height and width
 
@@ -86,17 +83,13 @@ class Photograph:
     def part(self, rows: Span, columns: Span, fraction: int) -> np.ndarray:
         """uint8 pixels (rows, columns, channels) of the picture decoded to that fraction."""
         picture = self.picture
-        if picture is None and len(self.encoded) < LARGE:
+        if picture is None:
             picture = self._rows(rows[1], fraction)
-        if picture is not None:
-            return picture[slice(*rows), slice(*columns)]
-        # Colours are interpolated, also from those of the columns beside the part.
-        left, right = max(columns[0] - 2, 0), min(columns[1] + 2, self.size_at(fraction)[1])
-        window = [rows[0], left, rows[1] - rows[0], right - left]
-        part = tf.io.decode_and_crop_jpeg(
-            self.encoded, window, self.channels, ratio=fraction, dct_method=DCT
-        )
-        return np.asarray(part)[:, columns[0] - left :][:, : columns[1] - columns[0]]
+        if picture is None:
+            picture = np.asarray(
+                tf.io.decode_jpeg(self.encoded, self.channels, ratio=fraction, dct_method=DCT)
+            )
+        return picture[slice(*rows), slice(*columns)]
 
     def _rows(self, count: int, fraction: int) -> np.ndarray | None:
         """The first `count` rows and maybe more of the picture decoded to that fraction. None of a

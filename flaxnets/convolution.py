@@ -147,9 +147,10 @@ def _conv_by_bundles(x: Array, kernel: Array, geometry: Geometry) -> Array:
 
 # --------------------------------------------------------------------------- oneDNN
 
-# A norm by running averages, its ReLU and a residual sum are not post-operations of the call. It
-# was tried: inference of five networks took 1.00 to 1.15 times the time. XLA has most of them in
-# passes that stay (pads and maxima of pools, concatenations, the sum, which reads the shortcut).
+# A norm by running averages (`flaxnets.folding`), its ReLU and a residual sum are not
+# post-operations of the call. It was tried: inference of five networks took 1.00 to 1.15 times the
+# time. XLA has most of them in passes that stay (pads and maxima of pools, concatenations, the sum,
+# which reads the shortcut).
 
 
 def _conv_by_platform(x: Array, kernel: Array, geometry: Geometry) -> Array:

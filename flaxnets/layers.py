@@ -20,7 +20,8 @@ from jax import lax
 
 from flaxnets.convolution import conv2d
 from flaxnets.errors import InputError
-from flaxnets.normalization import batch_norm, moments, normalized
+from flaxnets.folding import recall, remember
+from flaxnets.normalization import as_affine, batch_norm, moments, normalized
 from flaxnets.pooling import window_maxima, window_sums
 
 Array = jax.Array
@@ -131,18 +132,21 @@ class Conv(nn.Module):
         _check_fits(reach, x, padding)
         channels = x.shape[-1] // self.groups
         kernel = self.param("kernel", self.kernel_init, (*size, channels, self.features))
-        y = conv2d(
-            x.astype(self.dtype),
-            kernel.astype(self.dtype),
-            _pair(self.stride),
-            padding,
-            dilation,
-            self.groups,
-        )
+        geometry, dtype = (_pair(self.stride), padding, dilation, self.groups), self.dtype
+        bias = None
         if self.use_bias:
             bias_init = self.bias_init or _bias_default(math.prod(size) * channels)
             bias = self.param("bias", bias_init, (self.features,))
-            y = y + bias.astype(self.dtype)
+
+        def output(kernel: Array, bias: Array | None) -> Array:
+            y = conv2d(x.astype(dtype), kernel.astype(dtype), *geometry)
+            return y if bias is None else y + bias.astype(dtype)
+
+        def affine(factor: Array, shift: Array) -> Array:
+            return output(kernel * factor, shift if bias is None else bias * factor + shift)
+
+        y = output(kernel, bias)
+        remember(y, affine)
         return y
 
 
@@ -220,10 +224,16 @@ class BatchNorm(nn.Module):
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (features,), jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, (features,), jnp.float32)
 
+        convolution = recall(x)
         x = x.astype(_at_least_float32(x.dtype))
         if self.use_running_average:
             by = running_mean.value, running_var.value
-            return normalized(x, by, scale, bias, self.epsilon, relu).astype(self.dtype)
+            if convolution is None:
+                y = normalized(x, by, scale, bias, self.epsilon, relu)
+            else:
+                y = convolution(*as_affine(by, scale, bias, self.epsilon))
+                y = nn.relu(y) if relu else y
+            return y.astype(self.dtype)
         y, (mean, var) = batch_norm(
             x, scale, bias, self.epsilon, relu, known=moments, axis_name=self._mapped_axis
         )
@@ -375,9 +385,10 @@ def relu_of_sum(x: Array) -> Array:
 
     It would fuse a maximum, and the sum with it, into both of its readers, the next convolution
     and the next sum, so that every block adds up all blocks before it anew (1202 layers did not
-    compile in ten minutes). A choice between two arrays is stored.
+    compile in ten minutes). A choice between two arrays is stored. On GPUs a convolution takes sum
+    and maximum along.
     """
-    return jnp.where(x <= 0, 0, x)
+    return jnp.maximum(x, 0) if jax.default_backend() == "gpu" else jnp.where(x <= 0, 0, x)
 
 
 def local_response_norm(

@@ -2,7 +2,8 @@
 
 XLA's CPU backend takes a dozen operations for a norm with its ReLU and their gradient, each of them
 compiled, and several over the whole map; there they become two calls of oneDNN
-(`flaxnets.onednn`). GPU and TPU keep XLA's operations. Values and derivatives of any order are the
+(`flaxnets.onednn`). GPU and TPU keep XLA's operations; on GPUs a norm by running averages is a part
+of the convolution in front of it (`flaxnets.folding`). Values and derivatives of any order are the
 same.
 """
 
@@ -54,9 +55,16 @@ def normalized(
     """
     mean, var = by
     center = lax.stop_gradient(mean)
-    factor = scale * lax.rsqrt(var + epsilon)
-    y = (x - center) * factor + (bias - (mean - center) * factor)
+    factor, shift = as_affine((mean - center, var), scale, bias, epsilon)
+    y = (x - center) * factor + shift
     return jax.nn.relu(y) if relu else y
+
+
+def as_affine(by: Moments, scale: Array, bias: Array, epsilon: float) -> tuple[Array, Array]:
+    """The norm by given moments as a factor and a shift (C,): `x * factor + shift`."""
+    mean, var = by
+    factor = scale * lax.rsqrt(var + epsilon)
+    return factor, bias - mean * factor
 
 
 def moments(x: Array, axis_name: str | None = None) -> Moments:

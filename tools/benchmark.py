@@ -15,9 +15,10 @@ Modes:
         result must be finite, and the peak memory of the process.
     profile: seconds of a training step, of the bytes that it moves and of its multiply-adds as fast
         as this machine copies and multiplies, and the shares of its operations.
-    traffic: gigabytes that a training step reads and writes on an H200, for which it is compiled
-        without one (jax's CUDA plugin is needed), the seconds that its memory takes for them and
-        its matrix products for the multiply-adds, and the shares of its operations.
+    traffic: gigabytes that a training and an evaluation step read and write on an H200, for which
+        they are compiled without one (jax's CUDA plugin is needed), the seconds that its memory
+        takes for them and its matrix products for the multiply-adds, and the shares of their
+        operations.
     data: images a second from a data set to batches in memory, beside torchvision's DataLoader and
         libjpeg-turbo's decoding alone.
     start: seconds from the command train.py to its first output and its first step, without and

@@ -190,6 +190,7 @@ def plain_layers() -> Iterator[None]:
 
     with (
         mock.patch.object(jax.lax, "platform_dependent", default_alone),
+        mock.patch.object(jax, "default_backend", return_value="tpu"),  # as layers ask
         mock.patch.object(onednn, "available", return_value=False),
     ):
         yield

@@ -1,5 +1,5 @@
-"""What a training step moves through the memory of a GPU that need not be here: XLA compiles the
-step for a described one, and the program says what each of its operations reads and writes.
+"""What training and evaluation steps move through the memory of a GPU that need not be here: XLA
+compiles them for a described one, and a program says what each operation reads and writes.
 
 It needs jax's CUDA plugin (`pip install "jax[cuda12]"`), no GPU and no driver. Kernels are not
 tried out, as XLA does on a GPU before it chooses among them.
@@ -65,9 +65,9 @@ gpu_device_info {
 
 
 def measure_traffic(arch: str, options: Options) -> Row:
-    """Gigabytes that the operations of a training step read and write on an H200, the seconds that
-    its memory needs for them and its matrix products for the multiply-adds, and the shares of the
-    operations.
+    """Of a training step and of an evaluation step on an H200: gigabytes that the operations read
+    and write, the seconds that its memory needs for them and its matrix products for the
+    multiply-adds, and the shares of the operations.
     """
     model = create_model(arch, dtype=jnp.dtype(options.dtype), remat=options.remat)
     *size, channels = model.input_shape
@@ -84,25 +84,32 @@ def measure_traffic(arch: str, options: Options) -> Row:
     batch = {
         "image": jax.ShapeDtypeStruct((batch_size, *shape), np.uint8, sharding=split),
         "label": jax.ShapeDtypeStruct((batch_size,), np.int32, sharding=split),
+        "mask": jax.ShapeDtypeStruct((batch_size,), np.float32, sharding=split),
     }
+    state = program.state_shapes()
     with mock.patch.object(jax, "default_backend", return_value="gpu"):  # as layers ask
-        step = program.train_step.lower(program.state_shapes(), batch)
-    compiled = step.compile(compiler_options={"xla_gpu_autotune_level": 0})
-    moved: collections.Counter[str] = collections.Counter()
-    for operation, size_in_bytes in traffic(compiled.as_text()):
-        moved[operation] += size_in_bytes
-    total = moved.total()
-    products = 3 * multiply_adds(arch, shape) * batch_size
-    return {
-        "compiled_for": "NVIDIA H200",
-        "batch_size": batch_size,
-        "image_size": side,
-        "gigabytes_moved": total / 1e9,
-        "seconds_of_memory": total / BANDWIDTH,
-        "seconds_of_products": products / PRODUCTS[options.dtype],
-        "temporary_gigabytes": compiled.memory_analysis().temp_size_in_bytes / 1e9,
-        "operations": {name: value / total for name, value in moved.most_common()},
-    }
+        steps = {
+            "training": program.train_step.lower(state, batch),
+            "evaluation": program.eval_step.lower(state.variables, batch),
+        }
+    row: Row = {"compiled_for": "NVIDIA H200", "batch_size": batch_size, "image_size": side}
+    products = multiply_adds(arch, shape) * batch_size / PRODUCTS[options.dtype]
+    for name, step in steps.items():
+        is_training = name == "training"
+        compiled = step.compile(compiler_options={"xla_gpu_autotune_level": 0})
+        moved: collections.Counter[str] = collections.Counter()
+        for operation, size_in_bytes in traffic(compiled.as_text()):
+            moved[operation if is_training else operation.split(",")[0]] += size_in_bytes
+        total = moved.total()
+        found = {
+            "gigabytes_moved": total / 1e9,
+            "seconds_of_memory": total / BANDWIDTH,
+            "seconds_of_products": products * (3 if is_training else 1),
+            "temporary_gigabytes": compiled.memory_analysis().temp_size_in_bytes / 1e9,
+            "operations": {operation: value / total for operation, value in moved.most_common()},
+        }
+        row |= {f"{name}_{key}": value for key, value in found.items()}
+    return row
 
 
 def described_gpu() -> list[Any]:

@@ -132,7 +132,8 @@ class Conv(nn.Module):
         _check_fits(reach, x, padding)
         channels = x.shape[-1] // self.groups
         kernel = self.param("kernel", self.kernel_init, (*size, channels, self.features))
-        geometry, dtype = (_pair(self.stride), padding, dilation, self.groups), self.dtype
+        geometry = (_pair(self.stride), padding, dilation, self.groups)
+        dtype = self.dtype  # what is remembered must not hold `self`
         bias = None
         if self.use_bias:
             bias_init = self.bias_init or _bias_default(math.prod(size) * channels)

@@ -73,8 +73,8 @@ class Options:
     max_bad_images: int = 0
     """Pictures of a folder that may be unreadable: each is named and skipped."""
     decoded_gigabytes: float = 2.0
-    """Memory, in each process, for decoded training photographs: those that fit are decoded once,
-    the others in every epoch."""
+    """Memory, in each process, for decoded photographs of training and for test images as the
+    network is fed them: those that fit are decoded and resized once, the others in every epoch."""
     dry_run: bool = False
     """Print the values, the layers, the steps and the memory of the run, and stop."""
     run: Annotated[RunOptions, tyro.conf.OmitArgPrefixes] = dataclasses.field(
@@ -197,14 +197,18 @@ def main(arguments: list[str]) -> None:
     train_shape = (recipe.preprocessing.train_size or size,) * 2 + (source.channels,)
     own_statistics = recipe.normalization(source.statistics)
     initial, statistics = start_from(options, model, input_shape, own_statistics)
+    decoded = data.Decoded(int(options.decoded_gigabytes * 1e9))
     feed = Feed(
         train=lambda step: data.train_batches(
             source, recipe.batch_size, recipe.preprocessing,
             seed=options.seed, start_step=step, shard=shard, bad=bad, keep=parallel.keep,
-            decoded_bytes=int(options.decoded_gigabytes * 1e9),
+            decoded=decoded,
         ),
-        test=lambda: data.eval_batches(
-            source, parallel.round_up(recipe.batch_size), recipe.preprocessing, shard=shard, bad=bad
+        test=decoded.repeatable(
+            lambda number: data.eval_batches(
+                source, parallel.round_up(recipe.batch_size), recipe.preprocessing,
+                start_batch=number, shard=shard, bad=bad,
+            )
         ),
         train_size=source.sizes["train"],
         input_shape=input_shape,

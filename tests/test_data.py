@@ -410,6 +410,34 @@ def test_an_unreadable_picture_is_named(pictures, content, crop):
         next(train_batches(source, 6, Preprocessing(crop=crop)))
 
 
+@pytest.mark.parametrize("fitting", [0, 1, 3])
+@pytest.mark.parametrize("dataset", ["folder", "digits"])
+def test_what_fits_of_an_evaluation_is_made_once(pictures, dataset, fitting):
+    source = open_source(f"folder:{pictures}" if dataset == "folder" else dataset)
+    size = source.sizes["train"] // 5 * 2  # the last batch is padded
+    how = Preprocessing(image_size=32, resize=36)
+    made = []
+
+    def batches_from(first):
+        batches = eval_batches(source, size, how, split="train", start_batch=first)
+        for number, batch in enumerate(batches, first):
+            made.append(number)
+            yield batch
+
+    whole = list(batches_from(0))
+    assert len(whole) == 3
+    nbytes = sum(values.nbytes for values in whole[0].values())
+    one_pass = data.Decoded((fitting + 1) * nbytes - 1).repeatable(batches_from)
+    made.clear()
+    next(one_pass())  # a pass that ends early
+    for _ in range(2):
+        for batch, expected in zip(one_pass(), whole, strict=True):
+            assert set(batch) == set(expected)
+            for key, values in expected.items():
+                np.testing.assert_array_equal(batch[key], values)
+    assert made == {0: [0, 0, 1, 2, 0, 1, 2], 1: [0, 1, 2, 1, 2], 3: [0, 1, 2]}[fitting]
+
+
 @pytest.mark.parametrize("policy", ["none", "rand_augment"])
 def test_windows_are_the_same_from_any_step_on_and_in_any_process(pictures, policy):
     source = open_source(f"folder:{pictures}")
@@ -447,7 +475,7 @@ def test_photographs_that_fit_are_decoded_once(pictures, photographs, monkeypatc
     source = open_source(f"folder:{pictures}")
     how = Preprocessing(image_size=200, resize=220, crop=crop)
     room = fitting * (max(map(len, photographs)) + 640 * 427 * 3)
-    begun = train_batches(source, 6, how, decoded_bytes=room)
+    begun = train_batches(source, 6, how, decoded=data.Decoded(room))
     batches = list(itertools.islice(begun, 8))
     fewest, most = sorted(decoded.values())
     assert fewest <= windows.CORES if fitting else fewest >= 24  # threads may meet in one picture
@@ -458,7 +486,7 @@ def test_photographs_that_fit_are_decoded_once(pictures, photographs, monkeypatc
 
 def test_a_photograph_that_is_decoded_smaller_at_times_is_never_kept(photographs):
     """The same window would have other pixels then."""
-    kept = data.photographs.Decoded(10**7)
+    kept = data.Decoded(10**7)
     for smallest in (106, 107):  # 4 * 106 <= 427
         data.photographs.Photograph(photographs[0], 3, smallest, kept)
         assert (kept.get(photographs[0]) is not None) == (smallest == 107)

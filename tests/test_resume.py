@@ -459,7 +459,9 @@ def test_unreadable_pictures_are_named_and_replaced_wherever_a_run_begins(pictur
     for step in range(14):
         bad = data.BadImages(4, expected)  # known: no warnings
         kept = 10**7 * (step % 2)  # what is decoded once is what is decoded again
-        begun = data.train_batches(source, 4, how, start_step=step, bad=bad, decoded_bytes=kept)
+        begun = data.train_batches(
+            source, 4, how, start_step=step, bad=bad, decoded=data.Decoded(kept)
+        )
         assert all(map(same, itertools.islice(begun, 2), stream[step:]))
 
     # Positions do not move: what can be read is where it was, as it was.

@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from flaxnets.data.decoded import Decoded
     from flaxnets.data.pipeline import (
         BadImages,
         eval_batches,
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BadImages",
+    "Decoded",
     "Source",
     "eval_batches",
     "open_source",
@@ -25,6 +27,7 @@ __all__ = [
 
 _MODULES = {
     "BadImages": "pipeline",
+    "Decoded": "decoded",
     "Source": "sources",
     "eval_batches": "pipeline",
     "open_source": "sources",

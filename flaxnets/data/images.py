@@ -9,7 +9,8 @@ from random import Random
 import numpy as np
 
 from flaxnets.data import augmentation, policies, windows
-from flaxnets.data.photographs import Decoded, Photograph
+from flaxnets.data.decoded import Decoded
+from flaxnets.data.photographs import Photograph
 from flaxnets.data.sources import Source
 from flaxnets.data.tensorflow import tf
 from flaxnets.recipes import Preprocessing

@@ -4,41 +4,18 @@ libjpeg-turbo does it, by simplejpeg, which leaves Python's lock to other thread
 """
 
 import math
-import threading
 
 import numpy as np
 import simplejpeg
 
 from flaxnets.data.augmentation import DCT, decode
+from flaxnets.data.decoded import Decoded
 from flaxnets.data.tensorflow import tf
 
 END = b"\xff\xd9"  # of a JPEG
 FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # the markers before a JPEG's height and width
 
 Span = tuple[int, int]  # of pixels: the first, and the one behind the last
-
-
-class Decoded:
-    """Whole decoded pictures by their encoded bytes: the first ones that come, as many as fit
-    `room` bytes.
-    """
-
-    def __init__(self, room: int = 0):
-        self.room = room
-        self._pictures: dict[bytes, np.ndarray] = {}
-        self._lock = threading.Lock()
-
-    def get(self, encoded: bytes) -> np.ndarray | None:
-        return self._pictures.get(encoded)
-
-    def fits(self, encoded: bytes, pixels: int) -> bool:
-        return len(encoded) + pixels <= self.room
-
-    def keep(self, encoded: bytes, picture: np.ndarray) -> None:
-        with self._lock:
-            if encoded not in self._pictures and self.fits(encoded, picture.nbytes):
-                self.room -= len(encoded) + picture.nbytes
-                self._pictures[encoded] = picture
 
 
 class Photograph:

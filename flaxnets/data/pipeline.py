@@ -24,11 +24,11 @@ from typing import Any, TypeGuard
 import numpy as np
 from PIL import Image
 
+from flaxnets.data.decoded import Batch, Decoded
 from flaxnets.data.sources import InMemory, Shard, Source
 from flaxnets.errors import InputError, InputWarning
 from flaxnets.recipes import Preprocessing
 
-Batch = dict[str, Any]  # of arrays
 Keep = Callable[[np.ndarray], Callable[[np.ndarray], Any]]
 
 MAX_RESIZED = 2**30  # bytes of training images; more are resized anew in every epoch
@@ -75,7 +75,7 @@ def train_batches(
     shard: Shard = (0, 1),
     bad: BadImages | None = None,
     keep: Keep | None = None,
-    decoded_bytes: int = 0,
+    decoded: Decoded | None = None,
 ) -> Iterator[Batch]:
     """Augmented batches of this process without end, from step `start_step` on.
 
@@ -90,8 +90,8 @@ def train_batches(
     `"offset"`, int32 (N, [y, x]) in 0..2 * pad, and `"mirrored"`, bool (N,). `keep(images)` says
     how they are taken from those of all examples, by their indices (`DataParallel.keep`).
 
-    Photographs are decoded once as far as `decoded_bytes` of memory hold them, the others in every
-    epoch; the batches are the same.
+    Photographs are decoded once as far as `decoded` has room for them, the others in every epoch;
+    the batches are the same.
 
     Raises InputError if `batch_size` cannot be divided, or more pictures than `bad` allows (none)
     cannot be read.
@@ -101,10 +101,8 @@ def train_batches(
     if as_fed is not None:
         places = slice(shard[0] * local, (shard[0] + 1) * local)
         return _whole_images(as_fed, batch_size, how, seed, start_step, places, keep)
-    bad = bad or BadImages()
-    return _streams().train_batches(
-        source, batch_size, how, seed, start_step, shard, bad, decoded_bytes
-    )
+    bad, decoded = bad or BadImages(), decoded or Decoded()
+    return _streams().train_batches(source, batch_size, how, seed, start_step, shard, bad, decoded)
 
 
 def eval_batches(
@@ -113,10 +111,11 @@ def eval_batches(
     how: Preprocessing,
     *,
     split: str = "test",
+    start_batch: int = 0,
     shard: Shard = (0, 1),
     bad: BadImages | None = None,
 ) -> Iterator[Batch]:
-    """One pass over `split`: every example once, in a fixed order.
+    """One pass over `split`, from batch `start_batch` on: every example once, in a fixed order.
 
     The last batch is padded with zeros; `"mask"` (N,) is 1.0 for examples and 0.0 for padding and
     for pictures that cannot be read. All processes yield the same number of batches. Raises as
@@ -124,12 +123,12 @@ def eval_batches(
     """
     local = _local_batch_size(batch_size, shard)
     largest = max(source.share(split, (index, shard[1])) for index in range(shard[1]))
-    count = -(-largest // local)
+    numbers = range(start_batch, -(-largest // local))
     if _is_in_memory(source):
-        batches = _one_pass(source, how.image_size, local, count, split, shard)
+        batches = _one_pass(source, how.image_size, local, numbers, split, shard)
     else:
         bad = bad or BadImages()
-        batches = _streams().eval_batches(source, local, count, how, split, shard, bad)
+        batches = _streams().eval_batches(source, local, numbers, how, split, shard, bad)
     for batch in batches:
         missing = local - len(batch["label"])
         yield {
@@ -221,11 +220,11 @@ def _whole_images(
 
 
 def _one_pass(
-    source: InMemory, size: int, local: int, count: int, split: str, shard: Shard
+    source: InMemory, size: int, local: int, numbers: range, split: str, shard: Shard
 ) -> Iterator[Batch]:
-    """`count` batches, of which the last may be short, or empty."""
+    """The batches of these numbers, of which the last may be short, or empty."""
     own = np.arange(source.sizes[split])[shard[0] :: shard[1]]
-    for number in range(count):
+    for number in numbers:
         few = own[number * local :][:local]
         images, labels = source.images[split][few], source.labels[split][few]
         if source.kind != "rows" and source.image_size != size:

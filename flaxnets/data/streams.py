@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 
 from flaxnets.data import windows
+from flaxnets.data.decoded import Batch, Decoded
 from flaxnets.data.images import eval_image, recolour, train_image, window_image
-from flaxnets.data.photographs import Decoded
-from flaxnets.data.pipeline import BadImages, Batch, is_recoloured
+from flaxnets.data.pipeline import BadImages, is_recoloured
 from flaxnets.data.sources import InMemory, Shard, Source
 from flaxnets.data.tensorflow import tf
 from flaxnets.errors import InputError
@@ -44,7 +44,7 @@ def train_batches(
     start_step: int,
     shard: Shard,
     bad: BadImages,
-    decoded_bytes: int,
+    decoded: Decoded,
 ) -> Iterator[Batch]:
     """As `flaxnets.data.pipeline.train_batches`, every image changed before it is handed over."""
     local = batch_size // shard[1]
@@ -76,7 +76,6 @@ def train_batches(
 
     size = how.train_size or how.image_size
     are_photographs = source.kind == "photographs"
-    decoded = Decoded(decoded_bytes)
     recoloured = tf.function(functools.partial(recolour, source, how))
 
     def window(step, place, encoded):
@@ -134,14 +133,14 @@ def _repeated(
 def eval_batches(
     source: Source,
     local: int,
-    count: int,
+    numbers: range,
     how: Preprocessing,
     split: str,
     shard: Shard,
     bad: BadImages,
 ) -> Iterator[Batch]:
-    """As `flaxnets.data.pipeline.eval_batches`, of photographs: `count` batches of `local`
-    examples, of which the last may be short, or empty.
+    """As `flaxnets.data.pipeline.eval_batches`, of photographs: the batches of these numbers, of
+    `local` examples, of which the last may be short, or empty.
     """
     order, read = source.order(split, shard, None), source.reader(split)
 
@@ -172,8 +171,8 @@ def eval_batches(
             batch[key][good] = values
         return batch
 
-    found = _mending(batches_from, mended, 0, source, split, bad)
-    for _ in range(count):
+    found = _mending(batches_from, mended, numbers.start, source, split, bad)
+    for _ in numbers:
         yield next(found, None) or none()
 
 

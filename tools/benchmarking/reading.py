@@ -77,7 +77,7 @@ def _ours(source: "data.Source", how: Preprocessing, size: int, steps: int) -> f
 
 
 def _decoded_once(source: "data.Source", how: Preprocessing, size: int, steps: int) -> float:
-    batches = data.train_batches(source, size, how, decoded_bytes=ROOM)
+    batches = data.train_batches(source, size, how, decoded=data.Decoded(ROOM))
     epoch = itertools.islice(batches, -(-source.sizes["train"] // size))
     collections.deque(epoch, maxlen=0)
     return _rate(batches, size, steps)

@@ -33,6 +33,7 @@ from flaxnets.inference.views import (
     view_logits,
     views_of,
 )
+from flaxnets.training.state import jit_once
 from flaxnets.training.step import normalize
 from scripts import command, script
 from tools.torchvision_import import torchvision
@@ -273,7 +274,7 @@ def small(tmp_path_factory):
     """A network for 28 pixels, grey images and seven classes."""
     path = tmp_path_factory.mktemp("small") / "small.safetensors"
     model = create_model("lenet5", num_classes=7)
-    variables = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 28, 28, 1)))
+    variables = jit_once(model.init)(jax.random.key(0), np.zeros((1, 28, 28, 1)))
     save_file(to_torch(variables), path)
     return path
 

@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from flaxnets import InputError, create_model, from_torch, to_torch
+from flaxnets.training.state import jit_once
 
 
 @pytest.fixture(scope="module")
 def lenet():
     model = create_model("lenet5")
-    return model, jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 28, 28, 1)))
+    return model, jit_once(model.init)(jax.random.key(0), jnp.zeros((1, 28, 28, 1)))
 
 
 def test_keys_and_layouts_are_torchs(lenet):

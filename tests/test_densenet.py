@@ -10,6 +10,7 @@ import pytest
 
 import parity
 from flaxnets import create_model, layers, normalization, onednn, to_torch
+from flaxnets.training.state import jit_once
 
 SMALL = {
     "densenet121": {"depths": (1, 2, 1, 1), "growth_rate": 4},
@@ -60,7 +61,7 @@ def test_a_layer_reads_every_map_before_it_in_its_block():
 
 def test_initial_weights_are_torchvisions():
     model = create_model("densenet121", depths=(1, 1, 1, 1))
-    init = to_torch(jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3))))
+    init = to_torch(jit_once(model.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3))))
     for key, fan_in in {
         "features.conv0": 3 * 49,
         "features.denseblock1.denselayer1.conv2": 128 * 9,
@@ -117,7 +118,7 @@ def test_the_moments_of_each_map_are_found_once(name, monkeypatch):
 
 def test_dropout_acts_in_training_only():
     model, x = small("densenet_bc_100_12", dropout_rate=0.2), parity.images(32)
-    variables = jax.jit(model.init)(jax.random.key(0), x)
+    variables = jit_once(model.init)(jax.random.key(0), x)
 
     @functools.partial(jax.jit, static_argnames="train")
     def logits(seed: int, train: bool = True):
@@ -139,10 +140,10 @@ def test_remat_has_the_same_tree_and_gradients():
     with jax.enable_x64():
         model, x = small(name, dtype=jnp.float64), jnp.asarray(parity.images(32), jnp.float64)
         remat = model.clone(remat=True)
-        variables = jax.jit(model.init)(jax.random.key(0), x)
+        variables = jit_once(model.init)(jax.random.key(0), x)
         assert shapes(remat) == shapes(model)
         params, rest = variables["params"], {"batch_stats": variables["batch_stats"]}
-        gradients = jax.jit(jax.grad(loss, has_aux=True), static_argnums=2)
+        gradients = parity.jit_quickly(jax.grad(loss, has_aux=True), static_argnums=2)
         results = [gradients(params, rest, m, x) for m in (model, remat)]
         for ours, theirs in zip(*map(jax.tree.leaves, results), strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-12)
@@ -153,7 +154,7 @@ def test_remat_has_the_same_tree_and_gradients():
 @both_stems
 def test_dense_logits_average_to_the_logits(name):
     model, x = small(name), parity.images(70)
-    variables = jax.jit(model.init)(jax.random.key(0), x)
+    variables = jit_once(model.init)(jax.random.key(0), x)
     dense = jax.jit(model.clone(dense=True).apply)(variables, x)
     positions = 2 if name == "densenet121" else 17
     assert dense.shape == (2, positions, positions, 3)

@@ -12,6 +12,7 @@ import parity
 from flaxnets import create_model, to_torch
 from flaxnets.layers import Conv
 from flaxnets.models.highway import Highway
+from flaxnets.training.state import jit_once
 
 SMALL = {
     "highway19_cifar": {"stages": ((4, 1), (6, 2), (8, 1))},
@@ -38,7 +39,7 @@ def count(tree) -> int:
 @functools.cache
 def initialised(name: str):
     model = create_model(name)
-    return to_torch(jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, *model.input_shape))))
+    return to_torch(jit_once(model.init)(jax.random.key(0), jnp.zeros((1, *model.input_shape))))
 
 
 @pytest.mark.parametrize(
@@ -98,7 +99,7 @@ def test_a_closed_gate_carries_and_an_open_one_transforms():
 def test_fields_of_the_fully_connected_network():
     model = create_model("highway_mlp", patch=(8, 8), depth=5, activation=nn.tanh, gate_bias=-4.0)
     x = parity.images(8, channels=1)
-    variables = jax.jit(model.init)(jax.random.key(0), x)
+    variables = jit_once(model.init)(jax.random.key(0), x)
     params = variables["params"]
     assert params["fc1"]["patch_kernel"].shape == (8, 8, 1, 50)
     assert len(params) == 5 + 1
@@ -110,7 +111,7 @@ def test_fields_of_the_fully_connected_network():
 
 def test_dropout_acts_in_training_only():
     model, x = small("highway19_cifar"), parity.images(8)
-    variables = jax.jit(model.init)(jax.random.key(0), x)
+    variables = jit_once(model.init)(jax.random.key(0), x)
     calls = []
 
     def record(next_function, args, kwargs, context):
@@ -138,9 +139,9 @@ def test_remat_has_the_same_tree_and_gradients(name):
         model = small(name, dtype=jnp.float64)
         remat = model.clone(remat=True)
         x = jnp.asarray(parity.images(SIZE[name], channels=model.input_shape[-1]), jnp.float64)
-        params = jax.jit(model.init)(jax.random.key(0), x)["params"]
+        params = jit_once(model.init)(jax.random.key(0), x)["params"]
         assert shapes(remat) == shapes(model)
-        gradients = jax.jit(jax.grad(loss), static_argnums=1)
+        gradients = parity.jit_quickly(jax.grad(loss), static_argnums=1)
         results = [gradients(params, m, x) for m in (model, remat)]
         for ours, theirs in zip(*map(jax.tree.leaves, results), strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-12)
@@ -152,7 +153,7 @@ def test_remat_has_the_same_tree_and_gradients(name):
 def test_dense_logits_average_to_the_logits(name):
     model = small(name)
     x = parity.images(SIZE[name] + 3, channels=model.input_shape[-1])
-    variables = jax.jit(model.init)(jax.random.key(0), x)
+    variables = jit_once(model.init)(jax.random.key(0), x)
     dense = jax.jit(model.clone(dense=True).apply)(variables, x)
     positions = 2 if name == "highway19_cifar" else 4
     assert dense.shape == (2, positions, positions, 3)

@@ -12,6 +12,7 @@ import parity
 from flaxnets import create_model, to_torch
 from flaxnets.layers import BatchNorm, Conv
 from flaxnets.models import bn_inception, googlenet
+from flaxnets.training.state import jit_once
 from networks import CASES
 from tools.torchvision_import import torchvision
 
@@ -168,7 +169,7 @@ def test_auxiliary_losses_reach_the_trunk_as_in_torch(name):
         variables = parity.converted(model, reference, x)
         variables = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), variables)
         params, rest = variables.pop("params"), variables
-        grads, ours = jax.jit(jax.grad(loss, has_aux=True))(params, rest)
+        grads, ours = parity.jit_quickly(jax.grad(loss, has_aux=True))(params, rest)
         grads = to_torch({"params": grads})
     assert parity.largest_error(ours, theirs) < 1e-9
     assert parity.largest_error({key: grads.pop(key) for key in reached}, reached) < 1e-9
@@ -283,7 +284,7 @@ def test_remat_changes_no_gradient(monkeypatch):
     monkeypatch.setattr(bn_inception, "ROWS", rows)
     model = create_model("bn_inception", num_classes=10)
     x = parity.images(32)
-    variables = jax.jit(model.init)(jax.random.key(0), x)
+    variables = jit_once(model.init)(jax.random.key(0), x)
     params, rest = variables.pop("params"), variables
     gradient = jax.jit(jax.grad(training_loss, has_aux=True), static_argnames="model")
     plain, lean = (

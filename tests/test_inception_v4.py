@@ -126,7 +126,7 @@ def test_remat_changes_neither_gradients_nor_statistics():
     x = parity.images(75, batch=4).astype(np.float64)
     variables = parity.converted(model, reference, x)
 
-    @functools.partial(jax.jit, static_argnames="remat")
+    @functools.partial(parity.jit_quickly, static_argnames="remat")
     def gradients(params, rest, remat):
         def loss(params):
             network = model.clone(remat=remat, dtype=jnp.float64)

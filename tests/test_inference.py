@@ -20,7 +20,7 @@ from flaxnets.inference.predict import accuracy, predict
 from flaxnets.inference.run import load_run
 from flaxnets.recipes import recipe_for
 from flaxnets.training.parallel import DataParallel
-from flaxnets.training.state import init_variables
+from flaxnets.training.state import init_variables, jit_once
 from scripts import script
 from tools.torchvision_import import torchvision
 
@@ -123,7 +123,7 @@ def two_files(tmp_path_factory):
     paths, members = [], []
     for seed in range(2):
         paths.append(tmp_path_factory.mktemp("weights") / f"{seed}.safetensors")
-        variables = jax.jit(model.init)(jax.random.key(seed), np.zeros((1, 28, 28, 3)))
+        variables = jit_once(model.init)(jax.random.key(seed), np.zeros((1, 28, 28, 3)))
         variables = jax.tree.map(lambda x: 3 * x, variables)  # for logits that differ more
         save_file(to_torch(variables), paths[-1])
         members.append(variables)
@@ -244,7 +244,7 @@ def test_a_broken_picture_of_a_split_is_named(folder, two_files, tmp_path):
 def test_images_read_whole_have_no_views(tmp_path):
     path = tmp_path / "ten.safetensors"
     model = create_model("lenet5")
-    variables = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 28, 28, 1)))
+    variables = jit_once(model.init)(jax.random.key(0), np.zeros((1, 28, 28, 1)))
     save_file(to_torch(variables), path)
     options = {"arch": ("lenet5",), "checkpoint": (path,), "dataset": "digits"}
     with pytest.raises(InputError) as raised:

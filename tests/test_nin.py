@@ -9,6 +9,7 @@ import pytest
 
 import parity
 from flaxnets import create_model, to_torch
+from flaxnets.training.state import jit_once
 
 # The same rows with few channels; dropout behind the pool as in the authors' two files.
 THIN = {
@@ -58,7 +59,7 @@ def test_an_mlpconv_layer_is_a_convolution_and_a_perceptron_over_its_channels():
 @both
 def test_the_scores_are_means_of_rectified_maps(name):
     model, x = thin(name), parity.images(99)
-    variables = jax.jit(model.init)(jax.random.key(0), x)
+    variables = jit_once(model.init)(jax.random.key(0), x)
     scores, dense = jax.jit(model.apply), jax.jit(model.clone(dense=True).apply)
     maps = dense(variables, x)
     assert maps.shape[1] > 1
@@ -81,7 +82,7 @@ def test_the_scores_are_means_of_rectified_maps(name):
 )
 def test_initial_weights_are_the_authors_but_for_one_bias(name, deviations):
     model = create_model(name)
-    init = to_torch(jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 67, 67, 3))))
+    init = to_torch(jit_once(model.init)(jax.random.key(0), jnp.zeros((1, 67, 67, 3))))
     for number, row in enumerate(deviations, 1):
         for layer, deviation in zip(("conv", "cccp1", "cccp2"), row, strict=True):
             value = init.pop(f"mlpconv{number}.{layer}.weight")
@@ -97,7 +98,7 @@ def test_dropout_follows_the_pools_of_the_authors_and_acts_in_training_only(name
     rows = create_model(name).mlpconvs
     assert tuple(number for number, row in enumerate(rows, 1) if row[-1]) == pools
     model, x = thin(name), parity.images(SIZE[name])
-    variables = jax.jit(model.init)(jax.random.key(0), x)
+    variables = jit_once(model.init)(jax.random.key(0), x)
 
     @functools.partial(jax.jit, static_argnames="train")
     def scores(seed: int, train: bool = True):
@@ -119,9 +120,9 @@ def test_remat_has_the_same_tree_and_gradients(name):
             jnp.asarray(parity.images(SIZE[name]), jnp.float64),
         )
         remat = model.clone(remat=True)
-        params = jax.jit(model.init)(jax.random.key(0), x)["params"]
+        params = jit_once(model.init)(jax.random.key(0), x)["params"]
         assert shapes(remat) == shapes(model)
-        gradients = jax.jit(jax.grad(loss), static_argnums=1)
+        gradients = parity.jit_quickly(jax.grad(loss), static_argnums=1)
         results = [gradients(params, m, x) for m in (model, remat)]
         for ours, theirs in zip(*map(jax.tree.leaves, results), strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-12)

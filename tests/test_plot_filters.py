@@ -8,6 +8,7 @@ import pytest
 from flaxnets import InputError, create_model
 from flaxnets.inference.network import Network
 from flaxnets.inference.pictures import Preset
+from flaxnets.training.state import jit_once
 from tools import plot_filters
 
 
@@ -15,7 +16,7 @@ def network(arch: str, channels: int = 3) -> Network:
     model = create_model(arch)
     size = model.input_shape[0]
     preset = Preset(size, size, mean=(0.5,) * channels, std=(0.5,) * channels)
-    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, size, size, channels)))
+    variables = jit_once(model.init)(jax.random.key(0), jnp.zeros((1, size, size, channels)))
     return Network(arch, arch, model, variables, preset, ())
 
 

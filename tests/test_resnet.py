@@ -14,6 +14,7 @@ from flaxnets.layers import BatchNorm, Conv
 from flaxnets.models.resnet import BasicBlock, Bottleneck
 from flaxnets.models.resnet_cifar import pad_shortcut
 from flaxnets.models.wide_resnet import WideBlock
+from flaxnets.training.state import jit_once
 from networks.resnet import CASES
 
 # One cheap network of each class; `blocks` counts its residual blocks.
@@ -58,7 +59,7 @@ def count(tree) -> int:
 @functools.cache
 def initialised(name: str, **fields):
     model = create_model(name, **INIT[name], **fields)
-    return to_torch(jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 3))))
+    return to_torch(jit_once(model.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 3))))
 
 
 def no_norm(**_):
@@ -160,10 +161,10 @@ def test_remat_has_the_same_tree_and_gradients(name):
     with jax.enable_x64():
         # Not smaller: on maps below 5x5 the convolutions compile slowly.
         x = jnp.asarray(parity.images(64 if model.input_shape[0] == 224 else 32), jnp.float64)
-        variables = jax.jit(model.init)(jax.random.key(0), x)
+        variables = jit_once(model.init)(jax.random.key(0), x)
         assert shapes(remat) == shapes(model)
         args = variables["params"], {"batch_stats": variables["batch_stats"]}
-        grad = jax.jit(jax.grad(loss), static_argnums=2)
+        grad = parity.jit_quickly(jax.grad(loss), static_argnums=2)
         gradients = [grad(*args, m, x) for m in (model, remat)]
         recomputed = str(jax.make_jaxpr(jax.grad(loss), static_argnums=2)(*args, remat, x))
     for theirs, ours in zip(*map(jax.tree.leaves, gradients), strict=True):
@@ -175,7 +176,7 @@ def test_remat_has_the_same_tree_and_gradients(name):
 def test_dense_logits_average_to_the_logits(name):
     model = small(name)
     x = parity.images(64 if model.input_shape[0] == 224 else 32)
-    variables = jax.jit(model.init)(jax.random.key(0), x)
+    variables = jit_once(model.init)(jax.random.key(0), x)
     logits = jax.jit(model.apply)(variables, x)
     dense = jax.jit(model.clone(dense=True).apply)(variables, x)
     assert dense.shape == (2, 8, 8, 10)
@@ -239,7 +240,7 @@ def test_a_wide_block_drops_activations_between_its_convolutions_only():
 def test_the_dropout_rate_of_a_wide_network_acts_in_training_only():
     model = create_model("wrn_16_4", depth=10, widen=1, dropout_rate=0.3)
     x = parity.images(8)
-    variables = jax.jit(model.init)(jax.random.key(0), x)
+    variables = jit_once(model.init)(jax.random.key(0), x)
 
     @functools.partial(jax.jit, static_argnums=(1, 2))
     def logits(seed: int, model=model, train: bool = True):

@@ -25,11 +25,11 @@ from tools.torchvision_import import torchvision
 
 AUX_WEIGHT = 0.3
 # For gradients in float64, which oneDNN has not and XLA compiles for long: the same operations, in
-# half of the time.
-jit_quickly = functools.partial(
-    jax.jit,
-    compiler_options={"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 1},
-)
+# 0.4 to 0.7 of the time. Later versions of XLA have no other emitters than the slower ones.
+QUICKLY: dict[str, Any] = {"xla_backend_optimization_level": 1}
+if jax.__version_info__ < (0, 11):
+    QUICKLY["xla_cpu_use_fusion_emitters"] = False
+jit_quickly = functools.partial(jax.jit, compiler_options=QUICKLY)
 # By platform, not by what could be loaded: a library that is broken there fails.
 onednn_only = pytest.mark.skipif(
     (sys.platform, platform.machine()) != ("linux", "x86_64"),
@@ -84,10 +84,14 @@ def nchw(x: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2)))
 
 
+def initial_shapes(model, x: np.ndarray):
+    """Of the variables that the model makes for such images."""
+    return jax.eval_shape(model.init, jax.random.key(0), jnp.asarray(x))
+
+
 def converted(model, reference: torch.nn.Module, x: np.ndarray):
     """The reference's weights in our tree: fails unless the key sets agree both ways."""
-    like = jax.eval_shape(model.init, jax.random.key(0), jnp.asarray(x))
-    return from_torch(reference.state_dict(), like)
+    return from_torch(reference.state_dict(), initial_shapes(model, x))
 
 
 def relative_error(ours, theirs, floor: float = 0.0) -> float:

@@ -14,6 +14,7 @@ import tensorflow_datasets as tfds
 import torch
 from PIL import Image
 
+from experiments import train
 from flaxnets import InputError, data
 from flaxnets.data import augmentation, eval_batches, open_source, train_batches, windows
 from flaxnets.data.images import window_image
@@ -436,6 +437,24 @@ def test_what_fits_of_an_evaluation_is_made_once(pictures, dataset, fitting):
             for key, values in expected.items():
                 np.testing.assert_array_equal(batch[key], values)
     assert made == {0: [0, 0, 1, 2, 0, 1, 2], 1: [0, 1, 2, 1, 2], 3: [0, 1, 2]}[fitting]
+
+
+@pytest.mark.parametrize(("gigabytes", "begun"), [("2", [0, 1]), ("0", [0, 0])])
+def test_a_run_keeps_its_test_images(tmp_path, monkeypatch, gigabytes, begun):
+    """Its second evaluation begins behind the only batch."""
+    starts = []
+
+    def spying(*rest, start_batch, **options):
+        starts.append(start_batch)
+        return eval_batches(*rest, start_batch=start_batch, **options)
+
+    monkeypatch.setattr(data, "eval_batches", spying)
+    monkeypatch.setattr(train, "join", lambda processes: None)
+    train.main(
+        ["--arch", "softmax_regression", "--epochs", "2", "--batch-size", "360",
+         "--workdir", str(tmp_path), "--decoded-gigabytes", gigabytes, "--no-compilation-cache"]
+    )  # fmt: skip
+    assert starts == begun
 
 
 @pytest.mark.parametrize("policy", ["none", "rand_augment"])

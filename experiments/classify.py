@@ -15,11 +15,11 @@ from typing import Annotated, Any, Literal
 import jax
 import numpy as np
 import tyro
-from PIL import Image
 
+from flaxnets.data.pixels.decode import UnreadablePicture, read_file
 from flaxnets.errors import InputError
 from flaxnets.inference.network import Network, NetworkOptions
-from flaxnets.inference.pictures import MAX_READ, as_array, own_statistics, read_picture
+from flaxnets.inference.pictures import MAX_READ, own_statistics
 from flaxnets.inference.views import (
     Views,
     check_views,
@@ -35,7 +35,7 @@ from flaxnets.training.step import normalize
 @dataclasses.dataclass(frozen=True)
 class Options(NetworkOptions):
     pictures: Annotated[tuple[pathlib.Path, ...], tyro.conf.Positional]
-    """Files in any format that Pillow reads; turned as their EXIF orientation says."""
+    """Files in any format that Pillow reads."""
     top: int = 5
     """Classes to print."""
     probabilities: bool = False
@@ -63,7 +63,7 @@ def main(options: Options) -> None:
         raise InputError(f"--top {options.top}; expected at least 1")
     network = options.open()
     if options.views != "whole":
-        check_views(options.views, network.preset)
+        check_views(options.views, network.plan)
     elif not hasattr(network.model, "dense"):
         raise InputError(f"{network.arch} reads pictures of one size; expected --views center")
     multi_scale = options.views == "multi-scale"
@@ -79,12 +79,14 @@ def main(options: Options) -> None:
 
     results = []
     for path in options.pictures:
-        picture = read_picture(path, len(network.preset.mean))
-        own = options.normalize == "image"
-        statistics = own_statistics(picture) if own else network.preset.statistics
+        raw, statistics = read_file(path), network.statistics
+        if options.normalize == "image":
+            statistics = own_statistics(network.plan.decode(raw, name=str(path)).image)
         try:
-            images = _views(picture, options, network)
+            images = _views(raw, options, network, str(path))
             logits, probabilities = classify(network.variables, images, statistics)
+        except UnreadablePicture:
+            raise
         except InputError as error:
             raise InputError(f"{path}: {error}") from error
         one_view = len(logits) == 1 and logits[0].shape[1] == 1
@@ -106,15 +108,17 @@ def main(options: Options) -> None:
         print(json.dumps(results, indent=2))
 
 
-def _views(picture: Image.Image, options: Options, network: Network) -> dict[str, np.ndarray]:
+def _views(raw: bytes, options: Options, network: Network, name: str) -> dict[str, np.ndarray]:
     if options.views != "whole":
-        return views_of(picture, network.preset, options.views, (options.seed,))
-    if picture.width * picture.height > MAX_READ:
+        return views_of(raw, network.plan, options.views, (options.seed,), name)
+    picture = network.plan.decode(raw, name=name)
+    height, width = picture.size
+    if width * height > MAX_READ:
         raise InputError(
-            f"{picture.width}x{picture.height} pixels are too many to be read at once; expected at "
-            f"most {MAX_READ:,}, or other --views"
+            f"{width}x{height} pixels are too many to be read at once; expected at most "
+            f"{MAX_READ:,}, or other --views"
         )
-    return {"image": as_array(picture)[None]}
+    return {"image": picture.pixels[None]}
 
 
 def _print(result: dict[str, Any], probabilities: bool, titled: bool) -> None:

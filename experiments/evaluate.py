@@ -8,7 +8,6 @@ mean of their class probabilities.
 """
 
 import dataclasses
-import io
 import json
 import pathlib
 import sys
@@ -23,7 +22,6 @@ from rich.progress import track
 from flaxnets import data
 from flaxnets.errors import InputError, one_of
 from flaxnets.inference.network import Network, from_weights, from_workdir
-from flaxnets.inference.pictures import Preset, read_picture
 from flaxnets.inference.predict import accuracy, predict
 from flaxnets.inference.views import (
     VIEWS_PER_SIZE,
@@ -33,7 +31,7 @@ from flaxnets.inference.views import (
     view_batches,
     views_of,
 )
-from flaxnets.recipes import Preprocessing
+from flaxnets.recipes import Orientation
 from flaxnets.terminal import compilation_cache, one_sentence_errors, quiet, reuse_memory
 from flaxnets.training.parallel import DataParallel
 
@@ -56,6 +54,9 @@ class Options:
     views: Views = "center"
     """Of photographs, whose class probabilities are averaged: the centre; the corners and the
     centre, mirrored as well; ten random crops; OverFeat's six scales."""
+    orientation: Orientation | None = None
+    """Pictures are turned upright as EXIF says, or taken as they are stored, which is how the
+    published accuracies were measured; as in the run, or upright, unless given."""
     seed: int = 0
     """Of random views."""
     ensemble: bool = True
@@ -81,13 +82,17 @@ def main(options: Options) -> None:
     if options.confusion is not None:
         formats = Figure().canvas.get_supported_filetypes()
         one_of(formats, options.confusion.suffix.removeprefix("."), "format of a figure")
-    networks = [from_workdir(path) for path in options.workdirs] + list(_from_weights(options))
-    if not networks:
+    networks = [from_workdir(path, options.orientation) for path in options.workdirs]
+    named = list(_named_weights(options))
+    if not networks and not named:
         raise InputError("no network given; expected directories that train.py wrote, or --arch")
-    dataset = options.dataset or networks[0].dataset
+    dataset = options.dataset or (networks[0].dataset if networks else None)
     if dataset is None:
         raise InputError("no data set given; expected --dataset NAME")
     source = data.open_source(dataset, options.data_dir)
+    networks += [
+        from_weights(*names, orientation=options.orientation, kind=source.kind) for names in named
+    ]
     if not source.class_names:
         raise InputError(f"{dataset} has numbers to predict, not classes; expected classes")
     for network in networks:
@@ -96,12 +101,12 @@ def main(options: Options) -> None:
     members, labels = [], np.empty(0)
     for network in networks:
         batch_size = parallel.round_up(-(-options.batch_size // VIEWS_PER_SIZE[options.views]))
-        batches = _batches(source, batch_size, network.preset, options)
+        batches = _batches(source, batch_size, network.plan, options)
         count = -(-source.sizes["test"] // batch_size)
         watched = track(batches, network.name, count, disable=not sys.stdout.isatty())
         model = for_views(network.model, options.views)
         probabilities, labels = predict(
-            model, network.variables, watched, network.preset.statistics, parallel
+            model, network.variables, watched, network.statistics, parallel
         )
         members.append(probabilities)
 
@@ -131,7 +136,8 @@ def main(options: Options) -> None:
         draw_confusion(options.confusion, guesses, labels, source.class_names, title)
 
 
-def _from_weights(options: Options) -> Iterator[Network]:
+def _named_weights(options: Options) -> Iterator[tuple[str, str | None, pathlib.Path | None]]:
+    """Each network's name, the name of its weights, and their file."""
     count = max(len(options.arch), len(options.weights), len(options.checkpoint))
     columns: list[Any] = []
     for name in ("arch", "weights", "checkpoint"):
@@ -143,7 +149,7 @@ def _from_weights(options: Options) -> Iterator[Network]:
     for arch, weights, checkpoint in zip(*columns, strict=True):
         if arch is None:
             raise InputError("weights of no network; expected --arch NAME")
-        yield from_weights(arch, weights, checkpoint)
+        yield arch, weights, checkpoint
 
 
 def _check_fits(network: Network, source: "data.Source", views: Views) -> None:
@@ -156,36 +162,26 @@ def _check_fits(network: Network, source: "data.Source", views: Views) -> None:
             f"{network.name} tells {len(network.class_names)} classes apart, {source.name!r} has "
             f"{len(source.class_names)}"
         )
-    if len(network.preset.mean) != source.channels:
+    if len(network.statistics[0]) != source.channels:
         raise InputError(
-            f"{network.name} reads images of {len(network.preset.mean)} channels; those of "
+            f"{network.name} reads images of {len(network.statistics[0])} channels; those of "
             f"{source.name!r} have {source.channels}"
         )
-    if views != "center" and source.image_size is not None:
-        raise InputError(
-            f"networks read the images of {source.name!r} whole, of which there are no {views} "
-            f"views; expected --views center"
-        )
-    check_views(views, network.preset)
+    check_views(views, network.plan)
 
 
 def _batches(
-    source: "data.Source", batch_size: int, preset: Preset, options: Options
+    source: data.Source, batch_size: int, plan: data.Plan, options: Options
 ) -> Iterator[dict[str, np.ndarray]]:
-    """The centre as in training, so that the figures are train.py's; else views from Pillow."""
     if options.views == "center":
-        how = Preprocessing(image_size=preset.crop, resize=preset.resize or preset.crop)
-        return data.eval_batches(source, batch_size, how)
+        return data.eval_batches(source, batch_size, plan)
 
-    def prepare(index: int, image: bytes) -> dict[str, np.ndarray]:
-        # Not turned by EXIF: neither is it in training, nor in the usual evaluation on ImageNet.
-        picture = read_picture(
-            io.BytesIO(image), source.channels, rotate=False, name=f"test example {index}"
-        )
-        return views_of(picture, preset, options.views, (options.seed, index))
+    def prepare(index: int, element: Any) -> tuple[dict[str, np.ndarray], Any]:
+        raw, label = source.read("test", element)
+        seed, name = (options.seed, index), source.title("test", element)
+        return views_of(raw, plan, options.views, seed, name), label
 
-    examples: Any = source.stream("test", (0, 1), None).as_numpy_iterator()
-    return view_batches(examples, batch_size, prepare)
+    return view_batches(source.evaluation_order("test", (0, 1)), batch_size, prepare)
 
 
 def draw_confusion(

@@ -161,7 +161,7 @@ def dry_run(
         "label": np.zeros(local, np.int32 if feed.class_names else np.float32),
     }
     kept = 0
-    as_fed = data.training_as_fed(source, recipe.preprocessing)
+    as_fed = data.training_as_fed(source, data.training_plan(recipe.preprocessing, source))
     if as_fed is not None and parallel.keeps(as_fed.images["train"]):
         kept = as_fed.images["train"].nbytes
     memory = program.memory(batch, kept).items()
@@ -197,16 +197,18 @@ def main(arguments: list[str]) -> None:
     train_shape = (recipe.preprocessing.train_size or size,) * 2 + (source.channels,)
     own_statistics = recipe.normalization(source.statistics)
     initial, statistics = start_from(options, model, input_shape, own_statistics)
+    plan = data.training_plan(recipe.preprocessing, source)
+    test_plan = data.evaluation_plan(recipe.preprocessing, source.kind, source.channels)
     decoded = data.Decoded(int(options.decoded_gigabytes * 1e9))
     feed = Feed(
         train=lambda step: data.train_batches(
-            source, recipe.batch_size, recipe.preprocessing,
+            source, recipe.batch_size, plan, repeats=recipe.preprocessing.repeats,
             seed=options.seed, start_step=step, shard=shard, bad=bad, keep=parallel.keep,
             decoded=decoded,
         ),
         test=decoded.repeatable(
             lambda number: data.eval_batches(
-                source, parallel.round_up(recipe.batch_size), recipe.preprocessing,
+                source, parallel.round_up(recipe.batch_size), test_plan,
                 start_batch=number, shard=shard, bad=bad,
             )
         ),
@@ -233,6 +235,8 @@ def main(arguments: list[str]) -> None:
         "input_shape": input_shape,
         "class_names": source.class_names,
         "statistics": statistics,
+        "kind": source.kind,
+        "plan": {"training": plan.to_json(), "evaluation": test_plan.to_json()},
     }
     path = options.workdir or pathlib.Path("runs") / f"{options.arch}-{name}"
     with all_or_none():  # process 0 writes first

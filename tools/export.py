@@ -45,7 +45,7 @@ def main(options: Options) -> None:
     if options.workdir is not None:
         run = load_run(options.workdir)
         model, variables = run.model, run.variables
-        size, channels = run.preprocessing.image_size, len(run.statistics[0])
+        size, channels = run.plan.size, len(run.statistics[0])
         input_shape = (size, size, channels)
     elif options.arch is not None:
         fields = {} if options.num_classes is None else {"num_classes": options.num_classes}

@@ -18,7 +18,7 @@ import tyro
 from PIL import Image
 
 from flaxnets import data
-from flaxnets.data.sources import InMemory
+from flaxnets.data.source import InMemory
 from flaxnets.errors import InputError
 from flaxnets.terminal import one_sentence_errors, quiet
 

@@ -116,12 +116,14 @@ def main(options: Options) -> None:
         found.append((name, name, np.mean(members, 0)))
     rows = [{"network": name, "arch": arch, **accuracy(p, labels)} for name, arch, p in found]
     result = {
-        "dataset": dataset, "examples": len(labels), "views": options.views, "results": rows,
+        "dataset": dataset, "examples": len(labels), "views": options.views,
+        "orientations": [network.plan.orientation for network in networks],
+        "results": rows,
     }  # fmt: skip
     if options.json:
         print(json.dumps(result, indent=2))
     else:
-        print(f"{len(labels)} test examples of {dataset}")
+        print(f"{len(labels)} test examples of {dataset}{_orientations(networks, source)}")
         for row in rows:
             print(
                 f"top-1 {row['top1']:7.2%}  top-5 {row['top5']:7.2%}  loss {row['loss']:.4f}  "
@@ -134,6 +136,16 @@ def main(options: Options) -> None:
         guesses = probabilities.argmax(1)
         title = f"{name} on {dataset}: {rows[-1]['top1']:.2%}"
         draw_confusion(options.confusion, guesses, labels, source.class_names, title)
+
+
+def _orientations(networks: list[Network], source: data.Source) -> str:
+    """How photographs were turned, for the title."""
+    if source.kind != "photographs":
+        return ""
+    words = {"upright": "turned upright", "stored": "read as they are stored"}
+    return ", " + " or ".join(
+        dict.fromkeys(words[network.plan.decode.orientation] for network in networks)
+    )
 
 
 def _named_weights(options: Options) -> Iterator[tuple[str, str | None, pathlib.Path | None]]:

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from flax.errors import ScopeParamShapeError
 
 from flaxnets import create_model, data
 from flaxnets.errors import InputError, one_of
@@ -224,7 +225,13 @@ def main(arguments: list[str]) -> None:
     # What does not fit (images, batch, patterns) is refused before anything is written.
     variables = program.state_shapes().variables
     if train_shape != input_shape:
-        jax.eval_shape(model.apply, variables, jnp.zeros((1, *train_shape)))
+        try:
+            jax.eval_shape(model.apply, variables, jnp.zeros((1, *train_shape)))
+        except ScopeParamShapeError as error:
+            raise InputError(
+                f"train size is {train_shape[0]}; {options.arch} reads images of one size, "
+                f"expected {size} or 0"
+            ) from error
     if options.dry_run:
         dry_run(options, source, model, program, train_shape)
         return

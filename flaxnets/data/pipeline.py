@@ -23,7 +23,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from random import Random
 from typing import Any
 
-import cv2
 import numpy as np
 
 from flaxnets.data.bad_images import BadImages
@@ -243,7 +242,6 @@ def _made_for_evaluation(
 @functools.cache
 def threads() -> concurrent.futures.Executor:
     """Return the threads that make images, one for each core."""
-    cv2.setNumThreads(1)  # these are the threads
     return concurrent.futures.ThreadPoolExecutor(CORES)
 
 

@@ -21,7 +21,7 @@ from flaxnets.data.pixels.policies import Policy
 from flaxnets.data.pixels.resize import Resize
 from flaxnets.data.source import Source
 from flaxnets.errors import InputError
-from flaxnets.recipes import Kind, Preprocessing
+from flaxnets.recipes import Kind, Orientation, Preprocessing
 
 # From a picture to pixels, and from pixels to pixels.
 WINDOWS = (Resize, CenterCrop, RandomCrop, RandomResizedCrop)
@@ -76,8 +76,13 @@ class Plan:
         return self.operations[0]
 
     @property
+    def orientation(self) -> Orientation | None:
+        """Of pictures; None for rows of features."""
+        return self.decode.orientation if self.operations else None
+
+    @property
     def window(self) -> Any:
-        return self.operations[1]
+        return self.operations[1] if self.operations else None
 
     @property
     def changes(self) -> tuple[Any, ...]:

@@ -3,11 +3,10 @@
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from flaxnets.errors import InputError, one_of
 from flaxnets.models import create_model
-from flaxnets.recipes import Interpolation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +37,7 @@ class PublishedWeights:
     """A regular expression of keys that the file has no values for."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    interpolation: Interpolation = "bilinear"
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
 
     @property
     def url(self) -> str:

@@ -9,16 +9,14 @@ import math
 from random import Random
 from typing import ClassVar
 
-import cv2
 import numpy as np
 from PIL import Image
 
-from flaxnets.data.pixels.decode import Picture, Span, as_array
+from flaxnets.data.pixels.decode import Picture, Span, as_array, fast_road
 from flaxnets.data.pixels.resize import (
     MAX_RESIZED,
-    antialiased,
+    resize,
     resize_window,
-    scale_short_side,
     short_side_size,
 )
 from flaxnets.recipes import Interpolation
@@ -44,8 +42,30 @@ class CenterCrop:
     is_random: ClassVar[bool] = False
 
     def __call__(self, picture: Picture, random: Random) -> np.ndarray:
-        image = scale_short_side(picture.image, self.resize, self.interpolation)
-        return center(as_array(image), self.size)
+        image = picture.image
+        scaled = short_side_size(image.height, image.width, self.resize)
+        top, left = (round((side - self.size) / 2) for side in scaled)
+        return crop_of_scaled(image, scaled, (top, left), self.size, self.interpolation)
+
+
+def crop_of_scaled(
+    image: Image.Image,
+    scaled: tuple[int, int],
+    offset: tuple[int, int],
+    size: int,
+    interpolation: Interpolation,
+) -> np.ndarray:
+    """Return `size` x `size` pixels at `offset` of the image resized to `scaled`, (height, width)
+    both. Of an image so long that it would take too much memory only that part is resized.
+    """
+    top, left = offset
+    if scaled[0] * scaled[1] <= MAX_RESIZED:
+        pixels = as_array(resize(image, scaled, interpolation))
+        return pixels[top : top + size, left : left + size]
+    down, across = image.height / scaled[0], image.width / scaled[1]
+    box = across * left, down * top, across * (left + size), down * (top + size)
+    resampling = Image.Resampling[interpolation.upper()]
+    return as_array(image.resize((size, size), resampling, box))
 
 
 def center(pixels: np.ndarray, size: int) -> np.ndarray:
@@ -122,14 +142,9 @@ class RandomCrop:
         top, left = (random.randrange(max(side - self.size, 1)) for side in (height, width))
         if picture.takes_fast_road and self.interpolation == "bilinear":
             return self._sampled(picture, (height, width), (top, left))
-        if height * width > MAX_RESIZED:  # so long that the crop is made of a part
-            image, scale = picture.image, min(picture.size) / short
-            right, bottom = left + self.size, top + self.size
-            box = scale * left, scale * top, scale * right, scale * bottom
-            resampling = Image.Resampling[self.interpolation.upper()]
-            return as_array(image.resize((self.size, self.size), resampling, box))
-        pixels = as_array(scale_short_side(picture.image, short, self.interpolation))
-        return pixels[top : top + self.size, left : left + self.size]
+        return crop_of_scaled(
+            picture.image, (height, width), (top, left), self.size, self.interpolation
+        )
 
     def _sampled(
         self, picture: Picture, scaled: tuple[int, int], offsets: tuple[int, int]
@@ -149,15 +164,9 @@ class RandomCrop:
             first.append((offset + 0.5) * factor - 0.5 - begin)
             factors.append(factor)
         (rows, columns), (down, across), (y, x) = spans, factors, first
-        part = antialiased(picture.part(rows, columns, fraction), down, across)
-        crop = cv2.warpAffine(
-            part,
-            np.array([[across, 0, x], [0, down, y]]),
-            (self.size, self.size),
-            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
-            borderMode=cv2.BORDER_REPLICATE,
-        )
-        return crop.reshape(self.size, self.size, -1)  # OpenCV leaves a single channel out
+        road = fast_road()
+        assert road is not None
+        return road.sample(picture.part(rows, columns, fraction), self.size, (y, x), (down, across))
 
 
 # ------------------------------------------------------------ of pixels, on the host or the device
@@ -196,4 +205,5 @@ class Flip:
 
 def mirror(pixels: np.ndarray) -> np.ndarray:
     """Reverse the columns of (height, width, channels)."""
-    return cv2.flip(pixels, 1).reshape(pixels.shape)  # NumPy's takes twenty times as long
+    road = fast_road()
+    return pixels[:, ::-1] if road is None else road.mirror(pixels)

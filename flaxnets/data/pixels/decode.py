@@ -2,8 +2,8 @@
 
 Pixels are those of Pillow's `convert("RGB")`, or `"L"` for one channel, with one exception: grey
 values of 16 bits are scaled to 8, where Pillow saturates. The format is read from the bytes, never
-from the name of the file. Training windows of JPEGs take a faster road, libjpeg-turbo by
-simplejpeg, which decodes no row below a window and only a fraction of large pictures.
+from the name of the file. Training windows of JPEGs take a faster road (`jpeg.py`), which decodes
+no row below a window and only a fraction of large pictures.
 """
 
 import dataclasses
@@ -11,11 +11,10 @@ import functools
 import io
 import math
 import pathlib
-import re
+from types import ModuleType
 from typing import Any
 
 import numpy as np
-import simplejpeg
 from PIL import ExifTags, Image
 
 from flaxnets.data.decoded import Decoded
@@ -35,9 +34,16 @@ TURNS = {
 }  # fmt: skip
 
 SPARE = 2  # a fraction of a picture leaves at least so many times the pixels that are asked for
-END = b"\xff\xd9"  # of a JPEG
-FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # markers before a JPEG's height and width
-MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # that ends a JPEG's scan
+
+
+@functools.cache
+def fast_road() -> ModuleType | None:
+    """Return `flaxnets.data.pixels.jpeg`, unless a package that it needs is not installed."""
+    try:
+        from flaxnets.data.pixels import jpeg
+    except ModuleNotFoundError:
+        return None
+    return jpeg
 
 
 class UnreadablePicture(InputError):
@@ -97,7 +103,8 @@ class Picture:
         self._is_turned = decode.orientation == "upright"
         with self._one_sentence():
             header = Image.open(io.BytesIO(raw))
-            self.takes_fast_road = header.format in ("JPEG", "MPO") and header.mode in ("L", "RGB")
+            is_common = header.format in ("JPEG", "MPO") and header.mode in ("L", "RGB")
+            self.takes_fast_road = is_common and fast_road() is not None
             self._stored = header.height, header.width
             self._is_grey = header.mode == "L"
         if self.takes_fast_road:
@@ -173,24 +180,13 @@ class Picture:
         """
         if self._kept is not None:  # only where the fraction is always 1
             return self._kept
-        encoded, (height, width) = self._encoded, self._stored
-        needed = (count + 2) * fraction  # colours are interpolated, also from those of rows below
-        if needed < height:
-            encoded, height = _cut(encoded, height, needed)
-        try:
-            pixels = simplejpeg.decode_jpeg(
-                encoded,
-                "GRAY" if self._is_grey and self._mode == "L" else "RGB",
-                min_height=-(-height // fraction),
-                min_width=-(-width // fraction),
-                min_factor=fraction,
-                strict=height == self._stored[0],  # what follows the rows is no damage
-            )
-        except ValueError:
+        road, becomes_grey = fast_road(), self._mode == "L" and not self._is_grey
+        assert road is not None
+        colours = "GRAY" if self._mode == "L" and self._is_grey else "RGB"
+        pixels = road.decode_rows(self._encoded, self._stored, colours, count, fraction)
+        if pixels is None:
             return self._drafted(fraction)
-        if self._mode == "L" and not self._is_grey:
-            return as_array(Image.fromarray(pixels).convert("L"))
-        return pixels
+        return as_array(Image.fromarray(pixels).convert("L")) if becomes_grey else pixels
 
     def _drafted(self, fraction: int) -> np.ndarray:
         with self._one_sentence():
@@ -257,32 +253,6 @@ def _converted(image: Image.Image, mode: str) -> Image.Image:
     elif image.mode == "P" and "transparency" in image.info:  # else Pillow warns; the same values
         image = image.convert("RGBA")
     return image.convert(mode)
-
-
-def _cut(encoded: bytes, height: int, rows: int) -> tuple[bytes, int]:
-    """The JPEG with `rows` for the height in its header, and its height now: the decoder stops
-    there. Unchanged where the header is unusual, where the picture may end elsewhere, or where the
-    scan of a baseline JPEG is interrupted, which a decoder of the whole would notice.
-    """
-    at = 2
-    while encoded[at : at + 1] == b"\xff" and encoded[at + 1] not in FRAMES:
-        at += 2 + int.from_bytes(encoded[at + 2 : at + 4], "big")
-    place = slice(at + 5, at + 7)
-    if encoded[at : at + 1] != b"\xff" or encoded[place] != height.to_bytes(2, "big"):
-        return encoded, height
-    is_progressive = encoded[at + 1] not in (0xC0, 0xC1)
-    if not encoded.endswith(END) or (not is_progressive and not _has_one_scan(encoded, at)):
-        return encoded, height
-    return encoded[: place.start] + rows.to_bytes(2, "big") + encoded[place.stop :], rows
-
-
-def _has_one_scan(encoded: bytes, at: int) -> bool:
-    """Whether nothing but the end follows the first scan after the segment at `at`."""
-    while encoded[at : at + 1] == b"\xff" and encoded[at + 1] != 0xDA:
-        at += 2 + int.from_bytes(encoded[at + 2 : at + 4], "big")
-    at += 2 + int.from_bytes(encoded[at + 2 : at + 4], "big")
-    match = MARKER.search(encoded, at)
-    return match is not None and match.start() == len(encoded) - len(END)
 
 
 def as_array(image: Image.Image) -> np.ndarray:

@@ -48,7 +48,9 @@ class Options:
     weights: tuple[str, ...] = ()
     """Published weights such as IMAGENET1K_V1; beside --checkpoint, their preprocessing alone."""
     checkpoint: tuple[pathlib.Path, ...] = ()
-    """Files of weights, .safetensors or .pth, whose classes are in the order of the data set's."""
+    """Files of weights (safetensors or torch), whose classes are in the order of the data set's."""
+    ema: bool = False
+    """Of every --checkpoint with raw and average weights, take the averages."""
     dataset: str | None = None
     """A name as in train.py; the one that the first run was trained on unless given."""
     data_dir: str | None = None
@@ -132,6 +134,8 @@ def main(options: Options) -> None:
 
 
 def _from_weights(options: Options) -> Iterator[Network]:
+    if options.ema and not options.checkpoint:
+        raise InputError("--ema is about files of weights; expected --checkpoint FILE beside it")
     count = max(len(options.arch), len(options.weights), len(options.checkpoint))
     columns: list[Any] = []
     for name in ("arch", "weights", "checkpoint"):
@@ -143,7 +147,7 @@ def _from_weights(options: Options) -> Iterator[Network]:
     for arch, weights, checkpoint in zip(*columns, strict=True):
         if arch is None:
             raise InputError("weights of no network; expected --arch NAME")
-        yield from_weights(arch, weights, checkpoint)
+        yield from_weights(arch, weights, checkpoint, ema=options.ema)
 
 
 def _check_fits(network: Network, source: "data.Source", views: Views) -> None:

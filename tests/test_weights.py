@@ -9,9 +9,7 @@ import re
 import subprocess
 import sys
 import threading
-import types
 
-import huggingface_hub
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,7 +30,7 @@ from flaxnets import (
 )
 from flaxnets.layers import imagenet_to_unit_range
 from flaxnets.training.state import jit_once
-from flaxnets.weights import PublishedWeights, files, published
+from flaxnets.weights import PublishedWeights, published
 from flaxnets.weights.files import torchvision_keys
 from flaxnets.weights.loading import adapt_input_channels
 from flaxnets.weights.published import WEIGHTS
@@ -124,20 +122,6 @@ def test_statistics_without_the_field_equal_the_field():
     assert row.statistics == (row.mean, row.std)
 
 
-def test_repositories_are_the_ones_that_timm_lists():
-    from timm.models import get_pretrained_cfg, list_pretrained
-
-    names = list_pretrained("*.tv_in1k") + list_pretrained("*.tv2_in1k")
-    theirs = [get_pretrained_cfg(name) for name in names]
-    listed = {cfg.hf_hub_id: cfg for cfg in theirs if cfg.architecture in list_models()}
-    ours = {row.repository: row for row in WEIGHTS if row.repository}
-    assert ours.keys() == listed.keys()
-    for repository, row in ours.items():
-        # Where timm names the file as well; of Inception v3 it names an older one.
-        if listed[repository].url and row.arch != "inception_v3":
-            assert listed[repository].url == row.url
-
-
 # --- The keys of timm and of older files ---------------------------------------------------------
 
 
@@ -178,12 +162,12 @@ def test_keys_behind_torchs_wrappers():
     assert list(torchvision_keys(given)) == ["fc.weight", "fc.bias"]
 
 
-# --- Two roads -----------------------------------------------------------------------------------
+# --- Downloads -----------------------------------------------------------------------------------
 
 
-def small_row(path: pathlib.Path, arch: str = "lenet5", tag: str | None = None) -> PublishedWeights:
+def small_row(path: pathlib.Path, arch: str = "lenet5") -> PublishedWeights:
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return PublishedWeights(arch, "IMAGENET1K_V1", f"{arch}-{digest[:8]}", 10, 1, 2, 28, 28, tag)
+    return PublishedWeights(arch, "IMAGENET1K_V1", f"{arch}-{digest[:8]}", 10, 1, 2, 28, 28)
 
 
 @pytest.fixture(scope="module")
@@ -268,33 +252,8 @@ def test_a_cache_that_cannot_be_written_is_one_sentence(server, cache):
         load_weights("lenet5")
 
 
-@pytest.fixture
-def hub(monkeypatch):
-    """huggingface_hub's client without a network: it links to a file named by its SHA-256."""
-
-    def download(repository, file, *, cache_dir, force_download):
-        hub.calls.append((repository, force_download))
-        if isinstance(hub.answer, Exception):
-            raise hub.answer
-        link, blob = cache_dir / file, cache_dir / hashlib.sha256(hub.intact).hexdigest()
-        cache_dir.mkdir(parents=True, exist_ok=True)
-        blob.write_bytes(hub.answer)
-        link.unlink(missing_ok=True)
-        link.symlink_to(blob)
-        return str(link)
-
-    def cached(_, file, *, cache_dir):
-        return str(cache_dir / file) if (cache_dir / file).exists() else None
-
-    hub = types.SimpleNamespace(calls=[], intact=b"", answer=b"")
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", cached)
-    monkeypatch.setattr(files, "torch_is_installed", lambda: False)
-    return hub
-
-
-def test_timms_vgg_through_the_hub_gives_timms_logits(hub, tmp_path, cache):
-    """With fewer hidden features than timm's builder gives it."""
+def test_timms_vgg_gives_timms_logits(tmp_path):
+    """With fewer hidden features than timm's builder gives it, and a prefix."""
     import timm
     from timm.layers import ClassifierHead
     from timm.models.vgg import ConvMlp
@@ -303,12 +262,10 @@ def test_timms_vgg_through_the_hub_gives_timms_logits(hub, tmp_path, cache):
     reference = timm.create_model("vgg11", pretrained=False, mlp_ratio=1 / 512)
     reference.pre_logits, reference.head = ConvMlp(512, 24, 7), ClassifierHead(24, 5)
     reference.eval()
-    save_file({k: v.numpy() for k, v in reference.state_dict().items()}, tmp_path / "timm")
-    hub.intact = hub.answer = (tmp_path / "timm").read_bytes()
+    weights = {f"model.{k}": v.numpy() for k, v in reference.state_dict().items()}
+    save_file(weights, tmp_path / "timm.bin")
     fields = {"hidden_features": 24, "num_classes": 5}
-    variables = load_weights("vgg11", **fields)
-    assert hub.calls == [("timm/vgg11.tv_in1k", False)]
-    assert (cache / "huggingface/model.safetensors").is_file()
+    variables = load_weights("vgg11", checkpoint=tmp_path / "timm.bin", **fields)
     images = np.random.default_rng(0).normal(size=(1, 224, 224, 3)).astype(np.float32)
     ours = jax.jit(create_model("vgg11", **fields).apply)(variables, images)
     with torch.no_grad():
@@ -316,74 +273,31 @@ def test_timms_vgg_through_the_hub_gives_timms_logits(hub, tmp_path, cache):
     np.testing.assert_allclose(ours, theirs, atol=1e-5 * np.abs(theirs).max())
 
 
-def test_files_of_the_hub_are_kept_and_verified(hub, lenet, tmp_path, cache, monkeypatch):
-    save_file(lenet[1], tmp_path / "lenet")
-    hub.intact = hub.answer = (tmp_path / "lenet").read_bytes()
-    monkeypatch.setattr(published, "WEIGHTS", (small_row(lenet[0], tag="tv_in1k"),))
-    first, again = ("timm/lenet5.tv_in1k", False), ("timm/lenet5.tv_in1k", True)
-    for _ in range(2):
-        assert_same(to_torch(load_weights("lenet5")), lenet[1])
-    assert hub.calls == [first]
-    kept = cache / "huggingface/model.safetensors"
-    kept.resolve().write_bytes(hub.intact[:-1])
-    assert_same(to_torch(load_weights("lenet5")), lenet[1])
-    assert hub.calls == [first, again]
-
-    kept.resolve().unlink()
-    hub.answer = hub.intact[:-1]
-    with pytest.raises(InputError, match=r"^model.safetensors of hf.co/timm/lenet5.tv_in1k came"):
-        load_weights("lenet5")
-    assert not kept.exists()
-
-
-def test_no_network_to_the_hub_is_one_sentence(hub):
-    hub.answer = huggingface_hub.errors.LocalEntryNotFoundError("no\nconnection")
-    with pytest.raises(InputError) as raised:
-        load_weights("resnet50", "IMAGENET1K_V2")
-    assert str(raised.value) == (
-        "cannot download model.safetensors of hf.co/timm/resnet50.tv2_in1k (no connection); "
-        "give a file on this machine instead"
-    )
-
-
-def test_the_source_can_be_chosen(server, lenet, hub, tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "torch_is_installed", lambda: True)
-    monkeypatch.setattr(published, "WEIGHTS", (small_row(lenet[0], tag="tv_in1k"),))
-    save_file(lenet[1], tmp_path / "lenet")
-    hub.intact = hub.answer = (tmp_path / "lenet").read_bytes()
-    for source, downloads in [(None, (1, 0)), ("torchvision", (1, 0)), ("timm", (1, 1))]:
-        assert_same(to_torch(load_weights("lenet5", source=source)), lenet[1])
-        assert (server.requests, len(hub.calls)) == downloads
-
-
-def test_without_torch(tmp_path, lenet):
-    """A process that cannot import torch loads safetensors and says what takes torch."""
+def test_without_torch(server, tmp_path, lenet):
+    """A process that cannot import torch downloads, reads .pth of both formats and safetensors."""
+    tensors = {key: torch.from_numpy(value) for key, value in lenet[1].items()}
+    torch.save(tensors, tmp_path / "chain.pth", _use_new_zipfile_serialization=False)
     save_file(lenet[1], tmp_path / "lenet.safetensors")
+    row = published.WEIGHTS[0]
     code = f"""
 import sys
 sys.modules["torch"] = sys.modules["tensorflow"] = None
-from flaxnets import InputError, load_weights
-assert "huggingface_hub" not in sys.modules
-load_weights("lenet5", checkpoint={str(tmp_path / "lenet.safetensors")!r})
-for arguments in [dict(arch="alexnet"), dict(arch="resnet18", source="torchvision"),
-                  dict(arch="lenet5", checkpoint={str(lenet[0])!r})]:
-    try:
-        load_weights(**arguments)
-    except InputError as error:
-        print(error)
+import numpy as np
+from flaxnets import load_weights, to_torch
+from flaxnets.weights import PublishedWeights, published
+published.WEIGHTS = (PublishedWeights("lenet5", "IMAGENET1K_V1", {row.file!r}, 10, 1, 2, 28, 28),)
+PublishedWeights.url = {row.url!r}
+found = [load_weights("lenet5")]
+for name in ("lenet.safetensors", "chain.pth"):
+    found.append(load_weights("lenet5", checkpoint={str(tmp_path)!r} + "/" + name))
+for variables in found:
+    print(sum(float(value.sum()) for value in to_torch(variables).values()))
 """
     result = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True)
     assert result.returncode == 0, result.stderr
-    published = (
-        "the weights IMAGENET1K_V1 of {} are published as a .pth, which takes torch: install it, "
-        "or convert them where it is with tools/convert_torchvision.py"
-    )
-    assert result.stdout.splitlines() == [
-        published.format("alexnet"),
-        published.format("resnet18"),
-        f"reading {lenet[0]} takes torch: install it, or convert the file to safetensors where it "
-        "is with tools/convert_torchvision.py",
-    ]
+    expected = sum(float(value.sum()) for value in lenet[1].values())
+    assert [float(line) for line in result.stdout.split()] == pytest.approx([expected] * 3)
+    assert server.requests == 1
 
 
 # --- Files, other classes and other channels -----------------------------------------------------
@@ -525,6 +439,8 @@ def broken(directory: pathlib.Path) -> None:
     torch.save([1, 2], directory / "list.pth")
     torch.save({0: torch.zeros(2)}, directory / "numbers.pth")
     torch.save(pathlib.PurePosixPath("a"), directory / "object.pth")
+    torch.save(torch.nn.Linear(1, 1), directory / "module.pth")
+    np.savez(directory / "b.npz", a=np.zeros(3))
     (directory / "page.pth").write_bytes(b"<html>Not Found</html>")
     (directory / "directory.pth").mkdir()
     save_file(state_dict("mcdnn_mnist"), directory / "mcdnn.safetensors")
@@ -542,21 +458,23 @@ def broken(directory: pathlib.Path) -> None:
         ({"num_classes": 0}, "num_classes is 0; expected at least 1"),
         ({"in_channels": 0}, "in_channels is 0; expected at least 1"),
         ({"dens": True}, "unknown field of lenet5 'dens'; did you mean 'dense'?"),
-        ({"arch": "alexnet", "source": "tim"}, "unknown source 'tim'; did you mean 'timm'?"),
-        (
-            {"arch": "alexnet", "source": "timm"},
-            "timm has no weights IMAGENET1K_V1 of alexnet; expected source 'torchvision'",
-        ),
         ({"checkpoint": "none.pth"}, "no file none.pth; tools/convert_torchvision.py writes one"),
         ({"checkpoint": "directory.pth"}, "no file directory.pth; tools"),
         ({"checkpoint": "half_a.safetensors"}, "half_a.safetensors is not a complete safetensors"),
-        ({"checkpoint": "half_a.pth"}, "half_a.pth is not a complete file of torch weights, or"),
-        ({"checkpoint": "page.pth"}, "page.pth is not a complete file of torch weights, or holds"),
-        ({"checkpoint": "object.pth"}, "object.pth is not a complete file of torch weights, or"),
+        ({"checkpoint": "half_a.pth"}, "half_a.pth is not a complete file of torch weights"),
+        ({"checkpoint": "page.pth"}, "page.pth is neither a torch file nor a safetensors file"),
+        ({"checkpoint": "object.pth"}, "object.pth holds no state_dict; save model.state_dict()"),
+        ({"checkpoint": "module.pth"}, "module.pth holds 'torch.nn.modules.linear.Linear', which"),
         ({"checkpoint": "list.pth"}, "list.pth holds no state_dict; save model.state_dict()"),
         ({"checkpoint": "numbers.pth"}, "numbers.pth holds no state_dict; save model.state_dict()"),
-        ({"checkpoint": "a.npz"}, "unknown suffix of a.npz '.npz'; expected one of .safetensors"),
-        ({"checkpoint": "a.pth"}, "the weights do not fit this network: missing: classifier.0."),
+        ({"checkpoint": "a.npz"}, "a.npz is neither a torch file nor a safetensors file"),
+        ({"checkpoint": "b.npz"}, "b.npz is a zip file, but none of torch.save"),
+        (
+            {"checkpoint": "a.pth"},
+            "the weights do not fit this network: missing 10 keys, such as classifier.0.bias, "
+            "classifier.0.weight, classifier.2.bias, classifier.2.weight, classifier.4.bias; "
+            "unused: a",
+        ),
         ({"checkpoint": "mcdnn.safetensors"}, "the weights do not fit this network: "),
     ],
 )

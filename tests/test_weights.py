@@ -1,5 +1,7 @@
 """Published weights, files of weights, and what is adapted when they do not fit as they are."""
 
+import argparse
+import collections
 import dataclasses
 import hashlib
 import http.server
@@ -9,13 +11,14 @@ import re
 import subprocess
 import sys
 import threading
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from flaxnets import (
     InputError,
@@ -28,6 +31,7 @@ from flaxnets import (
     published_weights,
     to_torch,
 )
+from flaxnets.inference.network import from_weights
 from flaxnets.layers import imagenet_to_unit_range
 from flaxnets.training.state import jit_once
 from flaxnets.weights import PublishedWeights, published
@@ -425,6 +429,277 @@ def like(channels: int):
     return jax.eval_shape(
         create_model("lenet5").init, jax.random.key(0), jnp.zeros((1, 28, 28, channels))
     )
+
+
+# --- Checkpoints of training scripts --------------------------------------------------------------
+
+
+def tensors(values: dict[str, np.ndarray], prefix: str = "", factor: float = 1) -> dict[str, Any]:
+    return {
+        prefix + key: torch.from_numpy(value * np.float32(factor)) for key, value in values.items()
+    }
+
+
+def averaged(values: dict[str, np.ndarray], prefix: str = "") -> dict[str, Any]:
+    """As `torch.optim.swa_utils.AveragedModel` has them: a half of each value."""
+    counter = {f"{prefix}n_averaged": torch.tensor(3)}
+    return counter | tensors(values, f"{prefix}module.", 0.5)
+
+
+def beside(values: dict[str, np.ndarray]) -> dict[str, Any]:
+    """What training scripts save with the weights; an optimizer has tensors of the same shapes."""
+    momentum = {n: {"momentum_buffer": t} for n, t in enumerate(tensors(values).values())}
+    return {
+        "epoch": 3, "arch": "lenet5", "metric": np.float64(71.2), "scaler": {},
+        "args": argparse.Namespace(lr=0.1, output=pathlib.PurePosixPath("/x")),
+        "optimizer": {"state": momentum, "param_groups": [{"lr": 0.1, "params": [0, 1]}]},
+        "lr_scheduler": {"milestones": collections.Counter({30: 1}), "_last_lr": [0.1]},
+        "criterion": {"weight": torch.ones(10)},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "checkpoint",
+    [
+        lambda v: {"model": tensors(v), **beside(v)},
+        lambda v: {**beside(v), "state_dict": tensors(v, "module.")},
+        lambda v: {"net": tensors(v)},
+        lambda v: {"a": {"model_state_dict": tensors(v)}, "rng": torch.get_rng_state()},
+        lambda v: tensors(v, "model."),
+        lambda v: tensors(v, "net.") | {"net.bn.num_batches_tracked": torch.tensor(1)},
+        lambda v: {"state_dict": tensors(v, "model.backbone._orig_mod.")},
+        lambda v: {k.replace("features.", "features.module."): t for k, t in tensors(v).items()},
+        lambda v: {"weights": v},  # NumPy arrays
+        lambda v: collections.OrderedDict(tensors(v)),
+        lambda v: {"step": 7, **tensors(v)},
+    ],
+    ids=range(11),
+)
+@pytest.mark.parametrize("suffix", [".pth.tar", ".ckpt"])
+def test_weights_are_found_in_checkpoints(checkpoint, suffix, tmp_path, lenet):
+    torch.save(checkpoint(lenet[1]), tmp_path / f"a{suffix}")
+    assert_same(to_torch(load_weights("lenet5", checkpoint=tmp_path / f"a{suffix}")), lenet[1])
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors", ".bin", ""])
+def test_the_bytes_decide_what_a_file_is(suffix, tmp_path, lenet):
+    path = tmp_path / f"a{suffix}"
+    for save in (
+        lambda: save_file(lenet[1], path),
+        lambda: torch.save(tensors(lenet[1]), path),
+        lambda: torch.save(tensors(lenet[1]), path, _use_new_zipfile_serialization=False),
+    ):
+        save()
+        assert_same(to_torch(load_weights("lenet5", checkpoint=path)), lenet[1])
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "raw", "average"),
+    [
+        (lambda v: {"model": tensors(v), "model_ema": averaged(v)}, "model", "model_ema"),
+        (
+            lambda v: {"state_dict": tensors(v), "state_dict_ema": tensors(v, factor=0.5)},
+            "state_dict", "state_dict_ema",
+        ),
+        (lambda v: averaged(v, "teacher.") | tensors(v, "model."), "model", "teacher"),
+        (lambda v: tensors(v, "ema_model.", 0.5) | tensors(v), "at its top", "ema_model"),
+    ],
+    ids=["torchvision", "timm", "in one dictionary", "beside keys without prefix"],
+)  # fmt: skip
+def test_raw_and_average_weights(checkpoint, raw, average, tmp_path, lenet):
+    path, values = tmp_path / "a.pth", lenet[1]
+    torch.save(checkpoint(values) | {"args": argparse.Namespace(lr=0.1)}, path)
+    with pytest.warns(WeightsWarning) as warned:
+        found = load_weights("lenet5", checkpoint=path)
+    assert_same(to_torch(found), values)
+    assert [str(warning.message) for warning in warned] == [
+        f"{path} holds raw weights ({raw}) and average weights ({average}): the raw ones are "
+        "taken; ema=True, or --ema, takes the averages"
+    ]
+    assert warned[0].filename == __file__
+    halves = {key: value * np.float32(0.5) for key, value in values.items()}
+    assert_same(to_torch(load_weights("lenet5", checkpoint=path, ema=True)), halves)
+
+
+def test_average_weights_alone(tmp_path, lenet):
+    torch.save(averaged(lenet[1]), tmp_path / "a.pth")
+    halves = {key: value * np.float32(0.5) for key, value in lenet[1].items()}
+    for ema in (False, True):
+        found = load_weights("lenet5", checkpoint=tmp_path / "a.pth", ema=ema)
+        assert_same(to_torch(found), halves)
+    with pytest.raises(InputError, match=r"lenet5.pth holds no average weights, only raw ones; le"):
+        load_weights("lenet5", checkpoint=lenet[0], ema=True)
+
+
+def test_of_two_networks_the_one_that_fits_is_taken(tmp_path):
+    small, large = state_dict("resnet20_cifar"), state_dict("resnet32_cifar")
+    torch.save({"teacher": tensors(large), "student": tensors(small)}, tmp_path / "a.pth")
+    for arch, values in [("resnet20_cifar", small), ("resnet32_cifar", large)]:
+        assert_same(to_torch(load_weights(arch, checkpoint=tmp_path / "a.pth")), values)
+
+
+def test_what_is_left_out_is_named(tmp_path, lenet):
+    extra = {f"loss.{name}": torch.ones(2) for name in "abcdef"}
+    torch.save(tensors(lenet[1], "model.") | extra, tmp_path / "a.pth")
+    with pytest.warns(WeightsWarning) as warned:
+        found = load_weights("lenet5", checkpoint=tmp_path / "a.pth")
+    assert_same(to_torch(found), lenet[1])
+    assert str(warned[0].message) == (
+        f"{tmp_path / 'a.pth'}: only keys after 'model.' are taken; not 6 keys, such as loss.a, "
+        "loss.b, loss.c, loss.d, loss.e"
+    )
+
+
+# --- What a file lacks ----------------------------------------------------------------------------
+
+
+def without_head(values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {key: value for key, value in values.items() if not key.startswith("classifier.4.")}
+
+
+@pytest.mark.parametrize(
+    ("change", "missing", "left"),
+    [
+        (lambda v: without_head(v), "", ""),
+        (
+            lambda v: without_head(v) | {"classifier.4.1.weight": np.ones((7, 84), np.float32)},
+            "; instead: classifier.4.1.weight", "; left out: classifier.4.1.weight",
+        ),
+        (
+            lambda v: without_head(v) | {"head.weight": np.ones((7, 84), np.float32)},
+            "; instead: head.weight", "; left out: head.weight",
+        ),
+        (lambda v: v | {"classifier.4.weight": np.ones((7, 50), np.float32)}, "", ""),
+    ],
+    ids=["none", "deeper", "another name", "another shape"],
+)  # fmt: skip
+def test_a_file_without_a_head(change, missing, left, tmp_path, lenet):
+    path = tmp_path / "a.safetensors"
+    save_file(change(lenet[1]), path)
+    with pytest.raises(InputError) as raised:
+        load_weights("lenet5", checkpoint=path)
+    assert str(raised.value) == (
+        f"{path} has no head to classify with (missing: classifier.4.bias, classifier.4.weight"
+        f"{missing}); train one with train.py --init-from, or give num_classes for a fresh one"
+    )
+    with pytest.warns(WeightsWarning) as warned:
+        found = to_torch(load_weights("lenet5", checkpoint=path, num_classes=10, seed=3))
+    assert [str(warning.message) for warning in warned] == [
+        f"freshly initialised for 10 classes (the weights have none): classifier.4{left}"
+    ]
+    fresh = to_torch(
+        jit_once(create_model("lenet5").init)(jax.random.key(3), np.zeros((1, 28, 28, 1)))
+    )
+    assert_same(found, fresh | without_head(lenet[1]))
+
+
+def test_a_classifier_of_other_layers_starts_afresh(tmp_path):
+    """As people replace VGG's; the layers that fit are kept."""
+    values = state_dict("vgg11", hidden_features=8)
+    other = {k: v for k, v in values.items() if not k.startswith("classifier.6.")}
+    other["classifier.3.weight"] = np.ones((5, 8), np.float32)
+    save_file(other, tmp_path / "a.safetensors")
+    fields = {"hidden_features": 8, "num_classes": 5}
+    with pytest.warns(
+        WeightsWarning, match=r"5 classes \(the weights have none\): classifier.3, c"
+    ):
+        found = to_torch(load_weights("vgg11", checkpoint=tmp_path / "a.safetensors", **fields))
+    assert found["classifier.3.weight"].shape == (8, 8)
+    assert found["classifier.6.weight"].shape == (5, 8)
+    for key, value in values.items():
+        if key.startswith(("features.", "classifier.0.")):
+            np.testing.assert_array_equal(found[key], value, key)
+
+
+@pytest.mark.parametrize("num_classes", [None, 10])
+def test_another_network_is_not_one_without_a_head(num_classes, tmp_path):
+    values = state_dict("resnet32_cifar")
+    for name, change in [
+        ("deeper", {}),
+        ("headless", {"fc.weight": None, "fc.bias": None}),
+        ("wider", {"layer1.0.conv1.weight": np.ones((32, 16, 3, 3), np.float32), "fc.bias": None}),
+    ]:
+        changed = {k: v for k, v in (values | change).items() if v is not None}
+        save_file(changed, tmp_path / f"{name}.safetensors")
+        with pytest.raises(InputError, match="the weights do not fit this network: "):
+            load_weights(
+                "resnet20_cifar", checkpoint=tmp_path / f"{name}.safetensors",
+                num_classes=num_classes,
+            )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arch", "modules"), [("googlenet", "aux1, aux2"), ("inception_v3", "AuxLogits")]
+)
+def test_a_file_without_auxiliary_heads(arch, modules, tmp_path):
+    complete = state_dict(arch)
+    values = {k: v for k, v in complete.items() if not k.lower().startswith("aux")}
+    path = tmp_path / "a.safetensors"
+    save_file(values, path)
+    with pytest.warns(WeightsWarning) as warned:
+        found = to_torch(load_weights(arch, checkpoint=path, num_classes=1000))
+    assert [str(warning.message) for warning in warned] == [
+        f"freshly initialised (the weights have no such auxiliary heads): {modules}"
+    ]
+    assert found.keys() == complete.keys()
+    assert_same({key: found[key] for key in values}, values)
+    network = from_weights(arch, checkpoint=path)
+    assert_same(to_torch(network.variables), values)
+    assert len(network.class_names) == 1000
+
+
+@pytest.mark.parametrize("auxiliary", [True, False])
+def test_the_published_googlenet_converts(auxiliary, tmp_path, monkeypatch):
+    """torchvision's file has auxiliary heads, its network with weights has not."""
+    import convert_torchvision
+
+    arguments = {"num_classes": 10, "aux_logits": auxiliary, "init_weights": False}
+    module = torchvision.models.googlenet(**arguments)
+    values = {k: v.numpy() for k, v in module.state_dict().items() if "num_batches" not in k}
+    torch.save(module.state_dict(), tmp_path / "googlenet.pth")
+    row = small_row(tmp_path / "googlenet.pth", "googlenet")
+    monkeypatch.setattr(published, "WEIGHTS", (row,))
+    url = (tmp_path / "googlenet.pth").as_uri()
+    monkeypatch.setattr(PublishedWeights, "url", property(lambda _: url))
+    out = tmp_path / "out.safetensors"
+    convert_torchvision.main("googlenet", out, weights="IMAGENET1K_V1")
+    assert_same(load_file(out), values)
+
+
+def test_scripts_choose_the_averages(tmp_path, lenet, capsys):
+    from experiments import evaluate, train
+    from flaxnets.inference.network import NetworkOptions
+    from flaxnets.recipes import recipe_for
+
+    path, values = tmp_path / "a.pth", lenet[1]
+    torch.save({"model": tensors(values), "model_ema": averaged(values)}, path)
+    halves = {key: value * np.float32(0.5) for key, value in values.items()}
+    network = NetworkOptions(arch="lenet5", checkpoint=path, ema=True).open()
+    assert_same(to_torch(network.variables), halves)
+    options = evaluate.Options(arch=("lenet5",), checkpoint=(path,), ema=True)
+    (network,) = evaluate._from_weights(options)
+    assert_same(to_torch(network.variables), halves)
+
+    options = train.Options(
+        recipe_for("lenet5", "small images"), "lenet5", init_from=str(path), ema=True
+    )
+    model, own = create_model("lenet5"), ((0.5,), (0.5,))
+    initial, _ = train.start_from(options, model, (28, 28, 1), own)
+    assert_same(to_torch(initial), halves)
+    assert capsys.readouterr().out == ""
+    initial, _ = train.start_from(dataclasses.replace(options, ema=False), model, (28, 28, 1), own)
+    assert_same(to_torch(initial), values)
+    assert "the raw ones are taken; ema=True, or --ema, takes" in capsys.readouterr().out
+    for refused in (
+        lambda: NetworkOptions(workdir=tmp_path, ema=True).open(),
+        lambda: NetworkOptions(arch="alexnet", weights="IMAGENET1K_V1", ema=True).open(),
+        lambda: list(evaluate._from_weights(evaluate.Options(ema=True))),
+        lambda: train.start_from(
+            dataclasses.replace(options, init_from=None), model, (28, 28, 1), own
+        ),
+    ):
+        with pytest.raises(InputError, match=r"expected --|give nothing beside"):
+            refused()
 
 
 # --- Bad input -----------------------------------------------------------------------------------

@@ -110,25 +110,28 @@ def read_weights(path: pathlib.Path, keys: Collection[str], *, ema: bool = False
     averages = [match for match in matches if match.is_average]
     raw = [match for match in matches if not match.is_average]
     if ema and not averages:
-        raise InputError(f"{path} holds no average weights, only raw ones; leave out ema")
+        raise InputError(f"{path} holds no average weights, only raw ones; leave out ema (--ema)")
     if not matches:  # of another network: the converter says what is missing
         return max((arrays for _, arrays in found), key=len)
     chosen = max(averages if ema or not raw else raw, key=lambda match: match.rank)
     if averages and not chosen.is_average:
-        _warn(
+        warn(
             f"{path} holds raw weights ({chosen.name or 'at its top'}) and average weights "
-            f"({averages[0].name}): the raw ones are taken; ema=True, or --ema, takes the averages"
+            f"({averages[0].name}): the raw ones are taken; ema=True, or --ema, takes the averages",
+            above=3,
         )
-    others = tuple(match.prefix for match in matches if match.place == chosen.place)
-    outside = [k for k in chosen.arrays if not k.startswith(others) and not _is_counter(k)]
+    prefixes = {match.prefix for match in matches if match.place == chosen.place}
+    outside = [k for k in chosen.arrays if not k.startswith(tuple(prefixes)) and not _is_counter(k)]
     if outside:
-        _warn(f"{path}: only keys after {chosen.prefix!r} are taken; {list_keys('not', outside)}")
+        named = list_keys("not", outside)
+        warn(f"{path}: only keys after {chosen.prefix!r} are taken; {named}", above=3)
     start = len(chosen.prefix)
+    inner = tuple(prefix for prefix in prefixes if len(prefix) > start)  # other weights
     return torchvision_keys(
         {
             key[start:]: array
             for key, array in chosen.arrays.items()
-            if key.startswith(chosen.prefix) and not _is_counter(key)
+            if key.startswith(chosen.prefix) and not key.startswith(inner) and not _is_counter(key)
         }
     )
 
@@ -137,8 +140,9 @@ def _is_counter(key: str) -> bool:
     return key.rpartition(".")[2] == AVERAGED
 
 
-def _warn(sentence: str) -> None:
-    warnings.warn(sentence, WeightsWarning, stacklevel=5)  # at the caller of load_weights
+def warn(sentence: str, above: int) -> None:
+    """Warn at the caller of load_weights, so many calls above the caller of this function."""
+    warnings.warn(sentence, WeightsWarning, stacklevel=above + 2)
 
 
 def _read(path: pathlib.Path) -> Any:

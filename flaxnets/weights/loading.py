@@ -4,7 +4,6 @@ import functools
 import math
 import pathlib
 import re
-import warnings
 from typing import Any
 
 import jax
@@ -16,7 +15,7 @@ from flaxnets.convert import IGNORED, fits, from_torch, list_keys, to_torch, tor
 from flaxnets.errors import InputError
 from flaxnets.models import create_model
 from flaxnets.weights.download import fetch
-from flaxnets.weights.files import StateDict, WeightsWarning, read_weights
+from flaxnets.weights.files import StateDict, read_weights, warn
 from flaxnets.weights.published import PublishedWeights, published_weights
 
 
@@ -114,11 +113,11 @@ def load_into(
     shapes = _shapes(model, input_shape)
     auxiliary: set[str] = set()
     if hasattr(model, "aux_logits"):
-        with_heads, without = (_shapes(model, input_shape, aux_logits=h) for h in (True, False))
-        auxiliary = with_heads.keys() - without.keys()
+        others = _shapes(model, input_shape, aux_logits=not model.aux_logits)
+        auxiliary = shapes.keys() ^ others.keys()
     state_dict = read_weights(path, shapes.keys() | auxiliary, ema=ema)
     state_dict = {key: v for key, v in state_dict.items() if not key.endswith(IGNORED)}
-    lacking = auxiliary - state_dict.keys() if getattr(model, "aux_logits", False) else set()
+    lacking = (auxiliary & shapes.keys()) - state_dict.keys()
     if lacking and num_classes is None:
         model, lacking = model.clone(aux_logits=False), set()
         shapes = {key: shape for key, shape in shapes.items() if key not in auxiliary}
@@ -131,10 +130,10 @@ def load_into(
     stem = _changed(shapes, _shapes(model, (*size, channels + 1)))
 
     renewed = [key for key in shapes if fresh and re.match(fresh, key)]
-    main = [key for key in heads if key not in auxiliary]
-    others = [key for key in shapes if key not in (*auxiliary, *stem)]
-    absent = [] if renewed else _without_head(state_dict, shapes, main, others)
-    unused = sorted(state_dict.keys() - shapes.keys()) if absent else []
+    fixed = {key: shape for key, shape in shapes.items() if key not in (*auxiliary, *stem)}
+    main = [key for key in heads if key in fixed]
+    unused = sorted(state_dict.keys() - shapes.keys())
+    absent = [] if renewed else _without_head(state_dict, fixed, main, unused)
     if absent and num_classes is None:
         instead = "; " + list_keys("instead", unused) if unused else ""
         raise InputError(
@@ -142,11 +141,13 @@ def load_into(
             f"one with train.py --init-from, or give num_classes for a fresh one"
         )
     renewed += absent
-    given = {len(state_dict[key]) for key in heads if key in state_dict and key not in renewed}
+    known = [state_dict[key] for key in heads if key in state_dict and key not in renewed]
+    given = {len(value) for value in known if value.ndim}
     told = max(given, default=usual)
     num_classes = num_classes or told
     if given - {num_classes}:
-        renewed = [key for key in heads if key not in lacking]
+        others = [key for key in heads if key not in lacking]
+        renewed = list(dict.fromkeys([*renewed, *others]))
     for key in stem:
         kernel = state_dict.get(key)
         if kernel is None or kernel.ndim != 4 or shapes[key][2] != input_shape[-1]:
@@ -154,7 +155,7 @@ def load_into(
         read, channels = kernel.shape[1], in_channels or kernel.shape[1]
         if read != channels:
             how = "summed over its" if channels == 1 else "repeated and scaled from"
-            _warn(f"{key} is {how} {read} channels for images of {channels}")
+            warn(f"{key} is {how} {read} channels for images of {channels}", above=2)
             state_dict[key] = adapt_input_channels(kernel.astype(np.float32), channels)
 
     model = model.clone(num_classes=num_classes)
@@ -163,32 +164,36 @@ def load_into(
     if renewed:
         modules = ", ".join(dict.fromkeys(key.rpartition(".")[0] for key in renewed))
         had = f"{told} classes" if given else "none"
-        left = f"; {list_keys('left out', unused)}" if unused else ""
-        _warn(
+        left = f"; {list_keys('left out', unused)}" if absent and unused else ""
+        warn(
             f"freshly initialised for {num_classes} classes (the weights have {had}): "
-            f"{modules}{left}"
+            f"{modules}{left}",
+            above=2,
         )
     if lacking:
         modules = ", ".join(sorted({key.partition(".")[0] for key in lacking}))
-        _warn(f"freshly initialised (the weights have no such auxiliary heads): {modules}")
-    if renewed or lacking:
+        warn(f"freshly initialised (the weights have no such auxiliary heads): {modules}", above=2)
+    if absent:
         state_dict = {key: value for key, value in state_dict.items() if key not in unused}
+    if renewed or lacking:
         state_dict |= _initial(init, {*renewed, *lacking})
     return from_torch(state_dict, jax.eval_shape(init))
 
 
 def _without_head(
-    state_dict: StateDict, shapes: dict[str, tuple], head: list[str], others: list[str]
+    state_dict: StateDict, shapes: dict[str, tuple], head: list[str], unused: list[str]
 ) -> list[str]:
-    """Return the keys of the last layers that the weights do not have, if they have no head.
+    """Return the keys of the last layers that the weights lack, if they have no head.
 
-    That is so if the head's keys are missing, or have other shapes than other classes give them,
-    and all that does not fit stands under the head's first name, such as "classifier" or "fc", or
-    under a name that the network does not have. Otherwise they are those of another network.
+    They have none if keys of the head are missing, or have other shapes than other classes give
+    them, and all that does not fit stands under the head's first name, such as "classifier" or
+    "fc", or under a name that the network does not have. Otherwise they are of another network.
 
     Args:
+        state_dict: the weights.
+        shapes: Flax's shapes, but for auxiliary heads and what reads the image.
         head: keys of the last layer.
-        others: keys, `head` included, whose shapes depend on no number of channels of the image.
+        unused: keys of the weights that the network does not have.
     """
 
     def is_wrong(key: str) -> bool:
@@ -199,19 +204,13 @@ def _without_head(
 
     if not any(map(is_wrong, head)):
         return []
-    roots = {key.partition(".")[0] for key in head}
-    names = {key.partition(".")[0] for key in shapes} - roots
-    wrong = {key.rpartition(".")[0] for key in others if is_wrong(key)}  # whole layers
-    wrong_keys = [key for key in others if key.rpartition(".")[0] in wrong]
-    unused = state_dict.keys() - shapes.keys()
-    of_another = any(key.partition(".")[0] not in roots for key in wrong_keys) or any(
-        key.partition(".")[0] in names for key in unused
-    )
-    return [] if of_another or len(wrong_keys) == len(others) else wrong_keys
-
-
-def _warn(sentence: str) -> None:
-    warnings.warn(sentence, WeightsWarning, stacklevel=4)  # at the caller of load_weights
+    layers = {key.rpartition(".")[0] for key in shapes if is_wrong(key)}
+    wrong = [key for key in shapes if key.rpartition(".")[0] in layers]
+    root = {key.partition(".")[0] for key in head}
+    body = {key.partition(".")[0] for key in shapes} - root
+    of_head = {key.partition(".")[0] for key in wrong} <= root
+    of_body = not body.isdisjoint(key.partition(".")[0] for key in unused)
+    return wrong if of_head and not of_body and len(wrong) < len(shapes) else []
 
 
 def _shapes(model, input_shape, **fields) -> dict[str, tuple[int, ...]]:

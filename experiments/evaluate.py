@@ -46,7 +46,9 @@ class Options:
     weights: tuple[str, ...] = ()
     """Published weights such as IMAGENET1K_V1; beside --checkpoint, their preprocessing alone."""
     checkpoint: tuple[pathlib.Path, ...] = ()
-    """Files of weights, .safetensors or .pth, whose classes are in the order of the data set's."""
+    """Files of weights (safetensors or torch), whose classes are in the order of the data set's."""
+    ema: bool = False
+    """Of every --checkpoint with raw and average weights, take the averages."""
     dataset: str | None = None
     """A name as in train.py; the one that the first run was trained on unless given."""
     data_dir: str | None = None
@@ -91,7 +93,8 @@ def main(options: Options) -> None:
         raise InputError("no data set given; expected --dataset NAME")
     source = data.open_source(dataset, options.data_dir)
     networks += [
-        from_weights(*names, orientation=options.orientation, kind=source.kind) for names in named
+        from_weights(*names, ema=options.ema, orientation=options.orientation, kind=source.kind)
+        for names in named
     ]
     if not source.class_names:
         raise InputError(f"{dataset} has numbers to predict, not classes; expected classes")
@@ -150,6 +153,8 @@ def _orientations(networks: list[Network], source: data.Source) -> str:
 
 def _named_weights(options: Options) -> Iterator[tuple[str, str | None, pathlib.Path | None]]:
     """Each network's name, the name of its weights, and their file."""
+    if options.ema and not options.checkpoint:
+        raise InputError("--ema is about files of weights; expected --checkpoint FILE beside it")
     count = max(len(options.arch), len(options.weights), len(options.checkpoint))
     columns: list[Any] = []
     for name in ("arch", "weights", "checkpoint"):

@@ -57,8 +57,10 @@ class Options:
     """Directory of the run; runs/ARCH-DATASET unless given."""
     init_from: str | None = None
     """Weights to start from: the name of published ones, such as IMAGENET1K_V1, whose mean and
-    deviation the images then have, or a file (.safetensors, .pth) under torch's keys. With other
-    classes the last layer starts afresh."""
+    deviation the images then have, or a file of safetensors or torch under torch's keys. The last
+    layer starts afresh if the weights tell other classes apart or have none."""
+    ema: bool = False
+    """Of a file --init-from with raw and average weights, take the averages."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the computation; parameters are float32."""
     remat: bool = False
@@ -117,6 +119,10 @@ def parse(arguments: list[str]) -> "tuple[Options, data.Source]":
 def start_from(options: Options, model, input_shape: tuple[int, int, int], statistics):
     """The initial variables, if asked for, and the statistics that the images are normalised by."""
     if options.init_from is None:
+        if options.ema:
+            raise InputError(
+                "--ema is about a file of weights; expected --init-from FILE beside it"
+            )
         return None, statistics
     start = find_weights(options.arch, options.init_from)
     if isinstance(start, PublishedWeights) and input_shape[-1] == 3:
@@ -129,6 +135,7 @@ def start_from(options: Options, model, input_shape: tuple[int, int, int], stati
             input_shape,
             num_classes=model.num_classes,
             in_channels=input_shape[-1],
+            ema=options.ema,
             seed=options.seed,
         )
     for note in notes:
@@ -239,6 +246,7 @@ def main(arguments: list[str]) -> None:
     config = {
         **dataclasses.asdict(options) | dict.fromkeys(MAY_DIFFER),
         **dataclasses.asdict(recipe),
+        "ema": options.ema or None,  # runs from before this option lack it
         "input_shape": input_shape,
         "class_names": source.class_names,
         "statistics": statistics,

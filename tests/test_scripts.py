@@ -248,7 +248,7 @@ def test_weights_travel_from_torch_and_back(tmp_path):
     for arguments, sentence in [
         (["--checkpoint", tmp_path / "half.safetensors"], "is not a complete safetensors file"),
         (["--checkpoint", tmp_path / "none.pth"], "no file"),
-        (["--weights", "IMAGENET1K_V9"], "unknown torchvision network 'lenet5'"),
+        (["--weights", "IMAGENET1K_V9"], "no weights of 'lenet5' are published"),
         ([], "give one of --checkpoint, --weights and --workdir"),
     ]:
         refused = script(*convert, *arguments, "--out", tmp_path / "e.safetensors")

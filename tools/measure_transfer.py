@@ -82,8 +82,7 @@ def main(
         workdir = ["--workdir", temporary / "run-many"]
         run(*train, "--dataset", f"folder:{temporary}/many", "--epochs", epochs, *workdir)
         run(
-            "tools/convert_torchvision.py", "--arch", arch, "--num-classes", last,
-            *workdir, "--out", pretrained,
+            "tools/convert_torchvision.py", "--arch", arch, *workdir, "--out", pretrained,
         )  # fmt: skip
         short = [*train, "--dataset", f"folder:{temporary}/two", "--epochs", few_epochs]
         short += ["--batch-size", min(32, few)]

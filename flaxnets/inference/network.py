@@ -47,7 +47,9 @@ class NetworkOptions:
     weights: str | None = None
     """Published weights such as IMAGENET1K_V1; beside --checkpoint, their preprocessing alone."""
     checkpoint: pathlib.Path | None = None
-    """A file of weights instead, .safetensors or .pth."""
+    """A file of weights instead, of safetensors or torch."""
+    ema: bool = False
+    """Of a --checkpoint with raw and average weights, take the averages."""
     class_names: pathlib.Path | None = None
     """Text file with a line for each class; ImageNet's unless given."""
     workdir: pathlib.Path | None = None
@@ -59,7 +61,7 @@ class NetworkOptions:
     def open(self) -> Network:
         """Raises InputError for what is missing, contradictory or wrong."""
         if self.workdir is not None:
-            if self.arch or self.weights or self.checkpoint:
+            if self.arch or self.weights or self.checkpoint or self.ema:
                 raise InputError(
                     "--workdir names a network with its weights; give nothing beside it"
                 )
@@ -67,7 +69,12 @@ class NetworkOptions:
         if self.arch is None:
             raise InputError("no network given; expected --arch NAME or --workdir DIR")
         return from_weights(
-            self.arch, self.weights, self.checkpoint, self.class_names, self.orientation
+            self.arch,
+            self.weights,
+            self.checkpoint,
+            self.class_names,
+            ema=self.ema,
+            orientation=self.orientation,
         )
 
 
@@ -109,6 +116,8 @@ def from_weights(
     weights: str | None = None,
     checkpoint: pathlib.Path | None = None,
     class_names: pathlib.Path | None = None,
+    *,
+    ema: bool = False,
     orientation: Orientation | None = None,
     kind: Kind = "photographs",
 ) -> Network:
@@ -119,27 +128,34 @@ def from_weights(
         weights: torchvision's name, such as "IMAGENET1K_V1"; beside a `checkpoint` it names the
             preprocessing alone, without it that of the recipe for `kind` is used, with
             ImageNet's statistics: for photographs torchvision's own for its networks.
-        checkpoint: .safetensors, or .pth (which needs torch); nothing is downloaded.
+        checkpoint: a file of safetensors or torch; nothing is downloaded.
         class_names: a text file with a line for each class. ImageNet's names unless given, or
             numbers where there are not 1000 classes.
+        ema: take the average weights of a `checkpoint` that has raw ones as well.
         orientation: of pictures; "upright" unless given.
         kind: of the data, which decides the recipe whose preprocessing is used.
 
     Raises InputError for wrong names, and files that are absent, broken or of another network.
     """
     model = create_model(arch)
+    # Auxiliary heads are for training, and some files do not have them.
+    fields: dict[str, Any] = {"aux_logits": False} if hasattr(model, "aux_logits") else {}
+    model = model.clone(**fields)
+    if ema and checkpoint is None:
+        raise InputError("average weights are asked for of no file; expected --checkpoint FILE")
     if weights is None and checkpoint is None:
         raise InputError(
             f"no weights of {arch} given; expected --weights NAME or --checkpoint FILE"
         )
     row = None if weights is None else published_weights(arch, weights)
     if checkpoint is not None:
-        name, variables = str(checkpoint), load_weights(arch, checkpoint=checkpoint)
+        name = str(checkpoint)
+        variables = load_weights(arch, checkpoint=checkpoint, ema=ema, **fields)
     else:
         assert row is not None
         if not row.classes:
             raise InputError(f"the weights {row.name} of {arch} are features only, without classes")
-        name, variables = f"{arch} {row.name}", load_weights(arch, row.name)
+        name, variables = f"{arch} {row.name}", load_weights(arch, row.name, **fields)
     classes, channels = _outputs_and_channels(model, variables)
     if row is not None:
         mean, std = row.statistics

@@ -8,7 +8,7 @@ Prints for each picture the best classes, each with its score (the logit).
 """
 
 import dataclasses
-import json
+import math
 import pathlib
 from typing import Annotated, Any, Literal
 
@@ -24,12 +24,13 @@ from flaxnets.inference.views import (
     Views,
     check_views,
     for_views,
-    mean_probabilities,
+    mean_log_probabilities,
     view_logits,
     views_of,
 )
 from flaxnets.terminal import compilation_cache, one_sentence_errors, quiet
 from flaxnets.training.step import normalize
+from flaxnets.training.workdir import json_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,11 +72,13 @@ def main(options: Options) -> None:
 
     @jax.jit
     def classify(variables: Any, images: dict[str, jax.Array], statistics: Any):
-        """Logits (V, classes), or maps of them, of each size of view, and the probabilities."""
+        """Return logits (1, V, classes), or maps of them, of each size of view, and the logarithms
+        of the mean probabilities.
+        """
         logits = [
             view_logits(model, variables, normalize(x, *statistics)[None]) for x in images.values()
         ]
-        return logits, mean_probabilities(logits)[0]
+        return logits, mean_log_probabilities(logits)[0]
 
     results = []
     for path in options.pictures:
@@ -84,20 +87,20 @@ def main(options: Options) -> None:
             statistics = own_statistics(network.plan.decode(raw, name=str(path)).image)
         try:
             images = _views(raw, options, network, str(path))
-            logits, probabilities = classify(network.variables, images, statistics)
+            logits, log_probabilities = classify(network.variables, images, statistics)
         except UnreadablePicture:
             raise
         except InputError as error:
             raise InputError(f"{path}: {error}") from error
         one_view = len(logits) == 1 and logits[0].shape[1] == 1
         scores = logits[0][0, 0] if one_view else None
-        best = np.argsort(-np.asarray(probabilities if scores is None else scores), stable=True)
+        best = np.argsort(-np.asarray(log_probabilities if scores is None else scores), stable=True)
         classes = [
             {
                 "index": int(index),
                 "class": network.class_names[index],
                 "score": None if scores is None else float(scores[index]),
-                "probability": float(probabilities[index]),
+                "probability": math.exp(log_probabilities[index]),
             }
             for index in best[: options.top]
         ]
@@ -105,7 +108,7 @@ def main(options: Options) -> None:
         if not options.json:
             _print(results[-1], options.probabilities, titled=len(options.pictures) > 1)
     if options.json:
-        print(json.dumps(results, indent=2))
+        print(json_text(results, indent=2))
 
 
 def _views(raw: bytes, options: Options, network: Network, name: str) -> dict[str, np.ndarray]:

@@ -8,7 +8,6 @@ mean of their class probabilities.
 """
 
 import dataclasses
-import json
 import pathlib
 import sys
 from collections.abc import Iterator
@@ -22,7 +21,7 @@ from rich.progress import track
 from flaxnets import data
 from flaxnets.errors import InputError, one_of
 from flaxnets.inference.network import Network, from_weights, from_workdir
-from flaxnets.inference.predict import accuracy, predict
+from flaxnets.inference.predict import accuracy, mean_of_members, predict
 from flaxnets.inference.views import (
     VIEWS_PER_SIZE,
     Views,
@@ -34,6 +33,7 @@ from flaxnets.inference.views import (
 from flaxnets.recipes import Orientation
 from flaxnets.terminal import compilation_cache, one_sentence_errors, quiet, reuse_memory
 from flaxnets.training.parallel import DataParallel
+from flaxnets.training.workdir import json_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +68,8 @@ class Options:
     json: bool = False
     """Print JSON."""
     output: pathlib.Path | None = None
-    """NumPy file (.npz) to write to: `probabilities` (networks, N, classes) and `labels` (N,)."""
+    """NumPy file (.npz) to write to: `probabilities` and their logarithms `log_probabilities`
+    (networks, N, classes), and `labels` (N,)."""
     confusion: pathlib.Path | None = None
     """Picture to draw the confusion matrix to: of the last line, the mean of several networks."""
     compilation_cache: bool = True
@@ -108,15 +109,15 @@ def main(options: Options) -> None:
         count = -(-source.sizes["test"] // batch_size)
         watched = track(batches, network.name, count, disable=not sys.stdout.isatty())
         model = for_views(network.model, options.views)
-        probabilities, labels = predict(
+        log_probabilities, labels = predict(
             model, network.variables, watched, network.statistics, parallel
         )
-        members.append(probabilities)
+        members.append(log_probabilities)
 
     found = [(each.name, each.arch, own) for each, own in zip(networks, members, strict=True)]
     if options.ensemble and len(networks) > 1:
         name = f"mean of {len(networks)}"
-        found.append((name, name, np.mean(members, 0)))
+        found.append((name, name, mean_of_members(members)))
     rows = [{"network": name, "arch": arch, **accuracy(p, labels)} for name, arch, p in found]
     result = {
         "dataset": dataset, "examples": len(labels), "views": options.views,
@@ -124,7 +125,7 @@ def main(options: Options) -> None:
         "results": rows,
     }  # fmt: skip
     if options.json:
-        print(json.dumps(result, indent=2))
+        print(json_text(result, indent=2))
     else:
         print(f"{len(labels)} test examples of {dataset}{_orientations(networks, source)}")
         for row in rows:
@@ -133,10 +134,11 @@ def main(options: Options) -> None:
                 f"{row['network']}"
             )
     if options.output is not None:
-        np.savez(options.output, probabilities=np.stack(members), labels=labels)
+        logs = np.stack(members)
+        np.savez(options.output, probabilities=np.exp(logs), log_probabilities=logs, labels=labels)
     if options.confusion is not None:
-        name, _, probabilities = found[-1]
-        guesses = probabilities.argmax(1)
+        name, _, log_probabilities = found[-1]
+        guesses = log_probabilities.argmax(1)
         title = f"{name} on {dataset}: {rows[-1]['top1']:.2%}"
         draw_confusion(options.confusion, guesses, labels, source.class_names, title)
 

@@ -110,14 +110,17 @@ def view_logits(model: nn.Module, variables: Any, images: jax.Array) -> jax.Arra
     return logits.astype(jnp.float32).reshape(*images.shape[:2], *logits.shape[1:])
 
 
-def mean_probabilities(logits: Sequence[jax.Array]) -> jax.Array:
-    """Class probabilities (N, classes), averaged over the views in all of `logits`, which are those
-    of `view_logits`. Of a map counts the maximum over positions.
+def mean_log_probabilities(logits: Sequence[jax.Array]) -> jax.Array:
+    """Return the logarithms (N, classes) of the class probabilities averaged over all views.
+
+    `logits` are those of `view_logits`, one array for each size of view. Each class has its largest
+    probability over the positions of a map. The mean is taken of logarithms, by log-sum-exp: in
+    float32 a probability below 1e-45 is zero.
     """
-    probabilities = [jax.nn.softmax(x) for x in logits]
-    probabilities = [x.max((2, 3)) if x.ndim == 5 else x for x in probabilities]
-    mean = jnp.concatenate(probabilities, 1).mean(1)
-    return mean / mean.sum(1, keepdims=True)  # maxima of different positions exceed one
+    logs = [jax.nn.log_softmax(x) for x in logits]
+    logs = [x.max((2, 3)) if x.ndim == 5 else x for x in logs]
+    sums = jax.nn.logsumexp(jnp.concatenate(logs, 1), 1)
+    return jax.nn.log_softmax(sums)  # divides by the number of views, and maxima add up to more
 
 
 def view_batches(

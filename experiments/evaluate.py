@@ -36,6 +36,7 @@ from flaxnets.inference.views import (
 from flaxnets.recipes import Preprocessing
 from flaxnets.terminal import compilation_cache, one_sentence_errors, quiet, reuse_memory
 from flaxnets.training.parallel import DataParallel
+from flaxnets.training.pictures import literal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,15 +207,16 @@ def draw_confusion(
     drawn = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
     figure.colorbar(drawn, label="share of the true class")
     if count <= 40:
-        axes.set_xticks(range(count), class_names, rotation=90)
-        axes.set_yticks(range(count), class_names)
+        shown = [literal(name) for name in class_names]
+        axes.set_xticks(range(count), shown, rotation=90)
+        axes.set_yticks(range(count), shown)
     if count <= 12:
         for row, column in np.argwhere(matrix):
             colour = "white" if shares[row, column] > 0.5 else "black"
             axes.text(column, row, f"{matrix[row, column]:.0f}", ha="center", va="center", c=colour)
     axes.set_xlabel("network's class")
     axes.set_ylabel("true class")
-    axes.set_title(title)
+    axes.set_title(literal(title))
     figure.savefig(path, dpi=120)
 
 

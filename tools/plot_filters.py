@@ -21,6 +21,7 @@ from flaxnets.errors import InputError
 from flaxnets.inference.network import Network, from_weights, from_workdir
 from flaxnets.layers import Conv
 from flaxnets.terminal import one_sentence_errors, quiet
+from flaxnets.training.pictures import literal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +87,7 @@ def main(options: Options) -> None:
         each.set_axis_off()
     for each, image in zip(figure.axes, images, strict=False):
         each.imshow(np.squeeze(image), cmap="gray", vmin=0, vmax=1)
-    figure.suptitle(f"{network.name}: {name}", fontsize=9)
+    figure.suptitle(literal(f"{network.name}: {name}"), fontsize=9)
     figure.savefig(options.out, dpi=120)
     height, width = kernel.shape[:2]
     print(f"{options.out}: {kernel.shape[3]} filters of {height}x{width}x{channels}, {name}")

@@ -18,6 +18,7 @@ from flaxnets.data.tensorflow import tf
 from flaxnets.errors import InputError
 from flaxnets.recipes import Crop, Interpolation, Policy, recipe_for
 from flaxnets.terminal import one_sentence_errors, quiet
+from flaxnets.training.pictures import literal
 
 
 def main(
@@ -65,7 +66,7 @@ def main(
         for row, image in enumerate([original, *views]):
             shown = np.squeeze(image.numpy())
             axes[row, column].imshow(shown, cmap="gray", vmin=0, vmax=255)
-        axes[0, column].set_title(source.class_names[label], fontsize=8)
+        axes[0, column].set_title(literal(source.class_names[label]), fontsize=8)
     for each in axes.flat:
         each.set_axis_off()
     figure.tight_layout()

@@ -291,6 +291,9 @@ def test_classes_and_channels_are_read_off_the_file(small, tmp_path, files, caps
     names.write_text("a\nb\nc\nd\ne\nf\ng\n")
     network = from_weights("lenet5", checkpoint=small, class_names=names)
     assert network.class_names == tuple("abcdefg")
+    names.write_bytes(b"\xef\xbb\xbfa\r\nb\r\nc\r\nd\r\ne\r\nf\r\n\xc3\xa9\r\n")  # Windows' Notepad
+    network = from_weights("lenet5", checkpoint=small, class_names=names)
+    assert network.class_names == tuple("abcdefé")
     names.write_text("a\nb\n")
     with pytest.raises(InputError, match=r"names.txt has 2 lines; the network tells 7 classes"):
         from_weights("lenet5", checkpoint=small, class_names=names)

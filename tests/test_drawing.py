@@ -35,7 +35,7 @@ def texts(figure):
     figure.savefig(io.BytesIO())  # draws everything
     found = [text.get_text() for text in figure.findobj(Text)]
     assert not any(map(matplotlib.cbook.is_math_text, found))
-    ticks = "-−0123456789."
+    ticks = "-\N{MINUS SIGN}0123456789."
     return [text.replace(r"\$", "$") for text in found if text.strip(ticks)]
 
 

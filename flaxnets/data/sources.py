@@ -11,6 +11,7 @@ Streams are TensorFlow's; what is in memory can be had without it.
 # pyright: reportAttributeAccessIssue=false, reportArgumentType=false
 
 import dataclasses
+import os
 import pathlib
 import zipfile
 import zlib
@@ -146,7 +147,7 @@ def open_source(name: str, data_dir: str | None = None) -> Source:
         return BUNDLED[name]()
     kind, colon, path = name.partition(":")
     if colon and kind in FILES:
-        return FILES[kind](pathlib.Path(path))
+        return FILES[kind](pathlib.Path(os.path.expanduser(path)))
     try:
         from flaxnets.data.prepared import tfds_source
     except ModuleNotFoundError as error:

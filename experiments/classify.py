@@ -4,12 +4,19 @@
     python experiments/classify.py dog.jpg --arch vgg16 --checkpoint FILE.safetensors
     python experiments/classify.py digit.png --workdir runs/lenet5-digits
 
-Prints for each picture the best classes, each with its score (the logit).
+Prints for each picture the best classes, each with its score (the logit). A picture that cannot be
+read gets a sentence instead, and the status is 2 at the end.
 """
+
+if __name__ == "__main__":  # first, for the other imports take seconds
+    from flaxnets.terminal import quiet
+
+    quiet()
 
 import dataclasses
 import json
 import pathlib
+import sys
 from typing import Annotated, Any, Literal
 
 import jax
@@ -28,7 +35,7 @@ from flaxnets.inference.views import (
     view_logits,
     views_of,
 )
-from flaxnets.terminal import compilation_cache, one_sentence_errors, quiet
+from flaxnets.terminal import arguments, compilation_cache, one_sentence_errors, say_error
 from flaxnets.training.step import normalize
 
 
@@ -77,20 +84,15 @@ def main(options: Options) -> None:
         ]
         return logits, mean_probabilities(logits)[0]
 
-    results = []
-    for path in options.pictures:
-        picture = read_picture(path, len(network.preset.mean))
+    def best_classes(picture: Image.Image) -> list[dict[str, Any]]:
         own = options.normalize == "image"
         statistics = own_statistics(picture) if own else network.preset.statistics
-        try:
-            images = _views(picture, options, network)
-            logits, probabilities = classify(network.variables, images, statistics)
-        except InputError as error:
-            raise InputError(f"{path}: {error}") from error
+        images = _views(picture, options, network)
+        logits, probabilities = classify(network.variables, images, statistics)
         one_view = len(logits) == 1 and logits[0].shape[1] == 1
         scores = logits[0][0, 0] if one_view else None
         best = np.argsort(-np.asarray(probabilities if scores is None else scores), stable=True)
-        classes = [
+        return [
             {
                 "index": int(index),
                 "class": network.class_names[index],
@@ -99,11 +101,22 @@ def main(options: Options) -> None:
             }
             for index in best[: options.top]
         ]
-        results.append({"picture": str(path), "classes": classes})
+
+    results = []
+    for path in options.pictures:
+        result: dict[str, Any] = {"picture": str(path)}
+        try:
+            result["classes"] = best_classes(read_picture(path, len(network.preset.mean)))
+        except InputError as error:
+            is_named = str(path) in str(error)
+            result["error"] = str(error) if is_named else f"{path}: {error}"
+        results.append(result)
         if not options.json:
-            _print(results[-1], options.probabilities, titled=len(options.pictures) > 1)
+            _print(result, options.probabilities, titled=len(options.pictures) > 1)
     if options.json:
         print(json.dumps(results, indent=2))
+    if any("error" in result for result in results):
+        sys.exit(2)
 
 
 def _views(picture: Image.Image, options: Options, network: Network) -> dict[str, np.ndarray]:
@@ -118,6 +131,9 @@ def _views(picture: Image.Image, options: Options, network: Network) -> dict[str
 
 
 def _print(result: dict[str, Any], probabilities: bool, titled: bool) -> None:
+    if "error" in result:
+        say_error(result["error"])
+        return
     if titled:
         print(result["picture"])
     for row in result["classes"]:
@@ -127,6 +143,5 @@ def _print(result: dict[str, Any], probabilities: bool, titled: bool) -> None:
 
 
 if __name__ == "__main__":
-    quiet()
     with one_sentence_errors():
-        main(tyro.cli(Options, description=__doc__))
+        main(tyro.cli(Options, args=arguments(), description=__doc__))

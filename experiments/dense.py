@@ -8,6 +8,11 @@ The network is applied to the whole picture as one filter. The figure has the pi
 probability of the class in every cell of the map over it, and the best class of every cell.
 """
 
+if __name__ == "__main__":  # first, for the other imports take seconds
+    from flaxnets.terminal import quiet
+
+    quiet()
+
 import collections
 import dataclasses
 import pathlib
@@ -32,7 +37,7 @@ from flaxnets.inference.dense import (
 )
 from flaxnets.inference.network import Network, NetworkOptions
 from flaxnets.inference.pictures import MAX_READ, as_array, read_picture, scale_short_side
-from flaxnets.terminal import compilation_cache, one_sentence_errors, quiet, reuse_memory
+from flaxnets.terminal import arguments, compilation_cache, one_sentence_errors, reuse_memory
 from flaxnets.training.pictures import literal
 from flaxnets.training.step import normalize
 
@@ -171,7 +176,6 @@ def draw(
 
 
 if __name__ == "__main__":
-    quiet()
+    reuse_memory()
     with one_sentence_errors():
-        reuse_memory()
-        main(tyro.cli(Options, description=__doc__))
+        main(tyro.cli(Options, args=arguments(), description=__doc__))

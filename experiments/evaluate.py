@@ -7,18 +7,21 @@ Prints top-1 and top-5 accuracy over the whole test split for each network and, 
 mean of their class probabilities.
 """
 
+if __name__ == "__main__":  # first, for the other imports take seconds
+    from flaxnets.terminal import quiet
+
+    quiet()
+
 import dataclasses
 import io
 import json
 import pathlib
-import sys
 from collections.abc import Iterator
 from typing import Annotated, Any
 
 import numpy as np
 import tyro
 from matplotlib.figure import Figure
-from rich.progress import track
 
 from flaxnets import data
 from flaxnets.errors import InputError, one_of
@@ -34,9 +37,10 @@ from flaxnets.inference.views import (
     views_of,
 )
 from flaxnets.recipes import Preprocessing
-from flaxnets.terminal import compilation_cache, one_sentence_errors, quiet, reuse_memory
+from flaxnets.terminal import arguments, compilation_cache, one_sentence_errors, reuse_memory
 from flaxnets.training.parallel import DataParallel
 from flaxnets.training.pictures import literal
+from flaxnets.training.progress import track
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +103,7 @@ def main(options: Options) -> None:
         batch_size = parallel.round_up(-(-options.batch_size // VIEWS_PER_SIZE[options.views]))
         batches = _batches(source, batch_size, network.preset, options)
         count = -(-source.sizes["test"] // batch_size)
-        watched = track(batches, network.name, count, disable=not sys.stdout.isatty())
+        watched = track(batches, network.name, count)
         model = for_views(network.model, options.views)
         probabilities, labels = predict(
             model, network.variables, watched, network.preset.statistics, parallel
@@ -221,7 +225,6 @@ def draw_confusion(
 
 
 if __name__ == "__main__":
-    quiet()
+    reuse_memory()
     with one_sentence_errors():
-        reuse_memory()
-        main(tyro.cli(Options, description=__doc__))
+        main(tyro.cli(Options, args=arguments(), description=__doc__))

@@ -4,6 +4,11 @@ Values that are not given come from the network's recipe, which `--arch NAME --h
 command again goes on where it stopped.
 """
 
+if __name__ == "__main__":  # first, for the other imports take seconds
+    from flaxnets.terminal import quiet
+
+    quiet()
+
 import argparse
 import dataclasses
 import math
@@ -25,10 +30,10 @@ from flaxnets.errors import InputError, InputWarning, one_of
 from flaxnets.recipes import Recipe, Version, recipe_for
 from flaxnets.summary import footers, summarize
 from flaxnets.terminal import (
+    arguments,
     compilation_cache,
     one_sentence_errors,
     print_table,
-    quiet,
     reuse_memory,
     versions,
 )
@@ -317,7 +322,6 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    quiet()
+    reuse_memory()
     with one_sentence_errors():
-        reuse_memory()
-        main(sys.argv[1:])
+        main(arguments())

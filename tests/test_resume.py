@@ -586,7 +586,13 @@ def test_another_number_of_classes_is_refused_in_few_words(tmp_path):
         (
             "dataset",
             "folder:pics/",  # as runs recorded it
-            ("folder:pics", "folder:./pics", "folder:a/../pics/", "folder:~/pics", "folder:{}/pics"),
+            (
+                "folder:pics",
+                "folder:./pics",
+                "folder:a/../pics/",
+                "folder:~/pics",
+                "folder:{}/pics",
+            ),
             "folder:pics2",
         ),
         ("dataset", "npz:{}/a.npz", ("npz:a.npz", "npz:~/a.npz"), "folder:a.npz"),

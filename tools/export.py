@@ -8,6 +8,11 @@
 The file holds programs for CPU, GPU and TPU.
 """
 
+if __name__ == "__main__":  # first, for the other imports take seconds
+    from flaxnets.terminal import quiet
+
+    quiet()
+
 import dataclasses
 import pathlib
 
@@ -19,7 +24,7 @@ from jax import export
 from flaxnets import create_model, from_torch
 from flaxnets.errors import InputError
 from flaxnets.inference.run import load_run
-from flaxnets.terminal import one_sentence_errors, quiet
+from flaxnets.terminal import arguments, one_sentence_errors
 from flaxnets.weights.files import read_weights
 
 
@@ -74,6 +79,5 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    quiet()
     with one_sentence_errors():
-        main(tyro.cli(Options, description=__doc__))
+        main(tyro.cli(Options, args=arguments(), description=__doc__))

@@ -6,6 +6,11 @@ A filter of RGB images is drawn in colour, others a row a filter with an image f
 value zero is grey, and the largest weight of a filter, in magnitude, is white or black.
 """
 
+if __name__ == "__main__":  # first, for the other imports take seconds
+    from flaxnets.terminal import quiet
+
+    quiet()
+
 import dataclasses
 import math
 import pathlib
@@ -20,7 +25,7 @@ import tyro
 from flaxnets.errors import InputError
 from flaxnets.inference.network import Network, from_weights, from_workdir
 from flaxnets.layers import Conv
-from flaxnets.terminal import one_sentence_errors, quiet
+from flaxnets.terminal import arguments, one_sentence_errors
 from flaxnets.training.pictures import literal
 
 
@@ -94,6 +99,5 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    quiet()
     with one_sentence_errors():
-        main(tyro.cli(Options, description=__doc__))
+        main(tyro.cli(Options, args=arguments(), description=__doc__))

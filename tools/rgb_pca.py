@@ -7,19 +7,23 @@ its eigenvectors are rounded. Prints JSON: eigenvalues of the covariance of RGB 
 the largest, and their unit eigenvectors in the columns.
 """
 
+if __name__ == "__main__":  # first, for the other imports take seconds
+    from flaxnets.terminal import quiet
+
+    quiet()
+
 import json
-import sys
 from collections.abc import Iterable
 
 import numpy as np
 import tyro
-from rich.progress import track
 
 from flaxnets import data
 from flaxnets.data.augmentation import decode
 from flaxnets.data.tensorflow import tf
 from flaxnets.errors import InputError
-from flaxnets.terminal import one_sentence_errors, quiet
+from flaxnets.terminal import arguments, one_sentence_errors
+from flaxnets.training.progress import track
 
 
 def rgb_covariance(images: Iterable[np.ndarray]) -> tuple[int, np.ndarray]:
@@ -68,7 +72,7 @@ def main(dataset: str, data_dir: str | None = None) -> None:
 
     images = source.stream("train", (0, 1), None).map(image, num_parallel_calls=tf.data.AUTOTUNE)
     size = source.sizes["train"]
-    watched = track(images.as_numpy_iterator(), "measuring", size, disable=not sys.stderr.isatty())
+    watched = track(images.as_numpy_iterator(), "measuring", size)
     count, covariance = rgb_covariance(watched)
     values, vectors = principal_components(covariance)
     found = {
@@ -82,6 +86,5 @@ def main(dataset: str, data_dir: str | None = None) -> None:
 
 
 if __name__ == "__main__":
-    quiet()
     with one_sentence_errors():
-        tyro.cli(main)
+        tyro.cli(main, args=arguments())

@@ -3,6 +3,11 @@
 python tools/show_augmentation.py --dataset digits --policy trivial_augment_wide --out grid.png
 """
 
+if __name__ == "__main__":  # first, for the other imports take seconds
+    from flaxnets.terminal import quiet
+
+    quiet()
+
 import dataclasses
 import itertools
 import pathlib
@@ -17,7 +22,7 @@ from flaxnets.data.images import train_image
 from flaxnets.data.tensorflow import tf
 from flaxnets.errors import InputError
 from flaxnets.recipes import Crop, Interpolation, Policy, recipe_for
-from flaxnets.terminal import one_sentence_errors, quiet
+from flaxnets.terminal import arguments, one_sentence_errors
 from flaxnets.training.pictures import literal
 
 
@@ -77,6 +82,5 @@ def main(
 
 
 if __name__ == "__main__":
-    quiet()
     with one_sentence_errors():
-        tyro.cli(main)
+        tyro.cli(main, args=arguments())

@@ -4,20 +4,27 @@
     python experiments/classify.py dog.jpg --arch vgg16 --checkpoint FILE.safetensors
     python experiments/classify.py digit.png --workdir runs/lenet5-digits
 
-Prints for each picture the best classes, each with its score (the logit).
+Prints for each picture the best classes, each with its score (the logit). A picture that cannot be
+read gets a sentence instead, and the status is 2 at the end.
 """
+
+if __name__ == "__main__":  # first, for the other imports take seconds
+    from flaxnets.terminal import quiet
+
+    quiet()
 
 import dataclasses
 import math
 import pathlib
+import sys
 from typing import Annotated, Any, Literal
 
 import jax
 import numpy as np
 import tyro
 
-from flaxnets.data.pixels.decode import UnreadablePicture, read_file
-from flaxnets.errors import InputError
+from flaxnets.data.pixels.decode import read_file
+from flaxnets.errors import InputError, shown
 from flaxnets.inference.network import Network, NetworkOptions
 from flaxnets.inference.pictures import MAX_READ, own_statistics
 from flaxnets.inference.views import (
@@ -28,7 +35,7 @@ from flaxnets.inference.views import (
     view_logits,
     views_of,
 )
-from flaxnets.terminal import compilation_cache, one_sentence_errors, quiet
+from flaxnets.terminal import arguments, compilation_cache, one_sentence_errors, say_error
 from flaxnets.training.step import normalize
 from flaxnets.training.workdir import json_text
 
@@ -80,22 +87,16 @@ def main(options: Options) -> None:
         ]
         return logits, mean_log_probabilities(logits)[0]
 
-    results = []
-    for path in options.pictures:
+    def best_classes(path: pathlib.Path) -> list[dict[str, Any]]:
         raw, statistics = read_file(path), network.statistics
         if options.normalize == "image":
             statistics = own_statistics(network.plan.decode(raw, name=str(path)).image)
-        try:
-            images = _views(raw, options, network, str(path))
-            logits, log_probabilities = classify(network.variables, images, statistics)
-        except UnreadablePicture:
-            raise
-        except InputError as error:
-            raise InputError(f"{path}: {error}") from error
+        images = _views(raw, options, network, str(path))
+        logits, log_probabilities = classify(network.variables, images, statistics)
         one_view = len(logits) == 1 and logits[0].shape[1] == 1
         scores = logits[0][0, 0] if one_view else None
         best = np.argsort(-np.asarray(log_probabilities if scores is None else scores), stable=True)
-        classes = [
+        return [
             {
                 "index": int(index),
                 "class": network.class_names[index],
@@ -104,11 +105,22 @@ def main(options: Options) -> None:
             }
             for index in best[: options.top]
         ]
-        results.append({"picture": str(path), "classes": classes})
+
+    results = []
+    for path in options.pictures:
+        result: dict[str, Any] = {"picture": str(path)}
+        try:
+            result["classes"] = best_classes(path)
+        except InputError as error:
+            is_named = shown(path) in str(error)
+            result["error"] = str(error) if is_named else f"{shown(path)}: {error}"
+        results.append(result)
         if not options.json:
-            _print(results[-1], options.probabilities, titled=len(options.pictures) > 1)
+            _print(result, options.probabilities, titled=len(options.pictures) > 1)
     if options.json:
         print(json_text(results, indent=2))
+    if any("error" in result for result in results):
+        sys.exit(2)
 
 
 def _views(raw: bytes, options: Options, network: Network, name: str) -> dict[str, np.ndarray]:
@@ -125,6 +137,9 @@ def _views(raw: bytes, options: Options, network: Network, name: str) -> dict[st
 
 
 def _print(result: dict[str, Any], probabilities: bool, titled: bool) -> None:
+    if "error" in result:
+        say_error(result["error"])
+        return
     if titled:
         print(result["picture"])
     for row in result["classes"]:
@@ -134,6 +149,5 @@ def _print(result: dict[str, Any], probabilities: bool, titled: bool) -> None:
 
 
 if __name__ == "__main__":
-    quiet()
     with one_sentence_errors():
-        main(tyro.cli(Options, description=__doc__))
+        main(tyro.cli(Options, args=arguments(), description=__doc__))

@@ -8,6 +8,11 @@ The network is applied to the whole picture as one filter. The figure has the pi
 probability of the class in every cell of the map over it, and the best class of every cell.
 """
 
+if __name__ == "__main__":  # first, for the other imports take seconds
+    from flaxnets.terminal import quiet
+
+    quiet()
+
 import collections
 import dataclasses
 import pathlib
@@ -34,7 +39,8 @@ from flaxnets.inference.dense import (
 )
 from flaxnets.inference.network import Network, NetworkOptions
 from flaxnets.inference.pictures import MAX_READ
-from flaxnets.terminal import compilation_cache, one_sentence_errors, quiet, reuse_memory
+from flaxnets.terminal import arguments, compilation_cache, one_sentence_errors, reuse_memory
+from flaxnets.training.pictures import literal
 from flaxnets.training.step import normalize
 
 # Of matplotlib's cycle; C7 is its grey, for the classes behind the most frequent ones.
@@ -155,7 +161,7 @@ def draw(
     axes[0].set_title("picture")
 
     values = axes[1].imshow(heat, "inferno", vmin=0, extent=box, alpha=0.6)
-    axes[1].set_title(f"probability of {name}")
+    axes[1].set_title(literal(f"probability of {name}"))
     figure.colorbar(values, ax=axes[1], fraction=0.046)
 
     colors = {index: color for (index, _), color in zip(classes, COLORS, strict=False)}
@@ -163,7 +169,7 @@ def draw(
     tiles = np.array([[rgb[index] for index in row] for row in best.tolist()])
     axes[2].imshow(tiles, extent=box, alpha=0.6, interpolation="nearest")
     axes[2].set_title("best class of each cell")
-    handles = [Patch(color=colors[i], label=label) for i, label in classes if i in colors]
+    handles = [Patch(color=colors[i], label=literal(name)) for i, name in classes if i in colors]
     if len(classes) > len(handles):
         handles.append(Patch(color=GREY, label=f"{len(classes) - len(handles)} other classes"))
     axes[2].legend(handles=handles, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
@@ -173,7 +179,6 @@ def draw(
 
 
 if __name__ == "__main__":
-    quiet()
+    reuse_memory()
     with one_sentence_errors():
-        reuse_memory()
-        main(tyro.cli(Options, description=__doc__))
+        main(tyro.cli(Options, args=arguments(), description=__doc__))

@@ -7,16 +7,19 @@ Prints top-1 and top-5 accuracy over the whole test split for each network and, 
 mean of their class probabilities.
 """
 
+if __name__ == "__main__":  # first, for the other imports take seconds
+    from flaxnets.terminal import quiet
+
+    quiet()
+
 import dataclasses
 import pathlib
-import sys
 from collections.abc import Iterator
 from typing import Annotated, Any
 
 import numpy as np
 import tyro
 from matplotlib.figure import Figure
-from rich.progress import track
 
 from flaxnets import data
 from flaxnets.errors import InputError, one_of
@@ -31,8 +34,10 @@ from flaxnets.inference.views import (
     views_of,
 )
 from flaxnets.recipes import Orientation
-from flaxnets.terminal import compilation_cache, one_sentence_errors, quiet, reuse_memory
+from flaxnets.terminal import arguments, compilation_cache, one_sentence_errors, reuse_memory
 from flaxnets.training.parallel import DataParallel
+from flaxnets.training.pictures import literal
+from flaxnets.training.progress import track
 from flaxnets.training.workdir import json_text
 
 
@@ -107,7 +112,7 @@ def main(options: Options) -> None:
         batch_size = parallel.round_up(-(-options.batch_size // VIEWS_PER_SIZE[options.views]))
         batches = _batches(source, batch_size, network.plan, options)
         count = -(-source.sizes["test"] // batch_size)
-        watched = track(batches, network.name, count, disable=not sys.stdout.isatty())
+        watched = track(batches, network.name, count)
         model = for_views(network.model, options.views)
         log_probabilities, labels = predict(
             model, network.variables, watched, network.statistics, parallel
@@ -221,20 +226,20 @@ def draw_confusion(
     drawn = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
     figure.colorbar(drawn, label="share of the true class")
     if count <= 40:
-        axes.set_xticks(range(count), class_names, rotation=90)
-        axes.set_yticks(range(count), class_names)
+        shown = [literal(name) for name in class_names]
+        axes.set_xticks(range(count), shown, rotation=90)
+        axes.set_yticks(range(count), shown)
     if count <= 12:
         for row, column in np.argwhere(matrix):
             colour = "white" if shares[row, column] > 0.5 else "black"
             axes.text(column, row, f"{matrix[row, column]:.0f}", ha="center", va="center", c=colour)
     axes.set_xlabel("network's class")
     axes.set_ylabel("true class")
-    axes.set_title(title)
+    axes.set_title(literal(title))
     figure.savefig(path, dpi=120)
 
 
 if __name__ == "__main__":
-    quiet()
+    reuse_memory()
     with one_sentence_errors():
-        reuse_memory()
-        main(tyro.cli(Options, description=__doc__))
+        main(tyro.cli(Options, args=arguments(), description=__doc__))

@@ -4,9 +4,15 @@ Values that are not given come from the network's recipe, which `--arch NAME --h
 command again goes on where it stopped.
 """
 
+if __name__ == "__main__":  # first, for the other imports take seconds
+    from flaxnets.terminal import quiet
+
+    quiet()
+
 import argparse
 import dataclasses
 import math
+import os
 import pathlib
 import shlex
 import sys
@@ -21,14 +27,14 @@ import tyro
 from flax.errors import ScopeParamShapeError
 
 from flaxnets import create_model, data
-from flaxnets.errors import InputError, one_of
+from flaxnets.errors import InputError, InputWarning, one_of
 from flaxnets.recipes import Recipe, Version, recipe_for
 from flaxnets.summary import footers, summarize
 from flaxnets.terminal import (
+    arguments,
     compilation_cache,
     one_sentence_errors,
     print_table,
-    quiet,
     reuse_memory,
     versions,
 )
@@ -177,6 +183,33 @@ def dry_run(
     print_table("memory", rows)
 
 
+def warn_of_short_epochs(program: Program) -> None:
+    """An epoch has one step at least, which may be many passes over a small data set."""
+    batch_size, examples = program.recipe.batch_size, program.feed.train_size
+    if batch_size > examples:
+        warnings.warn(
+            f"a batch of {batch_size} images is larger than the data set: an epoch is one step, "
+            f"{batch_size / examples:.3g} passes over the {examples} training examples",
+            InputWarning,
+            stacklevel=2,
+        )
+
+
+def default_workdir(arch: str, dataset: str) -> pathlib.Path:
+    """One directory for a data set, however the path of a folder or file is spelled."""
+    kind, colon, path = dataset.partition(":")
+    if colon:
+        path = os.path.abspath(os.path.expanduser(path))
+        here = os.path.join(os.getcwd(), "")
+        path = path.removeprefix(here)
+    names = (f"{kind}{colon}{path}", dataset.rstrip("/"))  # the second: as runs had it before
+    new, old = (
+        pathlib.Path("runs") / f"{arch}-{name.replace('/', '-').replace(':', '-')}"
+        for name in names
+    )
+    return old if old.exists() and not new.exists() else new
+
+
 def main(arguments: list[str]) -> None:
     options, source = parse(arguments)
     if options.compilation_cache:
@@ -239,10 +272,11 @@ def main(arguments: list[str]) -> None:
                 f"train size is {train_shape[0]}; {options.arch} reads images of one size, "
                 f"expected {size} or 0"
             ) from error
+    if jax.process_index() == 0:
+        warn_of_short_epochs(program)
     if options.dry_run:
         dry_run(options, source, model, program, train_shape)
         return
-    name = options.dataset.rstrip("/").replace("/", "-").replace(":", "-")
     config = {
         **dataclasses.asdict(options) | dict.fromkeys(MAY_DIFFER),
         **dataclasses.asdict(recipe),
@@ -252,8 +286,9 @@ def main(arguments: list[str]) -> None:
         "statistics": statistics,
         "kind": source.kind,
         "plan": {"training": plan.to_json(), "evaluation": test_plan.to_json()},
+        "examples": dict(source.sizes),
     }
-    path = options.workdir or pathlib.Path("runs") / f"{options.arch}-{name}"
+    path = options.workdir or default_workdir(options.arch, options.dataset)
     with all_or_none():  # process 0 writes first
         workdir = Workdir(path, config) if jax.process_index() == 0 else None
     with all_or_none():
@@ -269,6 +304,13 @@ def main(arguments: list[str]) -> None:
         workdir.close()
         print(f"{stopped}; go on with: {command}")
         sys.exit(130)
+    if row["steps"] > program.steps:
+        workdir.leave()
+        print(
+            f"{title}: the run is already at epoch {row['epoch']} of {recipe.epochs} asked; "
+            f"see {workdir.path}"
+        )
+        return
     summary = {
         "arch": options.arch,
         "dataset": options.dataset,
@@ -299,7 +341,6 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    quiet()
+    reuse_memory()
     with one_sentence_errors():
-        reuse_memory()
-        main(sys.argv[1:])
+        main(arguments())

@@ -1,21 +1,26 @@
-"""What every script of the project does to its terminal: nothing on it that is not ours."""
+"""What every script of the project does to its terminal: nothing on it that is not ours.
+
+A script imports this and calls `quiet` before its other imports, which take seconds: nothing that
+takes time is imported here.
+"""
 
 import contextlib
 import ctypes
 import errno
 import importlib.metadata
+import io
 import logging
 import os
 import pathlib
+import pwd
+import re
+import signal
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any
-
-import jax
-from rich.console import Console
-from rich.table import Table
+from typing import Any, NoReturn
 
 from flaxnets.errors import InputError, InputWarning
 
@@ -23,33 +28,82 @@ PACKAGES = (
     "flaxnets", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow",
     "onednn-cpu-gomp",
 )  # fmt: skip
+# Variables that name a directory of the user's, to us or to a package.
+DIRECTORIES = (
+    "HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "TFDS_DATA_DIR", "MPLCONFIGDIR", "HF_HOME",
+    "TORCH_HOME", "JAX_COMPILATION_CACHE_DIR",
+)  # fmt: skip
+# What packages are told where no home is known: nobody can write below it. They would make a
+# directory named "~" (Keras), or raise.
+NO_HOME = os.devnull
+INTERRUPTED = 130  # the status of a process that Ctrl-C ended
 
 
-def cache_directory() -> pathlib.Path:
-    root = pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache"))
-    return root / "flaxnets"
+def cache_directory() -> pathlib.Path | None:
+    """Return the directory for what can be had again (programs, weights), below `XDG_CACHE_HOME` or
+    `~/.cache`; None where neither is known. An empty or relative `XDG_CACHE_HOME` does not count.
+    """
+    root = os.environ.get("XDG_CACHE_HOME", "")
+    if not os.path.isabs(root):
+        home = _home()
+        if home is None:
+            return None
+        root = os.path.join(home, ".cache")
+    return pathlib.Path(root) / "flaxnets"
+
+
+def _home() -> str | None:
+    home = os.environ.get("HOME")
+    with contextlib.suppress(KeyError):  # a user who is in no list of users
+        home = home or pwd.getpwuid(os.getuid()).pw_dir
+    return None if home in (None, NO_HOME) else home
 
 
 def quiet() -> None:
-    """Silences TensorFlow, XLA, absl and library warnings; errors still raise, and our own
-    warnings are a sentence each.
+    """Silence TensorFlow, XLA, absl and library warnings; errors still raise, and our own warnings
+    are a sentence each. Ctrl-C ends the process with one line and status 130.
 
     What compiled code writes past every log level (TensorFlow's decoders do) goes to `native.log`
     in the user's cache directory, where the cause of a crash can be read.
     """
+    for name in DIRECTORIES:
+        if os.environ.get(name) == "":
+            del os.environ[name]
+    if _home() is None:
+        os.environ["HOME"] = NO_HOME
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     logging.disable(logging.ERROR)
     warnings.simplefilter("ignore")
     warnings.simplefilter("always", InputWarning)
     warnings.showwarning = _show_warning
     threading.excepthook = _thread_failed
-    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
-    try:
-        cache_directory().mkdir(parents=True, exist_ok=True)
-        log = os.open(cache_directory() / "native.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    except OSError:
-        log = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(log, 2)
+    signal.signal(signal.SIGINT, _interrupted)
+    _open_standard_streams()
+    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1, errors="backslashreplace")
+    os.dup2(_native_log(), 2)
+
+
+def _open_standard_streams() -> None:
+    """Where one was closed, a file that is opened next would have its number, and its output."""
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # What the encoding of the terminal lacks is escaped, as in the standard error output.
+        sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
+    elif sys.stdout is None:
+        sys.stdout = os.fdopen(1, "w", closefd=False)
+
+
+def _native_log() -> int:
+    with contextlib.suppress(OSError):
+        directory = cache_directory()
+        if directory is not None:
+            directory.mkdir(parents=True, exist_ok=True)
+            return os.open(directory / "native.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    return os.open(os.devnull, os.O_WRONLY)
 
 
 def _show_warning(message, *_) -> None:
@@ -67,7 +121,7 @@ def reuse_memory() -> None:
     XLA's CPU backend asks for its intermediate results anew in every call, and glibc gives large
     blocks back to the system each time: their page faults were a quarter of the time of a training
     step of ResNet-50. One arena, because the others cannot hold blocks of more than 64 MiB; so
-    this comes before TensorFlow, whose import starts threads with arenas of their own.
+    this comes before the first thread: `one_sentence_errors` and TensorFlow's import start some.
     """
     arena_max, mmap_max, trim_threshold = -8, -4, -1  # malloc.h
     with contextlib.suppress(OSError, AttributeError):
@@ -78,33 +132,121 @@ def reuse_memory() -> None:
 
 
 def compilation_cache() -> None:
-    """Keeps compiled programs between runs, in the user's cache directory."""
-    jax.config.update("jax_compilation_cache_dir", str(cache_directory() / "xla"))
+    """Keep compiled programs between runs, in the user's cache directory; warn if there is none."""
+    import jax
+
+    directory = cache_directory()
+    try:
+        if directory is None:
+            raise OSError(errno.ENOENT, "neither XDG_CACHE_HOME nor HOME names one")
+        programs = directory / "xla"
+        programs.mkdir(parents=True, exist_ok=True)
+        if not os.access(programs, os.W_OK):
+            raise OSError(errno.EACCES, f"cannot write to {programs}")
+    except OSError as error:
+        where = "" if error.filename is None else f": {error.filename}"
+        warnings.warn(
+            f"no cache directory ({error.strerror}{where}); every start compiles its programs anew",
+            InputWarning,
+            stacklevel=2,
+        )
+        return
+    jax.config.update("jax_compilation_cache_dir", str(programs))
     # Small ones too: a start has many.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
+def arguments() -> list[str]:
+    """Return the command line's arguments, with `~` expanded where shells leave it: after
+    `--option=` and after the kind of a data set (`folder:~/pictures`).
+
+    Raises InputError if no home directory is known.
+    """
+    return [
+        re.sub(r"^((?:--[\w-]+=)?(?:\w+:)?)(~[^/]*)(?=/|$)", _expanded, argument)
+        for argument in sys.argv[1:]
+    ]
+
+
+def _expanded(match: re.Match[str]) -> str:
+    before, user = match.groups()
+    home = _home() if user == "~" else os.path.expanduser(user)
+    if home is None:
+        raise InputError(f"{match.string}: no home directory is known; HOME can name one")
+    return before + home
+
+
+_main_began = False  # until then nothing is under way
+_ending = False
+
+
 @contextlib.contextmanager
 def one_sentence_errors() -> Iterator[None]:
-    """Bad input ends the script with one sentence and status 2, no traceback."""
+    """End a script's work without a traceback: at bad input with one sentence and status 2, at
+    Ctrl-C with one line and status 130, at a second Ctrl-C at once.
+    """
+    global _main_began
+    _main_began = True
+    if signal.getsignal(signal.SIGINT) is _interrupted:
+        _watch_interrupts()
     try:
-        yield
-        sys.stdout.flush()
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
     except InputError as error:
-        _say(str(error))
+        say_error(str(error))
         sys.exit(2)
     except BrokenPipeError:  # the reader had enough, as `head` has
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or flushing at the end fails once more
+        # Or flushing at the end fails once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except KeyboardInterrupt:
+        _end("interrupted")
     except Exception as error:
         if not _is_disk_full(error):
             raise
-        _say("the disk is full; what was saved before is intact: make room and run again")
+        say_error("the disk is full; what was saved before is intact: make room and run again")
         os._exit(2)  # a usual exit would let background writers fail once more, with tracebacks
 
 
-def _say(sentence: str) -> None:
+def say_error(sentence: str) -> None:
     print(f"error: {sentence}", file=sys.stderr, flush=True)
+
+
+def _interrupted(number, frame) -> None:
+    """Handle Ctrl-C: during imports, where libraries would swallow the exception, end at once."""
+    if not _main_began:
+        _end("interrupted")
+    raise KeyboardInterrupt
+
+
+def _watch_interrupts() -> None:
+    """End the process at the second Ctrl-C, even while compiled code keeps the main thread."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+
+    def watch() -> None:
+        count = 0
+        while count < 2:
+            count += os.read(reading, 1)[0] == signal.SIGINT
+        _end("interrupted twice: ended at once; what was saved before is intact")
+
+    threading.Thread(target=watch, name="interrupts", daemon=True).start()
+
+
+def _end(sentence: str) -> NoReturn:
+    """Write one line and end with status 130, without waiting for background writers."""
+    global _ending
+    if _ending:  # another thread is writing the line
+        time.sleep(1)
+    else:
+        _ending = True
+        show_cursor = "\r\n\x1b[?25h" if os.isatty(sys.stderr.fileno()) else ""
+        with contextlib.suppress(OSError):
+            os.write(sys.stderr.fileno(), f"{show_cursor}{sentence}\n".encode())
+    os._exit(INTERRUPTED)
 
 
 def _is_disk_full(error: BaseException) -> bool:
@@ -122,24 +264,70 @@ def versions(others: Sequence[str] = ()) -> dict[str, str]:
     return found
 
 
+NUMBER = re.compile(r"[-+\d.,x%e:]*\d[-+\d.,x%e:]*")
+
+
 def print_table(
     title: str, rows: list[dict[str, Any]], footer: Sequence[dict[str, Any]] = ()
 ) -> None:
-    """Rows under the keys of the first one that have a value anywhere."""
+    """Print rows under the keys of the first one that have a value anywhere. Where the terminal is
+    narrow, text wraps; where not even the numbers fit, each row is a list of lines.
+    """
+    from rich.console import Console
+    from rich.table import Table
 
-    def cell(value: Any) -> str:
-        if isinstance(value, tuple):
-            return "x".join(map(str, value))
-        return f"{value:,}" if type(value) is int else "yes" if value is True else value or ""
-
-    table = Table(title=title)
-    keys = [key for key in rows[0] if any(row.get(key) for row in rows)]
-    for key in keys:
-        number = type(rows[0][key]) is int
-        table.add_column(key.replace("_", " "), justify="right" if number else "left")
-    for group in (rows, footer):
-        for row in group:
-            table.add_row(*(cell(row.get(key)) for key in keys))
-        table.add_section()
     # Where the output is no terminal, rich would fold the columns at 80 characters.
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    width = None if sys.stdout.isatty() else 160
+    # Names and paths are shown as they are: "[red]" and ":dog:" are no markup.
+    console = Console(width=width, markup=False, emoji=False, highlight=False)
+    keys = [key for key in rows[0] if any(row.get(key) for row in rows)]
+    names = [key.replace("_", " ") for key in keys]
+    groups = [[[_cell(row.get(key)) for key in keys] for row in group] for group in (rows, footer)]
+    widths = _column_widths(names, [*groups[0], *groups[1]], console.width)
+    if widths is None:
+        console.print(title, soft_wrap=True)
+        for cells in (*groups[0], *groups[1]):
+            for name, cell in zip(names, cells, strict=True):
+                if cell:
+                    console.print(f"{name} {cell}", soft_wrap=True)
+            console.print()
+        return
+    table = Table(title=title)
+    for key, name, cells in zip(keys, names, widths, strict=True):
+        number = type(rows[0][key]) is int
+        justify = "right" if number else "left"
+        table.add_column(name, justify=justify, width=cells, overflow="fold")
+    for group in groups:
+        for row in group:
+            table.add_row(*row)
+        table.add_section()
+    console.print(table)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, tuple):
+        return "x".join(map(str, value))
+    return f"{value:,}" if type(value) is int else "yes" if value is True else value or ""
+
+
+def _column_widths(names: list[str], rows: list[list[str]], available: int) -> list[int] | None:
+    """Return the widest columns that fit, without cutting a number or a word of a name; None if
+    there are none.
+    """
+    from rich.cells import cell_len
+
+    columns = list(zip(names, zip(*rows, strict=True), strict=True))
+    widths = [max(map(cell_len, (name, *cells))) for name, cells in columns]
+    smallest = []
+    for name, cells in columns:
+        numbers = filter(NUMBER.fullmatch, " ".join(cells).split())
+        smallest.append(max(map(cell_len, (*name.split(), *numbers))))
+    excess = sum(widths) + 3 * len(names) + 1 - available  # a border and two blanks a column
+    while excess > 0:
+        spare = [width - least for width, least in zip(widths, smallest, strict=True)]
+        widest = spare.index(max(spare))
+        if not spare[widest]:
+            return None
+        widths[widest] -= 1
+        excess -= 1
+    return widths

@@ -236,6 +236,9 @@ def test_classes_and_channels_are_read_off_the_file(small, tmp_path, files, caps
     names.write_text("a\nb\nc\nd\ne\nf\ng\n")
     network = from_weights("lenet5", checkpoint=small, class_names=names)
     assert network.class_names == tuple("abcdefg")
+    names.write_bytes(b"\xef\xbb\xbfa\r\nb\r\nc\r\nd\r\ne\r\nf\r\n\xc3\xa9\r\n")  # Windows' Notepad
+    network = from_weights("lenet5", checkpoint=small, class_names=names)
+    assert network.class_names == tuple("abcdefé")
     names.write_text("a\nb\n")
     with pytest.raises(InputError, match=r"names.txt has 2 lines; the network tells 7 classes"):
         from_weights("lenet5", checkpoint=small, class_names=names)
@@ -252,11 +255,13 @@ def test_odd_pictures(small, tmp_path, capsys):
     Image.new("RGB", (300_000, 1)).save(tmp_path / "line.png")
     (found,) = classified(capsys, tmp_path / "line.png", **network)
     assert np.isfinite(found["classes"][0]["score"])
-    with pytest.raises(InputError, match=r"line.png: a picture of 300000x1 pixels is too long"):
+    with pytest.raises(SystemExit):
         main(Options((tmp_path / "line.png",), **network, views="ten-crop"))
+    assert "line.png: a picture of 300000x1 pixels is too long" in capsys.readouterr().err
     PHOTOS[0].resize((20_000, 400)).save(tmp_path / "wider.jpg")
-    with pytest.raises(InputError, match=r"wider.jpg: 20000x400 pixels are too many to be read at"):
+    with pytest.raises(SystemExit):
         main(Options((tmp_path / "wider.jpg",), **network, views="whole"))
+    assert "wider.jpg: 20000x400 pixels are too many to be read at" in capsys.readouterr().err
 
 
 def write_bad_pictures(folder):
@@ -285,12 +290,43 @@ def write_bad_pictures(folder):
         ("huge.png", "{} is too large a picture; scale it down first"),
     ],
 )
-def test_bad_pictures(name, sentence, small, tmp_path):
+def test_bad_pictures(name, sentence, small, tmp_path, capsys):
     write_bad_pictures(tmp_path)
-    with pytest.raises(InputError) as raised:
+    with pytest.raises(SystemExit) as ended:
         main(Options((tmp_path / name,), arch="lenet5", checkpoint=small))
-    assert str(raised.value).startswith(sentence.format(tmp_path / name))
-    assert "\n" not in str(raised.value)
+    assert ended.value.code == 2
+    printed, said = capsys.readouterr()
+    assert printed == ""
+    assert said.startswith("error: " + sentence.format(tmp_path / name))
+    assert said.count("\n") == 1
+
+
+def test_one_bad_picture_among_many_costs_no_other_its_result(small, files, tmp_path, capsys):
+    bad = tmp_path / "text.jpg"
+    bad.write_text("not a picture")
+    pictures = (files[0], bad, tmp_path / "absent.jpg", files[1])
+    network = {"arch": "lenet5", "checkpoint": small, "top": 2}
+    alone = [classified(capsys, file, **network)[0] for file in files]
+    sentences = [
+        f"{bad} is not a picture in a format that Pillow reads", f"no file {tmp_path}/absent.jpg",
+    ]  # fmt: skip
+    with pytest.raises(SystemExit) as ended:
+        main(Options(pictures, json=True, **network))
+    assert ended.value.code == 2
+    printed, said = capsys.readouterr()
+    broken = [
+        {"picture": str(path), "error": sentence}
+        for path, sentence in zip(pictures[1:3], sentences, strict=True)
+    ]
+    assert json.loads(printed) == [alone[0], *broken, alone[1]]
+    assert said == ""
+
+    with pytest.raises(SystemExit) as ended:
+        main(Options(pictures, **network))
+    assert ended.value.code == 2
+    printed, said = capsys.readouterr()
+    assert printed.splitlines()[::3] == list(map(str, files))
+    assert said.splitlines() == [f"error: {sentence}" for sentence in sentences]
 
 
 @pytest.mark.parametrize(

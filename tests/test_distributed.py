@@ -32,6 +32,7 @@ from scripts import command
 
 SMALL = Preprocessing(image_size=28, resize=28, pad=2)
 TEST_EXAMPLES = 355
+SMOOTH = "softmax_regression"  # no ReLU and no max pool
 
 
 def free_port() -> int:
@@ -79,11 +80,12 @@ def rows(workdir):
 
 
 def assert_same_run(ours: pathlib.Path, theirs: pathlib.Path):
-    """Of two processes and one: sums in another order, hence 1e-6 of parameters of up to 0.3; as
-    many test examples right.
+    """Two processes and one sum gradients in another order: parameters of a SMOOTH network agree to
+    1e-6, and as many test examples are right.
 
-    Rounding moves them by 1e-7, unless it decides on the way which value of a max pool's window is
-    the largest, or the sign before a ReLU: their gradients jump there, and so do the parameters.
+    No such bound holds for every network. Rounding moves parameters by 1e-7, but where it decides
+    which value of a max pool's window is the largest, or the sign before a ReLU, their gradients
+    jump, and the parameters with them: LeNet-5 with seed 4 differed by 1.4e-3 after two epochs.
     """
     for a, b in zip(variables(ours), variables(theirs), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
@@ -98,9 +100,7 @@ def assert_same_run(ours: pathlib.Path, theirs: pathlib.Path):
 def test_two_processes_give_what_one_gives(tmp_path, train_on_four_devices):
     """Parameters, metrics and checkpoint; process 0 alone prints."""
     address = f"localhost:{free_port()}"
-    # A seed without such a jump. With 0 JAX 0.12 meets one, of a value before a ReLU that is -7e-9
-    # in one run and 1e-7 in the other; with 2 the two largest of a window are 2e-7 apart.
-    values = ["--arch", "lenet5", "--epochs", 2, "--schedule", "plateau", "--seed", 3]
+    values = ["--arch", SMOOTH, "--epochs", 2, "--schedule", "plateau"]
     arguments = [*values, "--workdir"]
     started = start_two(
         [*arguments, tmp_path / "two", "--coordinator", address, "--num-processes", 2],
@@ -112,7 +112,7 @@ def test_two_processes_give_what_one_gives(tmp_path, train_on_four_devices):
     assert others == ("", "", 0)
     lines = first.splitlines()
     assert [line.split("  ")[0] for line in lines[:2]] == ["epoch 1/2", "epoch 2/2"]
-    assert lines[2].startswith("lenet5 on digits: top-1 ")
+    assert lines[2].startswith(f"{SMOOTH} on digits: top-1 ")
     assert len(lines) == 3
     assert_same_run(tmp_path / "two", tmp_path / "one")
     names = {path.name for path in (tmp_path / "one").iterdir()}
@@ -126,9 +126,7 @@ def test_a_signal_to_one_stops_all_and_one_process_goes_on(tmp_path, train_on_fo
     """Found by JAX as under srun; the run of two processes is saved at the same step by both, and
     one process with four devices takes it to where a run that was never stopped comes.
     """
-    # At the recipe's rate of 0.05 the first jump (`assert_same_run`) has grown to 1e-3 and more by
-    # the eighth epoch, with each of six seeds; at this one eight epochs stay within 1e-8.
-    values = ["--arch", "lenet5", "--schedule", "constant", "--learning-rate", 0.002, "--seed", 1]
+    values = ["--arch", SMOOTH, "--schedule", "constant"]
     arguments = [*values, "--parallel", "pmap", "--workdir"]
     slurm = {
         "SLURM_JOB_ID": "1", "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2",

@@ -24,6 +24,7 @@ import pytest
 import tensorstore
 from PIL import Image
 
+from experiments.train import default_workdir
 from feeds import eval_batches, train_batches
 from flaxnets import InputError, data
 from flaxnets.errors import InputWarning
@@ -575,6 +576,100 @@ def test_another_number_of_classes_is_refused_in_few_words(tmp_path):
         pass
     with pytest.raises(InputError, match=r"'class 0' ... 'class 999' \(1000 in all\), not \['a'\]"):
         Workdir(tmp_path, {"class_names": ["a"]})
+
+
+@pytest.mark.parametrize(
+    ("key", "written", "spellings", "other"),
+    [
+        (
+            "dataset",
+            "folder:pics/",  # as runs recorded it
+            (
+                "folder:pics",
+                "folder:./pics",
+                "folder:a/../pics/",
+                "folder:~/pics",
+                "folder:{}/pics",
+            ),
+            "folder:pics2",
+        ),
+        ("dataset", "npz:{}/a.npz", ("npz:a.npz", "npz:~/a.npz"), "folder:a.npz"),
+        ("dataset", "cifar10", ("cifar10",), "cifar100"),
+        ("init_from", "a.pth", ("./a.pth", "~/a.pth", "{}/a.pth"), "IMAGENET1K_V1"),
+    ],
+)
+def test_a_path_is_the_same_however_it_is_spelled(
+    key, written, spellings, other, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for spelling in (written, *spellings):
+        with Workdir(tmp_path / "run", {key: spelling.format(tmp_path)}):
+            pass
+    with pytest.raises(InputError, match=f"holds a run with .*, not '{other}'; choose another"):
+        Workdir(tmp_path / "run", {key: other})
+
+
+def test_runs_of_a_folder_have_one_workdir(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    spellings = ("pics", "pics/", "./pics", "~/pics", str(tmp_path / "pics"))
+    workdirs = {str(default_workdir("mlp", f"folder:{path}")) for path in spellings}
+    assert workdirs == {"runs/mlp-folder-pics"}
+    assert str(default_workdir("mlp", "cifar10")) == "runs/mlp-cifar10"
+    assert str(default_workdir("mlp", "folder:/data/pics")) == "runs/mlp-folder--data-pics"
+    before = tmp_path / "runs/mlp-folder-.-pics"  # of a run that was begun when "." had its place
+    before.mkdir(parents=True)
+    assert default_workdir("mlp", "folder:./pics").absolute() == before
+    (tmp_path / "runs/mlp-folder-pics").mkdir()
+    assert str(default_workdir("mlp", "folder:./pics")) == "runs/mlp-folder-pics"
+
+
+def test_a_data_set_is_found_in_the_home_directory(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    part = {"x": np.zeros((3, 8, 8), np.uint8), "y": np.arange(3)}
+    arrays = {f"{name}_{split}": part[name] for name in part for split in ("train", "test")}
+    np.savez(tmp_path / "mine.npz", **arrays)
+    assert data.open_source("npz:~/mine.npz").sizes == {"train": 3, "test": 3}
+    with pytest.raises(InputError, match=f"no directory {tmp_path}/mine; a folder data set has"):
+        data.open_source("folder:~/mine")
+
+
+def test_another_number_of_examples_is_said_once(tmp_path):
+    def begin(**examples):
+        with Workdir(tmp_path, {"arch": "mlp", "examples": examples}):
+            pass
+
+    with Workdir(tmp_path, {"arch": "mlp"}):  # recorded no number
+        pass
+    begin(train=32, test=16)
+    with pytest.warns(InputWarning) as notes:
+        begin(train=42, test=16)
+    begin(train=42, test=16)
+    with pytest.warns(InputWarning) as more:
+        begin(train=40, test=10)
+    assert [str(note.message) for note in (*notes, *more)] == [
+        "the data changed: 32 training examples then, 42 now",
+        "the data changed: 42 training examples then, 40 now; 16 test examples then, 10 now",
+    ]
+
+
+def test_a_finished_run_asked_for_fewer_epochs_stays_as_it_is(tmp_path):
+    arguments = ["experiments/train.py", "--arch", "softmax_regression", "--workdir", tmp_path]
+    assert script(*arguments, "--epochs", 3).returncode == 0
+    before = contents(tmp_path)
+    for epochs, said in [
+        (2, f": the run is already at epoch 3 of 2 asked; see {tmp_path}\n"),
+        (3, f" of 355 test examples after 3 epochs; see {tmp_path}\n"),
+    ]:
+        again = script(*arguments, "--epochs", epochs)
+        assert (again.returncode, again.stderr) == (0, "")
+        assert again.stdout.startswith("softmax_regression on digits: ")
+        assert again.stdout.endswith(said)
+        assert again.stdout.count("\n") == 1
+        assert contents(tmp_path) == before
+    assert script(*arguments, "--epochs", 4).returncode == 0
+    assert json.loads((tmp_path / "summary.json").read_text())["epochs"] == 4
 
 
 def test_a_workdir_that_cannot_be_written_is_one_sentence(tmp_path):

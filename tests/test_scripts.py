@@ -109,11 +109,22 @@ def test_a_dry_run_tells_what_the_run_would_be_and_writes_nothing(tmp_path):
 def test_a_dry_run_counts_the_images_that_stay_on_the_device(parallel, kept, tmp_path):
     arguments = ["--arch", "mlp", "--batch-size", 8, "--dry-run", "--parallel", parallel]
     result = script("experiments/train.py", *arguments, cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
+    assert (result.returncode, result.stderr) == (0, "")
     lines = [line.strip("│┃").split("│") for line in result.stdout.splitlines()]
     megabytes = {name.strip(): value.strip() for name, value in (x for x in lines if len(x) == 2)}
     assert megabytes["data set"] == f"{kept / 1e6:.1f}"
     assert megabytes["parameters"] == f"{42_634 * 4 / 1e6:.1f}"
+
+
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)])
+def test_an_epoch_of_many_passes_is_said_at_the_start(dry, tmp_path):
+    arguments = ["--arch", "softmax_regression", "--batch-size", 4326, "--epochs", 1, *dry]
+    result = script("experiments/train.py", *arguments, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == (
+        "warning: a batch of 4326 images is larger than the data set: an epoch is one step, "
+        "3 passes over the 1442 training examples\n"
+    )
 
 
 def test_control_c_saves_and_says_how_to_go_on(tmp_path):

@@ -40,6 +40,11 @@ the parity tests compare ours with.
 Every measurement has a process of its own.
 """
 
+if __name__ == "__main__":  # first, for the other imports take seconds
+    from flaxnets.terminal import quiet
+
+    quiet()
+
 import concurrent.futures.process
 import csv
 import dataclasses
@@ -49,7 +54,6 @@ import multiprocessing
 import os
 import pathlib
 import platform
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -67,17 +71,18 @@ from benchmarking.reading import measure_reading
 from benchmarking.speed import measure_compilation, measure_speed, suitable_batch_size
 from benchmarking.starting import measure_start
 from benchmarking.traffic import measure_traffic
-from rich.progress import track
 
 from flaxnets import create_model, list_models
 from flaxnets.errors import InputError
 from flaxnets.terminal import (
+    arguments,
     cache_directory,
     one_sentence_errors,
     quiet,
     reuse_memory,
     versions,
 )
+from flaxnets.training.progress import track
 
 MODES: dict[str, Callable[[str, Options], Row]] = {
     "infer": measure_speed,
@@ -193,7 +198,7 @@ def main(options: Options) -> None:
     if not 0 < options.target <= 1:
         raise InputError(f"target {options.target}; expected a share of the images, such as 0.94")
     rows: list[Row] = []
-    for label, name, asked in track(work, "measuring", disable=not sys.stderr.isatty()):
+    for label, name, asked in track(work, "measuring"):
         # A process each: peak memory is its own, and no cache of another's programs helps.
         with concurrent.futures.ProcessPoolExecutor(
             1, multiprocessing.get_context("spawn")
@@ -203,7 +208,7 @@ def main(options: Options) -> None:
             except concurrent.futures.process.BrokenProcessPool as error:
                 raise InputError(
                     f"the process that measured {name} was killed, or torch's was: of too little "
-                    f"memory, or see {cache_directory() / 'native.log'}"
+                    f"memory, or see native.log in {cache_directory()}"
                 ) from error
         rows.append(label | row)
         show(rows[-1])
@@ -216,6 +221,5 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    quiet()
     with one_sentence_errors():
-        main(tyro.cli(Options, description=__doc__))
+        main(tyro.cli(Options, args=arguments(), description=__doc__))

@@ -8,6 +8,11 @@ Both formats hold torch's keys in torch's layout. The suffix of the file that is
 which one it is; only a .pth needs torch. Auxiliary heads are in it if the weights have them.
 """
 
+if __name__ == "__main__":  # first, for the other imports take seconds
+    from flaxnets.terminal import quiet
+
+    quiet()
+
 import importlib.util
 import pathlib
 
@@ -18,7 +23,7 @@ from safetensors.numpy import save_file
 from flaxnets import create_model, published_weights, to_torch
 from flaxnets.errors import InputError, one_of
 from flaxnets.inference.run import read_config
-from flaxnets.terminal import one_sentence_errors, quiet
+from flaxnets.terminal import arguments, one_sentence_errors
 from flaxnets.training.checkpoints import Checkpoints
 from flaxnets.weights import load_into
 from flaxnets.weights.files import SUFFIXES
@@ -75,6 +80,5 @@ def main(
 
 
 if __name__ == "__main__":
-    quiet()
     with one_sentence_errors():
-        tyro.cli(main)
+        tyro.cli(main, args=arguments())

@@ -8,6 +8,11 @@
 The file holds programs for CPU, GPU and TPU.
 """
 
+if __name__ == "__main__":  # first, for the other imports take seconds
+    from flaxnets.terminal import quiet
+
+    quiet()
+
 import dataclasses
 import pathlib
 
@@ -20,7 +25,7 @@ from flaxnets import create_model
 from flaxnets.errors import InputError
 from flaxnets.inference.network import from_weights
 from flaxnets.inference.run import load_run
-from flaxnets.terminal import one_sentence_errors, quiet
+from flaxnets.terminal import arguments, one_sentence_errors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +66,7 @@ def main(options: Options) -> None:
                 raise InputError(
                     f"{options.checkpoint} tells {classes} classes apart, not {options.num_classes}"
                 )
-            input_shape = (*input_shape[:2], len(network.preset.mean))
+            input_shape = (*input_shape[:2], len(network.statistics[0]))
         else:
             variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, *input_shape)))
     else:
@@ -79,6 +84,5 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    quiet()
     with one_sentence_errors():
-        main(tyro.cli(Options, description=__doc__))
+        main(tyro.cli(Options, args=arguments(), description=__doc__))

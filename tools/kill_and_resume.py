@@ -8,6 +8,11 @@ the same command. Every array of the last checkpoints (parameters, statistics, t
 every row of metrics but its speed must be the same bits. Exit status 1 if one is not.
 """
 
+if __name__ == "__main__":  # first, for the other imports take seconds
+    from flaxnets.terminal import quiet
+
+    quiet()
+
 import json
 import pathlib
 import random
@@ -25,7 +30,7 @@ import tyro
 from jax import tree_util
 
 from flaxnets.errors import InputError
-from flaxnets.terminal import one_sentence_errors, quiet
+from flaxnets.terminal import arguments, one_sentence_errors
 from flaxnets.training.progress import TIMED
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -143,7 +148,6 @@ def main(
 
 
 if __name__ == "__main__":
-    quiet()
     jax.config.update("jax_platforms", "cpu")
     with one_sentence_errors():
-        tyro.cli(main, description=__doc__)
+        tyro.cli(main, args=arguments(), description=__doc__)

@@ -9,6 +9,11 @@ of a slope is tensorstore's: each checkpoint costs some 20 KiB, which it does no
 asks it for metrics (20,000 steps with 312 checkpoints: 7 MiB).
 """
 
+if __name__ == "__main__":  # first, for the other imports take seconds
+    from flaxnets.terminal import quiet
+
+    quiet()
+
 import contextlib
 import csv
 import dataclasses
@@ -23,7 +28,7 @@ import tyro
 
 from flaxnets import create_model, data
 from flaxnets.recipes import recipe_for
-from flaxnets.terminal import compilation_cache, one_sentence_errors, quiet, reuse_memory
+from flaxnets.terminal import arguments, compilation_cache, one_sentence_errors, reuse_memory
 from flaxnets.training.loop import RunOptions, fit
 from flaxnets.training.parallel import DataParallel
 from flaxnets.training.program import Feed, HostBatch, make_program
@@ -107,8 +112,7 @@ def main(
 
 
 if __name__ == "__main__":
-    quiet()
+    reuse_memory()
     with one_sentence_errors():
         compilation_cache()
-        reuse_memory()
-        tyro.cli(main, description=__doc__)
+        tyro.cli(main, args=arguments(), description=__doc__)

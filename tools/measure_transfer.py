@@ -7,6 +7,11 @@ scratch, from the eight classes' weights, and from these with everything but the
 runs are those of experiments/train.py, on folders of pictures that this tool writes.
 """
 
+if __name__ == "__main__":  # first, for the other imports take seconds
+    from flaxnets.terminal import quiet
+
+    quiet()
+
 import json
 import pathlib
 import subprocess
@@ -20,7 +25,7 @@ from PIL import Image
 from flaxnets import data
 from flaxnets.data.source import InMemory
 from flaxnets.errors import InputError
-from flaxnets.terminal import one_sentence_errors, quiet
+from flaxnets.terminal import arguments, one_sentence_errors
 
 ROOT = pathlib.Path(__file__).parent.parent
 SPLITS = {"train": "train", "test": "val"}
@@ -106,6 +111,5 @@ def main(
 
 
 if __name__ == "__main__":
-    quiet()
     with one_sentence_errors():
-        tyro.cli(main)
+        tyro.cli(main, args=arguments())

@@ -6,6 +6,11 @@ A filter of RGB images is drawn in colour, others a row a filter with an image f
 value zero is grey, and the largest weight of a filter, in magnitude, is white or black.
 """
 
+if __name__ == "__main__":  # first, for the other imports take seconds
+    from flaxnets.terminal import quiet
+
+    quiet()
+
 import dataclasses
 import math
 import pathlib
@@ -20,7 +25,8 @@ import tyro
 from flaxnets.errors import InputError
 from flaxnets.inference.network import Network, from_weights, from_workdir
 from flaxnets.layers import Conv
-from flaxnets.terminal import one_sentence_errors, quiet
+from flaxnets.terminal import arguments, one_sentence_errors
+from flaxnets.training.pictures import literal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,13 +92,12 @@ def main(options: Options) -> None:
         each.set_axis_off()
     for each, image in zip(figure.axes, images, strict=False):
         each.imshow(np.squeeze(image), cmap="gray", vmin=0, vmax=1)
-    figure.suptitle(f"{network.name}: {name}", fontsize=9)
+    figure.suptitle(literal(f"{network.name}: {name}"), fontsize=9)
     figure.savefig(options.out, dpi=120)
     height, width = kernel.shape[:2]
     print(f"{options.out}: {kernel.shape[3]} filters of {height}x{width}x{channels}, {name}")
 
 
 if __name__ == "__main__":
-    quiet()
     with one_sentence_errors():
-        main(tyro.cli(Options, description=__doc__))
+        main(tyro.cli(Options, args=arguments(), description=__doc__))

@@ -7,18 +7,22 @@ its eigenvectors are rounded. Prints JSON: eigenvalues of the covariance of RGB 
 the largest, and their unit eigenvectors in the columns.
 """
 
+if __name__ == "__main__":  # first, for the other imports take seconds
+    from flaxnets.terminal import quiet
+
+    quiet()
+
 import json
-import sys
 from collections.abc import Iterable
 
 import numpy as np
 import tyro
-from rich.progress import track
 
 from flaxnets import data
 from flaxnets.data.pixels.decode import Decode
 from flaxnets.errors import InputError
-from flaxnets.terminal import one_sentence_errors, quiet
+from flaxnets.terminal import arguments, one_sentence_errors
+from flaxnets.training.progress import track
 
 
 def rgb_covariance(images: Iterable[np.ndarray]) -> tuple[int, np.ndarray]:
@@ -63,7 +67,7 @@ def main(dataset: str, data_dir: str | None = None) -> None:
 
     decode, size = Decode(source.channels), source.sizes["train"]
     images = (decode(raw).pixels for raw, _ in source.examples("train"))
-    watched = track(images, "measuring", size, disable=not sys.stderr.isatty())
+    watched = track(images, "measuring", size)
     count, covariance = rgb_covariance(watched)
     values, vectors = principal_components(covariance)
     found = {
@@ -77,6 +81,5 @@ def main(dataset: str, data_dir: str | None = None) -> None:
 
 
 if __name__ == "__main__":
-    quiet()
     with one_sentence_errors():
-        tyro.cli(main)
+        tyro.cli(main, args=arguments())

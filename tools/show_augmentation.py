@@ -5,11 +5,15 @@ python tools/show_augmentation.py --dataset digits --policy trivial_augment_wide
 Values that are not given come from the recipe of the network, `--arch`.
 """
 
+if __name__ == "__main__":  # first, for the other imports take seconds
+    from flaxnets.terminal import quiet
+
+    quiet()
+
 import argparse
 import dataclasses
 import itertools
 import pathlib
-import sys
 from random import Random
 from typing import Annotated
 
@@ -20,7 +24,8 @@ import tyro
 from flaxnets import data
 from flaxnets.errors import InputError
 from flaxnets.recipes import Preprocessing, recipe_for
-from flaxnets.terminal import one_sentence_errors, quiet
+from flaxnets.terminal import arguments, one_sentence_errors
+from flaxnets.training.pictures import literal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,23 +47,23 @@ class Options:
     """Decides the images and their views."""
 
 
-def parse(arguments: list[str]) -> tuple[Options, data.Source]:
+def parse(given: list[str]) -> tuple[Options, data.Source]:
     """Network and data set first: they decide the other values."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--arch", default="vgg19")
     first.add_argument("--dataset", default="digits")
     first.add_argument("--data-dir", "--data_dir")
-    chosen, _ = first.parse_known_args(arguments)
+    chosen, _ = first.parse_known_args(given)
     source = data.open_source(chosen.dataset, chosen.data_dir)
     if source.kind == "rows":
         raise InputError(f"data set {chosen.dataset!r} has rows of features; expected images")
     values = recipe_for(chosen.arch, source.kind).preprocessing
     default = Options(values, **vars(chosen))
-    return tyro.cli(Options, args=arguments, default=default, description=__doc__), source
+    return tyro.cli(Options, args=given, default=default, description=__doc__), source
 
 
-def main(arguments: list[str]) -> None:
-    options, source = parse(arguments)
+def main(given: list[str]) -> None:
+    options, source = parse(given)
     options.values.check()
     columns, rows = options.columns, options.rows
     if columns < 1 or rows < 1:
@@ -74,7 +79,7 @@ def main(arguments: list[str]) -> None:
         views = [plan(raw, Random(seed)) for seed in seeds]
         for row, image in enumerate([original, *views]):
             axes[row, column].imshow(np.squeeze(image), cmap="gray", vmin=0, vmax=255)
-        axes[0, column].set_title(source.class_names[label], fontsize=8, parse_math=False)
+        axes[0, column].set_title(literal(source.class_names[label]), fontsize=8)
     for axis in axes.flat:
         axis.set_axis_off()
     figure.tight_layout()
@@ -87,6 +92,5 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    quiet()
     with one_sentence_errors():
-        main(sys.argv[1:])
+        main(arguments())

@@ -13,21 +13,25 @@ total includes, but neither multiply-adds nor neurons; their output shapes are t
 initialisation.
 """
 
+if __name__ == "__main__":  # first, for the other imports take seconds
+    from flaxnets.terminal import quiet
+
+    quiet()
+
 import dataclasses
 import decimal
 import json
-import sys
 from typing import Any
 
 import flax.linen as nn
 import tyro
-from rich.progress import track
 
 from flaxnets import create_model, list_models
 from flaxnets.errors import InputError, one_of
 from flaxnets.models import FAMILIES
 from flaxnets.summary import footers, summarize, totals
-from flaxnets.terminal import one_sentence_errors, print_table, quiet
+from flaxnets.terminal import arguments, one_sentence_errors, print_table
+from flaxnets.training.progress import track
 
 # He et al. 2015 (arXiv:1512.03385), Table 1, last row: "FLOPs", which are multiply-adds, by layers.
 # The counts round to them, but for 34 layers (3.66; 3.64 with the shortcuts without parameters of
@@ -109,7 +113,7 @@ def counts_rows(name: str) -> list[dict[str, Any]]:
 
 
 def counts() -> list[dict[str, Any]]:
-    names = track(list_models(), "tracing", disable=not sys.stderr.isatty(), transient=True)
+    names = track(list_models(), "tracing", transient=True)
     return [row for name in names for row in counts_rows(name)]
 
 
@@ -180,6 +184,5 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    quiet()
     with one_sentence_errors():
-        main(tyro.cli(Options, description=__doc__))
+        main(tyro.cli(Options, args=arguments(), description=__doc__))

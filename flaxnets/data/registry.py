@@ -1,6 +1,7 @@
 """Data sets by their names."""
 
 import importlib.util
+import os
 import pathlib
 
 from flaxnets.data.bundled import BUNDLED
@@ -24,7 +25,7 @@ def open_source(name: str, data_dir: str | None = None) -> Source:
         return BUNDLED[name]()
     kind, colon, path = name.partition(":")
     if colon and kind in FILES:
-        return FILES[kind](pathlib.Path(path).expanduser())
+        return FILES[kind](pathlib.Path(os.path.expanduser(path)))
     missing = [package for package in PACKAGES if not _is_installed(package)]
     if missing:
         raise InputError(

@@ -81,7 +81,7 @@ class NetworkOptions:
 def imagenet_class_names() -> tuple[str, ...]:
     """The 1000 classes in the order of the published weights, as torchvision names them."""
     file = importlib.resources.files("flaxnets.inference") / "imagenet_classes.txt"
-    return tuple(file.read_text().splitlines())
+    return tuple(file.read_text("utf-8").splitlines())
 
 
 def from_workdir(path: pathlib.Path, orientation: Orientation | None = None) -> Network:
@@ -182,7 +182,7 @@ def _class_names(path: pathlib.Path | None, classes: int) -> tuple[str, ...]:
             return imagenet_class_names()
         return tuple(f"class {index}" for index in range(classes))
     try:
-        names = tuple(path.read_text().splitlines())
+        names = tuple(path.read_text("utf-8-sig").splitlines())
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read class names from {path} ({error})") from error
     if len(names) != classes:

@@ -93,7 +93,7 @@ def join(processes: Processes, timeout: int = TIMEOUT) -> None:
         patience.cancel()
     # What compiled code prints (gloo does) is not for the output of the run.
     ours = os.dup(1) if jax.process_index() == 0 else os.open(os.devnull, os.O_WRONLY)
-    sys.stdout = os.fdopen(ours, "w", buffering=1)
+    sys.stdout = os.fdopen(ours, "w", buffering=1, errors="backslashreplace")
     os.dup2(2, 1)
 
 

@@ -14,6 +14,15 @@ PICTURED = 16  # images of a picture
 # matplotlib is half a second that only those who draw need.
 
 
+def literal(text: str) -> str:
+    """Return `text` so that matplotlib shows it as it is.
+
+    To matplotlib `$` begins a formula, and what is no Unicode (a file name in another encoding) is
+    an error: it becomes a question mark.
+    """
+    return text.replace("$", r"\$").encode(errors="replace").decode()
+
+
 def draw_learning_curve(rows: Sequence[Mapping[str, Any]], path: pathlib.Path, title: str) -> None:
     """Loss and, of classes, top-1 accuracy over the epochs, of training and test data and of the
     moving average where there is one, as a PNG.
@@ -35,7 +44,7 @@ def draw_learning_curve(rows: Sequence[Mapping[str, Any]], path: pathlib.Path, t
         axes.set_yscale("log" if name == "loss" else "linear")
         axes.grid(alpha=0.3)
         axes.legend()
-    figure.suptitle(title)
+    figure.suptitle(literal(title))
     figure.savefig(path, dpi=120)
 
 
@@ -51,7 +60,7 @@ def draw_grid(images: Sequence[np.ndarray], captions: Sequence[str], columns: in
     for each, image, caption in zip(figure.axes, images, captions, strict=False):
         shown = image if image.shape[-1] == 3 else image[..., 0]
         each.imshow(shown, cmap="gray", vmin=0, vmax=255)
-        each.set_title(caption, fontsize=7)
+        each.set_title(literal(caption), fontsize=7)
     return figure
 
 

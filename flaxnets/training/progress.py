@@ -2,14 +2,19 @@
 
 import contextlib
 import pathlib
+import sys
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
 
 import jax
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.console import Console
+from rich.measure import Measurement
+from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
 Row = dict[str, Any]
+Item = TypeVar("Item")
 PROFILE_AFTER = 10  # steps: the first ones compile
 TIMED = ("images_per_second", "waiting_for_input")  # the only values that differ from run to run
 
@@ -92,21 +97,66 @@ def described(values: dict[str, Any], prefix: str = "") -> str:
     return text if top1 is None else f"{text}  top-1 {top1:6.2%}"
 
 
+class Bars(Progress):
+    """Progress bars that lose columns where the terminal is too narrow for them: cut numbers would
+    be wrong ones. `columns` are in the order of their places, `given_up` in that of their leaving.
+    """
+
+    def __init__(
+        self,
+        columns: list[ProgressColumn],
+        given_up: list[ProgressColumn],
+        **options: Any,
+    ):
+        self._given_up = given_up
+        super().__init__(*columns, **options)
+
+    def make_tasks_table(self, tasks: Iterable[Any]) -> Table:
+        tasks = list(tasks)
+        if not tasks:
+            return super().make_tasks_table(tasks)
+        every = self.columns
+        kept, leaving = list(every), list(self._given_up)
+        unlimited = self.console.options.update(max_width=1000)
+        while True:
+            self.columns = tuple(kept)
+            table = super().make_tasks_table(tasks)
+            self.columns = every
+            width = Measurement.get(self.console, unlimited, table).maximum
+            if width <= self.console.width or not leaving:
+                return table
+            kept.remove(leaving.pop(0))
+
+
+def column(text: str) -> TextColumn:
+    """A column of text as it is: names of classes and folders hold no markup."""
+    return TextColumn(text, markup=False)
+
+
+def track(
+    items: Iterable[Item], title: str, total: int | None = None, *, transient: bool = False
+) -> Iterator[Item]:
+    """Yield `items` beside a bar, where the standard error output is a terminal."""
+    name, bar, rest = column("{task.description}"), BarColumn(20), TimeRemainingColumn()
+    columns = [name, bar, column("{task.percentage:>3.0f}%"), rest]
+    hidden, console = not sys.stderr.isatty(), Console(stderr=True)
+    bars = Bars(columns, [bar, rest, name], console=console, disable=hidden, transient=transient)
+    with bars:
+        yield from bars.track(items, total, description=title)
+
+
 class terminal_progress:
     """A bar with loss, accuracy, images/s and time left; where the output is no terminal, a line an
     epoch.
     """
 
     def __init__(self, title: str, total: int, completed: int):
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.completed}/{task.total}"),
-            TextColumn("{task.fields[text]}"),
-            TimeRemainingColumn(),
-        )
+        name, bar, rest = column("{task.description}"), BarColumn(20), TimeRemainingColumn()
+        loss, rate = column("{task.fields[loss]}"), column("{task.fields[rate]}")
+        columns = [name, bar, column("{task.completed}/{task.total}"), loss, rate, rest]
+        self._bar = Bars(columns, [bar, rest, name, rate, loss])
         self._is_terminal = self._bar.console.is_terminal
-        self._task = self._bar.add_task(title, total=total, completed=completed, text="")
+        self._task = self._bar.add_task(title, total=total, completed=completed, loss="", rate="")
 
     def __enter__(self):
         if self._is_terminal:
@@ -119,8 +169,8 @@ class terminal_progress:
     def __call__(self, step: int, sums: dict[str, float], images_per_second: float) -> None:
         if self._is_terminal and sums["steps"]:
             means = {name: summed / sums["steps"] for name, summed in sums.items()}
-            text = f"{described(means)}  {images_per_second:.0f} images/s"
-            self._bar.update(self._task, completed=step, text=text)
+            rate = f"{images_per_second:.0f} images/s"
+            self._bar.update(self._task, completed=step, loss=described(means), rate=rate)
 
     def epoch(self, row: Row, epochs: int) -> None:
         average = f"  average {described(row, 'ema_')}" if "ema_loss" in row else ""
@@ -130,5 +180,5 @@ class terminal_progress:
             f"{average}"
             f"  {row['images_per_second']:.0f} images/s",
             highlight=False,
-            soft_wrap=True,
+            soft_wrap=not self._is_terminal,  # there lines break between words
         )

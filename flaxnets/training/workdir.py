@@ -10,6 +10,7 @@ import json
 import math
 import os
 import pathlib
+import warnings
 import weakref
 from collections.abc import Mapping
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 
-from flaxnets.errors import InputError
+from flaxnets.errors import InputError, InputWarning
 from flaxnets.training.pictures import draw_learning_curve
 
 Row = dict[str, Any]
@@ -25,6 +26,9 @@ Row = dict[str, Any]
 
 class Workdir:
     """The directory of one run, locked until `close` or the end of the process.
+
+    `config["examples"]`, the number of examples of each split, may change between two starts of a
+    run: an InputWarning says so.
 
     Raises InputError, before anything is written, if it holds a run of something else, if another
     process is training in it, or if it cannot be written.
@@ -37,7 +41,9 @@ class Workdir:
         try:
             path.mkdir(parents=True, exist_ok=True)
             self._unlock = weakref.finalize(self, os.close, _locked(path))
-            _write(path / "config.json", json.dumps(config, indent=2) + "\n")
+            file = path / "config.json"
+            self._config_before = file.read_bytes() if file.exists() else None
+            _write(file, json.dumps(config, indent=2) + "\n")
         except OSError as error:
             raise InputError(f"cannot write to {path}: {error.strerror}") from error
         self._writer: Any = None
@@ -128,8 +134,22 @@ class Workdir:
         _write(self.path / "bad_images.json", json.dumps(bad, indent=2) + "\n")
 
     def finish(self, summary: Row, title: str) -> None:
-        _write(self.path / "summary.json", json_text(summary, indent=2) + "\n")
-        draw_learning_curve(self.rows(), self.path / "learning_curve.png", title)
+        """Write the summary and draw the learning curve, unless this step was summarized before."""
+        if not self._is_summarized(summary["steps"]):
+            _write(self.path / "summary.json", json_text(summary, indent=2) + "\n")
+            draw_learning_curve(self.rows(), self.path / "learning_curve.png", title)
+        self.close()
+
+    def _is_summarized(self, step: int) -> bool:
+        try:
+            return read_json(self.path / "summary.json")["steps"] == step
+        except (OSError, InputError, KeyError, TypeError):  # absent, or not ours
+            return False
+
+    def leave(self) -> None:
+        """Close a run that took no step: config.json says again what the steps were taken with."""
+        if self._config_before is not None:
+            _write(self.path / "config.json", self._config_before)
         self.close()
 
 
@@ -170,6 +190,9 @@ class Follower(Workdir):
         pass
 
     def close(self) -> None:
+        pass
+
+    def leave(self) -> None:
         pass
 
     def finish(self, summary: Row, title: str) -> None:
@@ -234,13 +257,44 @@ def _check_same_run(path: pathlib.Path, config: Row, may_change: tuple[str, ...]
         return
     before = read_json(file)
     now = json.loads(json.dumps(config))  # tuples become lists, as in the file
-    changed = [k for k in now if k not in may_change and before.get(k) != now[k]]
+    may_change = (*may_change, "examples")
+    changed = [k for k in now if k not in may_change and not _same(k, before.get(k), now[k])]
     if changed:
         key = changed[0]
         raise InputError(
             f"workdir {path} holds a run with {key.replace('_', ' ')} {_short(before.get(key))}, "
             f"not {_short(now[key])}; choose another --workdir or remove it"
         )
+    _warn_of_other_sizes(before.get("examples"), now.get("examples"))
+
+
+def _same(key: str, before: Any, now: Any) -> bool:
+    """Whether an option has the same value; a path may be spelled in another way."""
+    if key in ("dataset", "init_from") and isinstance(before, str) and isinstance(now, str):
+        return _absolute(before) == _absolute(now)
+    return before == now
+
+
+def _absolute(name: str) -> str:
+    """A file, or the folder of a data set (`folder:PATH`); other names stay as different."""
+    kind, colon, path = name.partition(":")
+    if not colon:
+        kind, path = "", name
+    return kind + colon + os.path.abspath(os.path.expanduser(path))
+
+
+def _warn_of_other_sizes(before: Any, now: Any) -> None:
+    """`before` is missing in runs that did not record it."""
+    if not isinstance(before, dict) or not isinstance(now, dict):
+        return
+    names = {"train": "training", "test": "test"}
+    changes = [
+        f"{before[split]} {name} examples then, {now[split]} now"
+        for split, name in names.items()
+        if before.get(split) not in (None, now.get(split))
+    ]
+    if changes:
+        warnings.warn(f"the data changed: {'; '.join(changes)}", InputWarning, stacklevel=4)
 
 
 def _short(value: Any) -> str:

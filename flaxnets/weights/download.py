@@ -52,7 +52,13 @@ def fetch(published: PublishedWeights) -> pathlib.Path:
 
 
 def _directory() -> pathlib.Path:
-    return cache_directory() / "weights"
+    directory = cache_directory()
+    if directory is None:
+        raise InputError(
+            "no directory to keep published weights in: XDG_CACHE_HOME or HOME can name one; or "
+            "give a file of weights"
+        )
+    return directory / "weights"
 
 
 def _sha256(path: pathlib.Path) -> str:

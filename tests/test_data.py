@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import simplejpeg
 import sklearn.datasets
-import tensorflow_datasets as tfds
 from PIL import Image
 
 from experiments import train
@@ -23,6 +22,7 @@ from flaxnets.data.npz import ARRAYS
 from flaxnets.data.source import InMemory
 from flaxnets.errors import InputWarning
 from flaxnets.recipes import Preprocessing
+from prepared import Tiny, TinyPhotos, noise
 from tools.rgb_pca import principal_components, rgb_covariance
 from tools.torchvision_import import torchvision
 
@@ -46,10 +46,6 @@ def pictures(tmp_path, photographs) -> pathlib.Path:
             for i in range(count):
                 (directory / f"{i}.jpg").write_bytes(encoded)
     return tmp_path
-
-
-def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
 
 
 # Evaluation
@@ -508,39 +504,6 @@ def test_files_that_hold_no_arrays_get_one_sentence(content, tmp_path):
 
 
 # TensorFlow Datasets
-
-
-class Tiny(tfds.core.GeneratorBasedBuilder):
-    """Pictures of noise, so that a data set can be prepared without a download."""
-
-    VERSION = tfds.core.Version("1.0.0")
-    SHAPE: tuple = (16, 16, 3)
-    ENCODING = "png"
-
-    def _info(self):
-        features = {
-            "image": tfds.features.Image(shape=self.SHAPE, encoding_format=self.ENCODING),
-            "label": tfds.features.ClassLabel(names=["left", "right"]),
-        }
-        return tfds.core.DatasetInfo(
-            builder=self,
-            features=tfds.features.FeaturesDict(features),
-            supervised_keys=("image", "label"),
-        )
-
-    def _split_generators(self, dl_manager):
-        return {"train": self._generate_examples(7), "validation": self._generate_examples(3)}
-
-    def _generate_examples(self, count):
-        for i in range(count):
-            height, width = (size or 300 + i for size in self.SHAPE[:2])
-            yield i, {"image": noise(height, width, i), "label": i % 2}
-
-
-class TinyPhotos(Tiny):
-    VERSION = tfds.core.Version("1.0.0")
-    SHAPE = (None, None, 3)
-    ENCODING = "jpeg"
 
 
 @pytest.fixture(scope="module")

@@ -26,6 +26,7 @@ from flaxnets.inference.network import from_workdir
 from flaxnets.inference.views import views_of
 from flaxnets.recipes import Preprocessing
 from flaxnets.training.augmentation import cropped, shifted
+from prepared import Tiny, TinyPhotos
 
 PHOTO = Image.fromarray(sklearn.datasets.load_sample_image("flower.jpg")).resize((97, 61))
 
@@ -319,7 +320,9 @@ def random_options(draw: random.Random) -> dict[str, int | str]:
 
 @pytest.fixture(scope="module")
 def datasets(tmp_path_factory):
-    """Digits, a file of arrays, and a folder of pictures that EXIF turns, JPEG and PNG."""
+    """Digits, a file of arrays, a folder of pictures that EXIF turns, JPEG and PNG, and small and
+    large pictures of TensorFlow Datasets.
+    """
     root = tmp_path_factory.mktemp("data")
     noise = np.random.default_rng(0).integers(0, 256, (24, 12, 12, 3), np.uint8)
     labels = np.arange(24) % 2
@@ -331,16 +334,20 @@ def datasets(tmp_path_factory):
         for i in range(8 if split == "train" else 3):
             image = PHOTO.rotate(10 * i, expand=True)
             image.save(root / "folder" / split / name / f"{i}.{('jpg', 'png')[i % 2]}", exif=exif)
-    return ["digits", f"npz:{root}/mine.npz", f"folder:{root}/folder"]
+    for builder in (Tiny, TinyPhotos):
+        builder(data_dir=root).download_and_prepare()
+    names = ["digits", f"npz:{root}/mine.npz", f"folder:{root}/folder", "tiny", "tiny_photos"]
+    return names, str(root)
 
 
-@pytest.mark.parametrize("seed", range(9))
+@pytest.mark.filterwarnings("ignore:a batch of 8 images is larger than the data set")
+@pytest.mark.parametrize("seed", range(10))
 def test_a_run_its_evaluation_and_classification_are_fed_the_same(
     seed, datasets, tmp_path, monkeypatch
 ):
     """Bit for bit, for random values of the preprocessing over every kind of data set."""
-    draw = random.Random(seed)
-    dataset, options = datasets[seed % 3], random_options(draw)
+    names, data_dir = datasets
+    dataset, options = names[seed % len(names)], random_options(random.Random(seed))
     fed = {"train": [], "evaluate": []}
     made = data.eval_batches
 
@@ -356,18 +363,18 @@ def test_a_run_its_evaluation_and_classification_are_fed_the_same(
     monkeypatch.setattr(data, "eval_batches", spying("train"))
     given = [str(word) for pair in options.items() for word in pair]
     train.main([
-        "--arch", "lenet5", "--dataset", dataset, "--epochs", "1", "--batch-size", "16",
-        "--workdir", str(tmp_path), "--no-compilation-cache", *given,
+        "--arch", "lenet5", "--dataset", dataset, "--epochs", "1", "--batch-size", "8",
+        "--workdir", str(tmp_path), "--data-dir", data_dir, "--no-compilation-cache", *given,
     ])  # fmt: skip
     monkeypatch.setattr(data, "eval_batches", spying("evaluate"))
-    evaluate.main(evaluate.Options((tmp_path,), compilation_cache=False))
+    evaluate.main(evaluate.Options((tmp_path,), data_dir=data_dir, compilation_cache=False))
     images = {
         where: np.concatenate([batch["image"][batch["mask"] == 1] for batch in batches])
         for where, batches in fed.items()
     }
     np.testing.assert_array_equal(images["train"], images["evaluate"])
 
-    source, network = open_source(dataset), from_workdir(tmp_path)
+    source, network = open_source(dataset, data_dir), from_workdir(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["kind"] == source.kind
     assert Plan.from_json(config["plan"]["evaluation"]) == network.plan
@@ -410,3 +417,23 @@ def test_a_run_from_before_plans_still_opens(dataset, size, resize, window, tmp_
     config["input_shape"] = [size, size, 1]
     file.write_text(json.dumps(config))
     assert from_workdir(tmp_path / "run").plan == Plan((Decode(1, "stored"), window))
+
+
+def test_a_run_from_before_plans_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "join", lambda processes: None)
+    arguments = ["--arch", "softmax_regression", "--workdir", str(tmp_path)]
+    arguments += ["--no-compilation-cache"]
+    train.main([*arguments, "--epochs", "1"])
+    file = tmp_path / "config.json"
+    config = json.loads(file.read_text())
+    for key in ("plan", "kind", "examples"):
+        del config[key]
+    for key in ("grayscale", "orientation"):
+        del config["preprocessing"][key]
+    config["preprocessing"]["interpolation"] = "nearest"
+    file.write_text(json.dumps(config))
+    with pytest.raises(InputError, match=r"holds a run with preprocessing .*'pad': 0.*, not"):
+        train.main([*arguments, "--epochs", "2", "--pad", "1"])
+    train.main([*arguments, "--epochs", "2"])
+    assert json.loads((tmp_path / "summary.json").read_text())["epochs"] == 2
+    assert "plan" in json.loads(file.read_text())

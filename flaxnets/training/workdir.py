@@ -257,6 +257,7 @@ def _check_same_run(path: pathlib.Path, config: Row, may_change: tuple[str, ...]
         return
     before = read_json(file)
     now = json.loads(json.dumps(config))  # tuples become lists, as in the file
+    before = _with_plan(before, now)
     may_change = (*may_change, "examples")
     changed = [k for k in now if k not in may_change and not _same(k, before.get(k), now[k])]
     if changed:
@@ -266,6 +267,17 @@ def _check_same_run(path: pathlib.Path, config: Row, may_change: tuple[str, ...]
             f"not {_short(now[key])}; choose another --workdir or remove it"
         )
     _warn_of_other_sizes(before.get("examples"), now.get("examples"))
+
+
+def _with_plan(before: Row, now: Row) -> Row:
+    """The config of a run from before plans were written down, whose values decide: those that it
+    had, but for an interpolation that was of policies alone.
+    """
+    if "plan" in before or "preprocessing" not in before or "preprocessing" not in now:
+        return before
+    values = now["preprocessing"] | before["preprocessing"]
+    values["interpolation"] = now["preprocessing"]["interpolation"]
+    return before | {"preprocessing": values, "plan": now["plan"], "kind": now["kind"]}
 
 
 def _same(key: str, before: Any, now: Any) -> bool:

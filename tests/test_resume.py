@@ -24,7 +24,6 @@ import pytest
 import tensorstore
 from PIL import Image
 
-from experiments.train import default_workdir
 from flaxnets import InputError, data
 from flaxnets.errors import InputWarning
 from flaxnets.inference.run import load_run
@@ -38,7 +37,7 @@ from flaxnets.training.parallel import DataParallel
 from flaxnets.training.program import Feed, make_program
 from flaxnets.training.progress import TIMED
 from flaxnets.training.state import create_state
-from flaxnets.training.workdir import Workdir
+from flaxnets.training.workdir import Workdir, default_workdir
 from scripts import script
 
 RECIPE = Recipe(

@@ -14,7 +14,7 @@ if __name__ == "__main__":  # first, for the other imports take seconds
     quiet()
 
 import dataclasses
-import json
+import math
 import pathlib
 import sys
 from typing import Annotated, Any, Literal
@@ -22,27 +22,28 @@ from typing import Annotated, Any, Literal
 import jax
 import numpy as np
 import tyro
-from PIL import Image
 
-from flaxnets.errors import InputError
+from flaxnets.data.pixels.decode import read_file
+from flaxnets.errors import InputError, shown
 from flaxnets.inference.network import Network, NetworkOptions
-from flaxnets.inference.pictures import MAX_READ, as_array, own_statistics, read_picture
+from flaxnets.inference.pictures import MAX_READ, own_statistics
 from flaxnets.inference.views import (
     Views,
     check_views,
     for_views,
-    mean_probabilities,
+    mean_log_probabilities,
     view_logits,
     views_of,
 )
 from flaxnets.terminal import arguments, compilation_cache, one_sentence_errors, say_error
 from flaxnets.training.step import normalize
+from flaxnets.training.workdir import json_text
 
 
 @dataclasses.dataclass(frozen=True)
 class Options(NetworkOptions):
     pictures: Annotated[tuple[pathlib.Path, ...], tyro.conf.Positional]
-    """Files in any format that Pillow reads; turned as their EXIF orientation says."""
+    """Files in any format that Pillow reads."""
     top: int = 5
     """Classes to print."""
     probabilities: bool = False
@@ -70,7 +71,7 @@ def main(options: Options) -> None:
         raise InputError(f"--top {options.top}; expected at least 1")
     network = options.open()
     if options.views != "whole":
-        check_views(options.views, network.preset)
+        check_views(options.views, network.plan)
     elif not hasattr(network.model, "dense"):
         raise InputError(f"{network.arch} reads pictures of one size; expected --views center")
     multi_scale = options.views == "multi-scale"
@@ -78,26 +79,29 @@ def main(options: Options) -> None:
 
     @jax.jit
     def classify(variables: Any, images: dict[str, jax.Array], statistics: Any):
-        """Logits (V, classes), or maps of them, of each size of view, and the probabilities."""
+        """Return logits (1, V, classes), or maps of them, of each size of view, and the logarithms
+        of the mean probabilities.
+        """
         logits = [
             view_logits(model, variables, normalize(x, *statistics)[None]) for x in images.values()
         ]
-        return logits, mean_probabilities(logits)[0]
+        return logits, mean_log_probabilities(logits)[0]
 
-    def best_classes(picture: Image.Image) -> list[dict[str, Any]]:
-        own = options.normalize == "image"
-        statistics = own_statistics(picture) if own else network.preset.statistics
-        images = _views(picture, options, network)
-        logits, probabilities = classify(network.variables, images, statistics)
+    def best_classes(path: pathlib.Path) -> list[dict[str, Any]]:
+        raw, statistics = read_file(path), network.statistics
+        if options.normalize == "image":
+            statistics = own_statistics(network.plan.decode(raw, name=str(path)).image)
+        images = _views(raw, options, network, str(path))
+        logits, log_probabilities = classify(network.variables, images, statistics)
         one_view = len(logits) == 1 and logits[0].shape[1] == 1
         scores = logits[0][0, 0] if one_view else None
-        best = np.argsort(-np.asarray(probabilities if scores is None else scores), stable=True)
+        best = np.argsort(-np.asarray(log_probabilities if scores is None else scores), stable=True)
         return [
             {
                 "index": int(index),
                 "class": network.class_names[index],
                 "score": None if scores is None else float(scores[index]),
-                "probability": float(probabilities[index]),
+                "probability": math.exp(log_probabilities[index]),
             }
             for index in best[: options.top]
         ]
@@ -106,28 +110,30 @@ def main(options: Options) -> None:
     for path in options.pictures:
         result: dict[str, Any] = {"picture": str(path)}
         try:
-            result["classes"] = best_classes(read_picture(path, len(network.preset.mean)))
+            result["classes"] = best_classes(path)
         except InputError as error:
-            is_named = str(path) in str(error)
-            result["error"] = str(error) if is_named else f"{path}: {error}"
+            is_named = shown(path) in str(error)
+            result["error"] = str(error) if is_named else f"{shown(path)}: {error}"
         results.append(result)
         if not options.json:
             _print(result, options.probabilities, titled=len(options.pictures) > 1)
     if options.json:
-        print(json.dumps(results, indent=2))
+        print(json_text(results, indent=2))
     if any("error" in result for result in results):
         sys.exit(2)
 
 
-def _views(picture: Image.Image, options: Options, network: Network) -> dict[str, np.ndarray]:
+def _views(raw: bytes, options: Options, network: Network, name: str) -> dict[str, np.ndarray]:
     if options.views != "whole":
-        return views_of(picture, network.preset, options.views, (options.seed,))
-    if picture.width * picture.height > MAX_READ:
+        return views_of(raw, network.plan, options.views, (options.seed,), name)
+    picture = network.plan.decode(raw, name=name)
+    height, width = picture.size
+    if width * height > MAX_READ:
         raise InputError(
-            f"{picture.width}x{picture.height} pixels are too many to be read at once; expected at "
-            f"most {MAX_READ:,}, or other --views"
+            f"{width}x{height} pixels are too many to be read at once; expected at most "
+            f"{MAX_READ:,}, or other --views"
         )
-    return {"image": as_array(picture)[None]}
+    return {"image": picture.pixels[None]}
 
 
 def _print(result: dict[str, Any], probabilities: bool, titled: bool) -> None:

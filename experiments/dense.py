@@ -27,6 +27,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from PIL import Image
 
+from flaxnets.data.pixels.decode import as_array, read_file
+from flaxnets.data.pixels.resize import scale_short_side
 from flaxnets.errors import InputError, one_of
 from flaxnets.inference.dense import (
     SIX_SCALES,
@@ -36,7 +38,7 @@ from flaxnets.inference.dense import (
     probability_maps,
 )
 from flaxnets.inference.network import Network, NetworkOptions
-from flaxnets.inference.pictures import MAX_READ, as_array, read_picture, scale_short_side
+from flaxnets.inference.pictures import MAX_READ
 from flaxnets.terminal import arguments, compilation_cache, one_sentence_errors, reuse_memory
 from flaxnets.training.pictures import literal
 from flaxnets.training.step import normalize
@@ -49,7 +51,7 @@ Box = tuple[float, float, float, float]
 @dataclasses.dataclass(frozen=True)
 class Options(NetworkOptions):
     picture: Annotated[pathlib.Path, tyro.conf.Positional]
-    """File in any format that Pillow reads; turned as its EXIF orientation says."""
+    """File in any format that Pillow reads."""
     class_: Annotated[str, tyro.conf.arg(name="class")]
     """Name of the class to draw."""
     image_size: int | None = None
@@ -73,12 +75,13 @@ def main(options: Options) -> None:
     one_of(network.class_names, options.class_, "class")
     offsets: Any = {"offset_pooling": True} if hasattr(network.model, "offset_pooling") else {}
     model = convolutionize(network.model).clone(**offsets)
-    picture = read_picture(options.picture, len(network.preset.mean))
+    raw = read_file(options.picture)
+    picture = network.plan.decode(raw, name=str(options.picture)).image
     pictures = [_scaled(picture, size) for size in _short_sides(options, network)]
 
     @jax.jit
     def maps(image: jax.Array) -> jax.Array:
-        x = normalize(image[None], *network.preset.statistics)
+        x = normalize(image[None], *network.statistics)
         straight, mirrored = probability_maps(model, network.variables, x)
         return (straight[0] + mirrored[0]) / 2 if options.scales == 6 else straight[0]
 
@@ -114,8 +117,8 @@ def main(options: Options) -> None:
 
 def _short_sides(options: Options, network: Network) -> list[int]:
     if options.scales == 6:
-        return [round(min(size) * network.preset.crop / 221) for size in SIX_SCALES]
-    return [2 * network.preset.crop if options.image_size is None else options.image_size]
+        return [round(min(size) * network.plan.size / 221) for size in SIX_SCALES]
+    return [2 * network.plan.size if options.image_size is None else options.image_size]
 
 
 def _scaled(picture: Image.Image, short_side: int) -> Image.Image:

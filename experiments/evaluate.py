@@ -13,8 +13,6 @@ if __name__ == "__main__":  # first, for the other imports take seconds
     quiet()
 
 import dataclasses
-import io
-import json
 import pathlib
 from collections.abc import Iterator
 from typing import Annotated, Any
@@ -26,8 +24,7 @@ from matplotlib.figure import Figure
 from flaxnets import data
 from flaxnets.errors import InputError, one_of
 from flaxnets.inference.network import Network, from_weights, from_workdir
-from flaxnets.inference.pictures import Preset, read_picture
-from flaxnets.inference.predict import accuracy, predict
+from flaxnets.inference.predict import accuracy, mean_of_members, predict
 from flaxnets.inference.views import (
     VIEWS_PER_SIZE,
     Views,
@@ -36,11 +33,12 @@ from flaxnets.inference.views import (
     view_batches,
     views_of,
 )
-from flaxnets.recipes import Preprocessing
+from flaxnets.recipes import Orientation
 from flaxnets.terminal import arguments, compilation_cache, one_sentence_errors, reuse_memory
 from flaxnets.training.parallel import DataParallel
 from flaxnets.training.pictures import literal
 from flaxnets.training.progress import track
+from flaxnets.training.workdir import json_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +51,9 @@ class Options:
     weights: tuple[str, ...] = ()
     """Published weights such as IMAGENET1K_V1; beside --checkpoint, their preprocessing alone."""
     checkpoint: tuple[pathlib.Path, ...] = ()
-    """Files of weights, .safetensors or .pth, whose classes are in the order of the data set's."""
+    """Files of weights (safetensors or torch), whose classes are in the order of the data set's."""
+    ema: bool = False
+    """Of every --checkpoint with raw and average weights, take the averages."""
     dataset: str | None = None
     """A name as in train.py; the one that the first run was trained on unless given."""
     data_dir: str | None = None
@@ -61,6 +61,9 @@ class Options:
     views: Views = "center"
     """Of photographs, whose class probabilities are averaged: the centre; the corners and the
     centre, mirrored as well; ten random crops; OverFeat's six scales."""
+    orientation: Orientation | None = None
+    """Pictures are turned upright as EXIF says, or taken as they are stored, which is how the
+    published accuracies were measured; as in the run, or upright, unless given."""
     seed: int = 0
     """Of random views."""
     ensemble: bool = True
@@ -70,7 +73,8 @@ class Options:
     json: bool = False
     """Print JSON."""
     output: pathlib.Path | None = None
-    """NumPy file (.npz) to write to: `probabilities` (networks, N, classes) and `labels` (N,)."""
+    """NumPy file (.npz) to write to: `probabilities` and their logarithms `log_probabilities`
+    (networks, N, classes), and `labels` (N,)."""
     confusion: pathlib.Path | None = None
     """Picture to draw the confusion matrix to: of the last line, the mean of several networks."""
     compilation_cache: bool = True
@@ -86,13 +90,18 @@ def main(options: Options) -> None:
     if options.confusion is not None:
         formats = Figure().canvas.get_supported_filetypes()
         one_of(formats, options.confusion.suffix.removeprefix("."), "format of a figure")
-    networks = [from_workdir(path) for path in options.workdirs] + list(_from_weights(options))
-    if not networks:
+    networks = [from_workdir(path, options.orientation) for path in options.workdirs]
+    named = list(_named_weights(options))
+    if not networks and not named:
         raise InputError("no network given; expected directories that train.py wrote, or --arch")
-    dataset = options.dataset or networks[0].dataset
+    dataset = options.dataset or (networks[0].dataset if networks else None)
     if dataset is None:
         raise InputError("no data set given; expected --dataset NAME")
     source = data.open_source(dataset, options.data_dir)
+    networks += [
+        from_weights(*names, ema=options.ema, orientation=options.orientation, kind=source.kind)
+        for names in named
+    ]
     if not source.class_names:
         raise InputError(f"{dataset} has numbers to predict, not classes; expected classes")
     for network in networks:
@@ -101,42 +110,58 @@ def main(options: Options) -> None:
     members, labels = [], np.empty(0)
     for network in networks:
         batch_size = parallel.round_up(-(-options.batch_size // VIEWS_PER_SIZE[options.views]))
-        batches = _batches(source, batch_size, network.preset, options)
+        batches = _batches(source, batch_size, network.plan, options)
         count = -(-source.sizes["test"] // batch_size)
         watched = track(batches, network.name, count)
         model = for_views(network.model, options.views)
-        probabilities, labels = predict(
-            model, network.variables, watched, network.preset.statistics, parallel
+        log_probabilities, labels = predict(
+            model, network.variables, watched, network.statistics, parallel
         )
-        members.append(probabilities)
+        members.append(log_probabilities)
 
     found = [(each.name, each.arch, own) for each, own in zip(networks, members, strict=True)]
     if options.ensemble and len(networks) > 1:
         name = f"mean of {len(networks)}"
-        found.append((name, name, np.mean(members, 0)))
+        found.append((name, name, mean_of_members(members)))
     rows = [{"network": name, "arch": arch, **accuracy(p, labels)} for name, arch, p in found]
     result = {
-        "dataset": dataset, "examples": len(labels), "views": options.views, "results": rows,
+        "dataset": dataset, "examples": len(labels), "views": options.views,
+        "orientations": [network.plan.orientation for network in networks],
+        "results": rows,
     }  # fmt: skip
     if options.json:
-        print(json.dumps(result, indent=2))
+        print(json_text(result, indent=2))
     else:
-        print(f"{len(labels)} test examples of {dataset}")
+        print(f"{len(labels)} test examples of {dataset}{_orientations(networks, source)}")
         for row in rows:
             print(
                 f"top-1 {row['top1']:7.2%}  top-5 {row['top5']:7.2%}  loss {row['loss']:.4f}  "
                 f"{row['network']}"
             )
     if options.output is not None:
-        np.savez(options.output, probabilities=np.stack(members), labels=labels)
+        logs = np.stack(members)
+        np.savez(options.output, probabilities=np.exp(logs), log_probabilities=logs, labels=labels)
     if options.confusion is not None:
-        name, _, probabilities = found[-1]
-        guesses = probabilities.argmax(1)
+        name, _, log_probabilities = found[-1]
+        guesses = log_probabilities.argmax(1)
         title = f"{name} on {dataset}: {rows[-1]['top1']:.2%}"
         draw_confusion(options.confusion, guesses, labels, source.class_names, title)
 
 
-def _from_weights(options: Options) -> Iterator[Network]:
+def _orientations(networks: list[Network], source: data.Source) -> str:
+    """How photographs were turned, for the title."""
+    if source.kind != "photographs":
+        return ""
+    words = {"upright": "turned upright", "stored": "read as they are stored"}
+    return ", " + " or ".join(
+        dict.fromkeys(words[network.plan.decode.orientation] for network in networks)
+    )
+
+
+def _named_weights(options: Options) -> Iterator[tuple[str, str | None, pathlib.Path | None]]:
+    """Each network's name, the name of its weights, and their file."""
+    if options.ema and not options.checkpoint:
+        raise InputError("--ema is about files of weights; expected --checkpoint FILE beside it")
     count = max(len(options.arch), len(options.weights), len(options.checkpoint))
     columns: list[Any] = []
     for name in ("arch", "weights", "checkpoint"):
@@ -148,7 +173,7 @@ def _from_weights(options: Options) -> Iterator[Network]:
     for arch, weights, checkpoint in zip(*columns, strict=True):
         if arch is None:
             raise InputError("weights of no network; expected --arch NAME")
-        yield from_weights(arch, weights, checkpoint)
+        yield arch, weights, checkpoint
 
 
 def _check_fits(network: Network, source: "data.Source", views: Views) -> None:
@@ -161,36 +186,26 @@ def _check_fits(network: Network, source: "data.Source", views: Views) -> None:
             f"{network.name} tells {len(network.class_names)} classes apart, {source.name!r} has "
             f"{len(source.class_names)}"
         )
-    if len(network.preset.mean) != source.channels:
+    if len(network.statistics[0]) != source.channels:
         raise InputError(
-            f"{network.name} reads images of {len(network.preset.mean)} channels; those of "
+            f"{network.name} reads images of {len(network.statistics[0])} channels; those of "
             f"{source.name!r} have {source.channels}"
         )
-    if views != "center" and source.image_size is not None:
-        raise InputError(
-            f"networks read the images of {source.name!r} whole, of which there are no {views} "
-            f"views; expected --views center"
-        )
-    check_views(views, network.preset)
+    check_views(views, network.plan)
 
 
 def _batches(
-    source: "data.Source", batch_size: int, preset: Preset, options: Options
+    source: data.Source, batch_size: int, plan: data.Plan, options: Options
 ) -> Iterator[dict[str, np.ndarray]]:
-    """The centre as in training, so that the figures are train.py's; else views from Pillow."""
     if options.views == "center":
-        how = Preprocessing(image_size=preset.crop, resize=preset.resize or preset.crop)
-        return data.eval_batches(source, batch_size, how)
+        return data.eval_batches(source, batch_size, plan)
 
-    def prepare(index: int, image: bytes) -> dict[str, np.ndarray]:
-        # Not turned by EXIF: neither is it in training, nor in the usual evaluation on ImageNet.
-        picture = read_picture(
-            io.BytesIO(image), source.channels, rotate=False, name=f"test example {index}"
-        )
-        return views_of(picture, preset, options.views, (options.seed, index))
+    def prepare(index: int, element: Any) -> tuple[dict[str, np.ndarray], Any]:
+        raw, label = source.read("test", element)
+        seed, name = (options.seed, index), source.title("test", element)
+        return views_of(raw, plan, options.views, seed, name), label
 
-    examples: Any = source.stream("test", (0, 1), None).as_numpy_iterator()
-    return view_batches(examples, batch_size, prepare)
+    return view_batches(source.evaluation_order("test", (0, 1)), batch_size, prepare)
 
 
 def draw_confusion(

@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from flax.errors import ScopeParamShapeError
 
 from flaxnets import create_model, data
 from flaxnets.errors import InputError, InputWarning, one_of
@@ -61,8 +62,10 @@ class Options:
     """Directory of the run; runs/ARCH-DATASET unless given."""
     init_from: str | None = None
     """Weights to start from: the name of published ones, such as IMAGENET1K_V1, whose mean and
-    deviation the images then have, or a file (.safetensors, .pth) under torch's keys. With other
-    classes the last layer starts afresh."""
+    deviation the images then have, or a file of safetensors or torch under torch's keys. The last
+    layer starts afresh if the weights tell other classes apart or have none."""
+    ema: bool = False
+    """Of a file --init-from with raw and average weights, take the averages."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the computation; parameters are float32."""
     remat: bool = False
@@ -121,6 +124,10 @@ def parse(arguments: list[str]) -> "tuple[Options, data.Source]":
 def start_from(options: Options, model, input_shape: tuple[int, int, int], statistics):
     """The initial variables, if asked for, and the statistics that the images are normalised by."""
     if options.init_from is None:
+        if options.ema:
+            raise InputError(
+                "--ema is about a file of weights; expected --init-from FILE beside it"
+            )
         return None, statistics
     start = find_weights(options.arch, options.init_from)
     if isinstance(start, PublishedWeights) and input_shape[-1] == 3:
@@ -133,6 +140,7 @@ def start_from(options: Options, model, input_shape: tuple[int, int, int], stati
             input_shape,
             num_classes=model.num_classes,
             in_channels=input_shape[-1],
+            ema=options.ema,
             seed=options.seed,
         )
     for note in notes:
@@ -166,7 +174,7 @@ def dry_run(
         "label": np.zeros(local, np.int32 if feed.class_names else np.float32),
     }
     kept = 0
-    as_fed = data.training_as_fed(source, recipe.preprocessing)
+    as_fed = data.training_as_fed(source, data.training_plan(recipe.preprocessing, source))
     if as_fed is not None and parallel.keeps(as_fed.images["train"]):
         kept = as_fed.images["train"].nbytes
     memory = program.memory(batch, kept).items()
@@ -214,16 +222,18 @@ def main(arguments: list[str]) -> None:
     train_shape = (recipe.preprocessing.train_size or size,) * 2 + (source.channels,)
     own_statistics = recipe.normalization(source.statistics)
     initial, statistics = start_from(options, model, input_shape, own_statistics)
+    plan = data.training_plan(recipe.preprocessing, source)
+    test_plan = data.evaluation_plan(recipe.preprocessing, source.kind, source.channels)
     decoded = data.Decoded(int(options.decoded_gigabytes * 1e9))
     feed = Feed(
         train=lambda step: data.train_batches(
-            source, recipe.batch_size, recipe.preprocessing,
+            source, recipe.batch_size, plan, repeats=recipe.preprocessing.repeats,
             seed=options.seed, start_step=step, shard=shard, bad=bad, keep=parallel.keep,
             decoded=decoded,
         ),
         test=decoded.repeatable(
             lambda number: data.eval_batches(
-                source, parallel.round_up(recipe.batch_size), recipe.preprocessing,
+                source, parallel.round_up(recipe.batch_size), test_plan,
                 start_batch=number, shard=shard, bad=bad,
             )
         ),
@@ -239,7 +249,13 @@ def main(arguments: list[str]) -> None:
     # What does not fit (images, batch, patterns) is refused before anything is written.
     variables = program.state_shapes().variables
     if train_shape != input_shape:
-        jax.eval_shape(model.apply, variables, jnp.zeros((1, *train_shape)))
+        try:
+            jax.eval_shape(model.apply, variables, jnp.zeros((1, *train_shape)))
+        except ScopeParamShapeError as error:
+            raise InputError(
+                f"train size is {train_shape[0]}; {options.arch} reads images of one size, "
+                f"expected {size} or 0"
+            ) from error
     if jax.process_index() == 0:
         warn_of_short_epochs(program)
     if options.dry_run:
@@ -248,9 +264,12 @@ def main(arguments: list[str]) -> None:
     config = {
         **dataclasses.asdict(options) | dict.fromkeys(MAY_DIFFER),
         **dataclasses.asdict(recipe),
+        "ema": options.ema or None,  # runs from before this option lack it
         "input_shape": input_shape,
         "class_names": source.class_names,
         "statistics": statistics,
+        "kind": source.kind,
+        "plan": {"training": plan.to_json(), "evaluation": test_plan.to_json()},
         "examples": dict(source.sizes),
     }
     path = options.workdir or default_workdir(options.arch, options.dataset)

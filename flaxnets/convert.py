@@ -5,7 +5,7 @@ rank: a convolution's OIHW to HWIO, a linear layer's OI to IO, and a linear laye
 features from (O, C * h * w) to (h, w, C, O).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ LEAVES = {
     "var": "running_var",
 }
 FEATURES = 16  # whose axes are moved at once
+LISTED = 5  # keys in a message
 IGNORED = "num_batches_tracked"  # torch's batch counter: its momentum is fixed, nothing reads it
 
 
@@ -50,6 +51,11 @@ def _to_flax_axes(value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return value.T
 
 
+def fits(value: np.ndarray, shape: tuple[int, ...]) -> bool:
+    """Tell whether an array in torch's layout has a variable's shape in Flax's layout."""
+    return _to_flax_axes(value, shape).shape == shape
+
+
 def _to_torch_axes(value: np.ndarray, leaf: str) -> np.ndarray:
     if value.ndim == 4:
         value = value.transpose(3, 2, 0, 1)
@@ -74,6 +80,13 @@ def as_numpy(value: Any) -> np.ndarray:
     return np.asarray(value)
 
 
+def list_keys(kind: str, keys: Sequence[str]) -> str:
+    """Return "missing: a, b", or "missing 62 keys, such as a, b, c, d, e"."""
+    few = len(keys) <= LISTED
+    named = ", ".join(keys[:LISTED])
+    return f"{kind}: {named}" if few else f"{kind} {len(keys)} keys, such as {named}"
+
+
 def from_torch(state_dict: Mapping[str, Any], like: Any) -> Any:
     """The variables of a network from torch's parameters and buffers.
 
@@ -85,7 +98,8 @@ def from_torch(state_dict: Mapping[str, Any], like: Any) -> Any:
         A tree like `like` of NumPy arrays of its dtypes, ready for `model.apply`.
 
     Raises:
-        InputError: keys are missing, unused, or of another shape; the message lists them all.
+        InputError: keys are missing, unused, or of another shape; the message names at most five
+            of each kind, and their number.
     """
     paths, treedef = tree_util.tree_flatten_with_path(like)
     unused = {key for key in state_dict if not key.endswith(IGNORED)}
@@ -105,7 +119,7 @@ def from_torch(state_dict: Mapping[str, Any], like: Any) -> Any:
         leaves.append(_contiguous(value, leaf.dtype))
     problems = {"missing": missing, "unused": sorted(unused), "misshapen": misshapen}
     if any(problems.values()):
-        listed = "; ".join(f"{kind}: {', '.join(keys)}" for kind, keys in problems.items() if keys)
+        listed = "; ".join(list_keys(kind, keys) for kind, keys in problems.items() if keys)
         raise InputError(f"the weights do not fit this network: {listed}")
     return tree_util.tree_unflatten(treedef, leaves)
 

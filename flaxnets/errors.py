@@ -1,6 +1,7 @@
 """Bad input is answered by one sentence that names the value and the nearest valid choice."""
 
 import difflib
+import os
 import re
 from collections.abc import Iterable
 
@@ -11,6 +12,13 @@ class InputError(ValueError):
 
 class InputWarning(UserWarning):
     """What the user gave is used, but for a part of it; the message is one sentence for them."""
+
+
+def shown(name: object) -> str:
+    """Return the name of a file, or of anything, as text that any terminal and any file takes: a
+    name of bytes that are no UTF-8 keeps those as "\\xe9".
+    """
+    return os.fsencode(str(name)).decode("utf-8", "backslashreplace")
 
 
 def one_of(valid: Iterable[str], value: str, what: str) -> str:

@@ -253,7 +253,7 @@ def test_reading_of_photographs(pictures):
 
 
 def test_a_start(pictures, monkeypatch):
-    """TensorFlow's import counts among the others, for it reads the pictures."""
+    """Pictures are read without TensorFlow."""
     commands, seconds = [], starting._seconds
 
     def recorded(command, environment):
@@ -262,7 +262,7 @@ def test_a_start(pictures, monkeypatch):
 
     monkeypatch.setattr(starting, "_seconds", recorded)
     row = starting.measure_start("lenet5", common.Options(mode="start", dataset=pictures))
-    assert commands[-1] == ["-c", starting.IMPORTS, "flaxnets.data.streams"]
+    assert commands[-1] == ["-c", starting.IMPORTS]
     assert 0 < row["second_start_output_seconds"] < row["second_start_step_seconds"]
     assert row["second_start_step_beyond_imports"] == pytest.approx(
         row["second_start_step_seconds"] - row["imports_seconds"]

@@ -58,6 +58,17 @@ def test_one_error_lists_every_difference(lenet):
     )
 
 
+def test_an_error_names_five_keys_of_each_kind(lenet):
+    _, variables = lenet
+    with pytest.raises(InputError) as raised:
+        from_torch({f"a{number}": np.zeros(1) for number in range(7)}, variables)
+    assert str(raised.value) == (
+        "the weights do not fit this network: missing 10 keys, such as classifier.0.bias, "
+        "classifier.0.weight, classifier.2.bias, classifier.2.weight, classifier.4.bias; "
+        "unused 7 keys, such as a0, a1, a2, a3, a4"
+    )
+
+
 def test_a_transposed_linear_layer_is_refused(lenet):
     _, variables = lenet
     state_dict = to_torch(variables)

@@ -2,25 +2,27 @@
 
 import collections
 import dataclasses
-import io
 import itertools
+import os
 import pathlib
+import warnings
 
 import numpy as np
 import pytest
 import simplejpeg
 import sklearn.datasets
 import tensorflow_datasets as tfds
-import torch
 from PIL import Image
 
 from experiments import train
+from feeds import eval_batches, train_batches
 from flaxnets import InputError, data
-from flaxnets.data import augmentation, eval_batches, open_source, train_batches, windows
-from flaxnets.data.images import window_image
-from flaxnets.data.sources import ARRAYS, InMemory
-from flaxnets.data.tensorflow import tf
-from flaxnets.recipes import Preprocessing, recipe_for
+from flaxnets.data import open_source, pipeline
+from flaxnets.data.folder import picture_suffixes
+from flaxnets.data.npz import ARRAYS
+from flaxnets.data.source import InMemory
+from flaxnets.errors import InputWarning
+from flaxnets.recipes import Preprocessing
 from tools.rgb_pca import principal_components, rgb_covariance
 from tools.torchvision_import import torchvision
 
@@ -46,41 +48,11 @@ def pictures(tmp_path, photographs) -> pathlib.Path:
     return tmp_path
 
 
-def jpeg(image: np.ndarray, mode: str = "RGB") -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(image).convert(mode).save(buffer, "JPEG", quality=95)
-    return buffer.getvalue()
-
-
 def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
 
 
 # Evaluation
-
-
-def test_evaluation_sees_what_torchvision_sees(photographs):
-    preset = torchvision.transforms._presets.ImageClassification(crop_size=224, resize_size=256)
-    for encoded in photographs:
-        image = Image.open(io.BytesIO(encoded))
-        mean, std = torch.tensor(preset.mean), torch.tensor(preset.std)
-        theirs = (preset(image) * std[:, None, None] + mean[:, None, None]) * 255
-        ours = augmentation.to_uint8(
-            augmentation.center_crop(augmentation.decode(tf.constant(encoded)), 256, 224)
-        )
-        difference = np.abs(ours.numpy().transpose(2, 0, 1).astype(np.float32) - theirs.numpy())
-        assert difference.max() < 1.01
-        assert difference.mean() < 0.25
-
-
-@pytest.mark.parametrize(("height", "width"), [(301, 500), (500, 301), (256, 256), (100, 143)])
-def test_center_crop_has_torchvisions_geometry(height, width):
-    image = noise(height, width)
-    pil = torchvision.transforms.functional.resize(Image.fromarray(image), 256)
-    assert pil.size[::-1] == tuple(augmentation.short_side_size(height, width, 256).numpy())
-    theirs = np.asarray(torchvision.transforms.functional.center_crop(pil, 224), np.float32)
-    ours = augmentation.center_crop(tf.constant(image), 256, 224).numpy()
-    assert np.abs(ours - theirs).max() < 2  # PIL rounds between its two passes
 
 
 @pytest.mark.parametrize("batch_size", [8, 64, 355, 1000])
@@ -106,59 +78,6 @@ def test_every_example_is_counted_once(batch_size, processes):
 # Training
 
 
-def test_krizhevskys_2048_crops_and_reflections():
-    """Section 4.1: 32 x 32 offsets and their reflections, here of a picture of 64 pixels where the
-    paper has 256.
-    """
-    image = noise(64, 64)[..., :1]
-    buffer = io.BytesIO()
-    Image.fromarray(image.squeeze()).save(buffer, "PNG")
-    how = Preprocessing(image_size=32, resize=64, pca_std=0.0)
-    source = open_source("digits")
-    source = type(source)(**{**vars(source), "image_size": None, "flip": True})
-
-    def corner(i):  # 8x8 pixels of noise tell every view apart
-        return window_image(source, how, buffer.getvalue(), (0, i))[:8, :8]
-
-    seen = {corner(i).tobytes() for i in range(25_000)}
-    offsets = itertools.product(range(32), range(32))
-    views = [image[y : y + 32, x : x + 32] for y, x in offsets]
-    expected = {view[:8, :8].tobytes() for crop in views for view in (crop, crop[:, ::-1])}
-    assert len(expected) == 2048
-    assert seen == expected
-
-
-def test_augmentations_are_the_same_eagerly_and_in_tf_data():
-    image = noise(32, 32)
-    operations = {
-        "pad_and_crop": lambda x, s: augmentation.pad_and_crop(x, 4, s),
-        "random_flip": augmentation.random_flip,
-        "pca_colour": augmentation.pca_colour,
-    }
-    for name, operation in operations.items():
-        seeds = tf.data.Dataset.range(8).map(
-            lambda i, operation=operation: operation(tf.ensure_shape(image, (32, 32, 3)), [i, i])
-        )
-        results = [result.numpy() for result in seeds]
-        assert len({result.tobytes() for result in results}) > 1, name
-        for i, result in enumerate(results):
-            eager = operation(tf.constant(image), tf.constant([i, i], tf.int64)).numpy()
-            np.testing.assert_array_equal(result, eager, err_msg=name)
-
-
-def test_pca_colour_adds_one_shift_along_the_components():
-    image = tf.constant(noise(5, 4))
-    shifts = []
-    for i in range(2000):
-        shift = augmentation.pca_colour(image, [3, i]).numpy() - image.numpy()
-        assert np.abs(shift - shift[0, 0]).max() < 1e-4  # the same for every pixel
-        shifts.append(shift[0, 0] / 255)
-    vectors, values = augmentation.IMAGENET_EIGENVECTORS, augmentation.IMAGENET_EIGENVALUES
-    alpha = np.array(shifts) @ np.linalg.inv(vectors).T / values
-    np.testing.assert_allclose(alpha.std(0), 0.1, rtol=0.06)
-    np.testing.assert_allclose(alpha.mean(0), 0, atol=0.008)
-
-
 def test_rgb_components_are_exact():
     images = [noise(7, 9, seed) // (seed + 1) for seed in range(3)]
     pixels = np.concatenate([image.reshape(-1, 3) for image in images]) / 255
@@ -170,18 +89,13 @@ def test_rgb_components_are_exact():
     assert values[0] > values[1] > values[2] > 0
 
 
-def test_imagenets_components_are_orthonormal():
-    vectors = augmentation.IMAGENET_EIGENVECTORS
-    np.testing.assert_allclose(vectors.T @ vectors, np.eye(3), atol=2e-4)
-
-
 def test_same_seed_same_batches_from_any_step_on():
     source = letters()
     stream = list(itertools.islice(train_batches(source, 15, SMALL, seed=5), 31))
     for start in (0, 7, 30):  # 2.67 batches are an epoch
         again = next(train_batches(source, 15, SMALL, seed=5, start_step=start))
-        assert again.keys() == {"image", "label"}  # recoloured, hence cropped too
-        for key in ("image", "label"):
+        assert again.keys() == {"image", "label", "offset", "mirrored", "colour"}
+        for key in again:
             np.testing.assert_array_equal(again[key], stream[start][key])
     other = next(train_batches(source, 15, SMALL, seed=6))
     assert (other["label"] != stream[0]["label"]).any()
@@ -195,8 +109,8 @@ def test_an_epoch_has_every_example_and_the_next_other_augmentation():
         np.testing.assert_array_equal(np.sort(batch["label"]), np.arange(40))
     orders = {tuple(batch["label"]) for batch in epochs}
     assert len(orders) == 4
-    of_first = {b["image"][np.argmin(b["label"])].tobytes() for b in epochs}
-    assert len(of_first) > 1
+    for key in ("offset", "mirrored", "colour"):
+        assert len({b[key][np.argmin(b["label"])].tobytes() for b in epochs}) > 1
 
 
 def letters(flip=True):
@@ -238,9 +152,7 @@ def test_small_images_come_whole_with_the_places_of_their_crops():
 
 @pytest.mark.parametrize("batch_size", [16, 40, 64])
 @pytest.mark.parametrize("processes", [1, 3])
-def test_small_images_are_evaluated_as_they_are_in_memory(batch_size, processes, monkeypatch):
-    """TensorFlow's evaluation is that of photographs."""
-    monkeypatch.setattr("flaxnets.data.streams.eval_image", None)
+def test_small_images_are_evaluated_as_they_are_in_memory(batch_size, processes):
     source = letters()
     for index in range(processes):
         own = np.arange(40)[index::processes]
@@ -257,12 +169,14 @@ def test_small_images_are_evaluated_as_they_are_in_memory(batch_size, processes,
 @pytest.mark.parametrize(
     ("change", "flip", "keys"),
     [
-        ({}, False, {"offset", "mirrored"}),
+        ({}, False, {"offset"}),
         ({"flip": False, "pad": 0}, True, set()),
+        ({"pad": 0}, True, {"mirrored"}),
         ({"image_size": 12}, True, {"offset", "mirrored"}),
         ({"train_size": 6}, True, {"offset", "mirrored"}),
-        ({"pca_std": 0.1}, True, set()),
+        ({"pca_std": 0.1}, True, {"offset", "mirrored", "colour"}),
         ({"policy": "trivial_augment_wide"}, True, set()),
+        ({"grayscale": 0.1, "pca_std": 0.1}, True, {"colour"}),
     ],
 )
 def test_the_step_crops_where_nothing_else_changes_an_image(change, flip, keys):
@@ -271,48 +185,27 @@ def test_the_step_crops_where_nothing_else_changes_an_image(change, flip, keys):
     assert batch.keys() == {"image", "label"} | keys
     size = how.train_size or how.image_size
     assert batch["image"].shape == (16, size, size, 3)
-    if keys and not flip:
-        assert not batch["mirrored"].any()
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("size", [6, 12])
-def test_small_images_are_resized_as_torchvision_does_it(channels, size):
-    """Forty, hence in two parts."""
-    source = letters()
-    images = source.images["train"][..., :channels]
-    given = {"channels": channels, "images": dict.fromkeys(("train", "test"), images)}
-    source = dataclasses.replace(source, **given)
-    how = dataclasses.replace(WHOLE, image_size=size)
-    resize = torchvision.transforms.functional.resize
-    expected = np.stack(
-        [np.asarray(resize(Image.fromarray(image.squeeze()), [size, size])) for image in images]
-    ).reshape(40, size, size, channels)
-    batch = next(train_batches(source, 40, how))
-    np.testing.assert_array_equal(batch["image"], expected[batch["label"]])
-    (evaluated,) = eval_batches(source, 40, how)
-    np.testing.assert_array_equal(evaluated["image"], expected)
 
 
 def test_more_small_images_than_memory_is_given_are_resized_in_every_epoch(monkeypatch):
     source, how = letters(), dataclasses.replace(WHOLE, image_size=12, pad=0, flip=False)
     kept = next(train_batches(source, 40, how))
-    assert data.training_as_fed(source, how).images["train"].nbytes == 40 * 12 * 12 * 3
+    plan = data.training_plan(how, source)
+    assert data.training_as_fed(source, plan).images["train"].nbytes == 40 * 12 * 12 * 3
     monkeypatch.setattr("flaxnets.data.pipeline.MAX_RESIZED", 40 * 12 * 12 * 3 - 1)
-    assert data.training_as_fed(source, how) is None
+    assert data.training_as_fed(source, plan) is None
     streamed = next(train_batches(source, 40, how))
-    once, anew = (batch["image"][np.argsort(batch["label"])] for batch in (kept, streamed))
-    assert 0 < np.abs(once.astype(int) - anew).max() <= 1  # PIL rounds between its two passes
+    for key, values in kept.items():
+        np.testing.assert_array_equal(streamed[key], values)
 
 
 def test_processes_share_the_examples():
     source = open_source("digits")
     shares = [source.share("train", (index, 4)) for index in range(4)]
     assert sum(shares) == source.sizes["train"] == 1442
-    streams = [list(source.stream("train", (i, 4), (0, 0)).as_numpy_iterator()) for i in range(4)]
-    assert [len(stream) for stream in streams] == shares
-    images = [example["image"].tobytes() for stream in streams for example in stream]
-    assert sorted(images) == sorted(image.tobytes() for image in source.images["train"])
+    orders = [list(source.evaluation_order("train", (i, 4))) for i in range(4)]
+    assert [len(order) for order in orders] == shares
+    assert sorted(itertools.chain(*orders)) == list(range(1442))
 
 
 def test_digits_are_split_by_class_and_never_mirrored():
@@ -363,51 +256,13 @@ def test_a_folder_of_pictures(pictures):
     np.testing.assert_array_equal(test["label"], [0, 1])
 
 
-@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
-def test_grey_and_cmyk_photographs_become_rgb(mode):
-    encoded = jpeg(noise(40, 50), mode)
-    expected = np.asarray(Image.open(io.BytesIO(encoded)).convert("RGB"), np.int32)
-    decoded = augmentation.decode(tf.constant(encoded)).numpy()
-    assert np.abs(decoded.astype(np.int32) - expected).max() <= 1
-
-
-def test_the_short_side_is_drawn_where_a_range_is_given(pictures, monkeypatch):
-    """He et al. 2015, section 3.4: from 256 to 480 pixels."""
-    drawn = []
-    crop = windows.random_crop
-
-    def spying(image, short, *rest):
-        drawn.append(short)
-        return crop(image, short, *rest)
-
-    monkeypatch.setattr(windows, "random_crop", spying)
-    source = open_source(f"folder:{pictures}")
-    how = Preprocessing(image_size=32, resize=36, resize_max=40)
-    encoded = next(iter(source.stream("train", (0, 1), None)))["image"].numpy()
-    for i in range(60):
-        assert window_image(source, how, encoded, (0, i)).shape == (32, 32, 3)
-    assert set(drawn) == set(range(36, 41))
-    assert recipe_for("resnet50", "photographs").preprocessing.resize_max == 480
-    with pytest.raises(InputError, match="resize max 200 is smaller than resize 256; expected 0"):
-        Preprocessing(resize_max=200).check()
-
-
-@pytest.mark.parametrize("suffix", ["PNG", "BMP", "GIF"])
-def test_other_formats_than_jpeg(suffix):
-    buffer = io.BytesIO()
-    Image.fromarray(noise(40, 50)).save(buffer, suffix)
-    encoded = tf.constant(buffer.getvalue())
-    expected = np.asarray(Image.open(io.BytesIO(buffer.getvalue())).convert("RGB"))
-    np.testing.assert_array_equal(augmentation.decode(encoded).numpy(), expected)
-
-
 @pytest.mark.parametrize("crop", ["random", "random_resized"])
 @pytest.mark.parametrize("content", [b"no picture", b"", "half"])
 def test_an_unreadable_picture_is_named(pictures, content, crop):
     bad = pictures / "train" / "china" / "1.jpg"
     bad.write_bytes(bad.read_bytes()[:20_000] if content == "half" else content)
     source = open_source(f"folder:{pictures}")
-    with pytest.raises(InputError, match=f"{bad} is not a readable picture"):
+    with pytest.raises(InputError, match=f"{bad} is not a (complete )?picture .*; remove or repl"):
         next(train_batches(source, 6, Preprocessing(crop=crop)))
 
 
@@ -444,9 +299,11 @@ def test_a_run_keeps_its_test_images(tmp_path, monkeypatch, gigabytes, begun):
     """Its second evaluation begins behind the only batch."""
     starts = []
 
+    made = data.eval_batches
+
     def spying(*rest, start_batch, **options):
         starts.append(start_batch)
-        return eval_batches(*rest, start_batch=start_batch, **options)
+        return made(*rest, start_batch=start_batch, **options)
 
     monkeypatch.setattr(data, "eval_batches", spying)
     monkeypatch.setattr(train, "join", lambda processes: None)
@@ -488,8 +345,8 @@ def test_photographs_that_fit_are_decoded_once(pictures, photographs, monkeypatc
         decoded[encoded[-1000:]] += 1  # the header may say fewer rows
         return decode(encoded, *rest, **options)
 
-    windows.threads().shutdown()  # what is still decoded ahead, for other tests
-    windows.threads.cache_clear()
+    pipeline.threads().shutdown()  # what is still decoded ahead, for other tests
+    pipeline.threads.cache_clear()
     monkeypatch.setattr(simplejpeg, "decode_jpeg", spying)
     source = open_source(f"folder:{pictures}")
     how = Preprocessing(image_size=200, resize=220, crop=crop)
@@ -497,33 +354,64 @@ def test_photographs_that_fit_are_decoded_once(pictures, photographs, monkeypatc
     begun = train_batches(source, 6, how, decoded=data.Decoded(room))
     batches = list(itertools.islice(begun, 8))
     fewest, most = sorted(decoded.values())
-    assert fewest <= windows.CORES if fitting else fewest >= 24  # threads may meet in one picture
-    assert most <= windows.CORES if fitting == 2 else most >= 24  # some batches are made ahead
+    assert fewest <= pipeline.CORES if fitting else fewest >= 24  # threads may meet in one picture
+    assert most <= pipeline.CORES if fitting == 2 else most >= 24  # some batches are made ahead
     for batch, expected in zip(batches, train_batches(source, 6, how), strict=False):
         np.testing.assert_array_equal(batch["image"], expected["image"])
 
 
-def test_a_photograph_that_is_decoded_smaller_at_times_is_never_kept(photographs):
-    """The same window would have other pixels then."""
-    kept = data.Decoded(10**7)
-    for smallest in (106, 107):  # 4 * 106 <= 427
-        data.photographs.Photograph(photographs[0], 3, smallest, kept)
-        assert (kept.get(photographs[0]) is not None) == (smallest == 107)
+def test_a_folder_is_read_as_torchvision_reads_it(tmp_path, photographs):
+    """Recursively, with any suffix that Pillow reads, and behind links; the rest is counted."""
+    image = Image.fromarray(noise(9, 8))
+    for split in ("train", "val"):
+        for name in ("a", "b"):
+            (tmp_path / split / name / "deep" / "er").mkdir(parents=True)
+            image.save(tmp_path / split / name / "deep" / "er" / "0.PNG")
+            image.save(tmp_path / split / name / "9.webp")
+    inside = tmp_path / "train" / "a"
+    (inside / "deep-1").mkdir()
+    for name in ("1.jpg", "deep/2.tiff", "deep/3.ppm", "deep-1/4.bmp"):
+        image.save(inside / name)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    image.save(elsewhere / "5.gif")
+    (inside / "linked").symlink_to(elsewhere)
+    (inside / "linked" / "round").symlink_to(inside)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        source = open_source(f"folder:{tmp_path}")
+    folder = torchvision.datasets.ImageFolder
+    for split, name in (("train", "train"), ("test", "val")):
+        if name == "train":
+            (elsewhere / "round").unlink()  # torchvision would go round and round
+        theirs = folder(
+            str(tmp_path / name),
+            is_valid_file=lambda path: path.lower().endswith(tuple(picture_suffixes())),
+        )
+        assert source.images[split].tolist() == [path for path, _ in theirs.samples]
+        assert source.labels[split].tolist() == theirs.targets
+    for name in ("notes.txt", "Thumbs.db", "more.txt", "deep/.hidden.jpg", "deep/README"):
+        (inside / name).write_bytes(b"")
+    sentence = "5 files in .* are no pictures by their suffix: 2 .txt, 1 .db, 1 hidden, 1 without a"
+    with pytest.warns(InputWarning, match=sentence):
+        assert open_source(f"folder:{tmp_path}").sizes == source.sizes
 
 
-def test_half_of_the_windows_are_mirrored(pictures):
-    source = open_source(f"folder:{pictures}")
-    upright, mirrored = (
-        Preprocessing(image_size=32, crop="random_resized", flip=flip, pca_std=0.0)
-        for flip in (False, True)
-    )
-    encoded = next(iter(source.stream("train", (0, 1), None)))["image"].numpy()
-    turned = []
-    for i in range(100):
-        one, other = (window_image(source, how, encoded, (i, 3)) for how in (upright, mirrored))
-        turned.append(not np.array_equal(one, other))
-        np.testing.assert_array_equal(one[:, :: -1 if turned[-1] else 1], other)
-    assert 35 < sum(turned) < 65
+def test_file_names_of_any_bytes(tmp_path):
+    image = Image.fromarray(noise(9, 8))
+    for split in ("train", "val"):
+        for name in (b"caf\xe9", b"b"):
+            directory = os.path.join(os.fsencode(tmp_path), split.encode(), name)
+            os.makedirs(directory)
+            image.save(os.path.join(directory, b"\xff.png"))
+    source = open_source(f"folder:{tmp_path}")
+    assert source.class_names == ("b", "caf\\xe9")
+    how = Preprocessing(image_size=8, resize=8)
+    assert next(train_batches(source, 2, how))["image"].shape == (2, 8, 8, 3)
+    bad = os.path.join(os.fsencode(tmp_path), b"val", b"b", b"\xff.png")
+    pathlib.Path(os.fsdecode(bad)).write_bytes(b"")
+    with pytest.raises(InputError, match=r"val/b/\\xff.png is not a picture in a format that"):
+        list(eval_batches(source, 2, how))
 
 
 def test_wrong_folders_get_one_sentence(pictures):
@@ -682,8 +570,8 @@ def test_photographs_of_tfds_are_streamed(prepared):
     assert sorted(first["label"]) == [0, 0, 0, 0, 1, 1, 1]
     (batch,) = eval_batches(source, 4, Preprocessing())
     assert batch["mask"].tolist() == [1, 1, 1, 0]
-    streams = [source.stream("train", (i, 2), (0, 0)) for i in range(2)]
-    assert [len(list(stream)) for stream in streams] == [4, 3]
+    orders = [list(source.evaluation_order("train", (i, 2))) for i in range(2)]
+    assert [len(order) for order in orders] == [4, 3]
     stream = list(itertools.islice(train_batches(source, 3, Preprocessing()), 6))
     again = next(train_batches(source, 3, Preprocessing(), start_step=5))
     np.testing.assert_array_equal(again["image"], stream[5]["image"])

@@ -379,8 +379,8 @@ def test_a_picture_is_drawn_with_its_map(lenet, capsys):
     draw.main(draw.Options(**options, image_size=40))
     lines = capsys.readouterr().out.splitlines()
 
-    preset = from_weights("lenet5", checkpoint=options["checkpoint"]).preset
-    x = normalize(jnp.asarray(pixels)[None, ..., None], *preset.statistics)
+    statistics = from_weights("lenet5", checkpoint=options["checkpoint"]).statistics
+    x = normalize(jnp.asarray(pixels)[None, ..., None], *statistics)
     probabilities = np.asarray(probability_maps(model, variables, x)[0][0])
     assert lines[0] == "4x9 cells, 4 pixels apart, of 60x40 pixels"
     row, column = np.unravel_index(probabilities[..., 7].argmax(), (4, 9))

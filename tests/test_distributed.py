@@ -17,8 +17,9 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from experiments import train
+from feeds import eval_batches, train_batches
 from flaxnets import InputError, create_model
-from flaxnets.data import eval_batches, open_source, train_batches
+from flaxnets.data import open_source
 from flaxnets.recipes import Preprocessing, recipe_for
 from flaxnets.training import distributed
 from flaxnets.training.checkpoints import Checkpoints
@@ -300,10 +301,10 @@ def test_records_are_shared_by_file_or_else_one_by_one(count, three_files):
     assert [len(source.splits[split].filepaths) for split in ("train", "test")] == [3, 3]
     for split, size in (("train", 7), ("test", 5)):
         for seed in (None, (0, 1)):
-            streams = [list(source.stream(split, (i, count), seed)) for i in range(count)]
+            streams = [list(source._records(split, (i, count), seed)) for i in range(count)]
             shares = [source.share(split, (i, count)) for i in range(count)]
             assert [len(stream) for stream in streams] == shares
-            seen = {example["image"].numpy() for stream in streams for example in stream}
+            seen = {record.numpy() for stream in streams for record in stream}
             assert len(seen) == sum(shares) == size
     how = Preprocessing(image_size=32, resize=36)
     parts = [list(eval_batches(source, 2 * count, how, shard=(i, count))) for i in range(count)]

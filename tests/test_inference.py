@@ -6,21 +6,26 @@ import pathlib
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image
+import torch
+from PIL import Image, ImageOps
 from safetensors.numpy import save_file
 from sklearn.datasets import load_sample_images
 
 from experiments import classify, evaluate
+from feeds import eval_batches
 from flaxnets import InputError, create_model, data, to_torch
-from flaxnets.inference.dense import multi_scale
-from flaxnets.inference.pictures import cover, read_picture
-from flaxnets.inference.predict import accuracy, predict
+from flaxnets.data.pixels.resize import cover
+from flaxnets.inference.dense import log_multi_scale, multi_scale
+from flaxnets.inference.predict import accuracy, mean_of_members, predict
 from flaxnets.inference.run import load_run
+from flaxnets.inference.views import mean_log_probabilities
 from flaxnets.recipes import recipe_for
 from flaxnets.training.parallel import DataParallel
 from flaxnets.training.state import init_variables, jit_once
+from flaxnets.training.workdir import json_text
 from scripts import script
 from tools.torchvision_import import torchvision
 
@@ -31,21 +36,92 @@ def test_every_example_is_predicted_once_in_order_on_any_number_of_devices(mappi
     recipe = recipe_for("lenet5", source.kind)
     model = create_model("lenet5")
     variables = init_variables(model, (28, 28, 1), recipe, 0)
-    images = np.concatenate(
-        [b["image"] for b in data.eval_batches(source, 71, recipe.preprocessing)]
-    )
+    images = np.concatenate([b["image"] for b in eval_batches(source, 71, recipe.preprocessing)])
     (mean,), (std,) = source.statistics
     logits = model.apply(variables, (images / np.float32(255) - mean) / std)
     for devices in (1, 8):
         parallel = DataParallel(mapping, jax.devices()[:devices])
-        batches = data.eval_batches(source, 64, recipe.preprocessing)
-        probabilities, labels = predict(model, variables, batches, source.statistics, parallel)
+        batches = eval_batches(source, 64, recipe.preprocessing)
+        log_probabilities, labels = predict(model, variables, batches, source.statistics, parallel)
         np.testing.assert_array_equal(labels, source.labels["test"])
-        np.testing.assert_allclose(probabilities, jax.nn.softmax(logits), atol=1e-6)
-    found = accuracy(probabilities, labels)
+        np.testing.assert_allclose(log_probabilities, jax.nn.log_softmax(logits), atol=1e-5)
+    found = accuracy(log_probabilities, labels)
     assert found["top1"] == np.mean(np.argmax(logits, 1) == labels)
-    expected = -np.log(probabilities[np.arange(len(labels)), labels]).mean()
+    expected = -log_probabilities[np.arange(len(labels)), labels].mean()
     assert found["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_probabilities_that_round_to_zero_are_averaged_as_torch_does_in_float64():
+    """Logits of hundreds: of two networks, three views, and two more that are maps."""
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 20, 50)
+    scores = random.normal(0, 300, 20)  # of each class, around which images have theirs
+    members, expected = [], []
+    for _ in range(2):
+        views = random.normal(scores, 100, (50, 3, 20)).astype(np.float32)
+        maps = random.normal(scores, 100, (50, 2, 4, 5, 20)).astype(np.float32)
+        found = mean_log_probabilities([jnp.asarray(views), jnp.asarray(maps)])
+        logs = [torch.tensor(x).double().log_softmax(-1) for x in (views, maps)]
+        sums = torch.logsumexp(torch.cat([logs[0], logs[1].amax((2, 3))], 1), 1)
+        expected.append(sums - sums.logsumexp(1, keepdim=True))
+        np.testing.assert_allclose(found, expected[-1], rtol=1e-6, atol=1e-4)
+        assert (np.exp(found) == 0).mean() > 0.3  # of which the order would be lost
+        members.append(np.asarray(found))
+    mean = torch.stack(expected).logsumexp(0) - np.log(2)
+    found = mean_of_members(members)
+    np.testing.assert_allclose(found, mean, rtol=1e-6, atol=1e-4)
+    measured = accuracy(found, labels)
+    right = torch.tensor(labels)[:, None]
+    assert measured["loss"] == pytest.approx(-mean.gather(1, right).mean().item(), rel=1e-6)
+    for count in (1, 5):
+        expected = (mean.topk(count).indices == right).any(1).double().mean().item()
+        assert measured[f"top{count}"] == expected
+
+
+def test_several_scales_have_the_maxima_of_torchs_log_softmax():
+    model = create_model("lenet5")
+    variables = jit_once(model.init)(jax.random.key(0), np.zeros((1, 28, 28, 1)))
+    variables = jax.tree.map(lambda x: 3 * x, variables)  # for logits of hundreds
+    x = 10 * np.random.default_rng(0).standard_normal((2, 36, 40, 1), np.float32)
+    found = jax.jit(functools.partial(log_multi_scale, model))(variables, [x])
+    logits = [model.clone(dense=True).apply(variables, each) for each in (x, x[:, :, ::-1])]
+    maxima = [torch.tensor(np.array(y)).double().log_softmax(-1).amax((1, 2)) for y in logits]
+    expected = torch.stack(maxima).logsumexp(0) - np.log(2)
+    assert expected.min() < -200
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_equal_log_probabilities_count_by_position():
+    logs = np.full((10, 10), -np.inf, np.float32)
+    logs[:, 9] = 0
+    found = accuracy(logs, np.arange(10))
+    assert found["top1"] == 0.1
+    assert found["top5"] == 0.5  # the last class, then those in front
+
+
+def test_json_has_null_where_no_number_is():
+    value = {"loss": np.inf, "rows": [(1, -np.inf), {"top1": np.float64("nan"), "top5": 0.5}]}
+    assert json.loads(json_text(value)) == {
+        "loss": None, "rows": [[1, None], {"top1": None, "top5": 0.5}],
+    }  # fmt: skip
+
+
+def test_a_network_that_gives_nan_is_evaluated_to_valid_json(tmp_path, capsys):
+    model = create_model("lenet5")
+    variables = jit_once(model.init)(jax.random.key(0), np.zeros((1, 28, 28, 1)))
+    save_file(to_torch(jax.tree.map(lambda x: np.nan * x, variables)), tmp_path / "nan.safetensors")
+    save_file(to_torch(variables), tmp_path / "good.safetensors")
+    evaluate.main(evaluate.Options(
+        arch=("lenet5",), checkpoint=(tmp_path / "nan.safetensors", tmp_path / "good.safetensors"),
+        dataset="digits", json=True,
+    ))  # fmt: skip
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    results = json.loads(capsys.readouterr().out, parse_constant=refuse)["results"]
+    assert [row["loss"] is None for row in results] == [True, False, True]
+    assert [row["top1"] == 0 for row in results] == [True, False, True]
 
 
 def test_columns_are_averaged(tmp_path, capsys):
@@ -70,6 +146,8 @@ def test_columns_are_averaged(tmp_path, capsys):
         assert result["loss"] == pytest.approx(summary["loss"], rel=1e-4)
     stored = np.load(tmp_path / "result.npz")
     assert stored["probabilities"].shape == (2, 355, 10)
+    logs = stored["log_probabilities"]
+    np.testing.assert_array_equal(stored["probabilities"], np.exp(logs))
     best = stored["probabilities"].mean(0).argmax(1)
     assert results[2]["top1"] == pytest.approx(np.mean(best == stored["labels"]))
     assert load_run(runs[0]).class_names == tuple("0123456789")
@@ -111,7 +189,7 @@ def folder(tmp_path_factory):
                 height, width = random.integers(40, 200, 2)
                 crop = Image.fromarray(photo[top : top + height, left : left + width])
                 exif = Image.Exif()
-                exif[0x0112] = 6  # to be ignored, as in training
+                exif[0x0112] = 6
                 crop.save(root / split / f"class{label}" / f"{index:02}.jpg", exif=exif)
     return root
 
@@ -140,7 +218,7 @@ def expected_probabilities(model, variables, folder, views):
         return np.stack([normal(tensor(crop)).permute(1, 2, 0).numpy() for crop in crops])
 
     paths = sorted((folder / "val").rglob("*.jpg"))
-    pictures = [read_picture(path, rotate=False) for path in paths]
+    pictures = [ImageOps.exif_transpose(Image.open(path)) for path in paths]
     if views == "multi-scale":
         sizes = ((31, 31), (36, 40), (40, 49), (49, 58), (54, 63), (58, 72))
         scales = [prepared([cover(picture, size) for picture in pictures]) for size in sizes]
@@ -154,10 +232,10 @@ def expected_probabilities(model, variables, folder, views):
 
 
 @pytest.mark.parametrize(
-    ("views", "atol"), [("center", 0.03), ("ten-crop", 1e-5), ("multi-scale", 1e-5)]
+    ("views", "atol"), [("center", 1e-5), ("ten-crop", 1e-5), ("multi-scale", 1e-5)]
 )
 def test_views_over_a_split(views, atol, folder, two_files, tmp_path, capsys):
-    """On eight devices, with a last batch of one or five pictures; tf.data resizes the centre."""
+    """On eight devices, with a last batch of one or five pictures, turned upright."""
     model, members, paths = two_files
     evaluate.main(evaluate.Options(
         arch=("lenet5",), checkpoint=paths, dataset=f"folder:{folder}", views=views,
@@ -189,7 +267,7 @@ def test_random_views_depend_on_the_seed_and_not_on_the_batch(folder, two_files,
         stored = np.load(tmp_path / "out.npz")
         right = np.mean(stored["probabilities"][0].argmax(1) == stored["labels"])
         title, row = capsys.readouterr().out.splitlines()
-        assert title == f"21 test examples of folder:{folder}"
+        assert title == f"21 test examples of folder:{folder}, turned upright"
         assert row.startswith(f"top-1 {right:7.2%}  top-5 100.00%  loss ")
         assert row.endswith(f"  {two_files[2][0]}")
         return stored["probabilities"]
@@ -234,7 +312,7 @@ def test_a_broken_picture_of_a_split_is_named(folder, two_files, tmp_path):
     shutil.copytree(folder, broken)
     path = broken / "val/class0/03.jpg"
     path.write_bytes(path.read_bytes()[:300])
-    with pytest.raises(InputError, match="test example 3 is not a complete picture"):
+    with pytest.raises(InputError, match=r"val/class0/03.jpg is not a complete picture"):
         evaluate.main(evaluate.Options(
             arch=("lenet5",), checkpoint=two_files[2], dataset=f"folder:{broken}",
             views="ten-crop",
@@ -250,6 +328,6 @@ def test_images_read_whole_have_no_views(tmp_path):
     with pytest.raises(InputError) as raised:
         evaluate.main(evaluate.Options(**options, views="ten-crop"))
     assert str(raised.value) == (
-        "networks read the images of 'digits' whole, of which there are no ten-crop views; "
-        "expected --views center"
+        "this network reads the whole picture at 28x28 pixels, of which there are no ten-crop "
+        "views; expected --views center"
     )

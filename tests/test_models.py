@@ -159,7 +159,16 @@ ALLOWED = {
     "convert": {"errors"},
     "data": {"data", "recipes", "errors"},
     "training": {"training", "recipes", "convert", "layers", "errors"},
-    "inference": {"inference", "training", "models", "layers", "recipes", "errors", "weights"},
+    "inference": {
+        "inference",
+        "training",
+        "data",
+        "models",
+        "layers",
+        "recipes",
+        "errors",
+        "weights",
+    },
     "terminal": {"errors"},
     "weights": {"weights", "models", "convert", "errors", "terminal"},
 }
@@ -186,6 +195,8 @@ def test_imports_run_one_way():
                     assert rest[0] in ALLOWED[part], f"{path} imports {name}"
                 elif root in FOREIGN:
                     assert part in FOREIGN[root], f"{path} imports {name}"
+                if root.startswith("tensorflow"):
+                    assert path.name == "tfds.py", f"{path} imports {name}"
                 if part == "data":
                     assert root not in ("jax", "flax"), f"{path} imports {name}"
                 if part == "models" and path.name != "__init__.py" and root == "flaxnets":

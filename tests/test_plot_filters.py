@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from flaxnets import InputError, create_model
+from flaxnets.data.pixels.decode import Decode
+from flaxnets.data.pixels.resize import Resize
+from flaxnets.data.plan import Plan
 from flaxnets.inference.network import Network
-from flaxnets.inference.pictures import Preset
 from flaxnets.training.state import jit_once
 from tools import plot_filters
 
@@ -15,9 +17,9 @@ from tools import plot_filters
 def network(arch: str, channels: int = 3) -> Network:
     model = create_model(arch)
     size = model.input_shape[0]
-    preset = Preset(size, size, mean=(0.5,) * channels, std=(0.5,) * channels)
+    plan, statistics = Plan((Decode(channels), Resize(size))), ((0.5,) * channels,) * 2
     variables = jit_once(model.init)(jax.random.key(0), jnp.zeros((1, size, size, channels)))
-    return Network(arch, arch, model, variables, preset, ())
+    return Network(arch, arch, model, variables, plan, statistics, ())
 
 
 def test_the_first_convolution_is_drawn_with_zero_as_grey():

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from feeds import eval_batches, train_batches
 from flaxnets import InputError, create_model, data, to_torch
 from flaxnets.layers import BatchNorm, Linear
 from flaxnets.recipes import Preprocessing, Recipe, recipe_for
@@ -237,7 +238,7 @@ def test_masked_evaluation_counts_every_example_on_every_device_count():
         parallel = DataParallel(devices=jax.devices()[:devices])
         feed = Feed(
             train=lambda step: iter(()),
-            test=lambda size=batch_size: data.eval_batches(source, size, RECIPE.preprocessing),
+            test=lambda size=batch_size: eval_batches(source, size, RECIPE.preprocessing),
             train_size=1,
             input_shape=(28, 28, 1),
             statistics=source.statistics,
@@ -251,7 +252,7 @@ def test_masked_evaluation_counts_every_example_on_every_device_count():
         assert len(counts) == 1
         assert counts.pop().is_integer()
     np.testing.assert_allclose([r["loss"] for r in found], found[0]["loss"], rtol=1e-5)
-    (images,) = data.eval_batches(source, 355, RECIPE.preprocessing)
+    (images,) = eval_batches(source, 355, RECIPE.preprocessing)
     logits = model.apply(variables, normalize(images["image"], *source.statistics))
     expected = np.asarray(losses(logits, images["label"], "cross_entropy"))
     for examples in worst:  # the 16 with the largest losses, those first
@@ -284,7 +285,7 @@ def test_images_that_stay_on_the_devices_make_the_same_batches(mapping, devices)
     source, how = data.open_source("digits"), Preprocessing(image_size=8, resize=8, pad=1)
     parallel = DataParallel(mapping, jax.devices()[:devices])
     on_host, kept = (
-        data.train_batches(source, 16, how, seed=4, keep=keep) for keep in (None, parallel.keep)
+        train_batches(source, 16, how, seed=4, keep=keep) for keep in (None, parallel.keep)
     )
     for ours, theirs in itertools.islice(zip(kept, on_host, strict=True), 3):
         ours, theirs = parallel.shard(ours), parallel.shard(theirs)
@@ -347,10 +348,10 @@ def test_he_initialisation_draws_every_kernel():
 def digits_feed(recipe=RECIPE, shorten=320):
     source = data.open_source("digits")
     return Feed(
-        train=lambda step: data.train_batches(
+        train=lambda step: train_batches(
             source, recipe.batch_size, recipe.preprocessing, start_step=step
         ),
-        test=lambda: data.eval_batches(source, 96, recipe.preprocessing),
+        test=lambda: eval_batches(source, 96, recipe.preprocessing),
         train_size=shorten,
         input_shape=(28, 28, 1),
         statistics=source.statistics,
@@ -414,10 +415,10 @@ def test_linear_regression_comes_near_least_squares(tmp_path):
     source = data.open_source("diabetes")
     recipe = recipe_for("linear_regression", "rows")
     feed = Feed(
-        train=lambda step: data.train_batches(
+        train=lambda step: train_batches(
             source, recipe.batch_size, recipe.preprocessing, start_step=step
         ),
-        test=lambda: data.eval_batches(source, 96, recipe.preprocessing),
+        test=lambda: eval_batches(source, 96, recipe.preprocessing),
         train_size=source.sizes["train"],
         input_shape=(1, 1, 10),
         statistics=source.statistics,

@@ -1,5 +1,7 @@
 """Published weights, files of weights, and what is adapted when they do not fit as they are."""
 
+import argparse
+import collections
 import dataclasses
 import hashlib
 import http.server
@@ -9,15 +11,14 @@ import re
 import subprocess
 import sys
 import threading
-import types
+from typing import Any
 
-import huggingface_hub
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from flaxnets import (
     InputError,
@@ -30,9 +31,10 @@ from flaxnets import (
     published_weights,
     to_torch,
 )
+from flaxnets.inference.network import from_weights
 from flaxnets.layers import imagenet_to_unit_range
 from flaxnets.training.state import jit_once
-from flaxnets.weights import PublishedWeights, files, published
+from flaxnets.weights import PublishedWeights, published
 from flaxnets.weights.files import torchvision_keys
 from flaxnets.weights.loading import adapt_input_channels
 from flaxnets.weights.published import WEIGHTS
@@ -124,20 +126,6 @@ def test_statistics_without_the_field_equal_the_field():
     assert row.statistics == (row.mean, row.std)
 
 
-def test_repositories_are_the_ones_that_timm_lists():
-    from timm.models import get_pretrained_cfg, list_pretrained
-
-    names = list_pretrained("*.tv_in1k") + list_pretrained("*.tv2_in1k")
-    theirs = [get_pretrained_cfg(name) for name in names]
-    listed = {cfg.hf_hub_id: cfg for cfg in theirs if cfg.architecture in list_models()}
-    ours = {row.repository: row for row in WEIGHTS if row.repository}
-    assert ours.keys() == listed.keys()
-    for repository, row in ours.items():
-        # Where timm names the file as well; of Inception v3 it names an older one.
-        if listed[repository].url and row.arch != "inception_v3":
-            assert listed[repository].url == row.url
-
-
 # --- The keys of timm and of older files ---------------------------------------------------------
 
 
@@ -178,12 +166,12 @@ def test_keys_behind_torchs_wrappers():
     assert list(torchvision_keys(given)) == ["fc.weight", "fc.bias"]
 
 
-# --- Two roads -----------------------------------------------------------------------------------
+# --- Downloads -----------------------------------------------------------------------------------
 
 
-def small_row(path: pathlib.Path, arch: str = "lenet5", tag: str | None = None) -> PublishedWeights:
+def small_row(path: pathlib.Path, arch: str = "lenet5") -> PublishedWeights:
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return PublishedWeights(arch, "IMAGENET1K_V1", f"{arch}-{digest[:8]}", 10, 1, 2, 28, 28, tag)
+    return PublishedWeights(arch, "IMAGENET1K_V1", f"{arch}-{digest[:8]}", 10, 1, 2, 28, 28)
 
 
 @pytest.fixture(scope="module")
@@ -268,33 +256,8 @@ def test_a_cache_that_cannot_be_written_is_one_sentence(server, cache):
         load_weights("lenet5")
 
 
-@pytest.fixture
-def hub(monkeypatch):
-    """huggingface_hub's client without a network: it links to a file named by its SHA-256."""
-
-    def download(repository, file, *, cache_dir, force_download):
-        hub.calls.append((repository, force_download))
-        if isinstance(hub.answer, Exception):
-            raise hub.answer
-        link, blob = cache_dir / file, cache_dir / hashlib.sha256(hub.intact).hexdigest()
-        cache_dir.mkdir(parents=True, exist_ok=True)
-        blob.write_bytes(hub.answer)
-        link.unlink(missing_ok=True)
-        link.symlink_to(blob)
-        return str(link)
-
-    def cached(_, file, *, cache_dir):
-        return str(cache_dir / file) if (cache_dir / file).exists() else None
-
-    hub = types.SimpleNamespace(calls=[], intact=b"", answer=b"")
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", cached)
-    monkeypatch.setattr(files, "torch_is_installed", lambda: False)
-    return hub
-
-
-def test_timms_vgg_through_the_hub_gives_timms_logits(hub, tmp_path, cache):
-    """With fewer hidden features than timm's builder gives it."""
+def test_timms_vgg_gives_timms_logits(tmp_path):
+    """With fewer hidden features than timm's builder gives it, and a prefix."""
     import timm
     from timm.layers import ClassifierHead
     from timm.models.vgg import ConvMlp
@@ -303,12 +266,10 @@ def test_timms_vgg_through_the_hub_gives_timms_logits(hub, tmp_path, cache):
     reference = timm.create_model("vgg11", pretrained=False, mlp_ratio=1 / 512)
     reference.pre_logits, reference.head = ConvMlp(512, 24, 7), ClassifierHead(24, 5)
     reference.eval()
-    save_file({k: v.numpy() for k, v in reference.state_dict().items()}, tmp_path / "timm")
-    hub.intact = hub.answer = (tmp_path / "timm").read_bytes()
+    weights = {f"model.{k}": v.numpy() for k, v in reference.state_dict().items()}
+    save_file(weights, tmp_path / "timm.bin")
     fields = {"hidden_features": 24, "num_classes": 5}
-    variables = load_weights("vgg11", **fields)
-    assert hub.calls == [("timm/vgg11.tv_in1k", False)]
-    assert (cache / "huggingface/model.safetensors").is_file()
+    variables = load_weights("vgg11", checkpoint=tmp_path / "timm.bin", **fields)
     images = np.random.default_rng(0).normal(size=(1, 224, 224, 3)).astype(np.float32)
     ours = jax.jit(create_model("vgg11", **fields).apply)(variables, images)
     with torch.no_grad():
@@ -316,74 +277,31 @@ def test_timms_vgg_through_the_hub_gives_timms_logits(hub, tmp_path, cache):
     np.testing.assert_allclose(ours, theirs, atol=1e-5 * np.abs(theirs).max())
 
 
-def test_files_of_the_hub_are_kept_and_verified(hub, lenet, tmp_path, cache, monkeypatch):
-    save_file(lenet[1], tmp_path / "lenet")
-    hub.intact = hub.answer = (tmp_path / "lenet").read_bytes()
-    monkeypatch.setattr(published, "WEIGHTS", (small_row(lenet[0], tag="tv_in1k"),))
-    first, again = ("timm/lenet5.tv_in1k", False), ("timm/lenet5.tv_in1k", True)
-    for _ in range(2):
-        assert_same(to_torch(load_weights("lenet5")), lenet[1])
-    assert hub.calls == [first]
-    kept = cache / "huggingface/model.safetensors"
-    kept.resolve().write_bytes(hub.intact[:-1])
-    assert_same(to_torch(load_weights("lenet5")), lenet[1])
-    assert hub.calls == [first, again]
-
-    kept.resolve().unlink()
-    hub.answer = hub.intact[:-1]
-    with pytest.raises(InputError, match=r"^model.safetensors of hf.co/timm/lenet5.tv_in1k came"):
-        load_weights("lenet5")
-    assert not kept.exists()
-
-
-def test_no_network_to_the_hub_is_one_sentence(hub):
-    hub.answer = huggingface_hub.errors.LocalEntryNotFoundError("no\nconnection")
-    with pytest.raises(InputError) as raised:
-        load_weights("resnet50", "IMAGENET1K_V2")
-    assert str(raised.value) == (
-        "cannot download model.safetensors of hf.co/timm/resnet50.tv2_in1k (no connection); "
-        "give a file on this machine instead"
-    )
-
-
-def test_the_source_can_be_chosen(server, lenet, hub, tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "torch_is_installed", lambda: True)
-    monkeypatch.setattr(published, "WEIGHTS", (small_row(lenet[0], tag="tv_in1k"),))
-    save_file(lenet[1], tmp_path / "lenet")
-    hub.intact = hub.answer = (tmp_path / "lenet").read_bytes()
-    for source, downloads in [(None, (1, 0)), ("torchvision", (1, 0)), ("timm", (1, 1))]:
-        assert_same(to_torch(load_weights("lenet5", source=source)), lenet[1])
-        assert (server.requests, len(hub.calls)) == downloads
-
-
-def test_without_torch(tmp_path, lenet):
-    """A process that cannot import torch loads safetensors and says what takes torch."""
+def test_without_torch(server, tmp_path, lenet):
+    """A process that cannot import torch downloads, reads .pth of both formats and safetensors."""
+    tensors = {key: torch.from_numpy(value) for key, value in lenet[1].items()}
+    torch.save(tensors, tmp_path / "chain.pth", _use_new_zipfile_serialization=False)
     save_file(lenet[1], tmp_path / "lenet.safetensors")
+    row = published.WEIGHTS[0]
     code = f"""
 import sys
 sys.modules["torch"] = sys.modules["tensorflow"] = None
-from flaxnets import InputError, load_weights
-assert "huggingface_hub" not in sys.modules
-load_weights("lenet5", checkpoint={str(tmp_path / "lenet.safetensors")!r})
-for arguments in [dict(arch="alexnet"), dict(arch="resnet18", source="torchvision"),
-                  dict(arch="lenet5", checkpoint={str(lenet[0])!r})]:
-    try:
-        load_weights(**arguments)
-    except InputError as error:
-        print(error)
+import numpy as np
+from flaxnets import load_weights, to_torch
+from flaxnets.weights import PublishedWeights, published
+published.WEIGHTS = (PublishedWeights("lenet5", "IMAGENET1K_V1", {row.file!r}, 10, 1, 2, 28, 28),)
+PublishedWeights.url = {row.url!r}
+found = [load_weights("lenet5")]
+for name in ("lenet.safetensors", "chain.pth"):
+    found.append(load_weights("lenet5", checkpoint={str(tmp_path)!r} + "/" + name))
+for variables in found:
+    print(sum(float(value.sum()) for value in to_torch(variables).values()))
 """
     result = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True)
     assert result.returncode == 0, result.stderr
-    published = (
-        "the weights IMAGENET1K_V1 of {} are published as a .pth, which takes torch: install it, "
-        "or convert them where it is with tools/convert_torchvision.py"
-    )
-    assert result.stdout.splitlines() == [
-        published.format("alexnet"),
-        published.format("resnet18"),
-        f"reading {lenet[0]} takes torch: install it, or convert the file to safetensors where it "
-        "is with tools/convert_torchvision.py",
-    ]
+    expected = sum(float(value.sum()) for value in lenet[1].values())
+    assert [float(line) for line in result.stdout.split()] == pytest.approx([expected] * 3)
+    assert server.requests == 1
 
 
 # --- Files, other classes and other channels -----------------------------------------------------
@@ -513,6 +431,277 @@ def like(channels: int):
     )
 
 
+# --- Checkpoints of training scripts --------------------------------------------------------------
+
+
+def tensors(values: dict[str, np.ndarray], prefix: str = "", factor: float = 1) -> dict[str, Any]:
+    return {
+        prefix + key: torch.from_numpy(value * np.float32(factor)) for key, value in values.items()
+    }
+
+
+def averaged(values: dict[str, np.ndarray], prefix: str = "") -> dict[str, Any]:
+    """As `torch.optim.swa_utils.AveragedModel` has them: a half of each value."""
+    counter = {f"{prefix}n_averaged": torch.tensor(3)}
+    return counter | tensors(values, f"{prefix}module.", 0.5)
+
+
+def beside(values: dict[str, np.ndarray]) -> dict[str, Any]:
+    """What training scripts save with the weights; an optimizer has tensors of the same shapes."""
+    momentum = {n: {"momentum_buffer": t} for n, t in enumerate(tensors(values).values())}
+    return {
+        "epoch": 3, "arch": "lenet5", "metric": np.float64(71.2), "scaler": {},
+        "args": argparse.Namespace(lr=0.1, output=pathlib.PurePosixPath("/x")),
+        "optimizer": {"state": momentum, "param_groups": [{"lr": 0.1, "params": [0, 1]}]},
+        "lr_scheduler": {"milestones": collections.Counter({30: 1}), "_last_lr": [0.1]},
+        "criterion": {"weight": torch.ones(10)},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "checkpoint",
+    [
+        lambda v: {"model": tensors(v), **beside(v)},
+        lambda v: {**beside(v), "state_dict": tensors(v, "module.")},
+        lambda v: {"net": tensors(v)},
+        lambda v: {"a": {"model_state_dict": tensors(v)}, "rng": torch.get_rng_state()},
+        lambda v: tensors(v, "model."),
+        lambda v: tensors(v, "net.") | {"net.bn.num_batches_tracked": torch.tensor(1)},
+        lambda v: {"state_dict": tensors(v, "model.backbone._orig_mod.")},
+        lambda v: {k.replace("features.", "features.module."): t for k, t in tensors(v).items()},
+        lambda v: {"weights": v},  # NumPy arrays
+        lambda v: collections.OrderedDict(tensors(v)),
+        lambda v: {"step": 7, **tensors(v)},
+    ],
+    ids=range(11),
+)
+@pytest.mark.parametrize("suffix", [".pth.tar", ".ckpt"])
+def test_weights_are_found_in_checkpoints(checkpoint, suffix, tmp_path, lenet):
+    torch.save(checkpoint(lenet[1]), tmp_path / f"a{suffix}")
+    assert_same(to_torch(load_weights("lenet5", checkpoint=tmp_path / f"a{suffix}")), lenet[1])
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors", ".bin", ""])
+def test_the_bytes_decide_what_a_file_is(suffix, tmp_path, lenet):
+    path = tmp_path / f"a{suffix}"
+    for save in (
+        lambda: save_file(lenet[1], path),
+        lambda: torch.save(tensors(lenet[1]), path),
+        lambda: torch.save(tensors(lenet[1]), path, _use_new_zipfile_serialization=False),
+    ):
+        save()
+        assert_same(to_torch(load_weights("lenet5", checkpoint=path)), lenet[1])
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "raw", "average"),
+    [
+        (lambda v: {"model": tensors(v), "model_ema": averaged(v)}, "model", "model_ema"),
+        (
+            lambda v: {"state_dict": tensors(v), "state_dict_ema": tensors(v, factor=0.5)},
+            "state_dict", "state_dict_ema",
+        ),
+        (lambda v: averaged(v, "teacher.") | tensors(v, "model."), "model", "teacher"),
+        (lambda v: tensors(v, "ema_model.", 0.5) | tensors(v), "at its top", "ema_model"),
+    ],
+    ids=["torchvision", "timm", "in one dictionary", "beside keys without prefix"],
+)  # fmt: skip
+def test_raw_and_average_weights(checkpoint, raw, average, tmp_path, lenet):
+    path, values = tmp_path / "a.pth", lenet[1]
+    torch.save(checkpoint(values) | {"args": argparse.Namespace(lr=0.1)}, path)
+    with pytest.warns(WeightsWarning) as warned:
+        found = load_weights("lenet5", checkpoint=path)
+    assert_same(to_torch(found), values)
+    assert [str(warning.message) for warning in warned] == [
+        f"{path} holds raw weights ({raw}) and average weights ({average}): the raw ones are "
+        "taken; ema=True, or --ema, takes the averages"
+    ]
+    assert warned[0].filename == __file__
+    halves = {key: value * np.float32(0.5) for key, value in values.items()}
+    assert_same(to_torch(load_weights("lenet5", checkpoint=path, ema=True)), halves)
+
+
+def test_average_weights_alone(tmp_path, lenet):
+    torch.save(averaged(lenet[1]), tmp_path / "a.pth")
+    halves = {key: value * np.float32(0.5) for key, value in lenet[1].items()}
+    for ema in (False, True):
+        found = load_weights("lenet5", checkpoint=tmp_path / "a.pth", ema=ema)
+        assert_same(to_torch(found), halves)
+    with pytest.raises(InputError, match=r"lenet5.pth holds no average weights, only raw ones; le"):
+        load_weights("lenet5", checkpoint=lenet[0], ema=True)
+
+
+def test_of_two_networks_the_one_that_fits_is_taken(tmp_path):
+    small, large = state_dict("resnet20_cifar"), state_dict("resnet32_cifar")
+    torch.save({"teacher": tensors(large), "student": tensors(small)}, tmp_path / "a.pth")
+    for arch, values in [("resnet20_cifar", small), ("resnet32_cifar", large)]:
+        assert_same(to_torch(load_weights(arch, checkpoint=tmp_path / "a.pth")), values)
+
+
+def test_what_is_left_out_is_named(tmp_path, lenet):
+    extra = {f"loss.{name}": torch.ones(2) for name in "abcdef"}
+    torch.save(tensors(lenet[1], "model.") | extra, tmp_path / "a.pth")
+    with pytest.warns(WeightsWarning) as warned:
+        found = load_weights("lenet5", checkpoint=tmp_path / "a.pth")
+    assert_same(to_torch(found), lenet[1])
+    assert str(warned[0].message) == (
+        f"{tmp_path / 'a.pth'}: only keys after 'model.' are taken; not 6 keys, such as loss.a, "
+        "loss.b, loss.c, loss.d, loss.e"
+    )
+
+
+# --- What a file lacks ----------------------------------------------------------------------------
+
+
+def without_head(values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {key: value for key, value in values.items() if not key.startswith("classifier.4.")}
+
+
+@pytest.mark.parametrize(
+    ("change", "missing", "left"),
+    [
+        (lambda v: without_head(v), "", ""),
+        (
+            lambda v: without_head(v) | {"classifier.4.1.weight": np.ones((7, 84), np.float32)},
+            "; instead: classifier.4.1.weight", "; left out: classifier.4.1.weight",
+        ),
+        (
+            lambda v: without_head(v) | {"head.weight": np.ones((7, 84), np.float32)},
+            "; instead: head.weight", "; left out: head.weight",
+        ),
+        (lambda v: v | {"classifier.4.weight": np.ones((7, 50), np.float32)}, "", ""),
+    ],
+    ids=["none", "deeper", "another name", "another shape"],
+)  # fmt: skip
+def test_a_file_without_a_head(change, missing, left, tmp_path, lenet):
+    path = tmp_path / "a.safetensors"
+    save_file(change(lenet[1]), path)
+    with pytest.raises(InputError) as raised:
+        load_weights("lenet5", checkpoint=path)
+    assert str(raised.value) == (
+        f"{path} has no head to classify with (missing: classifier.4.bias, classifier.4.weight"
+        f"{missing}); train one with train.py --init-from, or give num_classes for a fresh one"
+    )
+    with pytest.warns(WeightsWarning) as warned:
+        found = to_torch(load_weights("lenet5", checkpoint=path, num_classes=10, seed=3))
+    assert [str(warning.message) for warning in warned] == [
+        f"freshly initialised for 10 classes (the weights have none): classifier.4{left}"
+    ]
+    fresh = to_torch(
+        jit_once(create_model("lenet5").init)(jax.random.key(3), np.zeros((1, 28, 28, 1)))
+    )
+    assert_same(found, fresh | without_head(lenet[1]))
+
+
+def test_a_classifier_of_other_layers_starts_afresh(tmp_path):
+    """As people replace VGG's; the layers that fit are kept."""
+    values = state_dict("vgg11", hidden_features=8)
+    other = {k: v for k, v in values.items() if not k.startswith("classifier.6.")}
+    other["classifier.3.weight"] = np.ones((5, 8), np.float32)
+    save_file(other, tmp_path / "a.safetensors")
+    fields = {"hidden_features": 8, "num_classes": 5}
+    with pytest.warns(
+        WeightsWarning, match=r"5 classes \(the weights have none\): classifier.3, c"
+    ):
+        found = to_torch(load_weights("vgg11", checkpoint=tmp_path / "a.safetensors", **fields))
+    assert found["classifier.3.weight"].shape == (8, 8)
+    assert found["classifier.6.weight"].shape == (5, 8)
+    for key, value in values.items():
+        if key.startswith(("features.", "classifier.0.")):
+            np.testing.assert_array_equal(found[key], value, key)
+
+
+@pytest.mark.parametrize("num_classes", [None, 10])
+def test_another_network_is_not_one_without_a_head(num_classes, tmp_path):
+    values = state_dict("resnet32_cifar")
+    for name, change in [
+        ("deeper", {}),
+        ("headless", {"fc.weight": None, "fc.bias": None}),
+        ("wider", {"layer1.0.conv1.weight": np.ones((32, 16, 3, 3), np.float32), "fc.bias": None}),
+    ]:
+        changed = {k: v for k, v in (values | change).items() if v is not None}
+        save_file(changed, tmp_path / f"{name}.safetensors")
+        with pytest.raises(InputError, match="the weights do not fit this network: "):
+            load_weights(
+                "resnet20_cifar", checkpoint=tmp_path / f"{name}.safetensors",
+                num_classes=num_classes,
+            )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arch", "modules"), [("googlenet", "aux1, aux2"), ("inception_v3", "AuxLogits")]
+)
+def test_a_file_without_auxiliary_heads(arch, modules, tmp_path):
+    complete = state_dict(arch)
+    values = {k: v for k, v in complete.items() if not k.lower().startswith("aux")}
+    path = tmp_path / "a.safetensors"
+    save_file(values, path)
+    with pytest.warns(WeightsWarning) as warned:
+        found = to_torch(load_weights(arch, checkpoint=path, num_classes=1000))
+    assert [str(warning.message) for warning in warned] == [
+        f"freshly initialised (the weights have no such auxiliary heads): {modules}"
+    ]
+    assert found.keys() == complete.keys()
+    assert_same({key: found[key] for key in values}, values)
+    network = from_weights(arch, checkpoint=path)
+    assert_same(to_torch(network.variables), values)
+    assert len(network.class_names) == 1000
+
+
+@pytest.mark.parametrize("auxiliary", [True, False])
+def test_the_published_googlenet_converts(auxiliary, tmp_path, monkeypatch):
+    """torchvision's file has auxiliary heads, its network with weights has not."""
+    import convert_torchvision
+
+    arguments = {"num_classes": 10, "aux_logits": auxiliary, "init_weights": False}
+    module = torchvision.models.googlenet(**arguments)
+    values = {k: v.numpy() for k, v in module.state_dict().items() if "num_batches" not in k}
+    torch.save(module.state_dict(), tmp_path / "googlenet.pth")
+    row = small_row(tmp_path / "googlenet.pth", "googlenet")
+    monkeypatch.setattr(published, "WEIGHTS", (row,))
+    url = (tmp_path / "googlenet.pth").as_uri()
+    monkeypatch.setattr(PublishedWeights, "url", property(lambda _: url))
+    out = tmp_path / "out.safetensors"
+    convert_torchvision.main("googlenet", out, weights="IMAGENET1K_V1")
+    assert_same(load_file(out), values)
+
+
+def test_scripts_choose_the_averages(tmp_path, lenet, capsys):
+    from experiments import evaluate, train
+    from flaxnets.inference.network import NetworkOptions
+    from flaxnets.recipes import recipe_for
+
+    path, values = tmp_path / "a.pth", lenet[1]
+    torch.save({"model": tensors(values), "model_ema": averaged(values)}, path)
+    halves = {key: value * np.float32(0.5) for key, value in values.items()}
+    network = NetworkOptions(arch="lenet5", checkpoint=path, ema=True).open()
+    assert_same(to_torch(network.variables), halves)
+    options = evaluate.Options(arch=("lenet5",), checkpoint=(path,), ema=True)
+    (network,) = evaluate._from_weights(options)
+    assert_same(to_torch(network.variables), halves)
+
+    options = train.Options(
+        recipe_for("lenet5", "small images"), "lenet5", init_from=str(path), ema=True
+    )
+    model, own = create_model("lenet5"), ((0.5,), (0.5,))
+    initial, _ = train.start_from(options, model, (28, 28, 1), own)
+    assert_same(to_torch(initial), halves)
+    assert capsys.readouterr().out == ""
+    initial, _ = train.start_from(dataclasses.replace(options, ema=False), model, (28, 28, 1), own)
+    assert_same(to_torch(initial), values)
+    assert "the raw ones are taken; ema=True, or --ema, takes" in capsys.readouterr().out
+    for refused in (
+        lambda: NetworkOptions(workdir=tmp_path, ema=True).open(),
+        lambda: NetworkOptions(arch="alexnet", weights="IMAGENET1K_V1", ema=True).open(),
+        lambda: list(evaluate._from_weights(evaluate.Options(ema=True))),
+        lambda: train.start_from(
+            dataclasses.replace(options, init_from=None), model, (28, 28, 1), own
+        ),
+    ):
+        with pytest.raises(InputError, match=r"expected --|give nothing beside"):
+            refused()
+
+
 # --- Bad input -----------------------------------------------------------------------------------
 
 
@@ -525,6 +714,8 @@ def broken(directory: pathlib.Path) -> None:
     torch.save([1, 2], directory / "list.pth")
     torch.save({0: torch.zeros(2)}, directory / "numbers.pth")
     torch.save(pathlib.PurePosixPath("a"), directory / "object.pth")
+    torch.save(torch.nn.Linear(1, 1), directory / "module.pth")
+    np.savez(directory / "b.npz", a=np.zeros(3))
     (directory / "page.pth").write_bytes(b"<html>Not Found</html>")
     (directory / "directory.pth").mkdir()
     save_file(state_dict("mcdnn_mnist"), directory / "mcdnn.safetensors")
@@ -542,21 +733,23 @@ def broken(directory: pathlib.Path) -> None:
         ({"num_classes": 0}, "num_classes is 0; expected at least 1"),
         ({"in_channels": 0}, "in_channels is 0; expected at least 1"),
         ({"dens": True}, "unknown field of lenet5 'dens'; did you mean 'dense'?"),
-        ({"arch": "alexnet", "source": "tim"}, "unknown source 'tim'; did you mean 'timm'?"),
-        (
-            {"arch": "alexnet", "source": "timm"},
-            "timm has no weights IMAGENET1K_V1 of alexnet; expected source 'torchvision'",
-        ),
         ({"checkpoint": "none.pth"}, "no file none.pth; tools/convert_torchvision.py writes one"),
         ({"checkpoint": "directory.pth"}, "no file directory.pth; tools"),
         ({"checkpoint": "half_a.safetensors"}, "half_a.safetensors is not a complete safetensors"),
-        ({"checkpoint": "half_a.pth"}, "half_a.pth is not a complete file of torch weights, or"),
-        ({"checkpoint": "page.pth"}, "page.pth is not a complete file of torch weights, or holds"),
-        ({"checkpoint": "object.pth"}, "object.pth is not a complete file of torch weights, or"),
+        ({"checkpoint": "half_a.pth"}, "half_a.pth is not a complete file of torch weights"),
+        ({"checkpoint": "page.pth"}, "page.pth is neither a torch file nor a safetensors file"),
+        ({"checkpoint": "object.pth"}, "object.pth holds no state_dict; save model.state_dict()"),
+        ({"checkpoint": "module.pth"}, "module.pth holds 'torch.nn.modules.linear.Linear', which"),
         ({"checkpoint": "list.pth"}, "list.pth holds no state_dict; save model.state_dict()"),
         ({"checkpoint": "numbers.pth"}, "numbers.pth holds no state_dict; save model.state_dict()"),
-        ({"checkpoint": "a.npz"}, "unknown suffix of a.npz '.npz'; expected one of .safetensors"),
-        ({"checkpoint": "a.pth"}, "the weights do not fit this network: missing: classifier.0."),
+        ({"checkpoint": "a.npz"}, "a.npz is neither a torch file nor a safetensors file"),
+        ({"checkpoint": "b.npz"}, "b.npz is a zip file, but none of torch.save"),
+        (
+            {"checkpoint": "a.pth"},
+            "the weights do not fit this network: missing 10 keys, such as classifier.0.bias, "
+            "classifier.0.weight, classifier.2.bias, classifier.2.weight, classifier.4.bias; "
+            "unused: a",
+        ),
         ({"checkpoint": "mcdnn.safetensors"}, "the weights do not fit this network: "),
     ],
 )

@@ -21,11 +21,11 @@ import jax.numpy as jnp
 import tyro
 from jax import export
 
-from flaxnets import create_model, from_torch
+from flaxnets import create_model
 from flaxnets.errors import InputError
+from flaxnets.inference.network import from_weights
 from flaxnets.inference.run import load_run
 from flaxnets.terminal import arguments, one_sentence_errors
-from flaxnets.weights.files import read_weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,11 +35,11 @@ class Options:
     arch: str | None = None
     """Name of a network: flaxnets.list_models()."""
     checkpoint: pathlib.Path | None = None
-    """Its weights: a safetensors file under torch's keys; random ones unless given."""
+    """Its weights: a file of safetensors or torch; random ones unless given."""
     workdir: pathlib.Path | None = None
     """A run of train.py instead of a name and a checkpoint."""
     num_classes: int | None = None
-    """Outputs of the network; its own number unless given."""
+    """Outputs of the network; its own number, or the checkpoint's, unless given."""
     image_size: int | None = None
     """Height and width in pixels, which are fixed; the network's own unless given."""
     platforms: tuple[str, ...] = ("cpu", "cuda", "tpu")
@@ -50,7 +50,7 @@ def main(options: Options) -> None:
     if options.workdir is not None:
         run = load_run(options.workdir)
         model, variables = run.model, run.variables
-        size, channels = run.preprocessing.image_size, len(run.statistics[0])
+        size, channels = run.plan.size, len(run.statistics[0])
         input_shape = (size, size, channels)
     elif options.arch is not None:
         fields = {} if options.num_classes is None else {"num_classes": options.num_classes}
@@ -59,9 +59,14 @@ def main(options: Options) -> None:
         if options.image_size is not None:
             input_shape = (options.image_size, options.image_size, input_shape[-1])
         if options.checkpoint is not None:
-            images = jnp.zeros((1, *input_shape))
-            like = jax.eval_shape(model.init, jax.random.key(0), images)
-            variables = from_torch(read_weights(options.checkpoint), like)
+            network = from_weights(options.arch, checkpoint=options.checkpoint)
+            model, variables = network.model, network.variables
+            classes = len(network.class_names)
+            if options.num_classes not in (None, classes):
+                raise InputError(
+                    f"{options.checkpoint} tells {classes} classes apart, not {options.num_classes}"
+                )
+            input_shape = (*input_shape[:2], len(network.statistics[0]))
         else:
             variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, *input_shape)))
     else:

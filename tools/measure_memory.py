@@ -63,17 +63,19 @@ def main(
     per_epoch = source.sizes["train"] // batch_size
     how = dataclasses.replace(how, batch_size=batch_size, epochs=-(-steps // per_epoch))
     size = how.preprocessing.image_size
+    plan = data.training_plan(how.preprocessing, source)
+    test_plan = data.evaluation_plan(how.preprocessing, source.kind, source.channels)
     measured: list[tuple[int, float]] = []
 
     def watched(step: int) -> Iterator[HostBatch]:
-        for number, batch in enumerate(data.train_batches(source, batch_size, how.preprocessing)):
+        for number, batch in enumerate(data.train_batches(source, batch_size, plan)):
             if number % every == 0:
                 measured.append((step + number, resident_mebibytes()))
             yield batch
 
     feed = Feed(
         train=watched,
-        test=lambda: data.eval_batches(source, 355, how.preprocessing),
+        test=lambda: data.eval_batches(source, 355, test_plan),
         train_size=source.sizes["train"],
         input_shape=(size, size, source.channels),
         statistics=source.statistics,

@@ -23,7 +23,7 @@ import tyro
 from PIL import Image
 
 from flaxnets import data
-from flaxnets.data.sources import InMemory
+from flaxnets.data.source import InMemory
 from flaxnets.errors import InputError
 from flaxnets.terminal import arguments, one_sentence_errors
 
@@ -87,8 +87,7 @@ def main(
         workdir = ["--workdir", temporary / "run-many"]
         run(*train, "--dataset", f"folder:{temporary}/many", "--epochs", epochs, *workdir)
         run(
-            "tools/convert_torchvision.py", "--arch", arch, "--num-classes", last,
-            *workdir, "--out", pretrained,
+            "tools/convert_torchvision.py", "--arch", arch, *workdir, "--out", pretrained,
         )  # fmt: skip
         short = [*train, "--dataset", f"folder:{temporary}/two", "--epochs", few_epochs]
         short += ["--batch-size", min(32, few)]

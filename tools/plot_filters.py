@@ -56,7 +56,7 @@ def first_filters(network: Network) -> tuple[str, np.ndarray]:
             found.append((".".join(context.module.path), np.asarray(kernel)))
         return next_function(*args, **kwargs)
 
-    size, channels = network.preset.crop, len(network.preset.mean)
+    size, channels = network.plan.size, len(network.statistics[0])
     images = jnp.zeros((1, size, size, channels))
     with nn.intercept_methods(record):
         jax.eval_shape(lambda: network.model.apply(network.variables, images))

@@ -19,8 +19,7 @@ import numpy as np
 import tyro
 
 from flaxnets import data
-from flaxnets.data.augmentation import decode
-from flaxnets.data.tensorflow import tf
+from flaxnets.data.pixels.decode import Decode
 from flaxnets.errors import InputError
 from flaxnets.terminal import arguments, one_sentence_errors
 from flaxnets.training.progress import track
@@ -66,13 +65,9 @@ def main(dataset: str, data_dir: str | None = None) -> None:
     if source.channels != 3:
         raise InputError(f"data set {dataset!r} has {source.channels} channel(s); expected RGB")
 
-    def image(example):
-        raw = example["image"]
-        return decode(raw, 3) if raw.dtype == tf.string else raw
-
-    images = source.stream("train", (0, 1), None).map(image, num_parallel_calls=tf.data.AUTOTUNE)
-    size = source.sizes["train"]
-    watched = track(images.as_numpy_iterator(), "measuring", size)
+    decode, size = Decode(source.channels), source.sizes["train"]
+    images = (decode(raw).pixels for raw, _ in source.examples("train"))
+    watched = track(images, "measuring", size)
     count, covariance = rgb_covariance(watched)
     values, vectors = principal_components(covariance)
     found = {

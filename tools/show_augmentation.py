@@ -1,6 +1,8 @@
 """Draws originals over what the network is fed in training.
 
 python tools/show_augmentation.py --dataset digits --policy trivial_augment_wide --out grid.png
+
+Values that are not given come from the recipe of the network, `--arch`.
 """
 
 if __name__ == "__main__":  # first, for the other imports take seconds
@@ -8,79 +10,87 @@ if __name__ == "__main__":  # first, for the other imports take seconds
 
     quiet()
 
+import argparse
 import dataclasses
 import itertools
 import pathlib
+from random import Random
+from typing import Annotated
 
 import matplotlib.figure
 import numpy as np
 import tyro
 
 from flaxnets import data
-from flaxnets.data.augmentation import decode
-from flaxnets.data.images import train_image
-from flaxnets.data.tensorflow import tf
 from flaxnets.errors import InputError
-from flaxnets.recipes import Crop, Interpolation, Policy, recipe_for
+from flaxnets.recipes import Preprocessing, recipe_for
 from flaxnets.terminal import arguments, one_sentence_errors
 from flaxnets.training.pictures import literal
 
 
-def main(
-    dataset: str = "digits",
-    out: pathlib.Path = pathlib.Path("augmentation.png"),
-    data_dir: str | None = None,
-    arch: str = "vgg19",
-    crop: Crop | None = None,
-    policy: Policy | None = None,
-    interpolation: Interpolation | None = None,
-    columns: int = 8,
-    rows: int = 4,
-    seed: int = 0,
-) -> None:
-    """Draws a column for each of the first images: the original, then augmented views of it.
+@dataclasses.dataclass(frozen=True)
+class Options:
+    values: Annotated[Preprocessing, tyro.conf.OmitArgPrefixes]
+    dataset: str = "digits"
+    """A name as in train.py."""
+    data_dir: str | None = None
+    """Where TensorFlow Datasets were prepared; TFDS_DATA_DIR otherwise."""
+    arch: str = "vgg19"
+    """The network whose recipe augments."""
+    out: pathlib.Path = pathlib.Path("augmentation.png")
+    """The picture to write."""
+    columns: int = 8
+    """Images."""
+    rows: int = 4
+    """Views of each."""
+    seed: int = 0
+    """Decides the images and their views."""
 
-    Args:
-        dataset: a name as in train.py.
-        out: the picture to write.
-        data_dir: where TensorFlow Datasets were prepared; TFDS_DATA_DIR otherwise.
-        arch: the network whose recipe augments.
-        crop: instead of the recipe's.
-        policy: instead of the recipe's.
-        interpolation: of the policy, instead of the recipe's.
-        columns: images.
-        rows: views of each.
-        seed: of the views.
-    """
-    source = data.open_source(dataset, data_dir)
+
+def parse(given: list[str]) -> tuple[Options, data.Source]:
+    """Network and data set first: they decide the other values."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--arch", default="vgg19")
+    first.add_argument("--dataset", default="digits")
+    first.add_argument("--data-dir", "--data_dir")
+    chosen, _ = first.parse_known_args(given)
+    source = data.open_source(chosen.dataset, chosen.data_dir)
     if source.kind == "rows":
-        raise InputError(f"data set {dataset!r} has rows of features; expected images")
-    given = {"crop": crop, "policy": policy, "interpolation": interpolation}
-    given = {name: value for name, value in given.items() if value is not None}
-    how = dataclasses.replace(recipe_for(arch, source.kind).preprocessing, **given)
+        raise InputError(f"data set {chosen.dataset!r} has rows of features; expected images")
+    values = recipe_for(chosen.arch, source.kind).preprocessing
+    default = Options(values, **vars(chosen))
+    return tyro.cli(Options, args=given, default=default, description=__doc__), source
+
+
+def main(given: list[str]) -> None:
+    options, source = parse(given)
+    options.values.check()
+    columns, rows = options.columns, options.rows
     if columns < 1 or rows < 1:
         raise InputError(f"{columns} columns and {rows} rows; expected at least one of each")
+    plan = data.training_plan(options.values, source)
     figure = matplotlib.figure.Figure(figsize=(1.4 * columns, 1.5 * (rows + 1)))
     axes = figure.subplots(rows + 1, columns, squeeze=False)
-    examples = itertools.islice(source.stream("train", (0, 1), tf.constant([seed, 0])), columns)
-    for column, example in enumerate(examples):
-        raw, label = example["image"], int(example["label"])
-        original = decode(raw, source.channels) if raw.dtype == tf.string else raw
-        seeds = [tf.constant([seed, column * rows + row]) for row in range(rows)]
-        views = [train_image(source, how, raw, each) for each in seeds]
+    batches = source.training_order(1, options.seed, 0, (0, 1), 1)
+    for column, (element,) in enumerate(itertools.islice(batches, columns)):
+        raw, label = source.read("train", element)
+        original = plan.decode(raw, name=source.title("train", element)).pixels
+        seeds = [(options.seed << 64) + column * rows + row for row in range(rows)]
+        views = [plan(raw, Random(seed)) for seed in seeds]
         for row, image in enumerate([original, *views]):
-            shown = np.squeeze(image.numpy())
-            axes[row, column].imshow(shown, cmap="gray", vmin=0, vmax=255)
+            axes[row, column].imshow(np.squeeze(image), cmap="gray", vmin=0, vmax=255)
         axes[0, column].set_title(literal(source.class_names[label]), fontsize=8)
-    for each in axes.flat:
-        each.set_axis_off()
+    for axis in axes.flat:
+        axis.set_axis_off()
     figure.tight_layout()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=100)
-    size = how.train_size or how.image_size
-    print(f"{out}: {columns} images of {dataset}, {rows} views each, {size} pixels")
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(options.out, dpi=100)
+    print(
+        f"{options.out}: {columns} images of {options.dataset}, {rows} views each, "
+        f"{plan.size} pixels"
+    )
 
 
 if __name__ == "__main__":
     with one_sentence_errors():
-        tyro.cli(main, args=arguments())
+        main(arguments())

@@ -1,42 +1,23 @@
-"""Sources -> augmentation -> NumPy batches. The only part that imports TensorFlow, once something
-has to be read, decoded or recoloured: the import takes seconds, and starts threads.
+"""Sources -> plans of operations on pixels -> NumPy batches. `flaxnets.data.tfds` alone imports
+TensorFlow, for data sets of TensorFlow Datasets.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from flaxnets.data.decoded import Decoded
-    from flaxnets.data.pipeline import (
-        BadImages,
-        eval_batches,
-        train_batches,
-        training_as_fed,
-    )
-    from flaxnets.data.sources import Source, open_source
+from flaxnets.data.bad_images import BadImages
+from flaxnets.data.decoded import Decoded
+from flaxnets.data.pipeline import eval_batches, train_batches, training_as_fed
+from flaxnets.data.plan import Plan, evaluation_plan, training_plan
+from flaxnets.data.registry import open_source
+from flaxnets.data.source import Source
 
 __all__ = [
     "BadImages",
     "Decoded",
+    "Plan",
     "Source",
     "eval_batches",
+    "evaluation_plan",
     "open_source",
     "train_batches",
     "training_as_fed",
+    "training_plan",
 ]
-
-_MODULES = {
-    "BadImages": "pipeline",
-    "Decoded": "decoded",
-    "Source": "sources",
-    "eval_batches": "pipeline",
-    "open_source": "sources",
-    "train_batches": "pipeline",
-    "training_as_fed": "pipeline",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -5,6 +5,7 @@ A classifier that reads patches of the feature map is a convolution (Sermanet et
 would say of every crop, and computes once what the crops share.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -140,8 +141,16 @@ def map_shape(model: nn.Module, input_shape: tuple[int, int, int]) -> tuple[int,
     return output.shape[1:3]
 
 
+def log_probability_maps(model: nn.Module, variables: Any, images: Array) -> tuple[Array, Array]:
+    """Return the logarithms of `probability_maps`, also where a probability rounds to zero."""
+    dense = convolutionize(model)
+    logits: Any = [dense.apply(variables, x) for x in (images, images[:, :, ::-1])]
+    straight, mirrored = (jax.nn.log_softmax(x.astype(jnp.float32)) for x in logits)
+    return straight, mirrored[:, :, ::-1]
+
+
 def probability_maps(model: nn.Module, variables: Any, images: Array) -> tuple[Array, Array]:
-    """Maps of class probabilities of pictures and of their mirror images.
+    """Return maps of class probabilities of pictures and of their mirror images.
 
     Args:
         model: a network with a map; `offset_pooling` gives a finer one where it is a field.
@@ -154,14 +163,19 @@ def probability_maps(model: nn.Module, variables: Any, images: Array) -> tuple[A
     Raises:
         InputError: the network has no map, or the pictures are too small for it.
     """
-    dense = convolutionize(model)
-    logits: Any = [dense.apply(variables, x) for x in (images, images[:, :, ::-1])]
-    straight, mirrored = (jax.nn.softmax(x.astype(jnp.float32)) for x in logits)
-    return straight, mirrored[:, :, ::-1]
+    straight, mirrored = map(jnp.exp, log_probability_maps(model, variables, images))
+    return straight, mirrored
+
+
+def log_multi_scale(model: nn.Module, variables: Any, scales: Sequence[Array]) -> Array:
+    """Return the logarithms of `multi_scale`, which keep their order where scores are zero."""
+    maps = [each for images in scales for each in log_probability_maps(model, variables, images)]
+    maxima = jnp.stack([each.max((1, 2)) for each in maps])
+    return jax.nn.logsumexp(maxima, 0) - math.log(len(maxima))
 
 
 def multi_scale(model: nn.Module, variables: Any, scales: Sequence[Array]) -> Array:
-    """Class scores (N, classes) from all positions at several scales (OverFeat, section 3.3).
+    """Return class scores (N, classes) from all positions at several scales (OverFeat, 3.3).
 
     The maximum over positions of each class, at each scale and for the pictures and their mirror
     images, then the mean of these vectors. They are probabilities here, which the paper leaves
@@ -173,8 +187,7 @@ def multi_scale(model: nn.Module, variables: Any, scales: Sequence[Array]) -> Ar
     Raises:
         InputError: as `probability_maps`.
     """
-    maps = [each for images in scales for each in probability_maps(model, variables, images)]
-    return jnp.mean(jnp.stack([each.max((1, 2)) for each in maps]), 0)
+    return jnp.exp(log_multi_scale(model, variables, scales))
 
 
 def average_maps(maps: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]]) -> np.ndarray:

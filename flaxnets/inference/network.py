@@ -10,17 +10,19 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from flaxnets.data.plan import Plan, evaluation_plan
+from flaxnets.data.source import IMAGENET_STATISTICS
 from flaxnets.errors import InputError
-from flaxnets.inference.pictures import Preset
 from flaxnets.inference.run import load_run
 from flaxnets.models import create_model
-from flaxnets.recipes import recipe_for
+from flaxnets.recipes import Kind, Orientation, Preprocessing, Statistics, recipe_for
 from flaxnets.weights import load_weights, published_weights
 
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """`model.apply(variables, images)` of images that `preset` describes, and what it tells apart.
+    """`model.apply(variables, images)` of images that `plan` makes and `statistics` (mean and
+    deviation of each channel) normalise, and what it tells apart.
 
     `name` says where it came from: a workdir, a file, or the name of published weights. `dataset`
     is what `experiments/train.py` trained it on.
@@ -30,7 +32,8 @@ class Network:
     arch: str
     model: nn.Module
     variables: Any
-    preset: Preset
+    plan: Plan
+    statistics: Statistics
     class_names: tuple[str, ...]
     dataset: str | None = None
 
@@ -44,23 +47,35 @@ class NetworkOptions:
     weights: str | None = None
     """Published weights such as IMAGENET1K_V1; beside --checkpoint, their preprocessing alone."""
     checkpoint: pathlib.Path | None = None
-    """A file of weights instead, .safetensors or .pth."""
+    """A file of weights instead, of safetensors or torch."""
+    ema: bool = False
+    """Of a --checkpoint with raw and average weights, take the averages."""
     class_names: pathlib.Path | None = None
     """Text file with a line for each class; ImageNet's unless given."""
     workdir: pathlib.Path | None = None
     """A run of train.py instead of a name and weights."""
+    orientation: Orientation | None = None
+    """Pictures are turned upright as EXIF says, or taken as they are stored (torchvision's
+    reading); as in the run, or upright, unless given."""
 
     def open(self) -> Network:
         """Raises InputError for what is missing, contradictory or wrong."""
         if self.workdir is not None:
-            if self.arch or self.weights or self.checkpoint:
+            if self.arch or self.weights or self.checkpoint or self.ema:
                 raise InputError(
                     "--workdir names a network with its weights; give nothing beside it"
                 )
-            return from_workdir(self.workdir)
+            return from_workdir(self.workdir, self.orientation)
         if self.arch is None:
             raise InputError("no network given; expected --arch NAME or --workdir DIR")
-        return from_weights(self.arch, self.weights, self.checkpoint, self.class_names)
+        return from_weights(
+            self.arch,
+            self.weights,
+            self.checkpoint,
+            self.class_names,
+            ema=self.ema,
+            orientation=self.orientation,
+        )
 
 
 def imagenet_class_names() -> tuple[str, ...]:
@@ -69,20 +84,31 @@ def imagenet_class_names() -> tuple[str, ...]:
     return tuple(file.read_text("utf-8").splitlines())
 
 
-def from_workdir(path: pathlib.Path) -> Network:
-    """The newest checkpoint of a run of `experiments/train.py`.
+def from_workdir(path: pathlib.Path, orientation: Orientation | None = None) -> Network:
+    """Return the newest checkpoint of a run of `experiments/train.py`, with the plan of its
+    evaluation; `orientation` of pictures is the run's unless given.
 
     Raises InputError if there is none.
     """
     run = load_run(path)
-    mean, std = run.statistics
-    how = run.preprocessing
-    # config.json does not tell photographs from small images; the recipes of the latter crop all.
-    whole = how.resize == how.image_size and not run.dataset.startswith("folder:")
-    preset = Preset(how.image_size, None if whole else how.resize, mean=mean, std=std)
     return Network(
-        str(path), run.arch, run.model, run.variables, preset, run.class_names, run.dataset
+        str(path),
+        run.arch,
+        run.model,
+        run.variables,
+        oriented(run.plan, orientation),
+        run.statistics,
+        run.class_names,
+        run.dataset,
     )
+
+
+def oriented(plan: Plan, orientation: Orientation | None) -> Plan:
+    """Return the plan with another orientation of pictures, if one is given."""
+    if orientation is None or not plan.operations:
+        return plan
+    decode = dataclasses.replace(plan.decode, orientation=orientation)
+    return Plan((decode, *plan.operations[1:]))
 
 
 def from_weights(
@@ -90,43 +116,64 @@ def from_weights(
     weights: str | None = None,
     checkpoint: pathlib.Path | None = None,
     class_names: pathlib.Path | None = None,
+    *,
+    ema: bool = False,
+    orientation: Orientation | None = None,
+    kind: Kind = "photographs",
 ) -> Network:
     """Published weights, or those of a file.
 
     Args:
         arch: name of the network.
         weights: torchvision's name, such as "IMAGENET1K_V1"; beside a `checkpoint` it names the
-            preprocessing alone, without it that of the recipe for photographs is used, with
-            ImageNet's statistics: torchvision's own for its networks.
-        checkpoint: .safetensors, or .pth (which needs torch); nothing is downloaded.
+            preprocessing alone, without it that of the recipe for `kind` is used, with
+            ImageNet's statistics: for photographs torchvision's own for its networks.
+        checkpoint: a file of safetensors or torch; nothing is downloaded.
         class_names: a text file with a line for each class. ImageNet's names unless given, or
             numbers where there are not 1000 classes.
+        ema: take the average weights of a `checkpoint` that has raw ones as well.
+        orientation: of pictures; "upright" unless given.
+        kind: of the data, which decides the recipe whose preprocessing is used.
 
     Raises InputError for wrong names, and files that are absent, broken or of another network.
     """
     model = create_model(arch)
+    # Auxiliary heads are for training, and some files do not have them.
+    fields: dict[str, Any] = {"aux_logits": False} if hasattr(model, "aux_logits") else {}
+    model = model.clone(**fields)
+    if ema and checkpoint is None:
+        raise InputError("average weights are asked for of no file; expected --checkpoint FILE")
     if weights is None and checkpoint is None:
         raise InputError(
             f"no weights of {arch} given; expected --weights NAME or --checkpoint FILE"
         )
     row = None if weights is None else published_weights(arch, weights)
     if checkpoint is not None:
-        name, variables = str(checkpoint), load_weights(arch, checkpoint=checkpoint)
+        name = str(checkpoint)
+        variables = load_weights(arch, checkpoint=checkpoint, ema=ema, **fields)
     else:
         assert row is not None
         if not row.classes:
             raise InputError(f"the weights {row.name} of {arch} are features only, without classes")
-        name, variables = f"{arch} {row.name}", load_weights(arch, row.name)
+        name, variables = f"{arch} {row.name}", load_weights(arch, row.name, **fields)
     classes, channels = _outputs_and_channels(model, variables)
     if row is not None:
         mean, std = row.statistics
-        preset = Preset(row.crop, row.resize, "bilinear", mean, std)
+        how = Preprocessing(image_size=row.crop, resize=row.resize, interpolation=row.interpolation)
+        kind = "photographs"
     else:
-        how = recipe_for(arch, "photographs").preprocessing
-        preset = Preset(how.image_size, how.resize)
-    preset = dataclasses.replace(preset, mean=preset.mean[:channels], std=preset.std[:channels])
-    model = model.clone(num_classes=classes)
-    return Network(name, arch, model, variables, preset, _class_names(class_names, classes))
+        mean, std = IMAGENET_STATISTICS
+        how = recipe_for(arch, kind).preprocessing
+    plan = oriented(evaluation_plan(how, kind, channels), orientation)
+    return Network(
+        name,
+        arch,
+        model.clone(num_classes=classes),
+        variables,
+        plan,
+        (mean[:channels], std[:channels]),
+        _class_names(class_names, classes),
+    )
 
 
 def _class_names(path: pathlib.Path | None, classes: int) -> tuple[str, ...]:

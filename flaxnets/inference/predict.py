@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from flaxnets.inference.views import mean_probabilities, view_logits
+from flaxnets.inference.views import mean_log_probabilities, view_logits
 from flaxnets.training.parallel import DataParallel
 from flaxnets.training.step import AXIS, normalize, scores
 
@@ -21,18 +21,18 @@ from flaxnets.training.step import AXIS, normalize, scores
 def make_predict_step(
     model: nn.Module, statistics: tuple[Sequence[float], Sequence[float]]
 ) -> Callable[[Any, dict[str, jax.Array]], dict[str, jax.Array]]:
-    """`(variables, batch with "mask") -> {"probabilities": (N, classes), "label", "mask"}` of the
-    whole batch, on every device.
+    """Return `(variables, batch with "mask") -> {"log_probabilities", "label", "mask"}`, whose
+    results (N, classes), (N,) and (N,) are those of the whole batch, on every device.
 
     The batch has images (N, H, W, C), or views (N, V, H, W, C) under one key or several that start
-    with "image"; probabilities are averaged over all of them (`views.mean_probabilities`).
+    with "image"; probabilities are averaged over all of them (`views.mean_log_probabilities`).
     """
 
     def predict_step(variables: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         images = [value for key, value in batch.items() if key.startswith("image")]
         views = [normalize(x if x.ndim == 5 else x[:, None], *statistics) for x in images]
-        probabilities = mean_probabilities([view_logits(model, variables, x) for x in views])
-        own = {"probabilities": probabilities, "label": batch["label"], "mask": batch["mask"]}
+        means = mean_log_probabilities([view_logits(model, variables, x) for x in views])
+        own = {"log_probabilities": means, "label": batch["label"], "mask": batch["mask"]}
         return lax.all_gather(own, AXIS, tiled=True)
 
     return predict_step
@@ -45,21 +45,32 @@ def predict(
     statistics: tuple[Sequence[float], Sequence[float]],
     parallel: DataParallel,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Probabilities (N, classes), float32, and labels (N,), int32, of every example once, in the
-    order of `batches` (of `data.eval_batches`, which masks what pads the last one).
+    """Return log-probabilities (N, classes), float32, and labels (N,), int32, of every example
+    once, in the order of `batches` (of `data.eval_batches`, which masks what pads the last one).
     """
     step = parallel.map(make_predict_step(model, statistics))
     variables = parallel.replicate(variables)
-    probabilities, labels = [], []
+    log_probabilities, labels = [], []
     for batch in batches:
         result = jax.device_get(step(variables, parallel.shard(batch)))
         examples = result["mask"] == 1
-        probabilities.append(result["probabilities"][examples])
+        log_probabilities.append(result["log_probabilities"][examples])
         labels.append(result["label"][examples])
-    return np.concatenate(probabilities), np.concatenate(labels)
+    return np.concatenate(log_probabilities), np.concatenate(labels)
 
 
-def accuracy(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Means over all examples: "top1", "top5" and "loss" (cross entropy)."""
-    values = scores(jnp.log(probabilities), jnp.asarray(labels))
+def mean_of_members(log_probabilities: Sequence[np.ndarray]) -> np.ndarray:
+    """Return the logarithms (N, classes), float32, of the probabilities averaged over networks."""
+    members = np.stack(log_probabilities).astype(np.float64)
+    with np.errstate(invalid="ignore"):  # of a network that gives NaN, which stays
+        sums = np.logaddexp.reduce(members)
+    return (sums - np.log(len(members))).astype(np.float32)
+
+
+def accuracy(log_probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Return means over all examples: "top1", "top5" and "loss" (cross entropy).
+
+    Equal values count as in training (`training.step.scores`).
+    """
+    values = scores(jnp.asarray(log_probabilities), jnp.asarray(labels))
     return {name: float(np.asarray(value).mean(dtype=np.float64)) for name, value in values.items()}

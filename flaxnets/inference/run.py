@@ -7,9 +7,10 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from flaxnets.data.plan import Plan, evaluation_plan
 from flaxnets.errors import InputError
 from flaxnets.models import create_model
-from flaxnets.recipes import Preprocessing
+from flaxnets.recipes import Kind, Preprocessing
 from flaxnets.training.checkpoints import Checkpoints
 from flaxnets.training.workdir import read_json
 
@@ -23,7 +24,7 @@ class TrainedRun:
     dataset: str
     model: nn.Module
     variables: Any
-    preprocessing: Preprocessing
+    plan: Plan  # of evaluation
     statistics: tuple[tuple[float, ...], tuple[float, ...]]  # as `data.Source.statistics`
     class_names: tuple[str, ...]
 
@@ -51,7 +52,7 @@ def load_run(path: pathlib.Path) -> TrainedRun:
             "model": create_model(
                 config["arch"], num_classes=len(class_names) or 1, dtype=jnp.dtype(config["dtype"])
             ),
-            "preprocessing": Preprocessing(**config["preprocessing"]),
+            "plan": _evaluation_plan(config),
             "statistics": (tuple(mean), tuple(std)),
         }
     except InputError:
@@ -60,3 +61,19 @@ def load_run(path: pathlib.Path) -> TrainedRun:
         raise InputError(f"{path / 'config.json'} is not that of a training run") from error
     variables = Checkpoints(path / "checkpoints", read_only=True).restore_variables()
     return TrainedRun(path=path, variables=variables, class_names=class_names, **described)
+
+
+def _evaluation_plan(config: dict[str, Any]) -> Plan:
+    if "plan" in config:
+        return Plan.from_json(config["plan"]["evaluation"])
+    # A run from before plans were written down. Its evaluation was bilinear, and read photographs
+    # as they are stored; the recipes of small images crop nothing.
+    values, dataset = config["preprocessing"], config["dataset"]
+    size, resize, channels = values["image_size"], values["resize"], config["input_shape"][-1]
+    kind: Kind = "photographs"
+    if config["input_shape"][0] == 1:
+        kind = "rows"
+    elif not dataset.startswith("folder:") and (resize == size or ":" in dataset):
+        kind = "small images"
+    how = Preprocessing(image_size=size, resize=resize, orientation="stored")
+    return evaluation_plan(how, kind, channels)

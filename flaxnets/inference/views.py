@@ -21,19 +21,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image
 
+from flaxnets.data.pixels.crop import CenterCrop, center
+from flaxnets.data.pixels.decode import as_array
+from flaxnets.data.pixels.resize import cover, scale_short_side
+from flaxnets.data.plan import Plan
 from flaxnets.errors import InputError
 from flaxnets.inference.dense import SIX_SCALES, convolutionize
-from flaxnets.inference.pictures import Preset, as_array, cover, resize, scale_short_side
 
 Views: TypeAlias = Literal["center", "ten-crop", "random-10", "multi-scale"]
-
-
-def center_crop(image: np.ndarray, crop: int) -> np.ndarray:
-    """The central (crop, crop, C) of (H, W, C), at the offset that torchvision rounds to."""
-    top, left = (round((size - crop) / 2) for size in image.shape[:2])
-    return image[top : top + crop, left : left + crop]
 
 
 def ten_crop(image: np.ndarray, crop: int) -> np.ndarray:
@@ -45,7 +41,7 @@ def ten_crop(image: np.ndarray, crop: int) -> np.ndarray:
     for side in (image, image[:, ::-1]):
         for top, left in ((0, 0), (0, right), (bottom, 0), (bottom, right)):
             views.append(side[top : top + crop, left : left + crop])
-        views.append(center_crop(side, crop))
+        views.append(center(side, crop))
     return np.stack(views)
 
 
@@ -60,36 +56,39 @@ def random_crops(image: np.ndarray, crop: int, seed: Sequence[int], count: int =
     return np.stack(views)
 
 
-def check_views(views: Views, preset: Preset) -> None:
-    """Raises InputError if they make no sense for a network that is fed so."""
-    if views != "center" and preset.resize is None:
+def check_views(views: Views, plan: Plan) -> None:
+    """Raises InputError if they make no sense for a network that is fed by that plan."""
+    if views != "center" and not isinstance(plan.window, CenterCrop):
         raise InputError(
-            f"this network reads the whole picture at {preset.crop}x{preset.crop} pixels, of which "
+            f"this network reads the whole picture at {plan.size}x{plan.size} pixels, of which "
             f"there are no {views} views; expected --views center"
         )
 
 
 def views_of(
-    picture: Image.Image, preset: Preset, views: Views, seed: Sequence[int] = (0,)
+    raw: bytes | np.ndarray,
+    plan: Plan,
+    views: Views,
+    seed: Sequence[int] = (0,),
+    name: str = "the picture",
 ) -> dict[str, np.ndarray]:
-    """uint8 (V, height, width, C) for each size of view, under keys that start with "image".
+    """Return uint8 (V, height, width, C) for each size of view, under keys that start with "image",
+    of a raw picture that `name` stands for in messages.
 
-    Raises InputError as `check_views`, and if the picture is too long to be scaled.
+    Raises InputError as `check_views`, and if the picture is damaged or too long to be scaled.
     """
-    check_views(views, preset)
-    how = preset.interpolation
+    check_views(views, plan)
+    if views == "center":
+        return {"image": plan(raw, name=name)[None]}
+    image, window = plan.decode(raw, name=name).image, plan.window
     if views == "multi-scale":
-        sizes = [tuple(round(n * preset.crop / 221) for n in size) for size in SIX_SCALES]
-        images = [as_array(cover(picture, size, how)) for size in sizes]
+        sizes = [tuple(round(n * window.size / 221) for n in size) for size in SIX_SCALES]
+        images = [as_array(cover(image, size, window.interpolation)) for size in sizes]
         return {f"image{i}": np.stack([x, x[:, ::-1]]) for i, x in enumerate(images)}
-    if preset.resize is None:
-        return {"image": as_array(resize(picture, (preset.crop, preset.crop), how))[None]}
-    image = as_array(scale_short_side(picture, preset.resize, how))
+    pixels = as_array(scale_short_side(image, window.resize, window.interpolation))
     if views == "ten-crop":
-        return {"image": ten_crop(image, preset.crop)}
-    if views == "random-10":
-        return {"image": random_crops(image, preset.crop, seed)}
-    return {"image": center_crop(image, preset.crop)[None]}
+        return {"image": ten_crop(pixels, window.size)}
+    return {"image": random_crops(pixels, window.size, seed)}
 
 
 VIEWS_PER_SIZE = {"center": 1, "ten-crop": 10, "random-10": 10, "multi-scale": 2}
@@ -111,23 +110,26 @@ def view_logits(model: nn.Module, variables: Any, images: jax.Array) -> jax.Arra
     return logits.astype(jnp.float32).reshape(*images.shape[:2], *logits.shape[1:])
 
 
-def mean_probabilities(logits: Sequence[jax.Array]) -> jax.Array:
-    """Class probabilities (N, classes), averaged over the views in all of `logits`, which are those
-    of `view_logits`. Of a map counts the maximum over positions.
+def mean_log_probabilities(logits: Sequence[jax.Array]) -> jax.Array:
+    """Return the logarithms (N, classes) of the class probabilities averaged over all views.
+
+    `logits` are those of `view_logits`, one array for each size of view. Each class has its largest
+    probability over the positions of a map. The mean is taken of logarithms, by log-sum-exp: in
+    float32 a probability below 1e-45 is zero.
     """
-    probabilities = [jax.nn.softmax(x) for x in logits]
-    probabilities = [x.max((2, 3)) if x.ndim == 5 else x for x in probabilities]
-    mean = jnp.concatenate(probabilities, 1).mean(1)
-    return mean / mean.sum(1, keepdims=True)  # maxima of different positions exceed one
+    logs = [jax.nn.log_softmax(x) for x in logits]
+    logs = [x.max((2, 3)) if x.ndim == 5 else x for x in logs]
+    sums = jax.nn.logsumexp(jnp.concatenate(logs, 1), 1)
+    return jax.nn.log_softmax(sums)  # divides by the number of views, and maxima add up to more
 
 
 def view_batches(
-    examples: Iterable[dict[str, Any]],
+    elements: Iterable[Any],
     batch_size: int,
-    prepare: Callable[[int, Any], dict[str, np.ndarray]],
+    prepare: Callable[[int, Any], tuple[dict[str, np.ndarray], Any]],
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Batches of `prepare(index, image)` beside "label" and "mask", as `data.eval_batches` makes
-    them: the last one is padded with zeros.
+    """Yield batches of views beside "label" and "mask", as `data.eval_batches` makes them: the last
+    one is padded with zeros. `prepare(index, element)` gives an example's views and its label.
 
     Pictures are prepared by a thread per core, up to a batch ahead.
     """
@@ -136,15 +138,15 @@ def view_batches(
         stacked = np.stack(values)
         return np.pad(stacked, [(0, batch_size - len(values))] + [(0, 0)] * (stacked.ndim - 1))
 
-    def batch(waiting: list[tuple[Any, concurrent.futures.Future]]) -> dict[str, np.ndarray]:
-        prepared = [{**job.result(), "label": label} for label, job in waiting]
+    def batch(waiting: list[concurrent.futures.Future]) -> dict[str, np.ndarray]:
+        prepared = [{**views, "label": label} for views, label in (job.result() for job in waiting)]
         mask = (np.arange(batch_size) < len(prepared)).astype(np.float32)
         return {key: pad([x[key] for x in prepared]) for key in prepared[0]} | {"mask": mask}
 
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         jobs: collections.deque[Any] = collections.deque()
-        for index, example in enumerate(examples):
-            jobs.append((example["label"], pool.submit(prepare, index, example["image"])))
+        for index, element in enumerate(elements):
+            jobs.append(pool.submit(prepare, index, element))
             if len(jobs) == 2 * batch_size:
                 yield batch([jobs.popleft() for _ in range(batch_size)])
         while jobs:

@@ -19,7 +19,8 @@ Policy: TypeAlias = Literal[
     "auto_augment_cifar10",
     "auto_augment_svhn",
 ]
-Interpolation: TypeAlias = Literal["nearest", "bilinear"]
+Interpolation: TypeAlias = Literal["bilinear", "bicubic"]
+Orientation: TypeAlias = Literal["upright", "stored"]
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,12 @@ class Preprocessing:
     policy: Policy = "none"
     """What else is done to a training image: TrivialAugment-wide, RandAugment (2 operations,
     magnitude 9 of 31), or one of AutoAugment's learnt policies."""
-    interpolation: Interpolation = "nearest"
-    """Of the policy's rotations, shears and translations; torchvision's recipes: bilinear."""
+    grayscale: float = 0.0
+    """Probability that a training image loses its colours (RGB images)."""
+    interpolation: Interpolation = "bilinear"
+    """How pixels are interpolated: in resizing, with antialiasing, and in a policy's rotations."""
+    orientation: Orientation = "upright"
+    """Photographs are turned upright as EXIF says, or taken as they are stored (torchvision's)."""
     pca_std: float = 0.1
     """Standard deviation of the PCA colour coefficients (RGB images); 0 for none."""
     repeats: int = 1
@@ -54,6 +59,7 @@ class Preprocessing:
         """Raises InputError for values that no image can have."""
         _check_positive(self, "image_size", "repeats")
         _check_not_negative(self, "train_size", "pad", "pca_std")
+        _check_share(self, "grayscale")
         if self.resize_max and self.resize_max < self.resize:
             raise InputError(
                 f"resize max {self.resize_max} is smaller than resize {self.resize}; expected 0 or "

@@ -26,7 +26,7 @@ NEW = Recipe(
     ema_decay=1 - 2e-5 * 1024 * 32 / 600, ema_steps=32,
     preprocessing=Preprocessing(
         train_size=176, resize=232, crop="random_resized",
-        policy="trivial_augment_wide", interpolation="bilinear", pca_std=0.0, repeats=4,
+        policy="trivial_augment_wide", pca_std=0.0, repeats=4,
     ),
 )  # fmt: skip
 

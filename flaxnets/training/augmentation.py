@@ -111,12 +111,28 @@ def mixup_or_cutmix(
 
 
 def cropped(batch: Mapping[str, Any], pad: int) -> jax.Array:
-    """The images of a batch of `flaxnets.data.train_batches`, cropped and mirrored where it says so
-    (He et al. 2015, section 4.2).
+    """Return the images of a batch of `flaxnets.data.train_batches`, cropped and mirrored where it
+    says so (He et al. 2015, section 4.2).
     """
+    images = batch["image"]
+    if "offset" not in batch and "mirrored" not in batch:
+        return images
     if "offset" not in batch:
-        return batch["image"]
-    return crop_and_flip(batch["image"], batch["offset"], batch["mirrored"], pad)
+        pad = 0
+    count = len(images)
+    offsets = batch.get("offset", jnp.zeros((count, 2), jnp.int32))
+    return crop_and_flip(images, offsets, batch.get("mirrored", jnp.zeros(count, bool)), pad)
+
+
+def shifted(images: jax.Array, batch: Mapping[str, Any], unit: jax.Array | float) -> jax.Array:
+    """Return `images` (N, H, W, C) with the shift of colours that the batch has for each, if it has
+    any (Krizhevsky et al. 2012, section 4.1). `unit`, a number or C of them, is how far apart black
+    and white are in `images`.
+    """
+    if "colour" not in batch:
+        return images
+    shift = jnp.reshape(batch["colour"], (len(images), 1, 1, -1))
+    return images + shift * jnp.reshape(jnp.asarray(unit), (1, 1, 1, -1))
 
 
 def crop_and_flip(

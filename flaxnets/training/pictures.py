@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from flaxnets.training.augmentation import cropped
+from flaxnets.training.augmentation import cropped, shifted
 
 PICTURED = 16  # images of a picture
 
@@ -72,4 +72,5 @@ def draw_batch(batch: Mapping[str, Any], class_names: tuple[str, ...], pad: int)
     few = {name: values[: min(PICTURED, len(images))] for name, values in batch.items()}
     few["image"] = images[:PICTURED]
     captions = [class_names[label] for label in few["label"]]
-    return draw_grid(list(np.asarray(cropped(few, pad))), captions)
+    shown = np.round(shifted(cropped(few, pad), few, 255.0))
+    return draw_grid(list(np.clip(shown, 0, 255).astype(np.uint8)), captions)

@@ -125,6 +125,7 @@ def make_train_step(
         erasing, blending = jax.random.split(key)
         images = augmentation.cropped(batch, recipe.preprocessing.pad)
         images, labels = normalize(images, *statistics), batch["label"]
+        images = augmentation.shifted(images, batch, 1 / jnp.array(statistics[1], jnp.float32))
         if recipe.random_erasing:
             images = augmentation.random_erasing(images, erasing, recipe.random_erasing)
         if recipe.mixup or recipe.cutmix:

@@ -7,10 +7,12 @@
 import fcntl
 import io
 import json
+import math
 import os
 import pathlib
 import warnings
 import weakref
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -77,19 +79,20 @@ class Workdir:
         return self.path / "checkpoints"
 
     def rows(self) -> list[Row]:
-        """The epochs logged so far."""
+        """Return the epochs logged so far; a number that was not finite is NaN."""
         if not self._metrics.exists():
             return []
         *lines, _ = self._metrics.read_text().split("\n")  # the last is empty, or cut by a kill
         try:
-            return [json.loads(line) for line in lines]
+            rows = [json.loads(line) for line in lines]
         except json.JSONDecodeError as error:
             raise InputError(f"{self._metrics} is damaged: a line of it is no JSON") from error
+        return [{k: math.nan if v is None else v for k, v in row.items()} for row in rows]
 
     def forget_after(self, step: int) -> None:
         """Drops what was logged after the checkpoint from which the run goes on."""
         rows = [row for row in self.rows() if row["step"] <= step]
-        _write(self._metrics, "".join(json.dumps(row) + "\n" for row in rows))
+        _write(self._metrics, "".join(json_text(row) + "\n" for row in rows))
         self._logged_until = step
 
     @property
@@ -115,7 +118,7 @@ class Workdir:
     def log(self, row: Row) -> None:
         """One epoch."""
         with self._metrics.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(json_text(row) + "\n")
         for name, value in row.items():
             if name not in ("epoch", "step"):
                 self.scalar(name, value, row["step"])
@@ -145,7 +148,7 @@ class Workdir:
     def finish(self, summary: Row, title: str) -> None:
         """Write the summary and draw the learning curve, unless this step was summarized before."""
         if not self._is_summarized(summary["steps"]):
-            _write(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
+            _write(self.path / "summary.json", json_text(summary, indent=2) + "\n")
             draw_learning_curve(self.rows(), self.path / "learning_curve.png", title)
         self.close()
 
@@ -219,6 +222,19 @@ def read_json(path: pathlib.Path) -> Any:
         return json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError too
         raise InputError(f"{path} is damaged: it is no JSON") from error
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """Return `value` as JSON, which has no NaN and no infinity: null stands for either."""
+    return json.dumps(_finite(value), indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _write(path: pathlib.Path, content: str | bytes) -> None:

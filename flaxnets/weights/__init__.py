@@ -4,7 +4,8 @@ variables = load_weights("resnet50", "IMAGENET1K_V2")
 variables = load_weights("vgg16", checkpoint="mine.safetensors")
 """
 
-from flaxnets.weights.loading import WeightsWarning, find_weights, load_into, load_weights
+from flaxnets.weights.files import WeightsWarning
+from flaxnets.weights.loading import find_weights, load_into, load_weights
 from flaxnets.weights.published import PublishedWeights, list_weights, published_weights
 
 __all__ = [

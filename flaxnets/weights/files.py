@@ -1,55 +1,161 @@
 """Files of weights, of torch and of safetensors, as arrays under torchvision's keys."""
 
-import importlib.util
+import collections
+import dataclasses
 import pathlib
 import re
-from collections.abc import Mapping
+import warnings
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from flaxnets.convert import as_numpy
-from flaxnets.errors import InputError, one_of
+from flaxnets.convert import list_keys
+from flaxnets.errors import InputError, InputWarning
+from flaxnets.weights.torch_files import Tensor, is_torch_file, read_torch_file
 
-SUFFIXES = (".safetensors", ".pth", ".pt")
+SUFFIXES = (".safetensors", ".pth", ".pt")  # of files that are written
 StateDict = dict[str, np.ndarray]  # torch's keys and layout
 
 # Keys of files to the keys of torchvision's networks.
 RENAMED = (
+    # torch's wrappers for several devices, for averages and for compilation, at any level
+    (r"(?<![^.])(?:module|_orig_mod)\.", ""),
     # timm's VGG, whose linear layers over a map are convolutions (timm/models/vgg.py, `ConvMlp`)
     (r"^pre_logits\.fc1\.", "classifier.0."),
     (r"^pre_logits\.fc2\.", "classifier.3."),
     (r"^head\.fc\.", "classifier.6."),
     # torchvision's DenseNet files, older than its rule against dots in the names of modules
     (r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2."),
-    # torch's wrappers for several devices and for compilation
-    (r"^(?:(?:module|_orig_mod)\.)+", ""),
 )
+AVERAGES = {"ema", "swa", "average", "averaged", "avg", "shadow"}  # words in the names of averages
+AVERAGED = "n_averaged"  # torch.optim.swa_utils.AveragedModel's counter
+OPTIMIZER = "param_groups"  # in the state of every optimizer of torch
+MAX_NESTING, MAX_NAME = 8, 255  # of the dictionaries in a checkpoint
+
+
+class WeightsWarning(InputWarning):
+    """The weights are not used as they are: of several, some are taken; a part is freshly
+    initialised, adapted or left out.
+    """
 
 
 def torchvision_keys(state_dict: Mapping[str, np.ndarray]) -> StateDict:
-    """The keys of timm and of older files as torchvision has them; other keys stay."""
+    """Return the arrays under torchvision's keys for those of timm, of older files and of torch's
+    wrappers; other keys stay.
+    """
     renamed = {}
     for key, value in state_dict.items():
         if key.startswith("pre_logits.") and value.ndim == 4:
             value = value.reshape(len(value), -1)
         for pattern, replacement in RENAMED:
             key = re.sub(pattern, replacement, key)
-        renamed[key] = value
+        renamed.setdefault(key, value)
     return renamed
 
 
-def read_weights(path: pathlib.Path) -> StateDict:
-    """The arrays of a safetensors or torch file, by its suffix, under torchvision's keys.
+@dataclasses.dataclass(frozen=True)
+class _Match:
+    """Weights of the network at one place of a file, under a common prefix of their keys."""
 
-    Raises InputError if the file is absent, broken, or holds something else.
+    place: str
+    prefix: str
+    arrays: StateDict
+    hits: int
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        """Of two that have the same keys of the network, the one with fewer others is better."""
+        return self.hits, -sum(key.startswith(self.prefix) for key in self.arrays)
+
+    @property
+    def name(self) -> str:
+        return f"{self.place}.{self.prefix}".strip(".")
+
+    @property
+    def is_average(self) -> bool:
+        words = re.split("[._]", self.name.lower())
+        return f"{self.prefix}{AVERAGED}" in self.arrays or not AVERAGES.isdisjoint(words)
+
+
+def read_weights(path: pathlib.Path, keys: Collection[str], *, ema: bool = False) -> StateDict:
+    """Return a network's arrays from a safetensors or torch file, whose bytes tell which it is.
+
+    They are where the most keys of the network are found: in any dictionary of a checkpoint, after
+    any prefix. Keys outside that dictionary or without that prefix are left out.
+
+    Args:
+        path: the file.
+        keys: torch's keys of the network.
+        ema: take average weights; raw ones otherwise, if the file has both.
+
+    Returns:
+        Arrays in torch's layout, of the file's own types of numbers, under torchvision's keys, with
+        those that the network does not have. Those of torch files are read-only, on the file's
+        pages. Warns (WeightsWarning) of raw weights where averages are in the file too.
+
+    Raises:
+        InputError: the file is absent, broken, or holds something else.
     """
     if not path.is_file():
         raise InputError(f"no file {path}; tools/convert_torchvision.py writes one")
-    one_of(SUFFIXES, path.suffix, f"suffix of {path}")
-    read = _read_safetensors if path.suffix == ".safetensors" else _read_torch
-    return torchvision_keys(read(path))
+    found = list(_state_dicts(_read(path)))
+    if not found:
+        raise InputError(f"{path} holds no state_dict; save model.state_dict()")
+    matches = [match for place, arrays in found for match in _matches(place, arrays, keys)]
+    most = max((match.hits for match in matches), default=0)
+    matches = [match for match in matches if 2 * match.hits >= most]
+    averages = [match for match in matches if match.is_average]
+    raw = [match for match in matches if not match.is_average]
+    if ema and not averages:
+        raise InputError(f"{path} holds no average weights, only raw ones; leave out ema (--ema)")
+    if not matches:  # of another network: the converter says what is missing
+        return max((arrays for _, arrays in found), key=len)
+    chosen = max(averages if ema or not raw else raw, key=lambda match: match.rank)
+    if averages and not chosen.is_average:
+        warn(
+            f"{path} holds raw weights ({chosen.name or 'at its top'}) and average weights "
+            f"({averages[0].name}): the raw ones are taken; ema=True, or --ema, takes the averages",
+            above=3,
+        )
+    prefixes = {match.prefix for match in matches if match.place == chosen.place}
+    outside = [k for k in chosen.arrays if not k.startswith(tuple(prefixes)) and not _is_counter(k)]
+    if outside:
+        named = list_keys("not", outside)
+        warn(f"{path}: only keys after {chosen.prefix!r} are taken; {named}", above=3)
+    start = len(chosen.prefix)
+    inner = tuple(prefix for prefix in prefixes if len(prefix) > start)  # other weights
+    return torchvision_keys(
+        {
+            key[start:]: array
+            for key, array in chosen.arrays.items()
+            if key.startswith(chosen.prefix) and not key.startswith(inner) and not _is_counter(key)
+        }
+    )
+
+
+def _is_counter(key: str) -> bool:
+    return key.rpartition(".")[2] == AVERAGED
+
+
+def warn(sentence: str, above: int) -> None:
+    """Warn at the caller of load_weights, so many calls above the caller of this function."""
+    warnings.warn(sentence, WeightsWarning, stacklevel=above + 2)
+
+
+def _read(path: pathlib.Path) -> Any:
+    try:
+        with path.open("rb") as file:
+            start = file.read(32)
+    except OSError as error:
+        raise InputError(f"cannot read {path} ({error.strerror})") from error
+    if is_torch_file(start):
+        return read_torch_file(path)
+    if start[8:9] == b"{":  # safetensors: the length of its header, in JSON
+        return _read_safetensors(path)
+    raise InputError(f"{path} is neither a torch file nor a safetensors file")
 
 
 def _read_safetensors(path: pathlib.Path) -> StateDict:
@@ -61,28 +167,34 @@ def _read_safetensors(path: pathlib.Path) -> StateDict:
         raise InputError(f"{path} holds numbers that NumPy lacks ({error}); use float32") from error
 
 
-def _read_torch(path: pathlib.Path) -> StateDict:
-    """Checkpoints of training scripts nest the weights under "model" or "state_dict"."""
-    if not torch_is_installed():
-        raise InputError(
-            f"reading {path} takes torch: install it, or convert the file to safetensors where it "
-            f"is with tools/convert_torchvision.py"
-        )
-    import torch
+def _state_dicts(saved: Any) -> Iterator[tuple[str, StateDict]]:
+    """Yield the arrays of each dictionary in a file that has some, and its place, such as "model".
 
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # broken bytes make the unpickler raise almost anything
-        raise InputError(
-            f"{path} is not a complete file of torch weights, or holds more than tensors"
-        ) from error
-    for key in ("model", "state_dict"):
-        loaded = loaded.get(key, loaded) if isinstance(loaded, dict) else loaded
-    named = isinstance(loaded, dict) and all(isinstance(key, str) for key in loaded)
-    if not (named and all(isinstance(value, torch.Tensor) for value in loaded.values())):
-        raise InputError(f"{path} holds no state_dict; save model.state_dict()")
-    return {key: as_numpy(value) for key, value in loaded.items()}
+    Optimizers have arrays, too, under keys like those of the network: they are passed over.
+    """
+    waiting, seen = collections.deque([("", saved, 0)]), set()
+    while waiting:
+        place, value, depth = waiting.popleft()
+        if not isinstance(value, dict) or OPTIMIZER in value or id(value) in seen:
+            continue
+        seen.add(id(value))
+        named = {k: v for k, v in value.items() if isinstance(k, str) and len(k) <= MAX_NAME}
+        arrays = {k: v.array() if isinstance(v, Tensor) else v for k, v in named.items()}
+        arrays = {k: v for k, v in arrays.items() if isinstance(v, np.ndarray)}
+        if arrays:
+            yield place, torchvision_keys(arrays)
+        if depth < MAX_NESTING:
+            waiting.extend((f"{place}.{k}".strip("."), v, depth + 1) for k, v in named.items())
 
 
-def torch_is_installed() -> bool:
-    return importlib.util.find_spec("torch") is not None
+def _matches(place: str, arrays: StateDict, keys: Collection[str]) -> Iterator[_Match]:
+    """Yield each prefix after which keys of the network are found, and how many."""
+    depth = max(key.count(".") for key in keys) + 1
+    hits: collections.Counter[str] = collections.Counter()
+    for key in arrays:
+        parts = key.split(".")
+        for first in range(max(len(parts) - depth, 0), len(parts)):
+            if ".".join(parts[first:]) in keys:
+                hits["".join(f"{part}." for part in parts[:first])] += 1
+    for prefix, count in hits.items():
+        yield _Match(place, prefix, arrays, count)

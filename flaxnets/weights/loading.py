@@ -4,7 +4,6 @@ import functools
 import math
 import pathlib
 import re
-import warnings
 from typing import Any
 
 import jax
@@ -12,16 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from flaxnets.convert import from_torch, to_torch, torch_keys
+from flaxnets.convert import IGNORED, fits, from_torch, list_keys, to_torch, torch_keys
 from flaxnets.errors import InputError
 from flaxnets.models import create_model
-from flaxnets.weights.download import Source, fetch
-from flaxnets.weights.files import StateDict, read_weights
+from flaxnets.weights.download import fetch
+from flaxnets.weights.files import StateDict, read_weights, warn
 from flaxnets.weights.published import PublishedWeights, published_weights
-
-
-class WeightsWarning(UserWarning):
-    """The weights do not fit as they are: a part is freshly initialised, or adapted."""
 
 
 def load_weights(
@@ -31,7 +26,7 @@ def load_weights(
     num_classes: int | None = None,
     in_channels: int | None = None,
     checkpoint: str | pathlib.Path | None = None,
-    source: Source | None = None,
+    ema: bool = False,
     seed: int = 0,
     **fields: Any,
 ) -> Any:
@@ -46,25 +41,28 @@ def load_weights(
     Args:
         arch: name of the network.
         name: torchvision's name of the weights, or "DEFAULT" for the most accurate.
-        num_classes: as many as the weights tell apart unless given; with another number the last
-            layer (also of auxiliary heads) is freshly initialised.
+        num_classes: as many as the weights tell apart unless given. If given, what the weights lack
+            is freshly initialised: the last layer (also of auxiliary heads) if they tell another
+            number apart, a head or an auxiliary head that they do not have.
         in_channels: as many as the weights read unless given; the kernel of the first convolution
             is summed over its channels for one, repeated and scaled for another number, as in
             timm's `adapt_input_conv` (timm/models/_manipulate.py).
-        checkpoint: a file instead of published weights, of any network: .safetensors, or .pth and
-            .pt (which need torch), under torch's or timm's keys. Nothing is downloaded.
-        source: "torchvision" for its .pth files (need torch), "timm" for safetensors; torchvision
-            where torch is installed unless given.
+        checkpoint: a file instead of published weights, of any network: of safetensors or torch,
+            under torch's or timm's keys, also inside a training script's checkpoint and with a
+            prefix before every key. Nothing is downloaded.
+        ema: take the average weights of a file that has raw ones as well.
         seed: of what is freshly initialised.
         fields: of the network, as for `create_model`, where they change its variables.
 
     Returns:
-        A tree of NumPy arrays, float32, as `model.init` gives them. Warns (WeightsWarning) if a
-        part is not the weights' own.
+        A tree of NumPy arrays, float32, as `model.init` gives them; without `num_classes` it has no
+        auxiliary heads if the weights have none. Warns (WeightsWarning) if a part is not the
+        weights' own.
 
     Raises:
-        InputError: an unknown name; a file that is absent, broken, or of another network; weights
-            that cannot be downloaded, or whose SHA-256 is not the published one.
+        InputError: an unknown name; a file that is absent, broken, of another network, or without
+            a head where `num_classes` is not given; weights that cannot be downloaded, or whose
+            SHA-256 is not the published one.
     """
     if num_classes is not None:
         fields["num_classes"] = num_classes
@@ -78,7 +76,7 @@ def load_weights(
         model.input_shape,
         num_classes=num_classes,
         in_channels=in_channels,
-        source=source,
+        ema=ema,
         seed=seed,
     )
 
@@ -96,10 +94,10 @@ def load_into(
     *,
     num_classes: int | None = None,
     in_channels: int | None = None,
-    source: Source | None = None,
+    ema: bool = False,
     seed: int = 0,
 ) -> Any:
-    """`load_weights` for a network at hand.
+    """Do what `load_weights` does, for a network at hand.
 
     Args:
         model: a network of the library.
@@ -108,14 +106,23 @@ def load_into(
         num_classes, in_channels: those of the weights unless given.
     """
     published = isinstance(start, PublishedWeights)
-    state_dict = read_weights(fetch(start, source) if published else start)
+    path = fetch(start) if published else start
     fresh = start.fresh if published else None
     if getattr(model, "transform_input", False):  # for RGB only; no variable depends on it
         model = model.clone(transform_input=False)
     shapes = _shapes(model, input_shape)
-    if not getattr(model, "aux_logits", True):  # torchvision's files have the heads always
-        for key in _shapes(model, input_shape, aux_logits=True).keys() - shapes.keys():
-            state_dict.pop(key, None)
+    auxiliary: set[str] = set()
+    if hasattr(model, "aux_logits"):
+        others = _shapes(model, input_shape, aux_logits=not model.aux_logits)
+        auxiliary = shapes.keys() ^ others.keys()
+    state_dict = read_weights(path, shapes.keys() | auxiliary, ema=ema)
+    state_dict = {key: v for key, v in state_dict.items() if not key.endswith(IGNORED)}
+    lacking = (auxiliary & shapes.keys()) - state_dict.keys()
+    if lacking and num_classes is None:
+        model, lacking = model.clone(aux_logits=False), set()
+        shapes = {key: shape for key, shape in shapes.items() if key not in auxiliary}
+    for key in auxiliary - shapes.keys():  # torchvision's files have the heads always
+        state_dict.pop(key, None)
 
     # The heads, and what reads the image, are what changes with their number.
     usual, (*size, channels) = model.num_classes, input_shape
@@ -123,11 +130,24 @@ def load_into(
     stem = _changed(shapes, _shapes(model, (*size, channels + 1)))
 
     renewed = [key for key in shapes if fresh and re.match(fresh, key)]
-    given = {len(state_dict[key]) for key in heads if key in state_dict and key not in renewed}
+    fixed = {key: shape for key, shape in shapes.items() if key not in (*auxiliary, *stem)}
+    main = [key for key in heads if key in fixed]
+    unused = sorted(state_dict.keys() - shapes.keys())
+    absent = [] if renewed else _without_head(state_dict, fixed, main, unused)
+    if absent and num_classes is None:
+        instead = "; " + list_keys("instead", unused) if unused else ""
+        raise InputError(
+            f"{path} has no head to classify with ({list_keys('missing', main)}{instead}); train "
+            f"one with train.py --init-from, or give num_classes for a fresh one"
+        )
+    renewed += absent
+    known = [state_dict[key] for key in heads if key in state_dict and key not in renewed]
+    given = {len(value) for value in known if value.ndim}
     told = max(given, default=usual)
     num_classes = num_classes or told
     if given - {num_classes}:
-        renewed = heads
+        others = [key for key in heads if key not in lacking]
+        renewed = list(dict.fromkeys([*renewed, *others]))
     for key in stem:
         kernel = state_dict.get(key)
         if kernel is None or kernel.ndim != 4 or shapes[key][2] != input_shape[-1]:
@@ -135,8 +155,8 @@ def load_into(
         read, channels = kernel.shape[1], in_channels or kernel.shape[1]
         if read != channels:
             how = "summed over its" if channels == 1 else "repeated and scaled from"
-            _warn(f"{key} is {how} {read} channels for images of {channels}")
-            state_dict[key] = adapt_input_channels(kernel, channels)
+            warn(f"{key} is {how} {read} channels for images of {channels}", above=2)
+            state_dict[key] = adapt_input_channels(kernel.astype(np.float32), channels)
 
     model = model.clone(num_classes=num_classes)
     images = jnp.zeros((1, *size, in_channels or channels))
@@ -144,13 +164,53 @@ def load_into(
     if renewed:
         modules = ", ".join(dict.fromkeys(key.rpartition(".")[0] for key in renewed))
         had = f"{told} classes" if given else "none"
-        _warn(f"freshly initialised for {num_classes} classes (the weights have {had}): {modules}")
-        state_dict |= _initial(init, set(renewed))
+        left = f"; {list_keys('left out', unused)}" if absent and unused else ""
+        warn(
+            f"freshly initialised for {num_classes} classes (the weights have {had}): "
+            f"{modules}{left}",
+            above=2,
+        )
+    if lacking:
+        modules = ", ".join(sorted({key.partition(".")[0] for key in lacking}))
+        warn(f"freshly initialised (the weights have no such auxiliary heads): {modules}", above=2)
+    if absent:
+        state_dict = {key: value for key, value in state_dict.items() if key not in unused}
+    if renewed or lacking:
+        state_dict |= _initial(init, {*renewed, *lacking})
     return from_torch(state_dict, jax.eval_shape(init))
 
 
-def _warn(sentence: str) -> None:
-    warnings.warn(sentence, WeightsWarning, stacklevel=4)  # at the caller of load_weights
+def _without_head(
+    state_dict: StateDict, shapes: dict[str, tuple], head: list[str], unused: list[str]
+) -> list[str]:
+    """Return the keys of the last layers that the weights lack, if they have no head.
+
+    They have none if keys of the head are missing, or have other shapes than other classes give
+    them, and all that does not fit stands under the head's first name, such as "classifier" or
+    "fc", or under a name that the network does not have. Otherwise they are of another network.
+
+    Args:
+        state_dict: the weights.
+        shapes: Flax's shapes, but for auxiliary heads and what reads the image.
+        head: keys of the last layer.
+        unused: keys of the weights that the network does not have.
+    """
+
+    def is_wrong(key: str) -> bool:
+        value, shape = state_dict.get(key), shapes[key]
+        if value is None or value.ndim == 0:
+            return True
+        return not fits(value, (*shape[:-1], len(value)) if key in head else shape)
+
+    if not any(map(is_wrong, head)):
+        return []
+    layers = {key.rpartition(".")[0] for key in shapes if is_wrong(key)}
+    wrong = [key for key in shapes if key.rpartition(".")[0] in layers]
+    root = {key.partition(".")[0] for key in head}
+    body = {key.partition(".")[0] for key in shapes} - root
+    of_head = {key.partition(".")[0] for key in wrong} <= root
+    of_body = not body.isdisjoint(key.partition(".")[0] for key in unused)
+    return wrong if of_head and not of_body and len(wrong) < len(shapes) else []
 
 
 def _shapes(model, input_shape, **fields) -> dict[str, tuple[int, ...]]:

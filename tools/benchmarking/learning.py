@@ -124,14 +124,17 @@ def program_of(arch: str, source: "data.Source", recipe: Recipe, options: Option
     model = create_model(
         arch, num_classes=len(source.class_names) or 1, dtype=jnp.dtype(options.dtype)
     )
+    plan = data.training_plan(how, source)
+    test_plan = data.evaluation_plan(how, source.kind, source.channels)
     feed = Feed(
         train=lambda step: data.train_batches(
-            source, recipe.batch_size, how, start_step=step, keep=parallel.keep
+            source, recipe.batch_size, plan, repeats=how.repeats, start_step=step,
+            keep=parallel.keep,
         ),
-        test=lambda: data.eval_batches(source, parallel.round_up(1000), how),
+        test=lambda: data.eval_batches(source, parallel.round_up(1000), test_plan),
         train_size=source.sizes["train"],
         input_shape=(how.image_size, how.image_size, source.channels),
         statistics=recipe.normalization(source.statistics),
         class_names=source.class_names,
-    )
+    )  # fmt: skip
     return make_program(model, recipe, feed, parallel)

@@ -14,6 +14,7 @@ import jax
 
 from benchmarking.common import Options, Row, installed, spread
 from flaxnets import create_model, data
+from flaxnets.data.pipeline import CORES
 from flaxnets.recipes import Preprocessing
 from flaxnets.training.augmentation import cropped
 
@@ -35,15 +36,16 @@ def measure_reading(arch: str, options: Options) -> Row:
     side = source.image_size or options.image_size or create_model(arch).input_shape[0]
     how = Preprocessing(side, resize=side, crop="random_resized", flip=source.flip, pca_std=0.0)
     size, steps = options.batch_size or 64, options.steps
-    stream = source.stream("train", (0, 1), None).take(size * (steps + 1))
-    examples = [(each["image"], int(each["label"])) for each in stream.as_numpy_iterator()]
-    readers: dict[str, Rate] = {"ours": functools.partial(_ours, source, how, size, steps)}
+    stream = itertools.islice(source.examples("train"), size * (steps + 1))
+    examples = [(raw, int(label)) for raw, label in stream]
+    plan = data.training_plan(how, source)
+    readers: dict[str, Rate] = {"ours": functools.partial(_ours, source, plan, how, size, steps)}
     if installed("torch", "torchvision"):
         readers["torchvision"] = functools.partial(_torchs, examples, how, size, steps)
     if source.kind == "photographs":
         readers["libjpeg_turbo"] = functools.partial(_decoding, examples, size * steps)
         if source.sizes["train"] <= size * steps:
-            readers["decoded_once"] = functools.partial(_decoded_once, source, how, size, steps)
+            readers["decoded_once"] = functools.partial(_decoded_once, source, plan, size, steps)
     rates: dict[str, list[float]] = {name: [] for name in readers}
     for _ in range(1 + options.rounds):
         for name, rate in readers.items():
@@ -68,16 +70,16 @@ def _rate(batches: Iterator[Any], size: int, steps: int) -> float:
     return size * steps / (time.perf_counter() - start)
 
 
-def _ours(source: "data.Source", how: Preprocessing, size: int, steps: int) -> float:
+def _ours(source: data.Source, plan: data.Plan, how: Preprocessing, size: int, steps: int) -> float:
     on_device = jax.jit(functools.partial(cropped, pad=how.pad))
-    batches = data.train_batches(source, size, how)
+    batches = data.train_batches(source, size, plan)
     if source.kind != "photographs":
         batches = (jax.block_until_ready(on_device(batch)) for batch in batches)
     return _rate(batches, size, steps)
 
 
-def _decoded_once(source: "data.Source", how: Preprocessing, size: int, steps: int) -> float:
-    batches = data.train_batches(source, size, how, decoded=data.Decoded(ROOM))
+def _decoded_once(source: data.Source, plan: data.Plan, size: int, steps: int) -> float:
+    batches = data.train_batches(source, size, plan, decoded=data.Decoded(ROOM))
     epoch = itertools.islice(batches, -(-source.sizes["train"] // size))
     collections.deque(epoch, maxlen=0)
     return _rate(batches, size, steps)
@@ -122,8 +124,6 @@ class Examples:
 def _torchs(examples: list[tuple[Any, int]], how: Preprocessing, size: int, steps: int) -> float:
     from torch.utils.data import DataLoader
 
-    from flaxnets.data.windows import CORES
-
     loader = DataLoader(
         Examples(examples, how, size * (steps + 1)),  # pyright: ignore[reportArgumentType]
         batch_size=size,
@@ -135,8 +135,6 @@ def _torchs(examples: list[tuple[Any, int]], how: Preprocessing, size: int, step
 
 def _decoding(examples: list[tuple[Any, int]], count: int) -> float:
     import simplejpeg
-
-    from flaxnets.data.windows import CORES
 
     pictures = [examples[i % len(examples)][0] for i in range(count)]
     with concurrent.futures.ThreadPoolExecutor(CORES) as pool:

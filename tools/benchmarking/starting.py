@@ -14,7 +14,7 @@ from flaxnets.errors import InputError
 
 ROOT = pathlib.Path(__file__).parents[2]
 # Runs train.py, says what it imported of these, and ends as soon as a step is complete.
-LATE = ("flaxnets.data.streams", "flaxnets.data.prepared")  # they import TensorFlow
+LATE = ("flaxnets.data.tfds",)  # it imports TensorFlow
 UNTIL_THE_FIRST_STEP = f"""
 import os, runpy, sys
 from flaxnets.training.progress import Clock
@@ -29,7 +29,6 @@ runpy.run_path("experiments/train.py", run_name="__main__")
 IMPORTS = """
 import importlib, runpy, sys
 runpy.run_path("experiments/train.py", run_name="imported")
-import flaxnets.data.pipeline, flaxnets.data.sources
 for name in sys.argv[1:]:
     importlib.import_module(name)
 """

@@ -1,0 +1,37 @@
+"""Pictures that cannot be read: which there were, and how many may be."""
+
+import warnings
+from collections.abc import Callable, Iterable
+
+from flaxnets.data.pixels.decode import UnreadablePicture
+from flaxnets.errors import InputError, InputWarning
+
+
+class BadImages:
+    """Pictures of a folder that cannot be read. Each is warned of once, and handed to `found`; one
+    more than `maximum` raises InputError.
+    """
+
+    def __init__(
+        self,
+        maximum: int = 0,
+        paths: Iterable[str] = (),
+        found: Callable[[str], None] | None = None,
+    ):
+        self.maximum = maximum
+        self.paths = list(paths)
+        self._found = found
+
+    def add(self, path: str, error: UnreadablePicture) -> None:
+        """Count the picture, whose `error` says what is wrong with it."""
+        if path in self.paths:
+            return
+        if len(self.paths) >= self.maximum:
+            others = f", after {len(self.paths)} others" if self.paths else ""
+            raise InputError(
+                f"{error}{others}; remove or replace it, or allow more with --max-bad-images"
+            ) from error
+        self.paths.append(path)
+        if self._found is not None:
+            self._found(path)
+        warnings.warn(f"{error}; skipped", InputWarning, stacklevel=2)

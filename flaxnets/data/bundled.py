@@ -1,0 +1,82 @@
+"""Data sets that come with scikit-learn: digits, and rows of measured features."""
+
+# scikit-learn's annotations have results that are not asked for here.
+# pyright: reportAttributeAccessIssue=false
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from flaxnets.data.source import InMemory, Rows
+
+
+def digits() -> InMemory:
+    """1,797 scans of handwritten digits, 8x8 (UCI, bundled with scikit-learn), 1,442 for training
+    and 355 for testing, stratified: every fifth scan of each digit is tested.
+    """
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    images = np.round(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
+    return InMemory(
+        name="digits",
+        class_names=tuple(map(str, range(10))),
+        channels=1,
+        image_size=8,
+        flip=False,
+        **_every_fifth_tested(images, bunch.target.astype(np.int32), bunch.target),
+    )
+
+
+def breast_cancer() -> Rows:
+    """569 tumours, malignant or benign, by 30 measures of their cells (UCI, bundled with
+    scikit-learn): 456 for training, 113 for testing, stratified.
+    """
+    from sklearn.datasets import load_breast_cancer
+
+    bunch = load_breast_cancer()
+    return _rows("breast_cancer", bunch.data, bunch.target.astype(np.int32), bunch.target_names)
+
+
+def diabetes() -> Rows:
+    """442 patients, ten measures each, and the progression of their disease after a year (Efron et
+    al. 2004, bundled with scikit-learn): 354 for training, 88 for testing. The target counts
+    standard deviations of the training targets from their mean, so that a squared error of 1 is
+    that of always answering with the mean.
+    """
+    from sklearn.datasets import load_diabetes
+
+    bunch = load_diabetes()
+    train = _every_fifth_tested(bunch.data, bunch.target, np.zeros(442))["labels"]["train"]
+    target = ((bunch.target - train.mean()) / train.std()).astype(np.float32)
+    return _rows("diabetes", bunch.data, target, ())
+
+
+def _rows(name: str, features: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -> Rows:
+    strata = labels if len(class_names) else np.zeros_like(labels)
+    images = features.astype(np.float32)[:, None, None]
+    return Rows(
+        name=name,
+        class_names=tuple(map(str, class_names)),
+        channels=features.shape[1],
+        image_size=1,
+        flip=False,
+        **_every_fifth_tested(images, labels, strata),
+    )
+
+
+def _every_fifth_tested(images: np.ndarray, labels: np.ndarray, strata: np.ndarray) -> dict:
+    """A fixed split: every fifth example of each stratum is tested."""
+    occurrence = np.empty(len(labels), int)
+    for stratum in np.unique(strata):
+        members = strata == stratum
+        occurrence[members] = np.arange(np.count_nonzero(members))
+    masks = {"train": occurrence % 5 != 4, "test": occurrence % 5 == 4}
+    return {
+        "sizes": {split: int(mask.sum()) for split, mask in masks.items()},
+        "images": {split: images[mask] for split, mask in masks.items()},
+        "labels": {split: labels[mask] for split, mask in masks.items()},
+    }
+
+
+BUNDLED = {"digits": digits, "breast_cancer": breast_cancer, "diabetes": diabetes}

@@ -1,0 +1,265 @@
+"""Decode pictures of every format that Pillow reads, whole or in part, once or every time.
+
+Pixels are those of Pillow's `convert("RGB")`, or `"L"` for one channel, with one exception: grey
+values of 16 bits are scaled to 8, where Pillow saturates. The format is read from the bytes, never
+from the name of the file. Training windows of JPEGs take a faster road (`jpeg.py`), which decodes
+no row below a window and only a fraction of large pictures.
+"""
+
+import dataclasses
+import functools
+import io
+import math
+import pathlib
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from PIL import ExifTags, Image
+
+from flaxnets.data.decoded import Decoded
+from flaxnets.errors import InputError, shown
+from flaxnets.recipes import Orientation
+
+MODES = {1: "L", 3: "RGB"}  # Pillow's, by the number of channels
+Span = tuple[int, int]  # of pixels: the first, and the one after the last
+
+# How a stored picture becomes upright, by its EXIF orientation (JEITA CP-3451): whether rows and
+# columns are exchanged, then whether rows, then whether columns are reversed.
+TURNS = {
+    1: (False, False, False), 2: (False, False, True),
+    3: (False, True, True), 4: (False, True, False),
+    5: (True, False, False), 6: (True, False, True),
+    7: (True, True, True), 8: (True, True, False),
+}  # fmt: skip
+
+SPARE = 2  # a fraction of a picture leaves at least so many times the pixels that are asked for
+
+
+@functools.cache
+def fast_road() -> ModuleType | None:
+    """Return `flaxnets.data.pixels.jpeg`, unless a package that it needs is not installed."""
+    try:
+        from flaxnets.data.pixels import jpeg
+    except ModuleNotFoundError:
+        return None
+    return jpeg
+
+
+class UnreadablePicture(InputError):
+    """A file or a stored picture that cannot be decoded; the message names it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Decode:
+    """The first operation of a plan: from bytes, or from pixels as they are, to a `Picture`."""
+
+    channels: int
+    """1 (grey) or 3 (RGB)."""
+    orientation: Orientation = "upright"
+    """Turned as EXIF says, or as the pixels are stored (torchvision's ImageFolder)."""
+
+    def __call__(
+        self, raw: bytes | np.ndarray, *, memory: Decoded | None = None, name: str = "the picture"
+    ) -> "Picture":
+        """`name` stands for the picture in messages; `memory` keeps it decoded if it has room.
+
+        Raises UnreadablePicture if it has no format that Pillow reads, or is too large.
+        """
+        return Picture(raw, self, memory or Decoded(), name)
+
+
+def read_file(path: pathlib.Path | str) -> bytes:
+    """Return the bytes of a file. Raises UnreadablePicture if it cannot be read."""
+    try:
+        return pathlib.Path(path).read_bytes()
+    except FileNotFoundError:
+        raise UnreadablePicture(f"no file {shown(path)}") from None
+    except IsADirectoryError:
+        raise UnreadablePicture(f"{shown(path)} is a directory; expected a picture") from None
+    except OSError as error:
+        raise UnreadablePicture(f"cannot read {shown(path)} ({error.strerror})") from error
+
+
+class Picture:
+    """A picture of which the whole, or windows, are decoded as they are asked for.
+
+    `size` is the (height, width) of the picture as it is turned.
+    """
+
+    def __init__(self, raw: bytes | np.ndarray, decode: Decode, memory: Decoded, name: str):
+        self._name, self._memory = shown(name), memory
+        self._kept: np.ndarray | None = None  # all pixels as they are stored, by the fast road
+        self.size: tuple[int, int]
+        if isinstance(raw, np.ndarray):
+            self.takes_fast_road, self.pixels = False, raw
+            self.size = raw.shape[:2]
+            return
+        if decode.channels not in MODES:
+            raise InputError(
+                f"the network reads {decode.channels} channels; expected 1 or 3 for a picture"
+            )
+        self._encoded, self._mode = raw, MODES[decode.channels]
+        self._is_turned = decode.orientation == "upright"
+        with self._one_sentence():
+            header = Image.open(io.BytesIO(raw))
+            is_common = header.format in ("JPEG", "MPO") and header.mode in ("L", "RGB")
+            self.takes_fast_road = is_common and fast_road() is not None
+            self._stored = header.height, header.width
+            self._is_grey = header.mode == "L"
+        if self.takes_fast_road:
+            self._turn = TURNS[_orientation(header) if self._is_turned else 1]
+            height, width = self._stored
+            self.size = (width, height) if self._turn[0] else (height, width)
+        else:
+            self.size = self.pixels.shape[:2]
+
+    @functools.cached_property
+    def pixels(self) -> np.ndarray:
+        """uint8 (height, width, channels) of the whole picture, exactly as Pillow has it."""
+        if self.takes_fast_road:  # memory keeps what that road gives
+            return as_array(self._decoded())
+        pixels = self._memory.get(self._encoded)
+        if pixels is None:
+            pixels = as_array(self._decoded())
+            self._memory.keep(self._encoded, pixels)
+        return pixels
+
+    @property
+    def image(self) -> Image.Image:
+        """The whole picture, exactly as Pillow has it, for Pillow."""
+        return self._decoded() if self.takes_fast_road else as_image(self.pixels)
+
+    def fraction(self, pixels: int, asked: int) -> int:
+        """Return the fraction (1, 2, 4 or 8) of height and width that is enough where `pixels` are
+        resized to `asked`: twice as many stay.
+        """
+        if not self.takes_fast_road:
+            return 1
+        return max((n for n in (2, 4, 8) if SPARE * n * asked <= pixels), default=1)
+
+    def size_at(self, fraction: int) -> tuple[int, int]:
+        """Return height and width of the picture decoded to that fraction."""
+        height, width = self.size
+        return -(-height // fraction), -(-width // fraction)
+
+    def part(self, rows: Span, columns: Span, fraction: int) -> np.ndarray:
+        """Return uint8 pixels (rows, columns, channels) of the picture decoded to that fraction.
+
+        Of a JPEG they differ from Pillow's by at most 1/255 where the fraction is 1. Raises
+        UnreadablePicture if the picture is damaged.
+        """
+        if not self.takes_fast_road:
+            return self.pixels[slice(*rows), slice(*columns)]
+        (height, width), (exchanged, down, across) = self.size_at(fraction), self._turn
+        rows = (height - rows[1], height - rows[0]) if down else rows
+        columns = (width - columns[1], width - columns[0]) if across else columns
+        if exchanged:
+            rows, columns = columns, rows
+        pixels = self._rows(rows[1], fraction)[slice(*rows), slice(*columns)]
+        if exchanged:
+            pixels = pixels.swapaxes(0, 1)
+        return pixels[:: -1 if down else 1, :: -1 if across else 1]
+
+    def keep_for(self, smallest: int) -> None:
+        """Keep the picture decoded, if there is room, unless windows that are resized to `smallest`
+        pixels or more are at times made of a fraction of it: one window has one set of pixels,
+        whether or not there is room.
+        """
+        if not self.takes_fast_road or self.fraction(min(self.size), smallest) > 1:
+            return
+        self._kept = self._memory.get(self._encoded)
+        size = math.prod(self._stored) * len(self._mode)
+        if self._kept is None and self._memory.fits(self._encoded, size):
+            self._kept = self._rows(self._stored[0], 1)
+            self._memory.keep(self._encoded, self._kept)
+
+    def _rows(self, count: int, fraction: int) -> np.ndarray:
+        """The first `count` stored rows, and maybe more, of the picture decoded to that fraction.
+        What libjpeg-turbo finds fault with is Pillow's to decide.
+        """
+        if self._kept is not None:  # only where the fraction is always 1
+            return self._kept
+        road, becomes_grey = fast_road(), self._mode == "L" and not self._is_grey
+        assert road is not None
+        colours = "GRAY" if self._mode == "L" and self._is_grey else "RGB"
+        pixels = road.decode_rows(self._encoded, self._stored, colours, count, fraction)
+        if pixels is None:
+            return self._drafted(fraction)
+        return as_array(Image.fromarray(pixels).convert("L")) if becomes_grey else pixels
+
+    def _drafted(self, fraction: int) -> np.ndarray:
+        with self._one_sentence():
+            image = Image.open(io.BytesIO(self._encoded))
+            image.draft(None, (image.width // fraction, image.height // fraction))
+            return as_array(image.convert(self._mode))
+
+    def _decoded(self) -> Image.Image:
+        with self._one_sentence():
+            image = Image.open(io.BytesIO(self._encoded))
+            image.load()
+            exchanged, down, across = TURNS[_orientation(image) if self._is_turned else 1]
+            converted = _converted(image, self._mode)
+            if exchanged:
+                converted = converted.transpose(Image.Transpose.TRANSPOSE)
+            if down:
+                converted = converted.transpose(Image.Transpose.FLIP_TOP_BOTTOM)
+            if across:
+                converted = converted.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+            return converted
+
+    def _one_sentence(self) -> "_OneSentence":
+        return _OneSentence(self._name)
+
+
+class _OneSentence:
+    """Turns what Pillow raises into UnreadablePicture."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, Image.UnidentifiedImageError):
+            raise UnreadablePicture(
+                f"{self.name} is not a picture in a format that Pillow reads"
+            ) from None
+        if isinstance(error, Image.DecompressionBombError):
+            raise UnreadablePicture(
+                f"{self.name} is too large a picture; scale it down first"
+            ) from error
+        # What decoders raise on broken files is not documented.
+        if isinstance(error, Exception) and not isinstance(error, InputError):
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise UnreadablePicture(f"{self.name} is not a complete picture ({reason})") from error
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF's, 1 to 8; 1 where there is none, or none that can be understood."""
+    try:
+        value = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # a broken block of EXIF does not make a picture unreadable
+        return 1
+    return value if value in TURNS else 1
+
+
+def _converted(image: Image.Image, mode: str) -> Image.Image:
+    if image.mode.startswith("I;16"):  # convert would saturate
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    elif image.mode == "I" and image.format in ("PNG", "PPM"):  # their 16 bits, in 32
+        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+    elif image.mode == "P" and "transparency" in image.info:  # else Pillow warns; the same values
+        image = image.convert("RGBA")
+    return image.convert(mode)
+
+
+def as_array(image: Image.Image) -> np.ndarray:
+    """Return uint8 (height, width, channels)."""
+    return np.asarray(image).reshape(image.height, image.width, -1)
+
+
+def as_image(pixels: np.ndarray) -> Image.Image:
+    """Return a Pillow image of uint8 (height, width, channels), of one channel or three."""
+    return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)

@@ -1,0 +1,240 @@
+"""Augmentation policies: which operations change an image, how much, and how often.
+
+TrivialAugment-wide (Mueller & Hutter 2021), RandAugment (Cubuk et al. 2019) and the three policies
+of AutoAugment (Cubuk et al. 2018), with the operations, magnitudes and probabilities of torchvision
+(transforms/autoaugment.py), whose operations of PIL images are Pillow's, too.
+"""
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable
+from random import Random
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageEnhance, ImageOps
+
+from flaxnets.data.pixels.decode import as_array, as_image
+from flaxnets.errors import one_of
+from flaxnets.recipes import Interpolation
+from flaxnets.recipes import Policy as PolicyName
+
+# (image, magnitude, how pixels are interpolated) -> image
+Operation = Callable[[Image.Image, float, Image.Resampling], Image.Image]
+
+
+def _affine(matrix: Callable[[float], tuple[float, ...]]) -> Operation:
+    """The image under the inverse of `matrix(magnitude)`, with zeros where that leads out of it:
+    pixel [x, y] of the result is that at [a x + b y + c, d x + e y + f].
+    """
+
+    def operation(image: Image.Image, magnitude: float, resampling: Image.Resampling):
+        affine = Image.Transform.AFFINE
+        return image.transform(image.size, affine, matrix(magnitude), resampling, fillcolor=0)
+
+    return operation
+
+
+def _enhance(kind: type) -> Operation:
+    """1 + magnitude times as far from what the enhancement starts from."""
+    return lambda image, magnitude, _: kind(image).enhance(1 + magnitude)
+
+
+# Moving operations are interpolated; they and the enhancements are reversed half of the time.
+MOVING: dict[str, Operation] = {
+    # Each row moves left by `magnitude` pixels more than the one above, each column up.
+    "ShearX": _affine(lambda m: (1, m, 0, 0, 1, 0)),
+    "ShearY": _affine(lambda m: (1, 0, 0, m, 1, 0)),
+    # To the right and down, by whole pixels.
+    "TranslateX": _affine(lambda m: (1, 0, -int(m), 0, 1, 0)),
+    "TranslateY": _affine(lambda m: (1, 0, 0, 0, 1, -int(m))),
+    # Counter-clockwise about the centre, by degrees.
+    "Rotate": lambda image, degrees, resampling: image.rotate(degrees, resampling),
+}
+ENHANCING: dict[str, Operation] = {
+    "Brightness": _enhance(ImageEnhance.Brightness),  # from black
+    "Color": _enhance(ImageEnhance.Color),  # from grey
+    "Contrast": _enhance(ImageEnhance.Contrast),  # from the mean grey value
+    "Sharpness": _enhance(ImageEnhance.Sharpness),  # from the smoothed image
+}
+OPERATIONS: dict[str, Operation] = {
+    "Identity": lambda image, _, __: image,
+    **MOVING,
+    **ENHANCING,
+    "Posterize": lambda image, bits, _: ImageOps.posterize(image, int(bits)),
+    "Solarize": lambda image, threshold, _: ImageOps.solarize(image, threshold),  # type: ignore
+    "AutoContrast": lambda image, _, __: ImageOps.autocontrast(image),
+    "Equalize": lambda image, _, __: ImageOps.equalize(image),
+    "Invert": lambda image, _, __: ImageOps.invert(image),
+}
+NAMES = list(OPERATIONS)
+
+# AutoAugment's policies (Cubuk et al. 2018, appendix A, tables 7 to 9): 25 pairs of (operation,
+# probability, magnitude of 0..9; 0 where there is none).
+# fmt: off
+AUTO_AUGMENT = {
+    "auto_augment_imagenet": [
+        (("Posterize", 0.4, 8), ("Rotate", 0.6, 9)),
+        (("Solarize", 0.6, 5), ("AutoContrast", 0.6, 0)),
+        (("Equalize", 0.8, 0), ("Equalize", 0.6, 0)),
+        (("Posterize", 0.6, 7), ("Posterize", 0.6, 6)),
+        (("Equalize", 0.4, 0), ("Solarize", 0.2, 4)),
+        (("Equalize", 0.4, 0), ("Rotate", 0.8, 8)),
+        (("Solarize", 0.6, 3), ("Equalize", 0.6, 0)),
+        (("Posterize", 0.8, 5), ("Equalize", 1.0, 0)),
+        (("Rotate", 0.2, 3), ("Solarize", 0.6, 8)),
+        (("Equalize", 0.6, 0), ("Posterize", 0.4, 6)),
+        (("Rotate", 0.8, 8), ("Color", 0.4, 0)),
+        (("Rotate", 0.4, 9), ("Equalize", 0.6, 0)),
+        (("Equalize", 0.0, 0), ("Equalize", 0.8, 0)),
+        (("Invert", 0.6, 0), ("Equalize", 1.0, 0)),
+        (("Color", 0.6, 4), ("Contrast", 1.0, 8)),
+        (("Rotate", 0.8, 8), ("Color", 1.0, 2)),
+        (("Color", 0.8, 8), ("Solarize", 0.8, 7)),
+        (("Sharpness", 0.4, 7), ("Invert", 0.6, 0)),
+        (("ShearX", 0.6, 5), ("Equalize", 1.0, 0)),
+        (("Color", 0.4, 0), ("Equalize", 0.6, 0)),
+        (("Equalize", 0.4, 0), ("Solarize", 0.2, 4)),
+        (("Solarize", 0.6, 5), ("AutoContrast", 0.6, 0)),
+        (("Invert", 0.6, 0), ("Equalize", 1.0, 0)),
+        (("Color", 0.6, 4), ("Contrast", 1.0, 8)),
+        (("Equalize", 0.8, 0), ("Equalize", 0.6, 0)),
+    ],
+    "auto_augment_cifar10": [
+        (("Invert", 0.1, 0), ("Contrast", 0.2, 6)),
+        (("Rotate", 0.7, 2), ("TranslateX", 0.3, 9)),
+        (("Sharpness", 0.8, 1), ("Sharpness", 0.9, 3)),
+        (("ShearY", 0.5, 8), ("TranslateY", 0.7, 9)),
+        (("AutoContrast", 0.5, 0), ("Equalize", 0.9, 0)),
+        (("ShearY", 0.2, 7), ("Posterize", 0.3, 7)),
+        (("Color", 0.4, 3), ("Brightness", 0.6, 7)),
+        (("Sharpness", 0.3, 9), ("Brightness", 0.7, 9)),
+        (("Equalize", 0.6, 0), ("Equalize", 0.5, 0)),
+        (("Contrast", 0.6, 7), ("Sharpness", 0.6, 5)),
+        (("Color", 0.7, 7), ("TranslateX", 0.5, 8)),
+        (("Equalize", 0.3, 0), ("AutoContrast", 0.4, 0)),
+        (("TranslateY", 0.4, 3), ("Sharpness", 0.2, 6)),
+        (("Brightness", 0.9, 6), ("Color", 0.2, 8)),
+        (("Solarize", 0.5, 2), ("Invert", 0.0, 0)),
+        (("Equalize", 0.2, 0), ("AutoContrast", 0.6, 0)),
+        (("Equalize", 0.2, 0), ("Equalize", 0.6, 0)),
+        (("Color", 0.9, 9), ("Equalize", 0.6, 0)),
+        (("AutoContrast", 0.8, 0), ("Solarize", 0.2, 8)),
+        (("Brightness", 0.1, 3), ("Color", 0.7, 0)),
+        (("Solarize", 0.4, 5), ("AutoContrast", 0.9, 0)),
+        (("TranslateY", 0.9, 9), ("TranslateY", 0.7, 9)),
+        (("AutoContrast", 0.9, 0), ("Solarize", 0.8, 3)),
+        (("Equalize", 0.8, 0), ("Invert", 0.1, 0)),
+        (("TranslateY", 0.7, 9), ("AutoContrast", 0.9, 0)),
+    ],
+    "auto_augment_svhn": [
+        (("ShearX", 0.9, 4), ("Invert", 0.2, 0)),
+        (("ShearY", 0.9, 8), ("Invert", 0.7, 0)),
+        (("Equalize", 0.6, 0), ("Solarize", 0.6, 6)),
+        (("Invert", 0.9, 0), ("Equalize", 0.6, 0)),
+        (("Equalize", 0.6, 0), ("Rotate", 0.9, 3)),
+        (("ShearX", 0.9, 4), ("AutoContrast", 0.8, 0)),
+        (("ShearY", 0.9, 8), ("Invert", 0.4, 0)),
+        (("ShearY", 0.9, 5), ("Solarize", 0.2, 6)),
+        (("Invert", 0.9, 0), ("AutoContrast", 0.8, 0)),
+        (("Equalize", 0.6, 0), ("Rotate", 0.9, 3)),
+        (("ShearX", 0.9, 4), ("Solarize", 0.3, 3)),
+        (("ShearY", 0.8, 8), ("Invert", 0.7, 0)),
+        (("Equalize", 0.9, 0), ("TranslateY", 0.6, 6)),
+        (("Invert", 0.9, 0), ("Equalize", 0.6, 0)),
+        (("Contrast", 0.3, 3), ("Rotate", 0.8, 4)),
+        (("Invert", 0.8, 0), ("TranslateY", 0.0, 2)),
+        (("ShearY", 0.7, 6), ("Solarize", 0.4, 8)),
+        (("Invert", 0.6, 0), ("Rotate", 0.8, 4)),
+        (("ShearY", 0.3, 7), ("TranslateX", 0.9, 3)),
+        (("ShearX", 0.1, 6), ("Invert", 0.6, 0)),
+        (("Solarize", 0.7, 2), ("TranslateY", 0.6, 7)),
+        (("ShearY", 0.8, 4), ("Invert", 0.8, 0)),
+        (("ShearX", 0.7, 9), ("TranslateY", 0.8, 3)),
+        (("ShearY", 0.8, 5), ("AutoContrast", 0.7, 0)),
+        (("ShearX", 0.7, 2), ("Invert", 0.1, 0)),
+    ],
+}
+# fmt: on
+
+
+class Step(NamedTuple):
+    """An operation that is applied with a probability."""
+
+    operation: str
+    probability: float
+    magnitude: float
+
+
+def magnitudes(bins: int, height: int, width: int, wide: bool = False) -> dict[str, np.ndarray]:
+    """Return `bins` magnitudes, float32, from the weakest to the strongest, of each operation that
+    has some: tangents of the shears, pixels of the translations, degrees of the rotation, relative
+    changes of the enhancements, bits that are kept and the first value that is inverted.
+
+    They are torchvision's but for the last bit. One whole number hangs on it: the sixteenth of the
+    wide translations is of 16 pixels, where float32 gives torchvision 15.999999, hence 15.
+    """
+    tangent, degrees, change, bits = (0.99, 135.0, 0.99, 6) if wide else (0.3, 30.0, 0.9, 4)
+    right, down = (32.0, 32.0) if wide else (150 / 331 * width, 150 / 331 * height)
+    strongest = {
+        "ShearX": tangent, "ShearY": tangent, "TranslateX": right, "TranslateY": down,
+        "Rotate": degrees, **dict.fromkeys(ENHANCING, change),
+    }  # fmt: skip
+    share = np.linspace(0, 1, bins)
+    values = {name: share * most for name, most in strongest.items()}
+    values |= {"Posterize": 8 - np.round(share * bits), "Solarize": 255 * (1 - share)}
+    return {name: value.astype(np.float32) for name, value in values.items()}
+
+
+@functools.cache
+def sub_policies(policy: PolicyName, height: int, width: int) -> list[tuple[Step, ...]]:
+    """Return the equally likely sequences of operations that `policy` has for images of that size.
+
+    Raises InputError for an unknown policy.
+    """
+    one_of(("trivial_augment_wide", "rand_augment", *AUTO_AUGMENT), policy, "policy")
+    if policy in AUTO_AUGMENT:
+        values = magnitudes(10, height, width)
+        return [
+            tuple(
+                Step(name, probability, float(values[name][index]) if name in values else 0.0)
+                for name, probability, index in pair
+            )
+            for pair in AUTO_AUGMENT[policy]
+        ]
+    names = [name for name in NAMES if name != "Invert"]
+    values = magnitudes(31, height, width, wide=policy == "trivial_augment_wide")
+    strengths = {name: values.get(name, np.zeros(31)).tolist() for name in names}
+    if policy == "trivial_augment_wide":  # any operation at any magnitude
+        return [(Step(name, 1.0, value),) for name in names for value in strengths[name]]
+    # Two operations at magnitude 9 of 0..30.
+    return list(
+        itertools.product([Step(name, 1.0, strengths[name][9]) for name in names], repeat=2)
+    )
+
+
+def draw(policy: PolicyName, height: int, width: int, random: Random) -> list[tuple[str, float]]:
+    """Draw what is done to an image: operations and their magnitudes."""
+    drawn = []
+    for step in random.choice(sub_policies(policy, height, width)):
+        is_applied, is_reversed = random.random() < step.probability, random.random() < 0.5
+        if is_applied:
+            reverse = is_reversed and (step.operation in MOVING or step.operation in ENHANCING)
+            drawn.append((step.operation, -step.magnitude if reverse else step.magnitude))
+    return drawn
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+    """The operations that a policy draws, of uint8 pixels (height, width, channels)."""
+
+    policy: PolicyName
+    interpolation: Interpolation = "bilinear"
+
+    def __call__(self, pixels: np.ndarray, random: Random) -> np.ndarray:
+        image, resampling = as_image(pixels), Image.Resampling[self.interpolation.upper()]
+        height, width = pixels.shape[:2]
+        for name, magnitude in draw(self.policy, height, width, random):
+            image = OPERATIONS[name](image, magnitude, resampling)
+        return as_array(image)

@@ -1,0 +1,412 @@
+"""One plan for all who look at a picture: training, evaluation and classification, any format."""
+
+import dataclasses
+import io
+import itertools
+import json
+import random
+from random import Random
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import sklearn.datasets
+from PIL import Image, ImageOps
+
+from experiments import evaluate, train
+from feeds import train_batches
+from flaxnets import InputError, data
+from flaxnets.data import Plan, evaluation_plan, open_source, training_plan
+from flaxnets.data.pixels.colour import IMAGENET_EIGENVALUES, IMAGENET_EIGENVECTORS
+from flaxnets.data.pixels.crop import CenterCrop, RandomResizedCrop
+from flaxnets.data.pixels.decode import Decode, UnreadablePicture, read_file
+from flaxnets.data.pixels.resize import Resize
+from flaxnets.inference.network import from_workdir
+from flaxnets.inference.views import views_of
+from flaxnets.recipes import Preprocessing
+from flaxnets.training.augmentation import cropped, shifted
+
+PHOTO = Image.fromarray(sklearn.datasets.load_sample_image("flower.jpg")).resize((97, 61))
+
+# Every format of the issue that Pillow can write, with the modes that it takes.
+WRITTEN = {
+    "PNG": ("1", "L", "LA", "I;16", "P", "RGB", "RGBA"),
+    "JPEG": ("L", "RGB", "CMYK"),
+    "BMP": ("1", "L", "P", "RGB", "RGBA"),
+    "GIF": ("1", "L", "P", "RGB"),
+    "WEBP": ("RGB", "RGBA"),
+    "TIFF": ("1", "L", "LA", "I;16", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB"),
+    "PPM": ("1", "L", "RGB"),
+    "TGA": ("L", "RGB", "RGBA"),
+    "PCX": ("L", "P", "RGB"),
+    "JPEG2000": ("L", "RGB"),
+    "ICO": ("RGBA",),
+    "SGI": ("L", "RGB"),
+}
+# The same with options: what makes a format's kinds.
+OPTIONS = [
+    ("JPEG", "RGB", {"progressive": True}),
+    ("JPEG", "RGB", {"subsampling": 0}),
+    ("JPEG", "RGB", {"subsampling": 1, "restart_marker_blocks": 3}),
+    ("JPEG", "RGB", {"icc_profile": b"no profile at all"}),
+    ("JPEG", "RGB", {"dpi": (300, 72)}),
+    ("PNG", "P", {"transparency": 3}),
+    ("PNG", "P", {"transparency": bytes(range(256))}),
+    ("PNG", "RGB", {"transparency": (1, 2, 3)}),
+    ("GIF", "P", {"transparency": 5}),
+    ("PNG", "P", {"bits": 4}),
+    ("TIFF", "RGB", {"compression": "tiff_lzw"}),
+    ("WEBP", "RGB", {"lossless": True}),
+]
+
+
+def encoded(mode: str, kind: str, size=(97, 61), **options) -> bytes:
+    photo = PHOTO.resize(size)
+    if mode == "I;16":
+        image = Image.fromarray(np.asarray(photo.convert("L"), np.uint16) * 257)
+    elif mode == "LAB":
+        image = Image.merge("LAB", photo.split())
+    elif options.get("bits") == 4:
+        image = photo.quantize(16)
+    else:
+        image = photo.convert(mode)
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def run_length_bmp() -> bytes:
+    """8 bits with run lengths, which Pillow reads and does not write: columns of one colour."""
+    rows = b"".join(bytes([9, y, 8, 255 - y]) + b"\0\0" for y in range(16)) + b"\0\1"
+    palette = b"".join(bytes([i, 255 - i, i // 2, 0]) for i in range(256))
+    header = (40, 17, 16, (8 << 16) + 1, 1, len(rows), 0, 0, 256, 0)
+    start = 14 + 40 + len(palette)
+    return (
+        b"BM" + (start + len(rows)).to_bytes(4, "little") + bytes(4) + start.to_bytes(4, "little")
+        + b"".join(value.to_bytes(4, "little") for value in header) + palette + rows
+    )  # fmt: skip
+
+
+def cases() -> dict[str, bytes]:
+    """At least 60 pictures: format x mode x orientation x odd size, damaged or not."""
+    found = {}
+    for kind, modes in WRITTEN.items():
+        for mode in modes:
+            found[f"{kind} {mode}"] = encoded(mode, kind)
+    for kind, mode, options in OPTIONS:
+        name, value = next(iter(options.items()))
+        found[f"{kind} {mode} {name} {str(value)[:9]}"] = encoded(mode, kind, **options)
+    for orientation in range(2, 9):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        for kind in ("JPEG", "PNG", "WEBP"):
+            found[f"{kind} turned {orientation}"] = encoded("RGB", kind, exif=exif, quality=95)
+    for size in ((1, 1), (1, 50), (3, 200), (255, 254)):
+        for kind in ("JPEG", "PNG"):
+            found[f"{kind} of {size}"] = encoded("RGB", kind, size)
+    found["BMP run lengths"] = run_length_bmp()
+    frames = [PHOTO.convert("P"), PHOTO.rotate(90).convert("P")]
+    buffer = io.BytesIO()
+    frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:])
+    found["GIF of two frames"] = buffer.getvalue()
+    jpeg, png = encoded("RGB", "JPEG"), encoded("RGB", "PNG")
+    for name, whole in (("JPEG", jpeg), ("PNG", png)):
+        found[f"{name} trailing"] = whole + b"what a camera left"
+        found[f"{name} truncated"] = whole[: len(whole) * 2 // 3]
+        found[f"{name} header alone"] = whole[:40]
+    found["JPEG without an end"] = jpeg[:-2]
+    found["JPEG cut and ended"] = jpeg[: len(jpeg) // 2] + b"\xff\xd9"
+    found["JPEG flipped"] = jpeg[:700] + bytes([jpeg[700] ^ 4]) + jpeg[701:]
+    found["JPEG a marker within"] = jpeg[:-300] + b"\xff\xc0" + jpeg[-298:]
+    found |= {"empty": b"", "text": b"not a picture", "zeros": bytes(1000)}
+    return found
+
+
+CASES = cases()
+
+
+def pillows(raw: bytes, channels: int) -> np.ndarray | None:
+    """What Pillow shows, upright; None where it shows nothing."""
+    mode = "L" if channels == 1 else "RGB"
+    try:
+        image = Image.open(io.BytesIO(raw))
+        image.load()
+        image = ImageOps.exif_transpose(image)
+        if image.mode == "I;16":  # the stated exception
+            image = Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
+        elif image.mode == "P":
+            image = image.convert("RGBA")  # or Pillow warns of transparency
+        return np.asarray(image.convert(mode)).reshape(image.height, image.width, channels)
+    except (OSError, SyntaxError, ValueError, EOFError):
+        return None
+
+
+def sentence(function, *arguments) -> str:
+    with pytest.raises(UnreadablePicture) as raised:
+        function(*arguments)
+    return str(raised.value)
+
+
+def test_there_are_enough_cases():
+    assert len(CASES) >= 60
+    assert sum(pillows(raw, 3) is None for raw in CASES.values()) >= 6
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("name", CASES)
+def test_all_roads_see_what_pillow_sees(name, channels, tmp_path):
+    """The whole picture in training, evaluation and classification; or one sentence from all."""
+    raw = CASES[name]
+    path = tmp_path / "picture.jpg"  # whatever it is
+    path.write_bytes(raw)
+    expected = pillows(raw, channels)
+    decode, random = Decode(channels), Random(0)
+    side = 24
+    evaluation = Plan((decode, CenterCrop(side, side)))
+    whole = Plan((decode, Resize(side)))
+    training = Plan((decode, RandomResizedCrop(side)))
+
+    def classified(plan):
+        return views_of(read_file(path), plan, "center", name=str(path))["image"][0]
+
+    def part_of_training():
+        picture = decode(raw, name=str(path))
+        return picture.part((0, picture.size[0]), (0, picture.size[1]), 1)
+
+    if expected is None:
+        found = {
+            sentence(classified, evaluation),
+            sentence(classified, whole),
+            sentence(lambda: evaluation(raw, name=str(path))),
+            sentence(lambda: training(raw, random, name=str(path))),
+            sentence(part_of_training),
+        }
+        assert len(found) == 1
+        assert found.pop().startswith(f"{path} is not a ")
+        return
+    np.testing.assert_array_equal(decode(raw).pixels, expected)
+    image = Image.fromarray(expected.squeeze(-1) if channels == 1 else expected)
+    resized = np.asarray(image.resize((side, side), Image.Resampling.BILINEAR))
+    for plan in (evaluation, whole):
+        np.testing.assert_array_equal(classified(plan), plan(raw))
+        np.testing.assert_array_equal(plan(expected), plan(raw))
+    np.testing.assert_array_equal(whole(raw).squeeze(), resized)
+    part = part_of_training()
+    assert part.shape == expected.shape
+    assert np.abs(part.astype(int) - expected).max() <= 1  # 0 but for JPEGs
+    if not raw.startswith(b"\xff\xd8"):
+        np.testing.assert_array_equal(part, expected)
+    assert training(raw, random).shape == (side, side, channels)
+
+
+# Plans
+
+
+def every_preprocessing():
+    for crop, orientation, interpolation in itertools.product(
+        ("random", "random_resized"), ("upright", "stored"), ("bilinear", "bicubic")
+    ):
+        yield Preprocessing(
+            image_size=24, resize=30, crop=crop, orientation=orientation,
+            interpolation=interpolation, policy="rand_augment", grayscale=0.2,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["photographs", "small images", "rows"])
+def test_a_plan_is_read_back_from_json(kind):
+    source = dataclasses.replace(open_source("digits"), channels=3, flip=True)
+    if kind == "photographs":
+        source = dataclasses.replace(source, image_size=None)
+    if kind == "rows":
+        source = open_source("diabetes")
+    plans = [training_plan(how, source) for how in every_preprocessing()]
+    plans += [evaluation_plan(how, source.kind, 3) for how in every_preprocessing()]
+    for plan in plans:
+        assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+    assert len(set(plans)) == {"photographs": 12, "small images": 8, "rows": 1}[kind]
+    if kind != "rows":
+        assert [row["operation"] for row in plans[0].to_json()][:1] == ["decode"]
+        changes = [type(change).__name__ for change in plans[0].changes]
+        assert changes[-4:] == ["Flip", "Policy", "Grayscale", "Colour"]
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [{"operation": "decode", "channels": 3}],
+        [{"operation": "flip"}],
+        [{"operation": "decode", "channels": 3}, {"operation": "flip"}],
+        [{"operation": "fly"}],
+        [{"operation": "decode", "channel": 3}, {"operation": "resize", "size": 3}],
+        [{}],
+    ],
+)
+def test_what_is_no_plan(rows):
+    with pytest.raises(InputError, match="is no plan"):
+        Plan.from_json(rows)
+
+
+def test_what_stays_in_memory_and_what_is_left_to_the_device_is_read_off_the_list():
+    small = dataclasses.replace(open_source("digits"), channels=3, flip=True)
+    photographs = dataclasses.replace(small, image_size=None)
+
+    def split(source, **values):
+        host, device = training_plan(
+            Preprocessing(image_size=8, resize=8, **values), source
+        ).split()
+        return [[type(o).__name__ for o in part] for part in (host.operations, device)]
+
+    assert split(small) == [["Decode", "Resize"], ["PadAndCrop", "Flip", "Colour"]]
+    assert split(small, policy="rand_augment") == [
+        ["Decode", "Resize", "PadAndCrop", "Flip", "Policy"], ["Colour"]
+    ]  # fmt: skip
+    assert split(photographs, grayscale=0.1) == [
+        ["Decode", "RandomCrop", "Flip", "Grayscale"], ["Colour"]
+    ]  # fmt: skip
+    assert split(photographs, crop="random_resized", flip=False, pca_std=0.0) == [
+        ["Decode", "RandomResizedCrop"], []
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["photographs", "small images"])
+def test_the_shift_of_colours_has_its_covariance_in_what_the_network_is_fed(kind, tmp_path):
+    """Krizhevsky et al. 2012, section 4.1: deviations of 0.1 of each component, to sampling's 5%;
+    rounded to 1/255 with the pixels, that of the third would be 0.27.
+    """
+    if kind == "photographs":
+        for split, name in itertools.product(("train", "val"), ("a", "b")):
+            (tmp_path / split / name).mkdir(parents=True)
+            PHOTO.save(tmp_path / split / name / "0.jpg")
+        source = open_source(f"folder:{tmp_path}")
+    else:
+        images = np.asarray(PHOTO.resize((8, 8)))[None].repeat(4, 0)
+        given = {"images": {"train": images, "test": images}, "channels": 3, "flip": True}
+        source = dataclasses.replace(open_source("digits"), **given, sizes={"train": 4, "test": 4})
+        source = dataclasses.replace(source, labels=dict.fromkeys(source.labels, np.arange(4)))
+    how = Preprocessing(image_size=8, resize=9, policy="none", pca_std=0.1)
+    plain = dataclasses.replace(how, pca_std=0.0)
+    shifts = []
+    both = zip(*(train_batches(source, 128, values) for values in (how, plain)), strict=True)
+
+    @jax.jit
+    def fed(batch):
+        pixels = cropped(batch, how.pad).astype(jnp.float32) / 255
+        return shifted(pixels, batch, 1.0)
+
+    for batch, without in itertools.islice(both, 32):
+        difference = np.asarray(fed(batch), np.float64) - np.asarray(fed(without))
+        assert np.ptp(difference, axis=(1, 2)).max() < 1e-6  # the same for every pixel
+        shifts.append(difference.mean((1, 2)))
+    alpha = np.concatenate(shifts) @ np.linalg.inv(IMAGENET_EIGENVECTORS).T / IMAGENET_EIGENVALUES
+    np.testing.assert_allclose(np.cov(alpha.T), np.diag([0.01] * 3), atol=0.001)
+
+
+# A run says what it did
+
+
+def random_options(draw: random.Random) -> dict[str, int | str]:
+    size = draw.randint(28, 44)
+    return {
+        "--image-size": size,
+        "--resize": size + draw.choice([0, 0, 1, 5, 14]),
+        "--train-size": draw.choice([0, 28, size]),
+        "--crop": draw.choice(["random", "random_resized"]),
+        "--interpolation": draw.choice(["bilinear", "bicubic"]),
+        "--orientation": draw.choice(["upright", "stored"]),
+    }
+
+
+@pytest.fixture(scope="module")
+def datasets(tmp_path_factory):
+    """Digits, a file of arrays, and a folder of pictures that EXIF turns, JPEG and PNG."""
+    root = tmp_path_factory.mktemp("data")
+    noise = np.random.default_rng(0).integers(0, 256, (24, 12, 12, 3), np.uint8)
+    labels = np.arange(24) % 2
+    np.savez(root / "mine.npz", x_train=noise, y_train=labels, x_test=noise[:6], y_test=labels[:6])
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for split, name in itertools.product(("train", "val"), ("a", "b")):
+        (root / "folder" / split / name).mkdir(parents=True)
+        for i in range(8 if split == "train" else 3):
+            image = PHOTO.rotate(10 * i, expand=True)
+            image.save(root / "folder" / split / name / f"{i}.{('jpg', 'png')[i % 2]}", exif=exif)
+    return ["digits", f"npz:{root}/mine.npz", f"folder:{root}/folder"]
+
+
+@pytest.mark.parametrize("seed", range(9))
+def test_a_run_its_evaluation_and_classification_are_fed_the_same(
+    seed, datasets, tmp_path, monkeypatch
+):
+    """Bit for bit, for random values of the preprocessing over every kind of data set."""
+    draw = random.Random(seed)
+    dataset, options = datasets[seed % 3], random_options(draw)
+    fed = {"train": [], "evaluate": []}
+    made = data.eval_batches
+
+    def spying(where):
+        def eval_batches(*rest, **given):
+            for batch in made(*rest, **given):
+                fed[where].append({key: np.array(values) for key, values in batch.items()})
+                yield batch
+
+        return eval_batches
+
+    monkeypatch.setattr(train, "join", lambda processes: None)
+    monkeypatch.setattr(data, "eval_batches", spying("train"))
+    given = [str(word) for pair in options.items() for word in pair]
+    train.main([
+        "--arch", "lenet5", "--dataset", dataset, "--epochs", "1", "--batch-size", "16",
+        "--workdir", str(tmp_path), "--no-compilation-cache", *given,
+    ])  # fmt: skip
+    monkeypatch.setattr(data, "eval_batches", spying("evaluate"))
+    evaluate.main(evaluate.Options((tmp_path,), compilation_cache=False))
+    images = {
+        where: np.concatenate([batch["image"][batch["mask"] == 1] for batch in batches])
+        for where, batches in fed.items()
+    }
+    np.testing.assert_array_equal(images["train"], images["evaluate"])
+
+    source, network = open_source(dataset), from_workdir(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["kind"] == source.kind
+    assert Plan.from_json(config["plan"]["evaluation"]) == network.plan
+    assert network.plan.orientation == options["--orientation"]
+    for (raw, _), expected in zip(source.examples("test"), images["train"], strict=True):
+        if isinstance(raw, np.ndarray):  # as a file, which people classify
+            buffer = io.BytesIO()
+            Image.fromarray(raw.squeeze()).save(buffer, "PNG")
+            raw = buffer.getvalue()
+        np.testing.assert_array_equal(views_of(raw, network.plan, "center")["image"][0], expected)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "size", "resize", "window"),
+    [
+        ("digits", 32, 32, Resize(32)),
+        ("npz:mine.npz", 28, 40, Resize(28)),
+        ("folder:pictures", 32, 32, CenterCrop(32, 32)),
+        ("imagenet2012", 224, 256, CenterCrop(256, 224)),
+        ("cifar10", 32, 32, Resize(32)),
+    ],
+)
+def test_a_run_from_before_plans_still_opens(dataset, size, resize, window, tmp_path, monkeypatch):
+    """Its config.json has the values of the preprocessing, and an interpolation of policies."""
+    monkeypatch.setattr(train, "join", lambda processes: None)
+    train.main([
+        "--arch", "softmax_regression", "--epochs", "1", "--workdir", str(tmp_path / "run"),
+        "--no-compilation-cache",
+    ])  # fmt: skip
+    file = tmp_path / "run" / "config.json"
+    config = json.loads(file.read_text())
+    for key in ("plan", "kind"):
+        del config[key]
+    config["dataset"] = dataset
+    config["preprocessing"] = {
+        "image_size": size, "train_size": 0, "resize": resize, "resize_max": 0, "crop": "random",
+        "pad": 4, "flip": True, "policy": "none", "interpolation": "nearest", "pca_std": 0.1,
+        "repeats": 1,
+    }  # fmt: skip
+    config["input_shape"] = [size, size, 1]
+    file.write_text(json.dumps(config))
+    assert from_workdir(tmp_path / "run").plan == Plan((Decode(1, "stored"), window))

@@ -12,7 +12,6 @@ if __name__ == "__main__":  # first, for the other imports take seconds
 import argparse
 import dataclasses
 import math
-import os
 import pathlib
 import shlex
 import sys
@@ -42,7 +41,7 @@ from flaxnets.training.distributed import Processes, all_or_none, join
 from flaxnets.training.loop import Interrupted, RunOptions, fit
 from flaxnets.training.parallel import DataParallel, Mapping
 from flaxnets.training.program import Feed, Program, make_program
-from flaxnets.training.workdir import Follower, Workdir
+from flaxnets.training.workdir import Follower, Workdir, default_workdir
 from flaxnets.weights import PublishedWeights, WeightsWarning, find_weights, load_into
 
 
@@ -193,21 +192,6 @@ def warn_of_short_epochs(program: Program) -> None:
             InputWarning,
             stacklevel=2,
         )
-
-
-def default_workdir(arch: str, dataset: str) -> pathlib.Path:
-    """One directory for a data set, however the path of a folder or file is spelled."""
-    kind, colon, path = dataset.partition(":")
-    if colon:
-        path = os.path.abspath(os.path.expanduser(path))
-        here = os.path.join(os.getcwd(), "")
-        path = path.removeprefix(here)
-    names = (f"{kind}{colon}{path}", dataset.rstrip("/"))  # the second: as runs had it before
-    new, old = (
-        pathlib.Path("runs") / f"{arch}-{name.replace('/', '-').replace(':', '-')}"
-        for name in names
-    )
-    return old if old.exists() and not new.exists() else new
 
 
 def main(arguments: list[str]) -> None:

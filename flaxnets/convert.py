@@ -21,7 +21,7 @@ LEAVES = {
     "var": "running_var",
 }
 FEATURES = 16  # whose axes are moved at once
-LISTED = 5  # keys in a message
+LISTED, SHOWN = 5, 100  # keys in a message, and characters of each
 IGNORED = "num_batches_tracked"  # torch's batch counter: its momentum is fixed, nothing reads it
 
 
@@ -82,9 +82,14 @@ def as_numpy(value: Any) -> np.ndarray:
 
 def list_keys(kind: str, keys: Sequence[str]) -> str:
     """Return "missing: a, b", or "missing 62 keys, such as a, b, c, d, e"."""
+    named = ", ".join(_shown(key) for key in keys[:LISTED])
     few = len(keys) <= LISTED
-    named = ", ".join(keys[:LISTED])
     return f"{kind}: {named}" if few else f"{kind} {len(keys)} keys, such as {named}"
+
+
+def _shown(key: str) -> str:
+    """Return a key that fits into a sentence, whatever a file has as one."""
+    return key if key.isprintable() and len(key) <= SHOWN else ascii(key)[:SHOWN]
 
 
 def from_torch(state_dict: Mapping[str, Any], like: Any) -> Any:

@@ -24,7 +24,6 @@ import pytest
 import tensorstore
 from PIL import Image
 
-from experiments.train import default_workdir
 from feeds import eval_batches, train_batches
 from flaxnets import InputError, data
 from flaxnets.errors import InputWarning
@@ -39,7 +38,7 @@ from flaxnets.training.parallel import DataParallel
 from flaxnets.training.program import Feed, make_program
 from flaxnets.training.progress import TIMED
 from flaxnets.training.state import create_state
-from flaxnets.training.workdir import Workdir
+from flaxnets.training.workdir import Workdir, default_workdir
 from scripts import script
 
 RECIPE = Recipe(

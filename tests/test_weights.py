@@ -472,8 +472,15 @@ def beside(values: dict[str, np.ndarray]) -> dict[str, Any]:
         lambda v: {"weights": v},  # NumPy arrays
         lambda v: collections.OrderedDict(tensors(v)),
         lambda v: {"step": 7, **tensors(v)},
+        lambda v: {
+            "a\nb": torch.ones(1),
+            "x" * 300: torch.ones(1),
+            "name": np.array("a"),
+            "spectrum": torch.ones(2, dtype=torch.complex64),
+            **tensors(v),
+        },
     ],
-    ids=range(11),
+    ids=range(12),
 )
 @pytest.mark.parametrize("suffix", [".pth.tar", ".ckpt"])
 def test_weights_are_found_in_checkpoints(checkpoint, suffix, tmp_path, lenet):

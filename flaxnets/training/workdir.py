@@ -24,6 +24,18 @@ from flaxnets.training.pictures import draw_learning_curve
 Row = dict[str, Any]
 
 
+def default_workdir(arch: str, dataset: str) -> pathlib.Path:
+    """Return the workdir `runs/ARCH-DATASET`, the same however the path of a folder or file is
+    spelled. That of an old run, whose name has the path as it was typed, is taken where it exists.
+    """
+    here = os.path.join(os.getcwd(), "")
+    new, old = (
+        pathlib.Path("runs") / f"{arch}-{name.replace('/', '-').replace(':', '-')}"
+        for name in (_absolute(dataset, below=here), dataset.rstrip("/"))
+    )
+    return old if old.exists() and not new.exists() else new
+
+
 class Workdir:
     """The directory of one run, locked until `close` or the end of the process.
 
@@ -287,12 +299,14 @@ def _same(key: str, before: Any, now: Any) -> bool:
     return before == now
 
 
-def _absolute(name: str) -> str:
-    """A file, or the folder of a data set (`folder:PATH`); other names stay as different."""
+def _absolute(name: str, below: str = "") -> str:
+    """Return one spelling of a file, or of the path of a data set (`folder:PATH`), without the
+    directory `below` at its beginning. Different names of other things stay different.
+    """
     kind, colon, path = name.partition(":")
     if not colon:
         kind, path = "", name
-    return kind + colon + os.path.abspath(os.path.expanduser(path))
+    return kind + colon + os.path.abspath(os.path.expanduser(path)).removeprefix(below)
 
 
 def _warn_of_other_sizes(before: Any, now: Any) -> None:

@@ -178,13 +178,22 @@ def _state_dicts(saved: Any) -> Iterator[tuple[str, StateDict]]:
         if not isinstance(value, dict) or OPTIMIZER in value or id(value) in seen:
             continue
         seen.add(id(value))
-        named = {k: v for k, v in value.items() if isinstance(k, str) and len(k) <= MAX_NAME}
+        named = {k: v for k, v in value.items() if _is_name(k)}
         arrays = {k: v.array() if isinstance(v, Tensor) else v for k, v in named.items()}
-        arrays = {k: v for k, v in arrays.items() if isinstance(v, np.ndarray)}
+        arrays = {k: v for k, v in arrays.items() if _is_real(v)}
         if arrays:
             yield place, torchvision_keys(arrays)
         if depth < MAX_NESTING:
             waiting.extend((f"{place}.{k}".strip("."), v, depth + 1) for k, v in named.items())
+
+
+def _is_name(key: Any) -> bool:
+    return isinstance(key, str) and len(key) <= MAX_NAME and key.isprintable()
+
+
+def _is_real(value: Any) -> bool:
+    """Tell arrays of real numbers, bfloat16 and float8 among them (kind V), from other things."""
+    return isinstance(value, np.ndarray) and value.dtype.kind in "biufV"
 
 
 def _matches(place: str, arrays: StateDict, keys: Collection[str]) -> Iterator[_Match]:

@@ -34,7 +34,6 @@ from flaxnets.data.source import InMemory, Shard, Source, local_batch_size
 from flaxnets.errors import InputError
 
 Keep = Callable[[np.ndarray], Callable[[np.ndarray], Any]]
-Make = Callable[[int, Any], tuple[np.ndarray, Any]]  # of a place in a batch, and an element
 
 MAX_RESIZED = 2**30  # bytes of training images; more are resized again in every epoch
 PREFETCH = 2  # batches ready ahead of the training step
@@ -173,6 +172,19 @@ def _grouped(elements: Iterable[Any], count: int) -> Iterator[list[Any]]:
 # ------------------------------------------------------------------------------------- by threads
 
 
+@dataclasses.dataclass
+class Made:
+    """What threads made of a group of elements, in places."""
+
+    elements: Sequence[Any]
+    images: np.ndarray
+    labels: list[Any]
+    errors: dict[int, UnreadablePicture]  # by the places of pictures that cannot be read
+
+
+Make = Callable[[int, int, Any], tuple[np.ndarray, Any]]  # (number, place, element): image, label
+
+
 def _made_for_training(
     source: Source,
     plan: Plan,
@@ -190,13 +202,13 @@ def _made_for_training(
         random = Random((seed << 64) + position)
         return plan(raw, random, memory=decoded, name=source.title("train", element)), label
 
-    for step, (elements, results) in enumerate(_in_threads(order, make, start_step), start_step):
-        for place, result in enumerate(results):
-            if isinstance(result, UnreadablePicture):
-                here = functools.partial(make, step, place)
-                results[place] = _next_readable(source, elements[place], result, here, bad)
-        images, labels = zip(*results, strict=True)
-        yield {"image": np.stack(images), "label": np.array(labels)}
+    shape = (plan.size, plan.size, source.channels)
+    for step, made in enumerate(_in_threads(order, make, shape, start_step), start_step):
+        for place, error in sorted(made.errors.items()):
+            here = functools.partial(make, step, place)
+            image, label = _next_readable(source, made.elements[place], error, here, bad)
+            made.images[place], made.labels[place] = image, label
+        yield {"image": made.images, "label": np.array(made.labels)}
 
 
 def _next_readable(
@@ -228,15 +240,13 @@ def _made_for_evaluation(
         raw, label = source.read(split, element)
         return plan(raw, name=source.title(split, element)), label
 
-    blank = np.zeros((plan.size, plan.size, source.channels), np.uint8)
-    for few, results in _in_threads(_grouped(elements, local), make, 0):
-        mask = np.ones(len(few), np.float32)
-        for place, result in enumerate(results):
-            if isinstance(result, UnreadablePicture):
-                _add(source, split, few[place], result, bad)
-                results[place], mask[place] = (blank, 0), 0
-        images, labels = zip(*results, strict=True)
-        yield {"image": np.stack(images), "label": np.array(labels, np.int32), "mask": mask}
+    shape = (plan.size, plan.size, source.channels)
+    for made in _in_threads(_grouped(elements, local), make, shape, 0):
+        mask = np.ones(len(made.elements), np.float32)
+        for place, error in sorted(made.errors.items()):
+            _add(source, split, made.elements[place], error, bad)
+            made.images[place], made.labels[place], mask[place] = 0, 0, 0
+        yield {"image": made.images, "label": np.array(made.labels, np.int32), "mask": mask}
 
 
 @functools.cache
@@ -246,34 +256,34 @@ def threads() -> concurrent.futures.Executor:
 
 
 def _in_threads(
-    groups: Iterator[Sequence[Any]], make: Callable[[int, int, Any], Any], number: int
-) -> Iterator[tuple[Sequence[Any], list[Any]]]:
-    """Yield each group of elements with `make(number, place, element)` of each, or the
-    UnreadablePicture that it raised; groups count from `number`. Made ahead of the reader.
+    groups: Iterator[Sequence[Any]], make: Make, shape: tuple[int, ...], first_number: int
+) -> Iterator[Made]:
+    """Yield what `make` gives of each group of elements, images of `shape`, ahead of the reader;
+    groups count from `first_number`.
     """
 
-    def part(number: int, elements: Sequence[Any], first: int) -> list[Any]:
-        results = []  # one task for many images: to hand one over takes a while
-        for place in range(first, len(elements), CORES):
-            try:
-                results.append(make(number, place, elements[place]))
-            except UnreadablePicture as error:
-                results.append(error)
-        return results
+    def begin(number: int, elements: Sequence[Any]) -> tuple[Made, Iterator[None]]:
+        count = len(elements)
+        made = Made(elements, np.empty((count, *shape), np.uint8), [None] * count, {})
 
-    def begin(number: int, elements: Sequence[Any]):
-        tasks = functools.partial(part, number, elements)
-        return elements, threads().map(tasks, range(CORES))
+        def part(first: int) -> None:  # one task for many images: to hand one over takes a while
+            for place in range(first, count, CORES):
+                try:
+                    image, made.labels[place] = make(number, place, elements[place])
+                    made.images[place] = image
+                except UnreadablePicture as error:
+                    made.errors[place] = error
 
-    def complete(elements: Sequence[Any], parts: Iterator[list[Any]]):
-        results: list[Any] = [None] * len(elements)
-        for first, part_of_them in enumerate(parts):  # raises what a thread did
-            results[first::CORES] = part_of_them
-        return elements, results
+        return made, threads().map(part, range(CORES))
+
+    def complete(made: Made, parts: Iterator[None]) -> Made:
+        for _ in parts:  # raises what a thread did
+            continue
+        return made
 
     ahead = collections.deque()
-    for index, elements in enumerate(groups, number):
-        ahead.append(begin(index, elements))
+    for number, elements in enumerate(groups, first_number):
+        ahead.append(begin(number, elements))
         if len(ahead) > PREFETCH:
             yield complete(*ahead.popleft())
     while ahead:

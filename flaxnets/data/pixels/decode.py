@@ -72,7 +72,8 @@ class Decode:
 def read_file(path: pathlib.Path | str) -> bytes:
     """Return the bytes of a file. Raises UnreadablePicture if it cannot be read."""
     try:
-        return pathlib.Path(path).read_bytes()
+        with open(path, "rb", buffering=0) as file:
+            return file.read()
     except FileNotFoundError:
         raise UnreadablePicture(f"no file {shown(path)}") from None
     except IsADirectoryError:
@@ -101,18 +102,27 @@ class Picture:
             )
         self._encoded, self._mode = raw, MODES[decode.channels]
         self._is_turned = decode.orientation == "upright"
-        with self._one_sentence():
-            header = Image.open(io.BytesIO(raw))
-            is_common = header.format in ("JPEG", "MPO") and header.mode in ("L", "RGB")
-            self.takes_fast_road = is_common and fast_road() is not None
-            self._stored = header.height, header.width
-            self._is_grey = header.mode == "L"
+        self._read_header()
         if self.takes_fast_road:
-            self._turn = TURNS[_orientation(header) if self._is_turned else 1]
             height, width = self._stored
             self.size = (width, height) if self._turn[0] else (height, width)
         else:
             self.size = self.pixels.shape[:2]
+
+    def _read_header(self) -> None:
+        road, orientation = fast_road(), 1
+        plain = road and road.plain_size(self._encoded)
+        if plain:  # the most common ones, in a third of the time
+            height, width, channels = plain
+            self.takes_fast_road, self._stored, self._is_grey = True, (height, width), channels == 1
+        else:
+            with self._one_sentence():
+                header = Image.open(io.BytesIO(self._encoded))
+            is_common = header.format in ("JPEG", "MPO") and header.mode in ("L", "RGB")
+            self.takes_fast_road = is_common and road is not None
+            self._stored, self._is_grey = (header.height, header.width), header.mode == "L"
+            orientation = _orientation(header) if self.takes_fast_road and self._is_turned else 1
+        self._turn = TURNS[orientation]
 
     @functools.cached_property
     def pixels(self) -> np.ndarray:

@@ -16,7 +16,27 @@ cv2.setNumThreads(1)  # images are made by a thread for each core
 
 END = b"\xff\xd9"  # of a JPEG
 FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # markers before a JPEG's height and width
+PASSED = (b"\xe0", b"\xdb", b"\xc4", b"\xfe")  # JFIF's, tables and comments
+MAX_PLAIN = 2**26  # pixels; Pillow warns of larger pictures
 MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # that ends a JPEG's scan
+
+
+def plain_size(encoded: bytes) -> tuple[int, int, int] | None:
+    """Return height, width and channels (1 or 3) of a JPEG whose header has nothing but them: no
+    EXIF, no other colours, no unusual size. None for all others, which Pillow opens.
+    """
+    at, segment = 2, encoded[2:4]
+    while segment[:1] == b"\xff" and segment[1:] in PASSED:
+        at += 2 + int.from_bytes(encoded[at + 2 : at + 4], "big")
+        segment = encoded[at : at + 2]
+    if segment not in (b"\xff\xc0", b"\xff\xc1", b"\xff\xc2") or encoded[:2] != b"\xff\xd8":
+        return None
+    height = int.from_bytes(encoded[at + 5 : at + 7], "big")
+    width = int.from_bytes(encoded[at + 7 : at + 9], "big")
+    bits, channels = encoded[at + 4 : at + 5], encoded[at + 9 : at + 10]
+    if bits != b"\x08" or channels not in (b"\1", b"\3") or not 0 < height * width < MAX_PLAIN:
+        return None
+    return height, width, channels[0]
 
 
 def decode_rows(

@@ -35,6 +35,7 @@ from flaxnets.training.distributed import Processes, all_or_none, join
 from flaxnets.training.loop import Interrupted, RunOptions, fit
 from flaxnets.training.parallel import DataParallel, Mapping
 from flaxnets.training.program import Feed, Program, make_program
+from flaxnets.training.step import check_batch_norms
 from flaxnets.training.workdir import Follower, Workdir
 from flaxnets.weights import PublishedWeights, WeightsWarning, find_weights, load_into
 
@@ -223,6 +224,7 @@ def main(arguments: list[str]) -> None:
     variables = program.state_shapes().variables
     if train_shape != input_shape:
         jax.eval_shape(model.apply, variables, jnp.zeros((1, *train_shape)))
+    check_batch_norms(model, variables, recipe, train_shape, len(parallel.devices))
     if options.dry_run:
         dry_run(options, source, model, program, train_shape)
         return

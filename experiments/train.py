@@ -41,6 +41,7 @@ from flaxnets.training.distributed import Processes, all_or_none, join
 from flaxnets.training.loop import Interrupted, RunOptions, fit
 from flaxnets.training.parallel import DataParallel, Mapping
 from flaxnets.training.program import Feed, Program, make_program
+from flaxnets.training.step import check_batch_norms
 from flaxnets.training.workdir import Follower, Workdir, default_workdir
 from flaxnets.weights import PublishedWeights, WeightsWarning, find_weights, load_into
 
@@ -256,6 +257,7 @@ def main(arguments: list[str]) -> None:
                 f"train size is {train_shape[0]}; {options.arch} reads images of one size, "
                 f"expected {size} or 0"
             ) from error
+    check_batch_norms(model, variables, recipe, train_shape, len(parallel.devices))
     if jax.process_index() == 0:
         warn_of_short_epochs(program)
     if options.dry_run:

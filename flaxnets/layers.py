@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from flaxnets.convolution import conv2d
+from flaxnets.convolution import conv2d, linear
 from flaxnets.errors import InputError
 from flaxnets.folding import recall, remember
 from flaxnets.normalization import as_affine, batch_norm, moments, normalized
@@ -131,17 +131,18 @@ class Conv(nn.Module):
         reach = ((size[0] - 1) * dilation[0] + 1, (size[1] - 1) * dilation[1] + 1)
         _check_fits(reach, x, padding)
         channels = x.shape[-1] // self.groups
-        kernel = self.param("kernel", self.kernel_init, (*size, channels, self.features))
+        kernel = self.param(
+            "kernel", self.kernel_init, (*size, channels, self.features), jnp.float32
+        )
         geometry = (_pair(self.stride), padding, dilation, self.groups)
         dtype = self.dtype  # what is remembered must not hold `self`
         bias = None
         if self.use_bias:
             bias_init = self.bias_init or _bias_default(math.prod(size) * channels)
-            bias = self.param("bias", bias_init, (self.features,))
+            bias = self.param("bias", bias_init, (self.features,), jnp.float32)
 
         def output(kernel: Array, bias: Array | None) -> Array:
-            y = conv2d(x.astype(dtype), kernel.astype(dtype), *geometry)
-            return y if bias is None else y + bias.astype(dtype)
+            return conv2d(x.astype(dtype), kernel.astype(dtype), *geometry, bias=bias)
 
         def affine(factor: Array, shift: Array) -> Array:
             return output(kernel * factor, shift if bias is None else bias * factor + shift)
@@ -177,22 +178,22 @@ class Linear(nn.Module):
         # converter could not tell them apart on the way back to torch.
         leaf = "patch_kernel" if self.patch else "kernel"
         shape = (*(self.patch or ()), x.shape[-1], self.features)
-        kernel = self.param(leaf, self.kernel_init, shape).astype(self.dtype)
+        kernel = self.param(leaf, self.kernel_init, shape, jnp.float32).astype(self.dtype)
         x = x.astype(self.dtype)
-        if self.patch is None:
-            y = x @ kernel
-        else:
+        bias = None
+        if self.use_bias:
+            bias_init = self.bias_init or _bias_default(math.prod(shape[:-1]))
+            bias = self.param("bias", bias_init, (self.features,), jnp.float32)
+        if self.patch is not None:
             height, width = ((n - 1) * self.dilation + 1 for n in self.patch)
             _check_fits((height, width), x)
             if x.shape[1:3] == self.patch:  # a product: 9 times faster than a convolution on CPU
-                y = x.reshape(x.shape[0], 1, 1, -1) @ kernel.reshape(-1, self.features)
+                x = x.reshape(x.shape[0], 1, 1, -1)
+                kernel = kernel.reshape(-1, self.features)
             else:
                 dilation = (self.dilation, self.dilation)
-                y = conv2d(x, kernel, dilation=dilation)
-        if self.use_bias:
-            bias_init = self.bias_init or _bias_default(math.prod(shape[:-1]))
-            y = y + self.param("bias", bias_init, (self.features,)).astype(self.dtype)
-        return y
+                return conv2d(x, kernel, dilation=dilation, bias=bias)
+        return linear(x, kernel, bias)
 
 
 class BatchNorm(nn.Module):
@@ -220,8 +221,8 @@ class BatchNorm(nn.Module):
         self, x: Array, moments: tuple[Array, Array] | None = None, *, relu: bool = False
     ) -> Array:
         features = x.shape[-1]
-        scale = self.param("scale", self.scale_init, (features,))
-        bias = self.param("bias", nn.initializers.zeros, (features,))
+        scale = self.param("scale", self.scale_init, (features,), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (features,), jnp.float32)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (features,), jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, (features,), jnp.float32)
 
@@ -273,12 +274,7 @@ def max_pool(
             (before, _pad_after(size, span, step, before, ceil_mode))
             for size, span, step, before in zip(x.shape[1:3], window, stride, padding, strict=True)
         )
-        x = lax.pad(
-            x,
-            jnp.array(-jnp.inf, x.dtype),
-            [(0, 0, 0), (*rows, 0), (*columns, 0), (0, 0, 0)],
-        )
-        return window_maxima(x, window, stride)
+        return window_maxima(x, window, stride, (rows, columns))
 
     return pool
 
@@ -304,9 +300,12 @@ def avg_pool(
 
     def pool(x: Array) -> Array:
         _check_fits(window, x, padding)
+        wide = x.astype(_at_least_float32(x.dtype))  # rounded once, not with every pixel
         if count_include_pad:
-            return sums(x) / math.prod(window)
-        return sums(x) / sums(jnp.ones((1, *x.shape[1:3], 1), x.dtype))
+            y = sums(wide) / math.prod(window)
+        else:
+            y = sums(wide) / sums(jnp.ones((1, *x.shape[1:3], 1), wide.dtype))
+        return y.astype(x.dtype)
 
     return pool
 
@@ -355,7 +354,9 @@ def imagenet_to_unit_range(x: Array, dtype: Dtype = jnp.float32) -> Array:
         raise ValueError(f"transform_input is for RGB images; these have {x.shape[-1]} channels")
     x = x.astype(_at_least_float32(dtype))
     mean, deviation = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-    return (x * jnp.array(deviation, x.dtype) + jnp.array(mean, x.dtype) - 0.5) / 0.5
+    shape = (1,) * (x.ndim - 1) + (3,)
+    factor, shift = (jnp.array(each, x.dtype).reshape(shape) for each in (deviation, mean))
+    return (x * factor + shift - 0.5) / 0.5
 
 
 def _differentiated_by_output(rectify: Callable[[Array], Array]) -> Callable[[Array], Array]:
@@ -363,15 +364,19 @@ def _differentiated_by_output(rectify: Callable[[Array], Array]) -> Callable[[Ar
     the layer that it goes to, so that the input need not be stored: on GPUs a convolution takes its
     bias and ReLU along, and VGG-19's training step moves 0.9 of the bytes.
     """
-    function = jax.custom_jvp(rectify)
+    differentiated = jax.custom_jvp(rectify)
 
-    @function.defjvp
+    @differentiated.defjvp
     def jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-        y = function(*primals)
+        y = differentiated(*primals)
         # XLA would make `y > 0` a comparison of the input again.
         return y, jnp.where(y == 0, 0, *tangents)
 
-    return functools.wraps(rectify)(function)
+    @functools.wraps(rectify)
+    def function(x: Array) -> Array:  # a field of a network: pickled and copied by its name
+        return differentiated(x)
+
+    return function
 
 
 @_differentiated_by_output
@@ -406,4 +411,8 @@ def local_response_norm(
         total = sum(squares[..., i : i + channels] for i in range(size))
         return x * (k + alpha * total) ** -beta
 
-    return norm
+    @jax.checkpoint  # stores `x` for the gradient, and nothing in float32
+    def narrow_norm(x: Array) -> Array:
+        return norm(x.astype(jnp.float32)).astype(x.dtype)
+
+    return lambda x: (narrow_norm if jnp.finfo(x.dtype).bits < 32 else norm)(x)

@@ -56,6 +56,7 @@ def normalized(
     mean, var = by
     center = lax.stop_gradient(mean)
     factor, shift = as_affine((mean - center, var), scale, bias, epsilon)
+    center, factor, shift = (_beside(x, each) for each in (center, factor, shift))
     y = (x - center) * factor + shift
     return jax.nn.relu(y) if relu else y
 
@@ -65,6 +66,11 @@ def as_affine(by: Moments, scale: Array, bias: Array, epsilon: float) -> tuple[A
     mean, var = by
     factor = scale * lax.rsqrt(var + epsilon)
     return factor, bias - mean * factor
+
+
+def _beside(x: Array, vector: Array) -> Array:
+    """Return a vector (C,) with the rank of `x` (..., C), as strict rank promotion asks."""
+    return lax.broadcast_to_rank(vector, x.ndim)
 
 
 def moments(x: Array, axis_name: str | None = None) -> Moments:
@@ -78,7 +84,8 @@ def moments(x: Array, axis_name: str | None = None) -> Moments:
 def _moments_in_turn(x: Array, axis_name: str | None) -> Moments:
     mean = _mean(x, axis_name)
     center = lax.stop_gradient(mean)
-    return mean, _mean(jnp.square(x - center), axis_name) - jnp.square(mean - center)
+    distance = x - _beside(x, center)
+    return mean, _mean(jnp.square(distance), axis_name) - jnp.square(mean - center)
 
 
 def _moments_at_once(x: Array, axis_name: str | None) -> Moments:
@@ -88,8 +95,9 @@ def _moments_at_once(x: Array, axis_name: str | None) -> Moments:
     """
     middle = x[:, *(size // 2 for size in x.shape[1:-1])]
     center = lax.stop_gradient(_mean(middle, axis_name))
-    shift = _mean(x - center, axis_name)
-    return center + shift, _mean(jnp.square(x - center), axis_name) - jnp.square(shift)
+    distance = x - _beside(x, center)
+    shift = _mean(distance, axis_name)
+    return center + shift, _mean(jnp.square(distance), axis_name) - jnp.square(shift)
 
 
 def _mean(x: Array, axis_name: str | None) -> Array:
@@ -173,7 +181,13 @@ def _differentiated(primitive: Primitive, function: Callable, count: int) -> Cal
 
 
 def _eagerly(primitive):
-    return jax.jit(primitive.bind, static_argnames=("epsilon", "relu"))
+    compiled = jax.jit(primitive.bind, static_argnames=("epsilon", "relu"))
+
+    def call(*operands: Array, **params):
+        with jax.disable_jit(False):  # which would call the primitive, which calls this
+            return compiled(*operands, **params)
+
+    return call
 
 
 def _mapped(function):

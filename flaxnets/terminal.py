@@ -202,6 +202,7 @@ def one_sentence_errors() -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except KeyboardInterrupt:
+        time.sleep(0.2)  # if this was the second one, the thread that counts them says so
         _end("interrupted")
     except Exception as error:
         if not _is_disk_full(error):

@@ -36,6 +36,14 @@ onednn_only = pytest.mark.skipif(
     reason="onednn-cpu-gomp is for Linux on x86-64",
 )
 
+# jax's switches for finding errors, each as a context.
+SWITCHES: dict[str, Callable[[], Any]] = {
+    "disable_jit": jax.disable_jit,
+    "debug_infs": functools.partial(jax.debug_infs, True),
+    "debug_nans": functools.partial(jax.debug_nans, True),
+    "rank_promotion": functools.partial(jax.numpy_rank_promotion, "raise"),
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Case:

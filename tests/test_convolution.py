@@ -108,11 +108,88 @@ def test_onednn_takes_the_others(name):
         convolve = jax.jit(lambda x, kernel: conv2d(x, kernel, *geometry))
         return onednn.CONVOLUTION in convolve.lower(x, kernel).as_text()
 
-    assert is_chosen(x, kernel)
-    for others in (x[:0], x.astype(jnp.bfloat16), x.astype(jnp.float16)):
-        kernel = kernel.astype(others.dtype)
-        assert not is_chosen(others, kernel)
-        assert conv2d(others, kernel, *geometry).dtype == others.dtype
+    # Narrow types are computed in float32.
+    for others in (x, x.astype(jnp.bfloat16), x.astype(jnp.float16)):
+        narrow = kernel.astype(others.dtype)
+        assert is_chosen(others, narrow)
+        assert conv2d(others, narrow, *geometry).dtype == others.dtype
+    assert not is_chosen(x[:0], kernel)
+    assert conv2d(x[:0], kernel, *geometry).dtype == x.dtype
+
+
+@pytest.fixture(params=[pytest.param(True, marks=onednn_only), False], ids=["onednn", "xla"])
+def library(request, monkeypatch):
+    """With oneDNN, and with XLA's operations alone."""
+    if not request.param:
+        monkeypatch.setattr(onednn, "available", lambda: False)
+    return request.param
+
+
+def rounding_errors(y, exact, dtype):
+    """The errors of `y`, and half of the distance between neighbours of `dtype` at `exact`."""
+    half = 0.5 * np.exp2(np.floor(np.log2(np.abs(exact))) - jnp.finfo(dtype).nmant)
+    return np.abs(np.asarray(y, np.float64) - exact), half
+
+
+def assert_rounded_once(y, exact, dtype):
+    """The nearest value of `dtype`, but for sums in float32; the errors are those of rounding."""
+    assert y.dtype == dtype
+    error, half = rounding_errors(y, exact, dtype)
+    assert (error <= half + 1e-5 * np.abs(exact).max()).all()
+    of_rounding, _ = rounding_errors(exact.astype(dtype), exact, dtype)
+    ratio = np.sqrt(np.square(error).mean() / np.square(of_rounding).mean())
+    assert ratio == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("name", CONVOLUTIONS | TO_ONE_PIXEL | LARGE_MAPS)
+def test_a_convolution_with_its_bias_is_rounded_once(name, dtype, library):
+    x, kernel, geometry = arrays(name)
+    x, kernel = x.astype(dtype), kernel.astype(dtype)
+    bias = jax.random.normal(jax.random.key(1), kernel.shape[-1:])
+    with jax.enable_x64():
+        wide = [jnp.asarray(np.asarray(each, np.float64)) for each in (x, kernel, bias)]
+        exact = np.asarray(xla_convolution(*wide[:2], geometry) + wide[2])
+    y = jax.jit(lambda x, kernel, bias: conv2d(x, kernel, *geometry, bias=bias))(x, kernel, bias)
+    assert_rounded_once(y, exact, dtype)
+    if name != "only padding is met":
+        product = conv2d(x, kernel, *geometry)
+        error, half = rounding_errors(product + bias.astype(dtype), exact, dtype)  # twice
+        assert (error > 1.2 * half).any()
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_a_matrix_product_with_its_bias_is_rounded_once(dtype):
+    keys = jax.random.split(jax.random.key(0), 3)
+    shapes = ((64, 300), (300, 100), (100,))
+    x, kernel, bias = (jax.random.normal(*pair) for pair in zip(keys, shapes, strict=True))
+    x, kernel = x.astype(dtype), kernel.astype(dtype)
+    exact = np.asarray(x, np.float64) @ np.asarray(kernel, np.float64) + np.asarray(bias)
+    y = jax.jit(convolution.linear)(x, kernel, bias)
+    assert_rounded_once(y, exact, dtype)
+    error, half = rounding_errors(x @ kernel + bias.astype(dtype), exact, dtype)
+    assert (error > 1.2 * half).any()
+
+
+def test_narrow_types_have_the_gradients_of_float32(library):
+    """Of a convolution and a matrix product with biases, but for rounding to 8 bits."""
+    x, kernel, geometry = arrays("7x7, stride 2, of pictures")
+    bias = jax.random.normal(jax.random.key(1), kernel.shape[-1:])
+    weights = jax.random.normal(jax.random.key(2), (16, 5))
+    operands = (x, kernel, bias, weights, bias[:5])
+
+    def gradients(dtype):
+        def loss(x, kernel, bias, weights, shift):
+            x, kernel, weights = (each.astype(dtype) for each in (x, kernel, weights))
+            y = conv2d(x, kernel, *geometry, bias=bias)
+            return jnp.square(convolution.linear(y, weights, shift).astype(jnp.float32)).mean()
+
+        return jax.jit(jax.grad(loss, range(5)))(*operands)
+
+    for found, expected in zip(gradients(jnp.bfloat16), gradients(jnp.float32), strict=True):
+        assert found.dtype == jnp.float32
+        error = parity.relative_error(found, expected)
+        assert 0 < error < 2e-2
 
 
 @onednn_only

@@ -1,7 +1,9 @@
 """What every network promises: names, fields, sizes, precision."""
 
 import ast
+import copy
 import pathlib
+import pickle
 import subprocess
 import sys
 
@@ -41,6 +43,14 @@ def test_wrong_names_get_the_nearest_right_one(name, fields, sentence):
     with pytest.raises(InputError) as raised:
         create_model(name, **fields)
     assert str(raised.value) == sentence
+
+
+def test_every_network_is_pickled_copied_and_hashed():
+    for name in list_models():
+        model = create_model(name)
+        for other in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
+            assert other == model
+            assert hash(other) == hash(model)
 
 
 @pytest.mark.parametrize("name", list_models())

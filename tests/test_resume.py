@@ -213,11 +213,14 @@ def test_tensorboard_is_told_where_the_run_went_on(tmp_path, monkeypatch):
 # Damaged checkpoints
 
 
-def three_checkpoints(path):
+def small_state():
     optimizer = make_optimizer(RECIPE, lambda _: 0.1)
     variables = Dropped().init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
-    state = jax.device_put(create_state(variables, optimizer, RECIPE), jax.devices()[0])
-    checkpoints = Checkpoints(path, keep=3)
+    return jax.device_put(create_state(variables, optimizer, RECIPE), jax.devices()[0])
+
+
+def three_checkpoints(path):
+    state, checkpoints = small_state(), Checkpoints(path, keep=3)
     for step in (1, 2, 3):
         params = jax.tree.map(lambda x, step=step: x + step, state.params)
         state = state.replace(step=jnp.asarray(step, jnp.int32), params=params)
@@ -260,6 +263,25 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(how, tmp_path):
     checkpoints.save(state, {})  # step 3 again
     checkpoints.close()
     assert int(Checkpoints(path).restore(state)[0].step) == 3
+
+
+def test_other_dtypes_are_named_and_are_no_damage(tmp_path):
+    """As of a run that was trained under JAX_ENABLE_X64 when parameters followed that."""
+    state, path = small_state(), tmp_path / "checkpoints"
+    with jax.enable_x64():
+        wide = jax.tree.map(lambda x: np.asarray(x, np.float64), state.params)
+        checkpoints = Checkpoints(path)
+        checkpoints.save(state.replace(params=jax.tree.map(jnp.asarray, wide)), {"sums": {}})
+        checkpoints.close()
+        found = Checkpoints(path, read_only=True).restore_variables()["params"]
+        jax.tree.map(np.testing.assert_array_equal, found, wide)
+        assert {leaf.dtype.name for leaf in jax.tree.leaves(found)} == {"float64"}
+    sentence = r"checkpoint 0 in \S+ has params/\S+ in float64; expected float32: "
+    with pytest.raises(InputError, match=sentence + "set JAX_ENABLE_X64=1, with which it was"):
+        Checkpoints(path, read_only=True).restore_variables()
+    with pytest.raises(InputError, match=sentence + "start another run"):
+        Checkpoints(path).restore(state)
+    assert not (tmp_path / "checkpoints_damaged").exists()
 
 
 def test_a_checkpoint_deleted_while_they_are_listed_is_no_error(tmp_path, monkeypatch):

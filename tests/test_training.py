@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import parity
 from feeds import eval_batches, train_batches
 from flaxnets import InputError, create_model, data, to_torch
-from flaxnets.layers import BatchNorm, Linear
+from flaxnets.layers import BatchNorm, Conv, Linear, max_pool
 from flaxnets.recipes import Preprocessing, Recipe, recipe_for
 from flaxnets.training.checkpoints import Checkpoints
 from flaxnets.training.evaluation import evaluate
@@ -24,7 +25,14 @@ from flaxnets.training.parallel import DataParallel
 from flaxnets.training.program import Feed, make_program
 from flaxnets.training.progress import TIMED
 from flaxnets.training.state import create_state, fresh_variables, init_variables
-from flaxnets.training.step import losses, make_eval_step, make_train_step, normalize, scores
+from flaxnets.training.step import (
+    check_batch_norms,
+    losses,
+    make_eval_step,
+    make_train_step,
+    normalize,
+    scores,
+)
 from flaxnets.training.workdir import Workdir
 
 RECIPE = Recipe(
@@ -105,6 +113,102 @@ def test_running_statistics_are_the_mean_over_devices():
     norm = state.model_state["batch_stats"]["norm"]
     np.testing.assert_allclose(norm["mean"], 0.1 * own.mean(), rtol=1e-4)
     np.testing.assert_allclose(norm["var"], 0.9 + 0.1 * own.var(1, ddof=1).mean(), rtol=1e-4)
+
+
+class Small(nn.Module):
+    """One of each of the layers that are not plain operations of XLA everywhere."""
+
+    num_classes: int = 10
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = Conv(16, 3, 2, name="conv")(x)
+        x = BatchNorm(use_running_average=not train, name="norm")(x, relu=True)
+        x = max_pool(3, 2, 1)(x)
+        x = nn.Dropout(0.5, deterministic=not train)(x)
+        return Linear(self.num_classes, patch=(7, 7), name="fc")(x)[:, 0, 0]
+
+
+@pytest.fixture(scope="module")
+def without_switches():
+    return run(Small(), "shard_map", 1, steps=1)
+
+
+@pytest.mark.parametrize("switch", parity.SWITCHES)
+def test_a_step_works_under_jaxs_switches(switch, without_switches):
+    with parity.SWITCHES[switch]():
+        found = run(Small(), "shard_map", 1, steps=1)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),
+        found,
+        without_switches,
+    )
+
+
+def test_every_augmentation_of_a_step_is_traced_under_strict_rank_promotion():
+    recipe = dataclasses.replace(
+        RECIPE, mixup=0.2, cutmix=1.0, random_erasing=0.5, ema_decay=0.9, label_smoothing=0.1,
+        gradient_accumulation=2, optimizer="lamb", clip_norm=1.0, sync_batch_norm=True,
+    )  # fmt: skip
+    feed = Feed(
+        train=lambda _: iter(()), test=lambda: iter(()), train_size=16, input_shape=(28, 28, 1),
+        statistics=STATISTICS,
+    )  # fmt: skip
+    (batch,) = batches(1)
+    batch |= {"offset": np.zeros((16, 2), np.int32), "mirrored": np.zeros(16, bool)}
+    with jax.numpy_rank_promotion("raise"):
+        program = make_program(Small(), recipe, feed, DataParallel())
+        shapes = program.state_shapes()
+        state, metrics = jax.eval_shape(program.train_step, shapes, batch)
+    assert jax.tree.structure(state) == jax.tree.structure(shapes)
+    assert set(metrics) == {"loss", "top1", "top5"}
+
+
+def test_a_state_is_float32_whatever_the_flag():
+    recipe = dataclasses.replace(RECIPE, ema_decay=0.9, optimizer="adamw")
+    with jax.enable_x64():
+        state, _ = run(Small(), "shard_map", 1, steps=1, recipe=recipe)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(state)} == {"float32", "int32"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "devices", "advice"),
+    [
+        ({"batch_size": 8}, 8, "batch size 16, larger images, sync batch norm, or freeze {}"),
+        ({"batch_size": 1}, 1, "batch size 2, larger images, or freeze {}"),
+        ({"batch_size": 1, "sync_batch_norm": True}, 1, "size 2, larger images, or freeze {}"),
+        (
+            {"batch_size": 8, "gradient_accumulation": 4}, 2,
+            "batch size 16, larger images, sync batch norm, or freeze {}",
+        ),
+        ({"batch_size": 8, "freeze": ("layer3.*",)}, 8, "batch size 16"),
+        ({"batch_size": 16}, 8, None),
+        ({"batch_size": 8, "sync_batch_norm": True}, 8, None),
+        ({"batch_size": 8, "freeze": ("layer4.*",)}, 8, None),
+        ({"batch_size": 8, "size": 33}, 8, None),
+    ],
+)  # fmt: skip
+def test_a_batch_norm_that_sees_one_value_is_refused(fields, devices, advice):
+    """torch raises then: "Expected more than 1 value per channel when training"."""
+    size = fields.pop("size", 32)
+    model = create_model("resnet18")
+    recipe = dataclasses.replace(RECIPE, **fields)
+    images = jnp.zeros((1, size, size, 3))
+    variables = jax.eval_shape(model.init, jax.random.key(0), images)
+    arguments = (model, variables, recipe, (size, size, 3), devices)
+    if advice is None:
+        check_batch_norms(*arguments)
+        return
+    with pytest.raises(InputError) as raised:
+        check_batch_norms(*arguments)
+    sentence = str(raised.value)
+    assert sentence.startswith(
+        "batch norm layer4.0.bn1 would see one value of each channel in training (one image"
+    )
+    assert advice.format("'layer4.0.bn1.*'") in sentence
+    parts = fields.get("gradient_accumulation", 1)
+    assert ("on each device" in sentence) == (devices > 1)
+    assert (f"in each of the {parts} parts of a step" in sentence) == (parts > 1)
 
 
 def test_dropout_differs_between_devices_and_steps():

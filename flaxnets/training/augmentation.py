@@ -34,9 +34,9 @@ def random_erasing(images: jax.Array, key: jax.Array, probability: float) -> jax
     ratio = jnp.exp(jax.random.uniform(ratios, (count, TRIES), minval=low, maxval=high))
     pixels = height * width * area
     sizes = jnp.round(jnp.sqrt(jnp.stack([pixels * ratio, pixels / ratio], -1)))  # (N, tries, 2)
-    fits = (sizes < jnp.array([height, width])).all(-1)
+    fits = (sizes < jnp.array([[[height, width]]])).all(-1)
     size = jnp.take_along_axis(sizes, fits.argmax(1)[:, None, None], 1)[:, 0].astype(int)
-    room = jnp.array([height, width]) - size + 1
+    room = jnp.array([[height, width]]) - size + 1
     corner = jax.random.randint(places, size.shape, 0, jnp.maximum(room, 1))
     chosen = fits.any(1) & (jax.random.uniform(coins, (count,)) < probability)
     box = _box(height, width, corner, corner + size) & chosen[:, None, None]
@@ -45,9 +45,10 @@ def random_erasing(images: jax.Array, key: jax.Array, probability: float) -> jax
 
 def _box(height: int, width: int, first: jax.Array, last: jax.Array) -> jax.Array:
     """Masks (..., height, width) of the rectangles from `first` to below `last` (..., [y, x])."""
+    places = (lax.broadcast_to_rank(jnp.arange(size), first.ndim) for size in (height, width))
     rows, columns = (
-        (jnp.arange(size) >= first[..., i, None]) & (jnp.arange(size) < last[..., i, None])
-        for i, size in enumerate((height, width))
+        (place >= first[..., i, None]) & (place < last[..., i, None])
+        for i, place in enumerate(places)
     )
     return rows[..., :, None] & columns[..., None, :]
 
@@ -88,7 +89,7 @@ def cutmix(
     first, last = jnp.maximum(centre - half, 0), jnp.minimum(centre + half, size)
     box = _box(height, width, first, last)
     share = 1 - (last - first).prod() / size.prod()
-    return jnp.where(box[..., None], jnp.roll(images, 1, 0), images), _mixed(targets, share)
+    return jnp.where(box[None, ..., None], jnp.roll(images, 1, 0), images), _mixed(targets, share)
 
 
 def mixup_or_cutmix(
@@ -143,8 +144,8 @@ def crop_and_flip(
     """
     height, width = images.shape[1:3]
     padded = jnp.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
-    columns = jnp.arange(width)
-    columns = jnp.where(mirrored[:, None], columns[::-1], columns) + offsets[:, 1:]
-    rows = jnp.arange(height) + offsets[:, :1]
+    columns = jnp.arange(width)[None]
+    columns = jnp.where(mirrored[:, None], columns[:, ::-1], columns) + offsets[:, 1:]
+    rows = jnp.arange(height)[None] + offsets[:, :1]
     examples = jnp.arange(len(images))[:, None, None]
     return padded[examples, rows[:, :, None], columns[:, None, :]]

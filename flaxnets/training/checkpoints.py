@@ -76,11 +76,14 @@ class Checkpoints:
         """The newest intact checkpoint, with the shapes, dtypes and shardings of `like`, so that it
         moves to another number of devices. Newer, damaged ones are moved aside with a warning.
 
-        Raises InputError if all are damaged, and leaves them where they are.
+        Raises InputError if all are damaged, and leaves them where they are, or if the newest has
+        other dtypes.
         """
 
         def read(step: int) -> tuple[TrainState, Position]:
             self._check_files(step)
+            saved = self._manager.item_metadata(step)["state"].tree
+            self._check_types(step, saved, like, "start another run")
             items = ocp.args.Composite(state=_restore(like), position=ocp.args.JsonRestore())
             restored = self._manager.restore(step, args=items)
             return restored["state"], _verified(restored["state"], restored["position"])
@@ -98,10 +101,14 @@ class Checkpoints:
             self._check_files(step)
             saved = self._manager.item_metadata(step)["state"].tree
             names = ("average",) if saved.get("average") else ("params", "model_state")
+            saved = {name: saved[name] for name in names}
             like = jax.tree.map(
-                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-                {name: saved[name] for name in names},
+                lambda leaf: jax.ShapeDtypeStruct(
+                    leaf.shape, jax.dtypes.canonicalize_dtype(leaf.dtype), sharding=sharding
+                ),
+                saved,
             )
+            self._check_types(step, saved, like, "set JAX_ENABLE_X64=1, with which it was written")
             items = ocp.args.Composite(
                 state=_restore(like, partial_restore=True), position=ocp.args.JsonRestore()
             )
@@ -129,11 +136,23 @@ class Checkpoints:
             if not store.read(key).result().value:  # its state may be "value" all the same
                 raise ValueError(f"a file with {key.decode()} is missing")
 
+    def _check_types(self, step: int, saved: PyTree, like: PyTree, advice: str) -> None:
+        """Raise InputError if an array was saved in another dtype than that of `like`."""
+        expected = _types(like)
+        for name, dtype in _types(saved).items():
+            if expected.get(name, dtype) != dtype:
+                raise InputError(
+                    f"checkpoint {step} in {self.directory} has {name} in {dtype}; expected "
+                    f"{expected[name]}: {advice}"
+                )
+
     def _newest_intact(self, read: Callable[[int], Read]) -> Read:
         damaged: dict[int, str] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 found = read(step)
+            except InputError:  # of an intact one
+                raise
             except Exception as error:  # broken files make Orbax raise almost anything
                 damaged[step] = _first_words(error)
                 continue
@@ -193,6 +212,15 @@ def checksums(tree: PyTree) -> dict[str, int]:
     named = tree_util.tree_leaves_with_path(tree)
     return {
         tree_util.keystr(path, simple=True, separator="/"): checksum(leaf) for path, leaf in named
+    }
+
+
+def _types(tree: PyTree) -> dict[str, np.dtype]:
+    """Return the dtype of every array by its path, as `checksums` names it."""
+    return {
+        tree_util.keystr(path, simple=True, separator="/"): np.dtype(leaf.dtype)
+        for path, leaf in tree_util.tree_leaves_with_path(tree)
+        if hasattr(leaf, "dtype")
     }
 
 

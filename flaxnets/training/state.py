@@ -94,12 +94,18 @@ def create_state(
     params = variables["params"]
     model_state = {name: tree for name, tree in variables.items() if name != "params"}
     start = {"params": params, "model_state": model_state}
+    # optax begins with an infinite error, which JAX_DEBUG_INFS would find in the state.
+    like: Any = jax.eval_shape(optax.contrib.reduce_on_plateau().init, params)
+    plateau = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)._replace(
+        scale=jnp.ones((), like.scale.dtype),
+        best_value=jnp.array(jnp.finfo(like.best_value.dtype).max),
+    )
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         model_state=model_state,
         opt_state=optimizer.init(params),
-        plateau=optax.contrib.reduce_on_plateau().init(params),
+        plateau=plateau,
         # A copy: donated to the step, one buffer cannot be both.
         average=jax.tree.map(jnp.copy, start) if recipe.ema_decay else None,
     )

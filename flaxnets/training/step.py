@@ -14,6 +14,7 @@ import optax
 from jax import lax
 
 from flaxnets.convert import torch_keys
+from flaxnets.errors import InputError
 from flaxnets.layers import BatchNorm
 from flaxnets.recipes import Loss, Recipe
 from flaxnets.training import augmentation
@@ -27,7 +28,8 @@ def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float]) ->
     """(x - mean) / std a channel, in float32; uint8 images, as they were decoded, are divided by
     255 first, measured features have the units of the statistics.
     """
-    shift, scale = jnp.array(mean, jnp.float32), jnp.array(std, jnp.float32)
+    shape = (1,) * (images.ndim - 1) + (-1,)  # the images' rank, as strict rank promotion asks
+    shift, scale = (jnp.array(each, jnp.float32).reshape(shape) for each in (mean, std))
     unit = 255 if images.dtype == jnp.uint8 else 1
     return (images.astype(jnp.float32) / unit - shift) / scale
 
@@ -66,13 +68,57 @@ def scores(logits: jax.Array, labels: jax.Array, loss: Loss = "cross_entropy") -
     right = jnp.take_along_axis(logits, labels[:, None], 1)
     better = (logits > right).sum(1)
     # Equal logits count by position, as in a stable sort: a constant network is not always right.
-    index = jnp.arange(logits.shape[1])
+    index = jnp.arange(logits.shape[1])[None]
     better += ((logits == right) & (index < labels[:, None])).sum(1)
     better = jnp.where(jnp.isnan(right[:, 0]), logits.shape[1], better)
     return found | {
         "top1": (better < 1).astype(jnp.float32),
         "top5": (better < 5).astype(jnp.float32),
     }
+
+
+def check_batch_norms(
+    model: nn.Module, variables: PyTree, recipe: Recipe, image_shape: tuple[int, ...], devices: int
+) -> None:
+    """Raise InputError if a batch norm would see one value of each channel in a training step, in
+    which case it gives its bias whatever the image. torch refuses that too.
+
+    Args:
+        variables: of the network, or their shapes.
+        image_shape: (height, width, channels) of training images.
+        devices: over which the batch is split.
+    """
+    parts = recipe.gradient_accumulation
+    if recipe.batch_size > devices * parts or (recipe.sync_batch_norm and devices > 1):
+        return
+
+    def refuse(next_function, args, kwargs, context):
+        module = context.module
+        if isinstance(module, BatchNorm) and context.method_name == "__call__":
+            by_batch = not module.use_running_average and not _is_frozen(module, recipe)
+            if by_batch and args[0].size == args[0].shape[-1]:
+                path = ".".join(module.path)
+                place = " on each device" if devices > 1 else ""
+                part = f" in each of the {parts} parts of a step" if parts > 1 else ""
+                sync = ", sync batch norm" if devices > 1 else ""
+                raise InputError(
+                    f"batch norm {path} would see one value of each channel in training (one image"
+                    f"{place}{part}, a map of 1x1 pixels); expected several: try batch size "
+                    f"{2 * devices * parts}, larger images{sync}, or freeze {path + '.*'!r}"
+                )
+        return next_function(*args, **kwargs)
+
+    def forward(variables: PyTree, images: jax.Array, key: jax.Array) -> Any:
+        mutable = [name for name in (*variables, "aux_logits") if name != "params"]
+        return model.apply(variables, images, train=True, mutable=mutable, rngs={"dropout": key})
+
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    with nn.intercept_methods(refuse):
+        jax.eval_shape(forward, variables, images, jax.random.key(0))
+
+
+def _is_frozen(norm: BatchNorm, recipe: Recipe) -> bool:
+    return matches(recipe.freeze, ".".join((*norm.path, "running_mean")))
 
 
 def make_train_step(
@@ -114,7 +160,7 @@ def make_train_step(
         module = context.module
         if isinstance(module, BatchNorm):
             # linen forbids to assign a field of a bound module
-            if matches(recipe.freeze, ".".join((*module.path, "running_mean"))):
+            if _is_frozen(module, recipe):
                 object.__setattr__(module, "use_running_average", True)
             if recipe.sync_batch_norm:
                 object.__setattr__(module, "axis_name", AXIS)

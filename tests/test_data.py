@@ -238,6 +238,18 @@ def test_rows_of_features_are_standardised_by_the_training_split():
         assert {row.tobytes() for row in batch["image"]} <= rows  # fed as they are
 
 
+def test_a_process_without_examples_has_batches_like_the_others():
+    """88 rows for three processes: the first has one more than the others."""
+    source = open_source("diabetes")
+    parts = [list(eval_batches(source, 87, SMALL, shard=(i, 3))) for i in range(3)]
+    assert [[int(batch["mask"].sum()) for batch in part] for part in parts] == [
+        [29, 1], [29, 0], [29, 0]
+    ]  # fmt: skip
+    for part in parts[1:]:
+        for key, values in part[1].items():
+            assert (values.shape, values.dtype) == (parts[0][1][key].shape, parts[0][1][key].dtype)
+
+
 # Folders
 
 

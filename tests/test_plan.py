@@ -248,6 +248,15 @@ def test_what_is_no_plan(rows):
         Plan.from_json(rows)
 
 
+def test_rows_of_features_are_no_pictures():
+    rows = np.ones((1, 1, 30), np.float32)
+    np.testing.assert_array_equal(Plan()(rows), rows)
+    with pytest.raises(InputError, match="the network reads rows of features; expected one that"):
+        views_of(CASES["PNG RGB"], Plan(), "center")
+    with pytest.raises(InputError, match="of which there are no ten-crop views"):
+        views_of(CASES["PNG RGB"], Plan(), "ten-crop")
+
+
 def test_what_stays_in_memory_and_what_is_left_to_the_device_is_read_off_the_list():
     small = dataclasses.replace(open_source("digits"), channels=3, flip=True)
     photographs = dataclasses.replace(small, image_size=None)

@@ -137,8 +137,10 @@ def eval_batches(
     else:
         made = _made_for_evaluation(source, split, elements, plan, local, bad or BadImages())
     empty = {
-        "image": np.zeros((0, plan.size, plan.size, source.channels), np.uint8),
-        "label": np.zeros(0, np.int32),
+        "image": np.zeros(
+            (0, plan.size, plan.size, source.channels), np.uint8 if plan.operations else np.float32
+        ),
+        "label": np.zeros(0, np.int32 if source.class_names else np.float32),
         "mask": np.zeros(0, np.float32),
     }
     for _ in numbers:

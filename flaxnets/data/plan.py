@@ -63,8 +63,8 @@ class Plan:
         Raises:
             UnreadablePicture: the bytes are no picture, or a damaged one.
         """
-        if not self.operations:
-            return np.asarray(raw)
+        if not self.operations and isinstance(raw, np.ndarray):
+            return raw
         random = random or Random(0)
         pixels = self.window(self.decode(raw, memory=memory, name=name), random)
         for change in self.changes:
@@ -73,6 +73,9 @@ class Plan:
 
     @property
     def decode(self) -> Decode:
+        """The first operation. Raises InputError if the plan is of rows of features."""
+        if not self.operations:
+            raise InputError("the network reads rows of features; expected one that reads pictures")
         return self.operations[0]
 
     @property

@@ -11,7 +11,7 @@ Statistics: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]  # mean, dev
 Loss: TypeAlias = Literal["cross_entropy", "squared_error"]
 Schedule: TypeAlias = Literal["constant", "plateau", "step", "multistep", "cosine", "one_cycle"]
 Crop: TypeAlias = Literal["random", "random_resized"]
-Policy: TypeAlias = Literal[
+PolicyName: TypeAlias = Literal[
     "none",
     "trivial_augment_wide",
     "rand_augment",
@@ -41,7 +41,7 @@ class Preprocessing:
     """Pixels of zeros on each side before the random crop (small images)."""
     flip: bool = True
     """Mirror half of the training images, where that keeps the label."""
-    policy: Policy = "none"
+    policy: PolicyName = "none"
     """What else is done to a training image: TrivialAugment-wide, RandAugment (2 operations,
     magnitude 9 of 31), or one of AutoAugment's learnt policies."""
     grayscale: float = 0.0

@@ -17,8 +17,7 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from flaxnets.data.pixels.decode import as_array, as_image
 from flaxnets.errors import one_of
-from flaxnets.recipes import Interpolation
-from flaxnets.recipes import Policy as PolicyName
+from flaxnets.recipes import Interpolation, PolicyName
 
 # (image, magnitude, how pixels are interpolated) -> image
 Operation = Callable[[Image.Image, float, Image.Resampling], Image.Image]

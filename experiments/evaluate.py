@@ -53,7 +53,7 @@ class Options:
     checkpoint: tuple[pathlib.Path, ...] = ()
     """Files of weights (safetensors or torch), whose classes are in the order of the data set's."""
     ema: bool = False
-    """Of every --checkpoint with raw and average weights, take the averages."""
+    """Take the average weights of every --checkpoint that has raw ones as well."""
     dataset: str | None = None
     """A name as in train.py; the one that the first run was trained on unless given."""
     data_dir: str | None = None

@@ -66,7 +66,7 @@ class Options:
     deviation the images then have, or a file of safetensors or torch under torch's keys. The last
     layer starts afresh if the weights tell other classes apart or have none."""
     ema: bool = False
-    """Of a file --init-from with raw and average weights, take the averages."""
+    """Take the average weights of a file --init-from that has raw ones as well."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the computation; parameters are float32."""
     remat: bool = False

@@ -84,7 +84,7 @@ def _pictures(directory: pathlib.Path, left_out: collections.Counter[str]) -> li
     for place, directories, files in os.walk(directory, followlinks=True):
         real = os.path.realpath(place)
         if real in visited:
-            directories.clear()  # behind a link to where the walk was
+            directories.clear()  # a link led to where the walk was
             continue
         visited.add(real)
         directories[:] = sorted(name for name in directories if name[0] != ".")

@@ -80,7 +80,7 @@ class Plan:
 
     @property
     def orientation(self) -> Orientation | None:
-        """Of pictures; None for rows of features."""
+        """How pictures are turned; None for rows of features."""
         return self.decode.orientation if self.operations else None
 
     @property
@@ -98,7 +98,7 @@ class Plan:
 
     @property
     def has_fixed_window(self) -> bool:
-        """Whether a picture gives the same window every time, so that memory can keep it."""
+        """True if a picture gives the same window every time, so that memory can keep it."""
         return not self.operations or not self.window.is_random
 
     def split(self) -> tuple["Plan", tuple[Any, ...]]:

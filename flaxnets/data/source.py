@@ -69,7 +69,7 @@ class Source:
         self, batch_size: int, seed: int, start_step: int, shard: Shard, repeats: int
     ) -> Iterator[Sequence[Any]]:
         """Yield the elements of this process in one batch after another, from a step on, without
-        end: batches run across the ends of passes, and every pass is shuffled anew.
+        end: batches run across the ends of passes, and every pass has an order of its own.
         """
         raise NotImplementedError
 
@@ -100,7 +100,7 @@ class InMemory(Source):
 
     @property
     def has_pixels(self) -> bool:
-        """Whether memory has the pixels, not the paths of pictures."""
+        """True if memory has the pixels, False if it has the paths of pictures."""
         return self.images["train"].dtype.kind != "U"
 
     def training_order(self, batch_size, seed, start_step, shard, repeats):

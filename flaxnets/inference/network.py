@@ -49,7 +49,7 @@ class NetworkOptions:
     checkpoint: pathlib.Path | None = None
     """A file of weights instead, of safetensors or torch."""
     ema: bool = False
-    """Of a --checkpoint with raw and average weights, take the averages."""
+    """Take the average weights of a --checkpoint that has raw ones as well."""
     class_names: pathlib.Path | None = None
     """Text file with a line for each class; ImageNet's unless given."""
     workdir: pathlib.Path | None = None

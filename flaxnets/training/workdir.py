@@ -293,7 +293,7 @@ def _with_plan(before: Row, now: Row) -> Row:
 
 
 def _same(key: str, before: Any, now: Any) -> bool:
-    """Whether an option has the same value; a path may be spelled in another way."""
+    """Return whether an option has the same value; a path may be spelled in another way."""
     if key in ("dataset", "init_from") and isinstance(before, str) and isinstance(now, str):
         return _absolute(before) == _absolute(now)
     return before == now

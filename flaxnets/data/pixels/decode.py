@@ -6,13 +6,14 @@ from the name of the file. Training windows of JPEGs take a faster road (`jpeg.p
 no row below a window and only a fraction of large pictures.
 """
 
+import contextlib
 import dataclasses
 import functools
 import io
 import math
 import pathlib
+from collections.abc import Iterator
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image
@@ -116,7 +117,7 @@ class Picture:
             height, width, channels = plain
             self.takes_fast_road, self._stored, self._is_grey = True, (height, width), channels == 1
         else:
-            with self._one_sentence():
+            with _one_sentence(self._name):
                 header = Image.open(io.BytesIO(self._encoded))
             is_common = header.format in ("JPEG", "MPO") and header.mode in ("L", "RGB")
             self.takes_fast_road = is_common and road is not None
@@ -199,13 +200,13 @@ class Picture:
         return as_array(Image.fromarray(pixels).convert("L")) if becomes_grey else pixels
 
     def _drafted(self, fraction: int) -> np.ndarray:
-        with self._one_sentence():
+        with _one_sentence(self._name):
             image = Image.open(io.BytesIO(self._encoded))
             image.draft(None, (image.width // fraction, image.height // fraction))
             return as_array(image.convert(self._mode))
 
     def _decoded(self) -> Image.Image:
-        with self._one_sentence():
+        with _one_sentence(self._name):
             image = Image.open(io.BytesIO(self._encoded))
             image.load()
             exchanged, down, across = TURNS[_orientation(image) if self._is_turned else 1]
@@ -218,32 +219,19 @@ class Picture:
                 converted = converted.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
             return converted
 
-    def _one_sentence(self) -> "_OneSentence":
-        return _OneSentence(self._name)
 
-
-class _OneSentence:
-    """Turns what Pillow raises into UnreadablePicture."""
-
-    def __init__(self, name: str):
-        self.name = name
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, Image.UnidentifiedImageError):
-            raise UnreadablePicture(
-                f"{self.name} is not a picture in a format that Pillow reads"
-            ) from None
-        if isinstance(error, Image.DecompressionBombError):
-            raise UnreadablePicture(
-                f"{self.name} is too large a picture; scale it down first"
-            ) from error
-        # What decoders raise on broken files is not documented.
-        if isinstance(error, Exception) and not isinstance(error, InputError):
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise UnreadablePicture(f"{self.name} is not a complete picture ({reason})") from error
+@contextlib.contextmanager
+def _one_sentence(name: str) -> Iterator[None]:
+    """Turn whatever Pillow raises into UnreadablePicture."""
+    try:
+        yield
+    except Image.UnidentifiedImageError:
+        raise UnreadablePicture(f"{name} is not a picture in a format that Pillow reads") from None
+    except Image.DecompressionBombError as error:
+        raise UnreadablePicture(f"{name} is too large a picture; scale it down first") from error
+    except Exception as error:  # what decoders raise on broken files is not documented
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UnreadablePicture(f"{name} is not a complete picture ({reason})") from error
 
 
 def _orientation(image: Image.Image) -> int:

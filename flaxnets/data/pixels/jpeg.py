@@ -89,7 +89,7 @@ def _cut(encoded: bytes, height: int, rows: int) -> tuple[bytes, int]:
 
 
 def _has_one_scan(encoded: bytes, at: int) -> bool:
-    """Whether nothing but the end follows the first scan after the segment at `at`."""
+    """Return whether nothing but the end follows the first scan after the segment at `at`."""
     while encoded[at : at + 1] == b"\xff" and encoded[at + 1] != 0xDA:
         at += 2 + int.from_bytes(encoded[at + 2 : at + 4], "big")
     at += 2 + int.from_bytes(encoded[at + 2 : at + 4], "big")

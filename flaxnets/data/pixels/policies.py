@@ -62,7 +62,7 @@ OPERATIONS: dict[str, Operation] = {
     **MOVING,
     **ENHANCING,
     "Posterize": lambda image, bits, _: ImageOps.posterize(image, int(bits)),
-    "Solarize": lambda image, threshold, _: ImageOps.solarize(image, threshold),  # type: ignore
+    "Solarize": lambda image, threshold, _: ImageOps.solarize(image, threshold),  # pyright: ignore
     "AutoContrast": lambda image, _, __: ImageOps.autocontrast(image),
     "Equalize": lambda image, _, __: ImageOps.equalize(image),
     "Invert": lambda image, _, __: ImageOps.invert(image),

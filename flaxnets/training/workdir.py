@@ -289,7 +289,11 @@ def _with_plan(before: Row, now: Row) -> Row:
         return before
     values = now["preprocessing"] | before["preprocessing"]
     values["interpolation"] = now["preprocessing"]["interpolation"]
-    return before | {"preprocessing": values, "plan": now["plan"], "kind": now["kind"]}
+    return (
+        {key: now[key] for key in ("plan", "kind") if key in now}
+        | before
+        | {"preprocessing": values}
+    )
 
 
 def _same(key: str, before: Any, now: Any) -> bool:

@@ -49,7 +49,6 @@ import concurrent.futures.process
 import csv
 import dataclasses
 import functools
-import json
 import multiprocessing
 import os
 import pathlib
@@ -83,6 +82,7 @@ from flaxnets.terminal import (
     versions,
 )
 from flaxnets.training.progress import track
+from flaxnets.training.workdir import json_text
 
 MODES: dict[str, Callable[[str, Options], Row]] = {
     "infer": measure_speed,
@@ -143,11 +143,11 @@ def write(path: pathlib.Path, rows: list[Row], options: Options) -> None:
     if path.suffix == ".json":
         asked = {k: str(v) for k, v in dataclasses.asdict(options).items() if v is not None}
         found = {"options": asked, "hardware": hardware(), "rows": rows}
-        path.write_text(json.dumps(found, indent=2) + "\n")
+        path.write_text(json_text(found, indent=2) + "\n")
         return
     fields = list(dict.fromkeys(key for row in rows for key in row))
     with path.open("w", newline="") as file:
-        file.write(f"# {json.dumps(hardware())}\n")
+        file.write(f"# {json_text(hardware())}\n")
         writer = csv.DictWriter(file, fields)
         writer.writeheader()
         writer.writerows(rows)

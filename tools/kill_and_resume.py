@@ -32,6 +32,7 @@ from jax import tree_util
 from flaxnets.errors import InputError
 from flaxnets.terminal import arguments, one_sentence_errors
 from flaxnets.training.progress import TIMED
+from flaxnets.training.workdir import json_text
 
 ROOT = pathlib.Path(__file__).parent.parent
 # Dropout twice, on digits of their own 8 x 8 pixels.
@@ -140,7 +141,7 @@ def main(
             "same_metrics": same_rows,
         }
     if out is not None:
-        out.write_text(json.dumps(result, indent=2) + "\n")
+        out.write_text(json_text(result, indent=2) + "\n")
     print(f"{len(ours) - len(different)} of {len(ours)} arrays have the same bits; the "
           f"{'metrics are the same' if same_rows else 'metrics differ'}")  # fmt: skip
     if different or not same_rows:

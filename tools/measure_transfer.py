@@ -26,6 +26,7 @@ from flaxnets import data
 from flaxnets.data.source import InMemory
 from flaxnets.errors import InputError
 from flaxnets.terminal import arguments, one_sentence_errors
+from flaxnets.training.workdir import json_text
 
 ROOT = pathlib.Path(__file__).parent.parent
 SPLITS = {"train": "train", "test": "val"}
@@ -107,7 +108,7 @@ def main(
     for name, top1 in found.items():
         print(f"{name:32} top-1 {top1:.2%} on two classes after {few} pictures of each")
     if out is not None:
-        out.write_text(json.dumps(found, indent=2) + "\n")
+        out.write_text(json_text(found, indent=2) + "\n")
 
 
 if __name__ == "__main__":

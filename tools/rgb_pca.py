@@ -12,7 +12,6 @@ if __name__ == "__main__":  # first, for the other imports take seconds
 
     quiet()
 
-import json
 from collections.abc import Iterable
 
 import numpy as np
@@ -23,6 +22,7 @@ from flaxnets.data.pixels.decode import Decode
 from flaxnets.errors import InputError
 from flaxnets.terminal import arguments, one_sentence_errors
 from flaxnets.training.progress import track
+from flaxnets.training.workdir import json_text
 
 
 def rgb_covariance(images: Iterable[np.ndarray]) -> tuple[int, np.ndarray]:
@@ -77,7 +77,7 @@ def main(dataset: str, data_dir: str | None = None) -> None:
         "eigenvalues": values.round(6).tolist(),
         "eigenvectors": vectors.round(6).tolist(),
     }
-    print(json.dumps(found, indent=2))
+    print(json_text(found, indent=2))
 
 
 if __name__ == "__main__":

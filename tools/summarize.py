@@ -20,7 +20,6 @@ if __name__ == "__main__":  # first, for the other imports take seconds
 
 import dataclasses
 import decimal
-import json
 from typing import Any
 
 import flax.linen as nn
@@ -32,6 +31,7 @@ from flaxnets.models import FAMILIES
 from flaxnets.summary import footers, summarize, totals
 from flaxnets.terminal import arguments, one_sentence_errors, print_table
 from flaxnets.training.progress import track
+from flaxnets.training.workdir import json_text
 
 # He et al. 2015 (arXiv:1512.03385), Table 1, last row: "FLOPs", which are multiply-adds, by layers.
 # The counts round to them, but for 34 layers (3.66; 3.64 with the shortcuts without parameters of
@@ -177,7 +177,7 @@ def main(options: Options) -> None:
         sums = totals(layers)
         found = {"arch": options.arch, "input_shape": input_shape, "totals": sums, "layers": rows}
     if options.json:
-        print(json.dumps(found, indent=2))
+        print(json_text(found, indent=2))
     else:
         title = options.table or f"{options.arch} on {'x'.join(map(str, input_shape))}"
         print_table(title, rows, footer)

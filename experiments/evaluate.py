@@ -14,7 +14,7 @@ if __name__ == "__main__":  # first, for the other imports take seconds
 
 import dataclasses
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Any
 
 import numpy as np
@@ -33,7 +33,7 @@ from flaxnets.inference.views import (
     view_batches,
     views_of,
 )
-from flaxnets.recipes import Orientation
+from flaxnets.recipes import Kind, Orientation
 from flaxnets.terminal import arguments, compilation_cache, one_sentence_errors, reuse_memory
 from flaxnets.training.parallel import DataParallel
 from flaxnets.training.pictures import literal
@@ -98,10 +98,7 @@ def main(options: Options) -> None:
     if dataset is None:
         raise InputError("no data set given; expected --dataset NAME")
     source = data.open_source(dataset, options.data_dir)
-    networks += [
-        from_weights(*names, ema=options.ema, orientation=options.orientation, kind=source.kind)
-        for names in named
-    ]
+    networks += _from_weights(named, options, source.kind)
     if not source.class_names:
         raise InputError(f"{dataset} has numbers to predict, not classes; expected classes")
     for network in networks:
@@ -174,6 +171,16 @@ def _named_weights(options: Options) -> Iterator[tuple[str, str | None, pathlib.
         if arch is None:
             raise InputError("weights of no network; expected --arch NAME")
         yield arch, weights, checkpoint
+
+
+def _from_weights(
+    named: Iterable[tuple[str, str | None, pathlib.Path | None]], options: Options, kind: Kind
+) -> Iterator[Network]:
+    for arch, weights, checkpoint in named:
+        yield from_weights(
+            arch, weights, checkpoint,
+            ema=options.ema, orientation=options.orientation, kind=kind,
+        )  # fmt: skip
 
 
 def _check_fits(network: Network, source: "data.Source", views: Views) -> None:

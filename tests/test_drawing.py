@@ -65,6 +65,9 @@ def test_figures_in_files_are_drawn_of_any_name(tmp_path):
         for name in NAMES[:3]:
             (tmp_path / split / name).mkdir(parents=True)
             Image.new("RGB", (40, 40)).save(tmp_path / split / name / "0.png")
-    show_augmentation.main(f"folder:{tmp_path}", tmp_path / "grid.png", columns=3, rows=1)
+    show_augmentation.main(
+        ["--dataset", f"folder:{tmp_path}", "--out", str(tmp_path / "grid.png"), "--columns", "3",
+         "--rows", "1"]
+    )  # fmt: skip
     for name in ("curve", "confusion", "grid"):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")

@@ -684,7 +684,8 @@ def test_scripts_choose_the_averages(tmp_path, lenet, capsys):
     network = NetworkOptions(arch="lenet5", checkpoint=path, ema=True).open()
     assert_same(to_torch(network.variables), halves)
     options = evaluate.Options(arch=("lenet5",), checkpoint=(path,), ema=True)
-    (network,) = evaluate._from_weights(options)
+    named = evaluate._named_weights(options)
+    (network,) = evaluate._from_weights(named, options, "small images")
     assert_same(to_torch(network.variables), halves)
 
     options = train.Options(
@@ -700,7 +701,7 @@ def test_scripts_choose_the_averages(tmp_path, lenet, capsys):
     for refused in (
         lambda: NetworkOptions(workdir=tmp_path, ema=True).open(),
         lambda: NetworkOptions(arch="alexnet", weights="IMAGENET1K_V1", ema=True).open(),
-        lambda: list(evaluate._from_weights(evaluate.Options(ema=True))),
+        lambda: list(evaluate._named_weights(evaluate.Options(ema=True))),
         lambda: train.start_from(
             dataclasses.replace(options, init_from=None), model, (28, 28, 1), own
         ),

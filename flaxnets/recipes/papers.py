@@ -107,9 +107,11 @@ LENET = Recipe(
 
 # A plain deep stack on few small images: N(0, 0.01) leaves the loss at 2.30, and SGD is caught by
 # the 7x7 pool, which repeats a 1x1 map 49 times and so multiplies the first linear layer's rate.
+# There are 132 steps on the digits. In them Adam's first decay rate of 0.8 gets further than 0.9: a
+# training loss of 0.086 instead of 0.116 in the last epoch (vgg19, seed 0).
 VGG_SMALL = Recipe(
-    batch_size=64, epochs=6, learning_rate=1e-4, optimizer="adamw", schedule="cosine",
-    warmup_epochs=1, initialization="he_normal", preprocessing=_small(32, pad=2),
+    batch_size=64, epochs=6, learning_rate=1e-4, optimizer="adamw", momentum=0.8,
+    schedule="cosine", warmup_epochs=1, initialization="he_normal", preprocessing=_small(32, pad=2),
 )  # fmt: skip
 
 # He et al. 2015, section 4.2: batch 128, rate 0.1 divided by 10 at 32k and 48k of 64k iterations

@@ -314,7 +314,7 @@ def test_a_run_without_home_and_cache_says_so_in_one_line(tmp_path):
     assert result.returncode == 0, result.stderr
     assert result.stderr == (
         "warning: no cache directory (neither XDG_CACHE_HOME nor HOME names one); every start "
-        "compiles its programs anew\n"
+        "compiles its programs again\n"
     )
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 

@@ -67,7 +67,7 @@ class _Match:
 
     @property
     def rank(self) -> tuple[int, int]:
-        """Of two that have the same keys of the network, the one with fewer others is better."""
+        """Rank two that have the same keys of the network: the one with fewer others is better."""
         return self.hits, -sum(key.startswith(self.prefix) for key in self.arrays)
 
     @property

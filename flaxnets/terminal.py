@@ -146,7 +146,8 @@ def compilation_cache() -> None:
     except OSError as error:
         where = "" if error.filename is None else f": {error.filename}"
         warnings.warn(
-            f"no cache directory ({error.strerror}{where}); every start compiles its programs again",
+            f"no cache directory ({error.strerror}{where}); every start compiles its programs "
+            f"again",
             InputWarning,
             stacklevel=2,
         )

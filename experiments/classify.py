@@ -35,9 +35,9 @@ from flaxnets.inference.views import (
     view_logits,
     views_of,
 )
+from flaxnets.runs.workdir import json_text
 from flaxnets.terminal import arguments, compilation_cache, one_sentence_errors, say_error
 from flaxnets.training.step import normalize
-from flaxnets.training.workdir import json_text
 
 
 @dataclasses.dataclass(frozen=True)

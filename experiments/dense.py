@@ -39,8 +39,8 @@ from flaxnets.inference.dense import (
 )
 from flaxnets.inference.network import Network, NetworkOptions
 from flaxnets.inference.pictures import MAX_READ
+from flaxnets.runs.pictures import literal
 from flaxnets.terminal import arguments, compilation_cache, one_sentence_errors, reuse_memory
-from flaxnets.training.pictures import literal
 from flaxnets.training.step import normalize
 
 # Of matplotlib's cycle; C7 is its grey, for the classes behind the most frequent ones.

@@ -28,6 +28,9 @@ from flax.errors import ScopeParamShapeError
 from flaxnets import create_model, data
 from flaxnets.errors import InputError, InputWarning, one_of
 from flaxnets.recipes import Recipe, Version, recipe_for
+from flaxnets.runs.loop import Interrupted, RunOptions, fit
+from flaxnets.runs.processes import Processes, all_or_none, join
+from flaxnets.runs.workdir import Follower, Workdir, default_workdir
 from flaxnets.summary import footers, summarize
 from flaxnets.terminal import (
     arguments,
@@ -37,12 +40,9 @@ from flaxnets.terminal import (
     reuse_memory,
     versions,
 )
-from flaxnets.training.distributed import Processes, all_or_none, join
-from flaxnets.training.loop import Interrupted, RunOptions, fit
 from flaxnets.training.parallel import DataParallel, Mapping
 from flaxnets.training.program import Feed, Program, make_program
 from flaxnets.training.step import check_batch_norms
-from flaxnets.training.workdir import Follower, Workdir, default_workdir
 from flaxnets.weights import PublishedWeights, WeightsWarning, find_weights, load_into
 
 

@@ -18,11 +18,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from flaxnets.convolution import conv2d, linear
 from flaxnets.errors import InputError
-from flaxnets.folding import recall, remember
-from flaxnets.normalization import as_affine, batch_norm, moments, normalized
-from flaxnets.pooling import window_maxima, window_sums
+from flaxnets.kernels.convolution import conv2d, linear
+from flaxnets.kernels.folding import recall, remember
+from flaxnets.kernels.normalization import as_affine, batch_norm, moments, normalized
+from flaxnets.kernels.pooling import window_maxima, window_sums
 
 Array = jax.Array
 Dtype = Any

@@ -23,8 +23,8 @@ from benchmarking import (
 )
 from PIL import Image
 
-from flaxnets.convolution import conv2d
 from flaxnets.errors import InputError
+from flaxnets.kernels.convolution import conv2d
 from tools import benchmark
 
 

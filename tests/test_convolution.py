@@ -12,8 +12,10 @@ from jax import export
 from jax.sharding import PartitionSpec
 
 import parity
-from flaxnets import convolution, dnnl, onednn
-from flaxnets.convolution import conv2d, xla_convolution
+from flaxnets.kernels import convolution
+from flaxnets.kernels.convolution import conv2d, xla_convolution
+from flaxnets.kernels.onednn import calls as onednn
+from flaxnets.kernels.onednn import library as dnnl
 from parity import onednn_only
 
 # Kernel, stride, padding, dilation, groups, pixels.
@@ -291,8 +293,8 @@ def test_a_process_ends_with_convolutions_under_way():
     """Of a result that is held and of one that nobody holds, on a device for the process."""
     program = """
 import jax, jax.numpy as jnp
-from flaxnets import onednn
-from flaxnets.convolution import conv2d
+from flaxnets.kernels.onednn import calls as onednn
+from flaxnets.kernels.convolution import conv2d
 assert onednn.available()
 x, kernel = jnp.ones((8, 112, 112, 64)), jnp.ones((3, 3, 64, 64))
 gradients = jax.jit(jax.grad(lambda *pair: jnp.square(conv2d(*pair)).mean(), (0, 1)))
@@ -304,7 +306,7 @@ gradients(x, kernel)
 
 
 def test_onednn_is_left_out_where_asked():
-    program = "from flaxnets import onednn; print(onednn.available())"
+    program = "from flaxnets.kernels.onednn import calls as onednn; print(onednn.available())"
     environment = os.environ | {"FLAXNETS_ONEDNN": "0"}
     found = subprocess.run(
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True

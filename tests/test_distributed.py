@@ -21,12 +21,12 @@ from feeds import eval_batches, train_batches
 from flaxnets import InputError, create_model
 from flaxnets.data import open_source
 from flaxnets.recipes import Preprocessing, recipe_for
-from flaxnets.training import distributed
-from flaxnets.training.checkpoints import Checkpoints
-from flaxnets.training.distributed import Processes
+from flaxnets.runs import processes as processes_
+from flaxnets.runs.checkpoints import Checkpoints
+from flaxnets.runs.processes import Processes
+from flaxnets.runs.progress import TIMED
 from flaxnets.training.optimizer import make_optimizer
 from flaxnets.training.parallel import DataParallel
-from flaxnets.training.progress import TIMED
 from flaxnets.training.state import create_state, init_variables
 from scripts import command
 
@@ -180,12 +180,12 @@ def test_a_refusal_in_one_process_ends_all(tmp_path):
 )
 def test_options_that_do_not_fit_are_refused(processes, sentence):
     with pytest.raises(InputError, match=sentence):
-        distributed.join(processes)
+        processes_.join(processes)
 
 
 def test_a_single_task_of_a_launcher_is_a_run_of_its_own(monkeypatch):
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
-    distributed.join(Processes())
+    processes_.join(Processes())
     assert not jax.distributed.is_initialized()
 
 
@@ -193,7 +193,7 @@ def test_a_single_task_of_a_launcher_is_a_run_of_its_own(monkeypatch):
 def test_processes_that_do_not_meet_end_with_one_sentence(index):
     address = f"localhost:{free_port()}"
     code = (
-        "from flaxnets.training.distributed import Processes, join;"
+        "from flaxnets.runs.processes import Processes, join;"
         f"join(Processes('{address}', 2, {index}), timeout=1)"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -10,9 +10,11 @@ from jax import export
 from jax.extend.core import Literal
 
 import parity
-from flaxnets import dnnl, normalization, onednn
+from flaxnets.kernels import normalization
+from flaxnets.kernels.normalization import batch_norm
+from flaxnets.kernels.onednn import calls as onednn
+from flaxnets.kernels.onednn import library as dnnl
 from flaxnets.layers import BatchNorm
-from flaxnets.normalization import batch_norm
 from parity import onednn_only
 
 EPSILON = 1e-3

@@ -10,8 +10,8 @@ import torch
 
 from flaxnets import InputError, create_model
 from flaxnets.recipes import Recipe
+from flaxnets.runs.checkpoints import Checkpoints
 from flaxnets.training import augmentation
-from flaxnets.training.checkpoints import Checkpoints
 from flaxnets.training.optimizer import (
     after_epoch,
     averaging_rule,

@@ -30,15 +30,15 @@ from flaxnets.errors import InputWarning
 from flaxnets.inference.run import load_run
 from flaxnets.layers import BatchNorm, Linear
 from flaxnets.recipes import Preprocessing, Recipe
-from flaxnets.training.checkpoints import Checkpoints, checksums
+from flaxnets.runs.checkpoints import Checkpoints, checksums
+from flaxnets.runs.loop import RunOptions, fit
+from flaxnets.runs.progress import TIMED
+from flaxnets.runs.workdir import Workdir, default_workdir
 from flaxnets.training.guard import skipping_non_finite
-from flaxnets.training.loop import RunOptions, fit
 from flaxnets.training.optimizer import make_optimizer
 from flaxnets.training.parallel import DataParallel
 from flaxnets.training.program import Feed, make_program
-from flaxnets.training.progress import TIMED
 from flaxnets.training.state import create_state
-from flaxnets.training.workdir import Workdir, default_workdir
 from scripts import script
 
 RECIPE = Recipe(
@@ -571,7 +571,7 @@ def test_a_decompression_bomb_is_an_unreadable_picture(pictures):
 
 def test_a_second_run_in_the_same_workdir_is_refused_until_the_first_is_gone(tmp_path):
     hold = (
-        "import pathlib, sys, time; from flaxnets.training.workdir import Workdir; workdir = "
+        "import pathlib, sys, time; from flaxnets.runs.workdir import Workdir; workdir = "
         "Workdir(pathlib.Path(sys.argv[1]), {}); print('held', flush=True); time.sleep(99)"
     )
     command = [sys.executable, "-c", hold, str(tmp_path)]

@@ -99,7 +99,7 @@ def test_control_c_at_work_is_one_line(work, times, sentence):
 
 SAVING_FOR_EVER = f"""
 import runpy, sys, time
-from flaxnets.training.checkpoints import Checkpoints
+from flaxnets.runs.checkpoints import Checkpoints
 save = Checkpoints.save
 def slowly(self, state, *rest):
     save(self, state, *rest)
@@ -193,7 +193,7 @@ def on_terminal(program, columns):
 
 
 RUN = """
-from flaxnets.training.progress import terminal_progress
+from flaxnets.runs.progress import terminal_progress
 sums = {"loss": 4.6, "top1": 0.5, "steps": 2.0}
 row = {"epoch": 1, "train_loss": 2.25, "train_top1": 0.125, "test_loss": 12.5, "test_top1": 1.0,
        "images_per_second": 86420.0}

@@ -17,13 +17,14 @@ from feeds import eval_batches, train_batches
 from flaxnets import InputError, create_model, data, to_torch
 from flaxnets.layers import BatchNorm, Conv, Linear, max_pool
 from flaxnets.recipes import Preprocessing, Recipe, recipe_for
-from flaxnets.training.checkpoints import Checkpoints
-from flaxnets.training.evaluation import evaluate
-from flaxnets.training.loop import Interrupted, fit
+from flaxnets.runs.checkpoints import Checkpoints
+from flaxnets.runs.evaluation import evaluate
+from flaxnets.runs.loop import Interrupted, fit
+from flaxnets.runs.progress import TIMED
+from flaxnets.runs.workdir import Workdir
 from flaxnets.training.optimizer import after_epoch, learning_rate_schedule, make_optimizer
 from flaxnets.training.parallel import DataParallel
 from flaxnets.training.program import Feed, make_program
-from flaxnets.training.progress import TIMED
 from flaxnets.training.state import create_state, fresh_variables, init_variables
 from flaxnets.training.step import (
     check_batch_norms,
@@ -33,7 +34,6 @@ from flaxnets.training.step import (
     normalize,
     scores,
 )
-from flaxnets.training.workdir import Workdir
 
 RECIPE = Recipe(
     batch_size=16, epochs=2, learning_rate=0.05, schedule="cosine",

@@ -777,7 +777,7 @@ def test_bad_input_is_one_sentence(arguments, sentence, tmp_path, monkeypatch):
 def test_training_starts_from_a_published_name(server, lenet, capsys, tmp_path, monkeypatch):
     """With other classes: the features of the file, a fresh head, and a line that says so."""
     from experiments import train
-    from flaxnets.training.checkpoints import Checkpoints
+    from flaxnets.runs.checkpoints import Checkpoints
 
     _, values = lenet
     four = {k: v[:4] if k.startswith("classifier.4.") else v for k, v in values.items()}

@@ -73,6 +73,8 @@ from benchmarking.traffic import measure_traffic
 
 from flaxnets import create_model, list_models
 from flaxnets.errors import InputError
+from flaxnets.runs.progress import track
+from flaxnets.runs.workdir import json_text
 from flaxnets.terminal import (
     arguments,
     cache_directory,
@@ -81,8 +83,6 @@ from flaxnets.terminal import (
     reuse_memory,
     versions,
 )
-from flaxnets.training.progress import track
-from flaxnets.training.workdir import json_text
 
 MODES: dict[str, Callable[[str, Options], Row]] = {
     "infer": measure_speed,

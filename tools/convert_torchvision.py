@@ -23,8 +23,8 @@ from safetensors.numpy import save_file
 from flaxnets import create_model, published_weights, to_torch
 from flaxnets.errors import InputError, one_of
 from flaxnets.inference.run import read_config
+from flaxnets.runs.checkpoints import Checkpoints
 from flaxnets.terminal import arguments, one_sentence_errors
-from flaxnets.training.checkpoints import Checkpoints
 from flaxnets.weights import load_into
 from flaxnets.weights.files import SUFFIXES
 

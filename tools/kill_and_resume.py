@@ -30,9 +30,9 @@ import tyro
 from jax import tree_util
 
 from flaxnets.errors import InputError
+from flaxnets.runs.progress import TIMED
+from flaxnets.runs.workdir import json_text
 from flaxnets.terminal import arguments, one_sentence_errors
-from flaxnets.training.progress import TIMED
-from flaxnets.training.workdir import json_text
 
 ROOT = pathlib.Path(__file__).parent.parent
 # Dropout twice, on digits of their own 8 x 8 pixels.

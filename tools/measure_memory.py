@@ -28,11 +28,11 @@ import tyro
 
 from flaxnets import create_model, data
 from flaxnets.recipes import recipe_for
+from flaxnets.runs.loop import RunOptions, fit
+from flaxnets.runs.workdir import Workdir
 from flaxnets.terminal import arguments, compilation_cache, one_sentence_errors, reuse_memory
-from flaxnets.training.loop import RunOptions, fit
 from flaxnets.training.parallel import DataParallel
 from flaxnets.training.program import Feed, HostBatch, make_program
-from flaxnets.training.workdir import Workdir
 
 
 def resident_mebibytes() -> float:

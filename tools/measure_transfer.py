@@ -25,8 +25,8 @@ from PIL import Image
 from flaxnets import data
 from flaxnets.data.source import InMemory
 from flaxnets.errors import InputError
+from flaxnets.runs.workdir import json_text
 from flaxnets.terminal import arguments, one_sentence_errors
-from flaxnets.training.workdir import json_text
 
 ROOT = pathlib.Path(__file__).parent.parent
 SPLITS = {"train": "train", "test": "val"}

@@ -20,9 +20,9 @@ import tyro
 from flaxnets import data
 from flaxnets.data.pixels.decode import Decode
 from flaxnets.errors import InputError
+from flaxnets.runs.progress import track
+from flaxnets.runs.workdir import json_text
 from flaxnets.terminal import arguments, one_sentence_errors
-from flaxnets.training.progress import track
-from flaxnets.training.workdir import json_text
 
 
 def rgb_covariance(images: Iterable[np.ndarray]) -> tuple[int, np.ndarray]:

@@ -28,10 +28,10 @@ import tyro
 from flaxnets import create_model, list_models
 from flaxnets.errors import InputError, one_of
 from flaxnets.models import FAMILIES
+from flaxnets.runs.progress import track
+from flaxnets.runs.workdir import json_text
 from flaxnets.summary import footers, summarize, totals
 from flaxnets.terminal import arguments, one_sentence_errors, print_table
-from flaxnets.training.progress import track
-from flaxnets.training.workdir import json_text
 
 # He et al. 2015 (arXiv:1512.03385), Table 1, last row: "FLOPs", which are multiply-adds, by layers.
 # The counts round to them, but for 34 layers (3.66; 3.64 with the shortcuts without parameters of

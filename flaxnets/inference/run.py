@@ -11,8 +11,8 @@ from flaxnets.data.plan import Plan, evaluation_plan
 from flaxnets.errors import InputError
 from flaxnets.models import create_model
 from flaxnets.recipes import Kind, Preprocessing
-from flaxnets.training.checkpoints import Checkpoints
-from flaxnets.training.workdir import read_json
+from flaxnets.runs.checkpoints import Checkpoints
+from flaxnets.runs.workdir import read_json
 
 
 @dataclasses.dataclass(frozen=True)

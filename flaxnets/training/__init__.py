@@ -1,1 +1,1 @@
-"""Training: one step, its mapping onto devices, checkpoints, and the loop around them."""
+"""Training: what is computed, one step and its mapping onto devices."""

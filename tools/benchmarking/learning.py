@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from benchmarking.common import Options, Row, peak_gigabytes
 from flaxnets import create_model, data
 from flaxnets.recipes import Recipe, recipe_for
-from flaxnets.training.evaluation import evaluate
+from flaxnets.runs.evaluation import evaluate
 from flaxnets.training.parallel import DataParallel
 from flaxnets.training.program import Feed, Program, make_program
 

@@ -17,7 +17,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 LATE = ("flaxnets.data.tfds",)  # it imports TensorFlow
 UNTIL_THE_FIRST_STEP = f"""
 import os, runpy, sys
-from flaxnets.training.progress import Clock
+from flaxnets.runs.progress import Clock
 aside = os.dup(2)  # the script, and its progress bar, replace sys.stderr
 def end(clock):
     os.write(aside, " ".join(name for name in {LATE} if name in sys.modules).encode())

@@ -2,8 +2,9 @@
 
 XLA's own convolutions are up to six times slower there, the filter gradients on large maps above
 all; batch norms with their ReLU and gradients, three to six times. Compiled programs call the
-library (`flaxnets.dnnl`) by a handler of XLA's foreign function interface (xla/ffi/api/c_api.h in
-jaxlib), in ctypes. Where the library is missing, or with FLAXNETS_ONEDNN=0 in the environment,
+library (`flaxnets.kernels.onednn.library`) by a handler of XLA's foreign function interface
+(xla/ffi/api/c_api.h in jaxlib), in ctypes. Where the library is missing, or with
+FLAXNETS_ONEDNN=0 in the environment,
 `available()` is False and XLA's operations stay.
 """
 
@@ -20,8 +21,8 @@ from typing import Any
 import jax
 import numpy as np
 
-import flaxnets.dnnl as dnnl
-from flaxnets.dnnl import ROLES, Shape
+import flaxnets.kernels.onednn.library as dnnl
+from flaxnets.kernels.onednn.library import ROLES, Shape
 
 CONVOLUTION = "flaxnets_onednn_convolution"
 BATCH_NORM = "flaxnets_onednn_batch_norm"
@@ -53,7 +54,7 @@ def _finish() -> None:
 def describe_convolution(
     result: str, shapes: Sequence[Shape], geometry: Sequence[int]
 ) -> np.ndarray:
-    """The arguments of `flaxnets.dnnl.Convolution` as the numbers that `CONVOLUTION` takes for its
+    """The arguments of `library.Convolution` as the numbers that `CONVOLUTION` takes for its
     attribute `description`.
     """
     return np.array([ROLES.index(result), *sum(shapes, ()), *geometry], np.int64)
@@ -95,12 +96,12 @@ def _is_mapped(x: jax.Array) -> bool:
 
 @functools.cache
 def masks(shape: Shape, relu: bool) -> list[Shape]:
-    """Of the masks, uint8, that `flaxnets.dnnl.BatchNorm` finds of such images: one or none."""
+    """Of the masks, uint8, that `library.BatchNorm` finds of such images: one or none."""
     return [(dnnl.BatchNorm(shape, 1.0, relu, False).mask_bytes,)] if relu else []
 
 
 def describe_batch_norm(shape: Shape, epsilon: float, relu: bool, gradient: bool) -> np.ndarray:
-    """The arguments of `flaxnets.dnnl.BatchNorm`, for `BATCH_NORM`."""
+    """The arguments of `flaxnets.kernels.onednn.library.BatchNorm`, for `BATCH_NORM`."""
     bits = np.float64(epsilon).view(np.int64)
     return np.array([*shape, bits, relu, gradient], np.int64)
 

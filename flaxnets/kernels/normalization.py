@@ -2,9 +2,9 @@
 
 XLA's CPU backend takes a dozen operations for a norm with its ReLU and their gradient, each of them
 compiled, and several over the whole map; there they become two calls of oneDNN
-(`flaxnets.onednn`). GPU and TPU keep XLA's operations; on GPUs a norm by running averages is a part
-of the convolution in front of it (`flaxnets.folding`). Values and derivatives of any order are the
-same.
+(`flaxnets.kernels.onednn.calls`). GPU and TPU keep XLA's operations; on GPUs a norm by running
+averages is a part of the convolution in front of it (`flaxnets.kernels.folding`). Values and
+derivatives of any order are the same.
 """
 
 import functools
@@ -16,7 +16,7 @@ from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-import flaxnets.onednn as onednn
+import flaxnets.kernels.onednn.calls as onednn
 
 Array = jax.Array
 Moments = tuple[Array, Array]  # of each channel (C,): mean and biased variance

@@ -2,9 +2,9 @@
 
 GPU and TPU keep XLA's own operation. XLA's CPU backend has none that is good at every shape, so
 there a convolution becomes, chosen by shape when the program is traced, a matrix product where its
-output is one pixel, else a call of oneDNN (`flaxnets.onednn`), or where that is missing matrix
-products, or dense convolutions instead of a grouped one. Values and derivatives of any order are
-the same.
+output is one pixel, else a call of oneDNN (`flaxnets.kernels.onednn.calls`), or where that is
+missing matrix products, or dense convolutions instead of a grouped one. Values and derivatives of
+any order are the same.
 """
 
 import functools
@@ -17,7 +17,7 @@ from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-import flaxnets.onednn as onednn
+import flaxnets.kernels.onednn.calls as onednn
 
 Array = jax.Array
 Geometry = tuple[tuple[int, int], tuple[int, int], tuple[int, int], int]
@@ -220,7 +220,7 @@ def _conv_by_bundles(x: Array, kernel: Array, geometry: Geometry) -> Array:
 
 # --------------------------------------------------------------------------- oneDNN
 
-# A norm by running averages (`flaxnets.folding`), its ReLU and a residual sum are not
+# A norm by running averages (`flaxnets.kernels.folding`), its ReLU and a residual sum are not
 # post-operations of the call. It was tried: inference of five networks took 1.00 to 1.15 times the
 # time. XLA has most of them in passes that stay (pads and maxima of pools, concatenations, the sum,
 # which reads the shortcut).

@@ -9,16 +9,16 @@ import jax
 import numpy as np
 
 from flaxnets.errors import InputError, InputWarning
-from flaxnets.training.checkpoints import Checkpoints
-from flaxnets.training.distributed import agreed, signals_as_flag
-from flaxnets.training.evaluation import Example, draw_worst, evaluate
+from flaxnets.runs.checkpoints import Checkpoints
+from flaxnets.runs.evaluation import Example, draw_worst, evaluate
+from flaxnets.runs.pictures import draw_batch
+from flaxnets.runs.processes import agreed, signals_as_flag
+from flaxnets.runs.progress import Clock, profiler, terminal_progress
+from flaxnets.runs.workdir import Row, Workdir
 from flaxnets.training.guard import all_finite
 from flaxnets.training.optimizer import after_epoch
-from flaxnets.training.pictures import draw_batch
 from flaxnets.training.program import Program
-from flaxnets.training.progress import Clock, profiler, terminal_progress
 from flaxnets.training.state import PyTree
-from flaxnets.training.workdir import Row, Workdir
 
 
 @dataclasses.dataclass(frozen=True)

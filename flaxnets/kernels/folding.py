@@ -7,7 +7,7 @@ bias, along with the ReLU and the sum behind it: ResNet-50's inference moves 0.6
 A convolution says how its output was made, by `remember`, and the norm has it made anew, scaled and
 shifted, by `recall`. The first one is then read by nobody, and XLA leaves it out. So it is done
 only where a program is traced. TPUs take the norm along by themselves; on CPUs it brought nothing
-(see `flaxnets.convolution`).
+(see `flaxnets.kernels.convolution`).
 """
 
 import weakref

@@ -1,0 +1,3 @@
+"""Kernels: the operations of layers, formulated anew where XLA is slow; nothing else knows
+platforms.
+"""

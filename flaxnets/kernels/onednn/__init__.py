@@ -1,0 +1,1 @@
+"""oneDNN on CPUs: `library` binds its C interface, `calls` lets compiled programs call it."""

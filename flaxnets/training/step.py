@@ -158,12 +158,11 @@ def make_train_step(
 
     def norms_of_the_recipe(next_function, args, kwargs, context):
         module = context.module
-        if isinstance(module, BatchNorm):
-            # linen forbids to assign a field of a bound module
-            if _is_frozen(module, recipe):
-                object.__setattr__(module, "use_running_average", True)
+        if isinstance(module, BatchNorm) and context.method_name in ("__call__", "moments"):
+            if _is_frozen(module, recipe) and context.method_name == "__call__":
+                kwargs = kwargs | {"use_running_average": True}
             if recipe.sync_batch_norm:
-                object.__setattr__(module, "axis_name", AXIS)
+                kwargs = kwargs | {"axis_name": AXIS}
         return next_function(*args, **kwargs)
 
     def augmented(batch: Batch, key: jax.Array) -> Batch:

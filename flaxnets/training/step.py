@@ -15,6 +15,7 @@ from jax import lax
 
 from flaxnets.convert import torch_keys
 from flaxnets.errors import InputError
+from flaxnets.kernels.folding import folded_norms
 from flaxnets.layers import BatchNorm
 from flaxnets.recipes import Loss, Recipe
 from flaxnets.training import augmentation
@@ -263,7 +264,8 @@ def make_eval_step(
     """
 
     def eval_step(variables: PyTree, batch: Batch) -> tuple[Metrics, Metrics]:
-        logits: Any = model.apply(variables, normalize(batch["image"], *statistics))
+        with folded_norms():
+            logits: Any = model.apply(variables, normalize(batch["image"], *statistics))
         mask = batch["mask"]
         values = scores(logits, batch["label"], loss)
         sums = {name: jnp.where(mask > 0, value, 0).sum() for name, value in values.items()}

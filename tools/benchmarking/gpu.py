@@ -33,8 +33,9 @@ from benchmarking.common import Contender, Options, Row, alternate, peak_gigabyt
 from benchmarking.profiling import TRACED, large_copy, traced
 from benchmarking.speed import Ours, matrix_product, multiply_adds, side_of_product
 from benchmarking.traffic import traffic
-from flaxnets import create_model, data, from_torch, layers
-from flaxnets.kernels import pooling
+from flaxnets import create_model, data, from_torch
+from flaxnets.kernels.folding import folded_norms
+from flaxnets.kernels.platform import plain, platform
 from flaxnets.recipes import Preprocessing, recipe_for
 from flaxnets.training.augmentation import cropped
 from flaxnets.training.optimizer import make_optimizer
@@ -44,38 +45,6 @@ from flaxnets.training.step import make_train_step
 
 PIXEL = (0.5,) * 3, (0.25,) * 3  # mean and deviation
 ROUNDS = 5
-
-
-# --------------------------------------------------------------------------- switches
-
-
-def unfolded() -> contextlib.AbstractContextManager[Any]:
-    """Norms by running averages stay behind their convolutions."""
-    return mock.patch.object(layers, "remember")
-
-
-def xla_pools() -> contextlib.AbstractContextManager[Any]:
-    return mock.patch.object(layers, "window_maxima", pooling._maxima_by_xla)
-
-
-@contextlib.contextmanager
-def xla_relu() -> Iterator[None]:
-    """ReLUs whose gradient compares their input."""
-    ours = (layers.relu, layers.relu_of_sum)
-    modules = [module for name, module in sys.modules.items() if name.startswith("flaxnets.")]
-    with contextlib.ExitStack() as stack:
-        for module in modules:
-            for name in ("relu", "relu_of_sum"):
-                if getattr(module, name, None) in ours:
-                    stack.enter_context(mock.patch.object(module, name, jax.nn.relu))
-        yield
-
-
-@contextlib.contextmanager
-def plain() -> Iterator[None]:
-    """What linen has: nothing folded, XLA's pools and ReLUs."""
-    with unfolded(), xla_pools(), xla_relu():
-        yield
 
 
 # --------------------------------------------------------------------------- exactness
@@ -90,7 +59,7 @@ def logits(arch: str, tiny: bool) -> Iterator[Row]:
     from torchvision_import import torchvision
 
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    device = "cuda" if jax.default_backend() == "gpu" else "cpu"
+    device = "cuda" if platform() == "gpu" else "cpu"
     torch.manual_seed(0)
     reference = torchvision.models.get_model(arch, weights=None).eval()
     for module in reference.modules():
@@ -114,12 +83,16 @@ def logits(arch: str, tiny: bool) -> Iterator[Row]:
     )
 
     def ours(dtype: Any) -> np.ndarray:
-        forward = jax.jit(model.clone(dtype=dtype).apply, compiler_options=_untuned())
-        return np.asarray(forward(variables, x), np.float32)
+        def forward(variables: Any, x: np.ndarray) -> Any:
+            with folded_norms():
+                return model.clone(dtype=dtype).apply(variables, x)
+
+        compiled = jax.jit(forward, compiler_options=_untuned())
+        return np.asarray(compiled(variables, x), np.float32)
 
     with jax.default_matmul_precision("highest"):
         float32 = ours(jnp.float32)
-        with unfolded():
+        with plain("folding"):
             apart = ours(jnp.float32)
     bfloat16 = ours(jnp.bfloat16)
     yield {
@@ -133,7 +106,7 @@ def logits(arch: str, tiny: bool) -> Iterator[Row]:
 
 def _untuned() -> dict[str, Any]:
     """XLA tries no kernels out, which takes longer than what is asked here."""
-    return {"xla_gpu_autotune_level": 0} if jax.default_backend() == "gpu" else {}
+    return {"xla_gpu_autotune_level": 0} if platform() == "gpu" else {}
 
 
 def _largest(ours: np.ndarray, theirs: np.ndarray) -> float:
@@ -337,8 +310,12 @@ def variants(arch: str, tiny: bool) -> Iterator[Row]:
     """What folding, our pools and our ReLU bring, each left out alone, and the bytes moved."""
     asked = _asked(tiny)
     left_out = {
-        "infer": {"ours": _nothing, "unfolded": unfolded},
-        "train": {"ours": _nothing, "xla_pools": xla_pools, "xla_relu": xla_relu},
+        "infer": {"ours": _nothing, "unfolded": lambda: plain("folding")},
+        "train": {
+            "ours": _nothing,
+            "xla_pools": lambda: plain("pooling"),
+            "xla_relu": lambda: plain("activation"),
+        },
     }
     for mode, contexts in left_out.items():
         compiled = {}

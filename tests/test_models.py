@@ -207,5 +207,7 @@ def test_imports_run_one_way():
                     assert path.name == "tfds.py", f"{path} imports {name}"
                 if part == "data":
                     assert root not in ("jax", "flax"), f"{path} imports {name}"
+                if part == "kernels":
+                    assert root != "flax", f"{path} imports {name}"
                 if part == "models" and path.name != "__init__.py" and root == "flaxnets":
                     assert rest[0] == "layers", f"{path} imports {name}"

@@ -69,22 +69,23 @@ def _convolve(x: Array, kernel: Array, bias: Array | None, geometry: Geometry) -
 
 
 def _on_cpu(x: Array, kernel: Array, geometry: Geometry) -> Array:
+    """Return the convolution in the formulation that is fastest on CPUs at this shape."""
     stride, padding, dilation, groups = geometry
-    is_tiny = groups == 1 and math.prod(x.shape[1:3]) <= 16 and kernel.shape[:2] != (1, 1)
     if groups == 1 and _output_map(x, kernel, geometry) == (1, 1):
         return _conv_to_one_pixel(x, kernel, padding, dilation)
     if onednn.takes(x, kernel):
         return _conv_by_onednn(x, kernel, geometry)
-    if is_tiny:
-        return _conv_by_taps(x, kernel, geometry)
     if groups > 1:
         return _conv_by_bundles(x, kernel, geometry)
+    if math.prod(x.shape[1:3]) <= 16 and kernel.shape[:2] != (1, 1):
+        return _conv_by_taps(x, kernel, geometry)
     if kernel.shape[:2] == (1, 1) and padding == (0, 0):
         return _conv_pointwise(x, kernel, stride)
     return xla_convolution(x, kernel, geometry)
 
 
 def xla_convolution(x: Array, kernel: Array, geometry: Geometry) -> Array:
+    """Return the convolution in XLA's own operation."""
     stride, padding, dilation, groups = geometry
     return lax.conv_general_dilated(
         x,
@@ -98,7 +99,7 @@ def xla_convolution(x: Array, kernel: Array, geometry: Geometry) -> Array:
 
 
 def _output_map(x: Array, kernel: Array, geometry: Geometry) -> Pair:
-    """The height and width of the convolution's output."""
+    """Return the height and width of the convolution's output."""
     sizes = zip(x.shape[1:3], kernel.shape[:2], *geometry[:3], strict=True)
     height, width = (
         (n + 2 * pad - (cells - 1) * spread - 1) // step + 1
@@ -108,8 +109,9 @@ def _output_map(x: Array, kernel: Array, geometry: Geometry) -> Pair:
 
 
 def _conv_to_one_pixel(x: Array, kernel: Array, padding: Pair, dilation: Pair) -> Array:
-    """A convolution whose output is one pixel is a fully connected layer, as LeNet-5's C5: one
-    matrix product, of the pixels and the cells of the kernel that meet each other (oneDNN
+    """Return a convolution whose output is one pixel: a fully connected layer, as LeNet-5's C5.
+
+    It is one matrix product of the pixels and the cells of the kernel that meet each other (oneDNN
     multiplies the padding too: 3x3 on one pixel, 512 channels, with gradients: 4 -> 1 ms).
     """
     pixels, cells = [], []
@@ -128,13 +130,13 @@ def _conv_to_one_pixel(x: Array, kernel: Array, padding: Pair, dilation: Pair) -
 
 
 def _conv_pointwise(x: Array, kernel: Array, stride: Pair) -> Array:
-    """A 1x1 convolution is a matrix product over channels (its filter gradient: 37 -> 24 ms)."""
+    """Return a 1x1 convolution, a product over channels (its filter gradient: 37 -> 24 ms)."""
     return x[:, :: stride[0], :: stride[1]] @ kernel[0, 0]
 
 
 def _conv_by_taps(x: Array, kernel: Array, geometry: Geometry) -> Array:
-    """A convolution on a tiny map: one matrix product for each cell of the kernel, over the pixels
-    it meets; cells that only meet padding cost nothing (3x3 on 2x2 pixels: 587 -> 5 ms).
+    """Return a convolution on a tiny map: one matrix product for each cell of the kernel, over the
+    pixels it meets; cells that only meet padding cost nothing (3x3 on 2x2 pixels: 587 -> 5 ms).
     """
     stride, padding, dilation, _ = geometry
     n_out = _output_map(x, kernel, geometry)
@@ -157,8 +159,8 @@ def _conv_by_taps(x: Array, kernel: Array, geometry: Geometry) -> Array:
 
 
 def _conv_by_bundles(x: Array, kernel: Array, geometry: Geometry) -> Array:
-    """A grouped convolution as a few dense ones, each over a bundle of groups at least 32 channels
-    wide, its kernel block-diagonal (filter gradient, 32 groups of 4: 4055 -> 14 ms).
+    """Return a grouped convolution as a few dense ones, each over a bundle of groups at least 32
+    channels wide, its kernel block-diagonal (filter gradient, 32 groups of 4: 4055 -> 14 ms).
     """
     stride, padding, dilation, groups = geometry
     width, features = kernel.shape[2], kernel.shape[3] // groups
@@ -219,7 +221,7 @@ def _lowered(context, *operands, result, shapes, geometry):
 
 
 def _transposed(position: int, cotangent: Array, *operands, result: str, **params) -> Array:
-    """Of the operand at `position`, which is unknown; the other one is an array."""
+    """Return the gradient of the operand at `position`, which is unknown; the other is an array."""
     roles = [role for role in onednn.ROLES if role != result]
     known = {result: cotangent, roles[1 - position]: operands[1 - position]}
     pair = [known[role] for role in onednn.ROLES if role in known]
@@ -234,7 +236,7 @@ def _by_xla(
     shapes: tuple[tuple[int, ...], ...],
     geometry: Geometry,
 ) -> Array:
-    """The primitive in XLA's own operations: the convolution, or its transpose."""
+    """Return the primitive in XLA's own operations: the convolution, or its transpose."""
     if result == "output":
         return xla_convolution(first, second, geometry)
     roles = [role for role in onednn.ROLES if role != result]
@@ -250,7 +252,7 @@ def _by_xla(
 
 
 def _mapped(operands, axes, **params):
-    """Under `jax.vmap`: XLA's convolution, or its transpose, takes one more axis by itself."""
+    """Map the primitive (`jax.vmap`): XLA's convolution, or its transpose, takes one more axis."""
     return jax.vmap(functools.partial(_by_xla, **params), in_axes=axes)(*operands), 0
 
 

@@ -88,7 +88,7 @@ def as_affine(by: Moments, scale: Array, bias: Array, epsilon: float) -> tuple[A
 
 
 def _beside(x: Array, vector: Array) -> Array:
-    """Return a vector (C,) with the rank of `x` (..., C), as strict rank promotion asks."""
+    """Return a vector (C,) in the rank of `x` (..., C), as strict rank promotion asks."""
     return lax.broadcast_to_rank(vector, x.ndim)
 
 
@@ -121,7 +121,7 @@ def _moments_at_once(x: Array, axis_name: str | None) -> Moments:
 
 
 def _mean(x: Array, axis_name: str | None) -> Array:
-    """Of each channel."""
+    """Return the mean of each channel, over the mapped axis too."""
     mean = x.mean(tuple(range(x.ndim - 1)))
     return mean if axis_name is None else lax.pmean(mean, axis_name)
 
@@ -156,9 +156,9 @@ def _is_for_onednn(x: Array, scale: Array, bias: Array) -> bool:
     )
 
 
-# Three primitives: the norm, its tangent, which is linear in those of its operands, and the
-# transpose of that, the gradient. CPUs call oneDNN for the norm and its gradient; all the rest
-# (tangents, what is differentiated once more, jax.vmap) is made of the formulas above.
+# Three primitives: the norm; its tangent, which is linear in the operands' tangents; and the
+# transpose of that, the gradient. CPUs call oneDNN for the norm and its gradient. All the rest
+# (tangents, second derivatives, jax.vmap, other platforms) is made of the formulas above.
 _batch_norm = Primitive("batch_norm")
 _tangent = Primitive("batch_norm_tangent")
 _gradient = Primitive("batch_norm_gradient")
@@ -169,7 +169,7 @@ for _primitive in (_batch_norm, _gradient):
 def _norm(x: Array, scale: Array, bias: Array, *, epsilon: float, relu: bool) -> list[Array]:
     found = moments(x)
     y = normalized(x, found, scale, bias, epsilon, relu)
-    # The mask of what is positive is for oneDNN; these formulas find it in `x`.
+    # The mask of what is positive is oneDNN's; these formulas find it in `x`.
     return [y, *found, *(jnp.zeros(shape, jnp.uint8) for shape in onednn.masks(x.shape, relu))]
 
 
@@ -178,13 +178,17 @@ def _norm_alone(*operands: Array, **params) -> Array:
 
 
 def _tangent_by_xla(*operands: Array, **params) -> Array:
-    """The tangents of x, scale and bias, then these, then what the norm found."""
+    """Return the norm's tangent, given those of x, scale and bias, then these three, then what the
+    norm found.
+    """
     function = functools.partial(_norm_alone, **params)
     return jax.jvp(function, tuple(operands[3:6]), tuple(operands[:3]))[1]
 
 
 def _gradient_by_xla(cotangent: Array, *operands: Array, **params) -> list[Array]:
-    """Of the norm, then its operands, then what it found."""
+    """Return the gradients of x, scale and bias, given that of the norm, then these three, then
+    what the norm found.
+    """
     function = functools.partial(_norm_alone, **params)
     return list(jax.vjp(function, *operands[:3])[1](cotangent))
 
@@ -205,8 +209,8 @@ def _tangent_transposed(cotangent: Array, *operands, **params):
 
 
 def _differentiated(primitive: Primitive, function: Callable, count: int) -> Callable:
-    """The rule for tangents of a primitive whose operands behind the first `count` follow from
-    those.
+    """Return the rule for tangents of a primitive whose operands after the first `count` follow
+    from those.
     """
 
     def rule(primals, tangents, **params):

@@ -29,7 +29,7 @@ def main() -> None:
     with compiling_for("cpu"):
         compiled = jax.jit(jax.grad(step, (0, 1, 2))).lower(*operands).compile()
     jax.block_until_ready(compiled(*operands))
-    program = compiled.as_text()
+    program = compiled.as_text() or ""
     interface = ".".join(map(str, calls.version))
     print(f"oneDNN {library_version()} is used, by XLA's foreign function interface {interface}")
     for target in (calls.CONVOLUTION, calls.BATCH_NORM):

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 import parity
-from flaxnets import create_model, layers, normalization, onednn, to_torch
+from flaxnets import create_model, layers, to_torch
+from flaxnets.kernels import normalization
+from flaxnets.kernels.onednn import calls as onednn
 from flaxnets.training.state import jit_once
 
 SMALL = {

@@ -16,7 +16,7 @@ import pytest
 from rich.console import Console
 
 from flaxnets import InputError, terminal
-from flaxnets.training import progress
+from flaxnets.runs import progress
 from scripts import ROOT, command, script
 
 SCRIPTS = sorted(

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 import parity
-from flaxnets import folding, onednn
+from flaxnets.kernels import folding
+from flaxnets.kernels.onednn import calls as onednn
 from flaxnets.layers import BatchNorm, Conv, Sequential, relu
 from networks import CASES
 

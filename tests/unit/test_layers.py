@@ -12,7 +12,8 @@ import torch
 from jax import lax
 
 import parity
-from flaxnets import layers, pooling
+from flaxnets import layers
+from flaxnets.kernels import pooling
 
 
 def gradient_like(f, x, *, seed=1):

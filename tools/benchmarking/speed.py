@@ -27,7 +27,8 @@ from benchmarking.common import (
     spread,
     timed,
 )
-from flaxnets import create_model, onednn
+from flaxnets import create_model
+from flaxnets.kernels.onednn import calls as onednn
 from flaxnets.recipes import recipe_for
 from flaxnets.summary import summarize, totals
 from flaxnets.terminal import quiet, reuse_memory

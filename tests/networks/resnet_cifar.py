@@ -2,6 +2,7 @@
 
 import functools
 from collections import OrderedDict
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -51,7 +52,7 @@ class Bottleneck(nn.Module):
         return F.relu(self.bn3(self.conv3(y)) + self.downsample(x))
 
 
-def cifar_network(stem: int, stages: list[nn.Module], outputs: int, classes: int) -> nn.Module:
+def cifar_network(stem: int, stages: Sequence[nn.Module], outputs: int, classes: int) -> nn.Module:
     parts = OrderedDict(
         conv1=nn.Conv2d(3, stem, 3, 1, 1, bias=False), bn1=nn.BatchNorm2d(stem), relu=nn.ReLU(),
         layer1=stages[0], layer2=stages[1], layer3=stages[2],

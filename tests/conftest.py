@@ -14,11 +14,11 @@ import pytest
 from flaxnets import terminal
 
 worker = os.environ.get("PYTEST_XDIST_WORKER")  # "gw0", "gw1", ...
-if worker is not None and hasattr(os, "sched_setaffinity"):
+if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1)) > 1 and hasattr(os, "sched_setaffinity"):
     # A core to each of pytest-xdist's processes: the threads of JAX and torch, one for each core
     # that they see, are otherwise too many and wait for each other.
     cores = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
+    os.sched_setaffinity(0, {cores[int(str(worker).removeprefix("gw")) % len(cores)]})
 
 MEMORY = 3 * 2**30  # bytes of a process of pytest-xdist: torch, TensorFlow, and two networks
 

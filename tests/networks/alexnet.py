@@ -36,6 +36,7 @@ CASES = {
         60_965_224,
         sizes=(224, 225),
         train_size=224,
+        train_optimization=1,
         train_fields={"hidden_features": 256},
         reference=alexnet_2012,
     ),

@@ -78,6 +78,7 @@ CASES = {
         train_size=12,
         train_fields={"stages": ((32, 1), (48, 2), (64, 3))},
         reference=functools.partial(highway_cifar, ((32, 9), (48, 9), (64, 9))),
+        deeper=True,
     ),
     "highway_mlp": Case(85_660, sizes=(28,), train_size=28, reference=highway_mlp),
 }

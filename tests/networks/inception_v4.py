@@ -24,6 +24,7 @@ CASES = {
         42_679_816,
         sizes=(299, 139),
         train_size=107,
+        train_optimization=1,
         train_fields={"depths": (1, 1, 1)},
         reference=inception_v4,
     )

@@ -97,6 +97,7 @@ CASES = {
         # Deeper ones only repeat its blocks.
         train_fields={} if depth <= 56 else {"depth": 32},
         reference=functools.partial(resnet, depth=depth),
+        deeper=depth > 20,
     )
     for depth, count in RESNETS.items()
 }
@@ -106,6 +107,8 @@ CASES |= {
         sizes=(32, 27),
         train_size=20,  # larger maps than 4x4, which are slow to compile
         train_fields={"groups": groups // 4},
+        train_optimization=1,
+        deeper=groups > 8,
         reference=functools.partial(resnext29, groups=groups),
     )
     for groups, count in RESNEXTS.items()

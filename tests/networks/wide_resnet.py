@@ -53,6 +53,8 @@ CASES = {
         sizes=(32, 27),
         train_size=16,
         train_fields={"widen": 2} if widen == 10 else {},
+        train_optimization=1,
+        deeper=depth > 16,
         reference=functools.partial(wide_resnet, depth=depth, widen=widen),
     )
     for (depth, widen), count in SIZES.items()

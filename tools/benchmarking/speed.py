@@ -105,7 +105,7 @@ def torch_network(arch: str) -> tuple[str, Callable[[], Any]] | None:
     models = torchvision.models
     if arch in models.list_models(module=models):
         return "torchvision", functools.partial(models.get_model, arch, weights=None)
-    sys.path += [str(ROOT), str(ROOT / "tests")]
+    sys.path += [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests/helpers")]
     from networks import CASES
 
     return "tests/networks", CASES[arch].reference

@@ -40,9 +40,9 @@ from flaxnets.terminal import (
     reuse_memory,
     versions,
 )
+from flaxnets.training.batch_norms import check_batch_norms
 from flaxnets.training.parallel import DataParallel, Mapping
 from flaxnets.training.program import Feed, Program, make_program
-from flaxnets.training.step import check_batch_norms
 from flaxnets.weights import PublishedWeights, WeightsWarning, find_weights, load_into
 
 

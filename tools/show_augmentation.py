@@ -24,7 +24,7 @@ import tyro
 from flaxnets import data
 from flaxnets.errors import InputError
 from flaxnets.recipes import Preprocessing, recipe_for
-from flaxnets.runs.pictures import literal
+from flaxnets.runs.figures import literal
 from flaxnets.terminal import arguments, one_sentence_errors
 
 

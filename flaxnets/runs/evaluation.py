@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from flaxnets.runs.pictures import PICTURED, draw_grid
+from flaxnets.runs.figures import PICTURED, draw_grid
 from flaxnets.training.parallel import DataParallel
 from flaxnets.training.program import Feed
 from flaxnets.training.state import PyTree

@@ -11,7 +11,7 @@ import numpy as np
 from flaxnets.errors import InputError, InputWarning
 from flaxnets.runs.checkpoints import Checkpoints
 from flaxnets.runs.evaluation import Example, draw_worst, evaluate
-from flaxnets.runs.pictures import draw_batch
+from flaxnets.runs.figures import draw_batch
 from flaxnets.runs.processes import agreed, signals_as_flag
 from flaxnets.runs.progress import Clock, profiler, terminal_progress
 from flaxnets.runs.workdir import Row, Workdir

@@ -19,7 +19,7 @@ import numpy as np
 import PIL.Image
 
 from flaxnets.errors import InputError, InputWarning
-from flaxnets.runs.pictures import draw_learning_curve
+from flaxnets.runs.figures import draw_learning_curve
 
 Row = dict[str, Any]
 

@@ -12,9 +12,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from flaxnets.errors import InputError
-from flaxnets.training.step import AXIS
 
 PyTree = Any
+AXIS = "batch"  # the name of the mapped axis
 Mapping: TypeAlias = Literal["shard_map", "pmap"]
 MAX_KEPT = 2**30  # bytes of images on each device: six times CIFAR-10's
 

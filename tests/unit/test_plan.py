@@ -25,7 +25,7 @@ from flaxnets.data.pixels.resize import Resize
 from flaxnets.inference.network import from_workdir
 from flaxnets.inference.views import views_of
 from flaxnets.recipes import Preprocessing
-from flaxnets.training.augmentation import cropped, shifted
+from flaxnets.training.inputs import cropped, shifted
 from prepared import Tiny, TinyPhotos
 
 PHOTO = Image.fromarray(sklearn.datasets.load_sample_image("flower.jpg")).resize((97, 61))

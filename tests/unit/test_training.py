@@ -22,18 +22,14 @@ from flaxnets.runs.evaluation import evaluate
 from flaxnets.runs.loop import Interrupted, fit
 from flaxnets.runs.progress import TIMED
 from flaxnets.runs.workdir import Workdir
+from flaxnets.training.batch_norms import check_batch_norms
+from flaxnets.training.inputs import normalize
+from flaxnets.training.objective import losses, scores
 from flaxnets.training.optimizer import after_epoch, learning_rate_schedule, make_optimizer
 from flaxnets.training.parallel import DataParallel
 from flaxnets.training.program import Feed, make_program
 from flaxnets.training.state import create_state, fresh_variables, init_variables
-from flaxnets.training.step import (
-    check_batch_norms,
-    losses,
-    make_eval_step,
-    make_train_step,
-    normalize,
-    scores,
-)
+from flaxnets.training.step import make_eval_step, make_train_step
 
 RECIPE = Recipe(
     batch_size=16, epochs=2, learning_rate=0.05, schedule="cosine",

@@ -203,10 +203,11 @@ class BatchNorm(nn.Module):
     variance is the unbiased one (n / (n - 1)). Statistics are at least float32 whatever `dtype` is;
     they cover this device's batch, or all devices of the mapped axis `axis_name`.
 
-    With `relu` the ReLU behind it is taken along, which is faster on CPUs than `relu` of it.
+    With `relu=True` the following ReLU is fused in, which is faster on CPUs than a `relu` after it.
 
-    Where several norms see the same channels, the `moments` of those can be found once and given to
-    each call.
+    Where several norms see the same channels, `moments` finds those once and each call is given
+    them. A call may replace the fields `use_running_average` and `axis_name`, so that an
+    interceptor (`nn.intercept_methods`) can freeze or synchronise the norms of a finished network.
     """
 
     use_running_average: bool
@@ -218,8 +219,16 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Array, moments: tuple[Array, Array] | None = None, *, relu: bool = False
+        self,
+        x: Array,
+        moments: tuple[Array, Array] | None = None,
+        *,
+        relu: bool = False,
+        use_running_average: bool | None = None,
+        axis_name: str | None = None,
     ) -> Array:
+        if use_running_average is None:
+            use_running_average = self.use_running_average
         features = x.shape[-1]
         scale = self.param("scale", self.scale_init, (features,), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (features,), jnp.float32)
@@ -228,7 +237,7 @@ class BatchNorm(nn.Module):
 
         convolution = recall(x)
         x = x.astype(_at_least_float32(x.dtype))
-        if self.use_running_average:
+        if use_running_average:
             by = running_mean.value, running_var.value
             if convolution is None:
                 y = normalized(x, by, scale, bias, self.epsilon, relu)
@@ -236,11 +245,12 @@ class BatchNorm(nn.Module):
                 y = convolution(*as_affine(by, scale, bias, self.epsilon))
                 y = nn.relu(y) if relu else y
             return y.astype(self.dtype)
+        axis = self._mapped_axis(axis_name)
         y, (mean, var) = batch_norm(
-            x, scale, bias, self.epsilon, relu, known=moments, axis_name=self._mapped_axis
+            x, scale, bias, self.epsilon, relu, known=moments, axis_name=axis
         )
         if not self.is_initializing():
-            devices = 1 if self.axis_name is None else lax.axis_size(self.axis_name)
+            devices = 1 if axis is None else lax.axis_size(axis)
             count = math.prod(x.shape[:-1]) * devices
             unbiased = var * (count / max(count - 1, 1))
             keep = 1 - self.momentum
@@ -248,13 +258,14 @@ class BatchNorm(nn.Module):
             running_var.value = keep * running_var.value + self.momentum * unbiased
         return y.astype(self.dtype)
 
-    def moments(self, x: Array) -> tuple[Array, Array]:
-        """Mean and biased variance (C,) of the batch `x` (..., C), as training normalises by."""
-        return moments(x.astype(_at_least_float32(x.dtype)), self._mapped_axis)
+    def moments(self, x: Array, *, axis_name: str | None = None) -> tuple[Array, Array]:
+        """Return mean and biased variance (C,) of the batch `x` (..., C), as training normalises by
+        them.
+        """
+        return moments(x.astype(_at_least_float32(x.dtype)), self._mapped_axis(axis_name))
 
-    @property
-    def _mapped_axis(self) -> str | None:
-        return None if self.is_initializing() else self.axis_name  # nothing is mapped by `init`
+    def _mapped_axis(self, of_call: str | None) -> str | None:
+        return None if self.is_initializing() else of_call or self.axis_name  # `init` maps nothing
 
 
 def max_pool(

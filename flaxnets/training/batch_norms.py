@@ -20,13 +20,12 @@ def norms_of(recipe: Recipe) -> Any:
     """
 
     def configure(next_function, args, kwargs, context):
-        module = context.module
-        if isinstance(module, BatchNorm):
-            # linen forbids to assign a field of a bound module
-            if is_frozen(module, recipe):
-                object.__setattr__(module, "use_running_average", True)
+        module, method = context.module, context.method_name
+        if isinstance(module, BatchNorm) and method in ("__call__", "moments"):
+            if method == "__call__" and is_frozen(module, recipe):
+                kwargs = kwargs | {"use_running_average": True}
             if recipe.sync_batch_norm:
-                object.__setattr__(module, "axis_name", AXIS)
+                kwargs = kwargs | {"axis_name": AXIS}
         return next_function(*args, **kwargs)
 
     return nn.intercept_methods(configure)

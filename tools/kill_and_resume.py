@@ -30,8 +30,8 @@ import tyro
 from jax import tree_util
 
 from flaxnets.errors import InputError
+from flaxnets.runs.files import json_text
 from flaxnets.runs.progress import TIMED
-from flaxnets.runs.workdir import json_text
 from flaxnets.terminal import arguments, one_sentence_errors
 
 ROOT = pathlib.Path(__file__).parent.parent

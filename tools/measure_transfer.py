@@ -25,7 +25,7 @@ from PIL import Image
 from flaxnets import data
 from flaxnets.data.source import InMemory
 from flaxnets.errors import InputError
-from flaxnets.runs.workdir import json_text
+from flaxnets.runs.files import json_text
 from flaxnets.terminal import arguments, one_sentence_errors
 
 ROOT = pathlib.Path(__file__).parent.parent

@@ -72,10 +72,17 @@ class DataParallel:
         return lambda indices: take(kept, self.shard({"indices": indices})["indices"])
 
     def shard(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """This process's examples, spread over its devices; what is on them already stays."""
+        """Return this process's examples, spread over its devices; what is on them already stays.
+
+        `pmap` takes those of each device by themselves, (devices, examples, ...).
+        """
         if self.mapping == "pmap":
-            local = sum(d.process_index == jax.process_index() for d in self.devices)
-            return {k: v.reshape(local, -1, *v.shape[1:]) for k, v in batch.items()}
+            own = [d for d in self.devices if d.process_index == jax.process_index()]
+            split = NamedSharding(Mesh(np.array(own), (AXIS,)), PartitionSpec(AXIS))
+            return {
+                key: jax.device_put(value.reshape(len(own), -1, *value.shape[1:]), split)
+                for key, value in batch.items()
+            }
         return {
             key: value
             if isinstance(value, jax.Array)
@@ -90,10 +97,10 @@ class DataParallel:
         count = len(self.devices) * parts
         if batch_size % count:
             nearest = max(round(batch_size / count), 1) * count
-            each = f", in {parts} parts each" if parts > 1 else ""
+            in_parts = f", in {parts} parts each" if parts > 1 else ""
             raise InputError(
-                f"batch size {batch_size} does not divide over {len(self.devices)} devices{each}; "
-                f"try {nearest}"
+                f"batch size {batch_size} does not divide over {len(self.devices)} devices"
+                f"{in_parts}; try {nearest}"
             )
 
     def round_up(self, batch_size: int) -> int:

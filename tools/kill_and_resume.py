@@ -72,8 +72,8 @@ def arrays(workdir: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def rows(workdir: pathlib.Path) -> list[dict[str, Any]]:
-    found = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
-    return [{k: v for k, v in row.items() if k not in TIMED} for row in found]
+    logged = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    return [{k: v for k, v in row.items() if k not in TIMED} for row in logged]
 
 
 def main(

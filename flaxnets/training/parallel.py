@@ -30,7 +30,8 @@ class DataParallel:
         self._split = NamedSharding(self.mesh, PartitionSpec(AXIS))
 
     def map(self, function: Callable, *, donate_state: bool = False) -> Callable:
-        """`function(state, batch)`, one device's view, as a compiled function over all devices.
+        """Return `function(state, batch)`, one device's view, as a compiled function over all
+        devices.
 
         Its results must be equal on every device (reduced over the axis).
         """
@@ -55,15 +56,15 @@ class DataParallel:
         return jax.device_put(tree, self.replicated)
 
     def keeps(self, images: np.ndarray) -> bool:
-        """Whether the images of a data set stay on every device. More than `MAX_KEPT` bytes stay on
+        """Return whether the images of a data set stay on every device. More than `MAX_KEPT` bytes stay on
         the host, for the network needs the device's memory, as those of `pmap` do, which would copy
         them in every call.
         """
         return self.mapping != "pmap" and images.nbytes <= MAX_KEPT
 
     def keep(self, images: np.ndarray) -> Callable[[np.ndarray], Any]:
-        """A function that takes this process's examples by their indices from `images`; where it
-        `keeps` them, no more than the indices travels.
+        """Return a function that takes this process's examples by their indices from `images`;
+        where it `keeps` them, no more than the indices travels.
         """
         if not self.keeps(images):
             return images.__getitem__
@@ -74,7 +75,8 @@ class DataParallel:
     def shard(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Return this process's examples, spread over its devices; what is on them already stays.
 
-        `pmap` takes those of each device by themselves, (devices, examples, ...).
+        `pmap` takes those of each device by themselves, (devices, examples, ...). No transfer guard
+        forbids this one: it is meant.
         """
         if self.mapping == "pmap":
             own = [d for d in self.devices if d.process_index == jax.process_index()]
@@ -83,12 +85,14 @@ class DataParallel:
                 key: jax.device_put(value.reshape(len(own), -1, *value.shape[1:]), split)
                 for key, value in batch.items()
             }
-        return {
-            key: value
-            if isinstance(value, jax.Array)
-            else jax.make_array_from_process_local_data(self._split, value)
-            for key, value in batch.items()
-        }
+        # To JAX it is an implicit transfer where there are several processes.
+        with jax.transfer_guard_host_to_device("allow"):
+            return {
+                key: value
+                if isinstance(value, jax.Array)
+                else jax.make_array_from_process_local_data(self._split, value)
+                for key, value in batch.items()
+            }
 
     def check_batch_size(self, batch_size: int, parts: int = 1) -> None:
         """Raises InputError unless every device gets the same number of images, in that many equal
@@ -104,5 +108,5 @@ class DataParallel:
             )
 
     def round_up(self, batch_size: int) -> int:
-        """The next batch size that divides over the devices (evaluation masks the rest)."""
+        """Return the next batch size that divides over the devices (evaluation masks the rest)."""
         return -(-batch_size // len(self.devices)) * len(self.devices)

@@ -165,10 +165,9 @@ def evaluation_plan(preprocessing: Preprocessing, kind: Kind, channels: int) -> 
     """
     if kind == "rows":
         return Plan()
+    size, interpolation = preprocessing.image_size, preprocessing.interpolation
     if kind == "small images":
-        window = Resize(preprocessing.image_size, preprocessing.interpolation)
+        window = Resize(size, interpolation)
     else:
-        window = CenterCrop(
-            preprocessing.resize, preprocessing.image_size, preprocessing.interpolation
-        )
+        window = CenterCrop(preprocessing.resize, size, interpolation)
     return Plan((Decode(channels, preprocessing.orientation), window))

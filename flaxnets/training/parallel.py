@@ -56,9 +56,9 @@ class DataParallel:
         return jax.device_put(tree, self.replicated)
 
     def keeps(self, images: np.ndarray) -> bool:
-        """Return whether the images of a data set stay on every device. More than `MAX_KEPT` bytes stay on
-        the host, for the network needs the device's memory, as those of `pmap` do, which would copy
-        them in every call.
+        """Return whether the images of a data set stay on every device. More than `MAX_KEPT` bytes
+        stay on the host, for the network needs the device's memory. So do those of `pmap`, which
+        would copy them in every call.
         """
         return self.mapping != "pmap" and images.nbytes <= MAX_KEPT
 

@@ -65,9 +65,10 @@ class Program:
         )
 
     def memory(self, batch: HostBatch, data_set: int = 0) -> dict[str, int]:
-        """Return the bytes on each device in training, by what they are for: the parts of the state,
-        the images that stay there (`data_set`), and what the compiled step needs beside them, its
-        own images included. Compiles the step.
+        """Return the bytes on each device in training, by what they are for. Compiles the step.
+
+        These are the parts of the state, the images that stay there (`data_set`), and what the
+        compiled step needs beside them, its own images included.
         """
         state = self.state_shapes()
         parts = {

@@ -37,7 +37,7 @@ from flaxnets.inference.views import (
 )
 from flaxnets.runs.workdir import json_text
 from flaxnets.terminal import arguments, compilation_cache, one_sentence_errors, say_error
-from flaxnets.training.step import normalize
+from flaxnets.training.inputs import normalize
 
 
 @dataclasses.dataclass(frozen=True)

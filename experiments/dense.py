@@ -39,9 +39,9 @@ from flaxnets.inference.dense import (
 )
 from flaxnets.inference.network import Network, NetworkOptions
 from flaxnets.inference.pictures import MAX_READ
-from flaxnets.runs.pictures import literal
+from flaxnets.runs.figures import literal
 from flaxnets.terminal import arguments, compilation_cache, one_sentence_errors, reuse_memory
-from flaxnets.training.step import normalize
+from flaxnets.training.inputs import normalize
 
 # Of matplotlib's cycle; C7 is its grey, for the classes behind the most frequent ones.
 COLORS, GREY = ("C0", "C1", "C2", "C3", "C4", "C5", "C6", "C8", "C9"), "C7"

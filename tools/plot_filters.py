@@ -25,7 +25,7 @@ import tyro
 from flaxnets.errors import InputError
 from flaxnets.inference.network import Network, from_weights, from_workdir
 from flaxnets.layers import Conv
-from flaxnets.runs.pictures import literal
+from flaxnets.runs.figures import literal
 from flaxnets.terminal import arguments, one_sentence_errors
 
 

@@ -25,6 +25,8 @@ from flaxnets import create_model
 from flaxnets.errors import InputError
 from flaxnets.inference.network import from_weights
 from flaxnets.inference.run import load_run
+from flaxnets.kernels.folding import folded_norms
+from flaxnets.kernels.platform import on_every_platform
 from flaxnets.terminal import arguments, one_sentence_errors
 
 
@@ -73,7 +75,13 @@ def main(options: Options) -> None:
         raise InputError("nothing to export; expected --arch NAME or --workdir DIR")
     (batch,) = export.symbolic_shape("N")
     images = jax.ShapeDtypeStruct((batch, *input_shape), jnp.float32)
-    network = jax.jit(lambda images: model.apply(variables, images))
+
+    def logits(variables, images):
+        with folded_norms():
+            return model.apply(variables, images)
+
+    # The variables are given, so that the programs of all platforms share them.
+    network = jax.jit(lambda images: on_every_platform(logits)(variables, images))
     exported = export.export(network, platforms=options.platforms)(images)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     partial = options.out.with_name(options.out.name + ".part")

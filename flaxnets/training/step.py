@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from flaxnets.kernels.folding import folded_norms
 from flaxnets.recipes import Loss, Recipe
 from flaxnets.training.batch_augmentation import augmented
 from flaxnets.training.inputs import normalize
@@ -137,7 +138,8 @@ def make_eval_step(
     """
 
     def eval_step(variables: PyTree, batch: Batch) -> tuple[Metrics, Metrics]:
-        logits: Any = model.apply(variables, normalize(batch["image"], *statistics))
+        with folded_norms():
+            logits: Any = model.apply(variables, normalize(batch["image"], *statistics))
         mask = batch["mask"]
         values = scores(logits, batch["label"], loss)
         sums = {name: jnp.where(mask > 0, value, 0).sum() for name, value in values.items()}

@@ -24,6 +24,7 @@ CASES = {
         27_161_264,
         sizes=(299, 160),
         train_size=107,
+        train_optimization=1,
         train_fields={"modules": KEPT, "aux_logits": False},
         reference=inception_v3,
     ),

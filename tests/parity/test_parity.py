@@ -9,26 +9,35 @@ from flaxnets import create_model, list_models
 from networks import CASES
 
 
+def trained_alike() -> list[list[str]]:
+    """Return the networks in groups that are one and the same network once `train_fields` cut
+    them to a few blocks.
+    """
+    groups: dict[tuple, list[str]] = {}
+    for name, case in CASES.items():
+        model = create_model(name, num_classes=10, **case.train_fields)
+        groups.setdefault((model, case.train_size, case.batch), []).append(name)
+    return list(groups.values())
+
+
+def slow_if_deeper(name: str, value):
+    marks = pytest.mark.slow if CASES[name].deeper else ()
+    return pytest.param(value, id=name, marks=marks)
+
+
 def test_every_network_is_compared():
     assert set(CASES) == set(list_models())
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_parameter_count(name, record_parity):
-    model = create_model(name)
-    x = jnp.zeros((1, *model.input_shape))
-    params = jax.eval_shape(model.init, jax.random.key(0), x)["params"]
-    count = sum(leaf.size for leaf in jax.tree.leaves(params))
-    record_parity(name, "parameters", count)
-    assert count == CASES[name].parameters
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_logits_and_round_trip(name, record_parity):
+@pytest.mark.parametrize("name", [slow_if_deeper(name, name) for name in CASES])
+def test_parameter_count_logits_and_round_trip(name, record_parity):
     case = CASES[name]
     model, reference = parity.build_pair(name, case)
     batches = [parity.images(size, channels=model.input_shape[-1]) for size in case.sizes]
     variables = parity.converted(model, reference, batches[0])
+    count = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+    record_parity(name, "parameters", count)
+    assert count == case.parameters
     for size, x in zip(case.sizes, batches, strict=True):
         shapes = jax.tree.map(jnp.shape, parity.initial_shapes(model, x))
         assert shapes == jax.tree.map(jnp.shape, variables)
@@ -38,12 +47,14 @@ def test_logits_and_round_trip(name, record_parity):
     assert parity.round_trip_is_exact(variables, reference)
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_gradients_and_five_sgd_steps(name, record_parity):
-    case = CASES[name]
+@pytest.mark.parametrize("names", [slow_if_deeper(names[0], names) for names in trained_alike()])
+def test_gradients_and_five_sgd_steps(names, record_parity):
+    name, case = names[0], CASES[names[0]]
     model, reference = parity.build_pair(name, case, num_classes=10, **case.train_fields)
     channels = model.input_shape[-1]
     batches = [parity.images(case.train_size, case.batch, channels, seed) for seed in range(5)]
-    for column, error in parity.training_errors(model, reference, batches).items():
-        record_parity(name, column, error)
+    errors = parity.training_errors(model, reference, batches, case.train_optimization)
+    for column, error in errors.items():
+        for name in names:
+            record_parity(name, column, error)
         assert error < case.training_bound, column

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,6 +17,7 @@ import torch
 from safetensors.numpy import load_file
 
 from experiments import train as train_script
+from feeds import in_memory
 from flaxnets import data
 from flaxnets.training.parallel import DataParallel
 from scripts import ROOT, command, output, refusal, script
@@ -233,8 +235,8 @@ def test_the_name_of_a_bundled_data_set_tells_its_kind_and_labels(name):
 
 @pytest.mark.parametrize("dataset", ["digits", "npz:scans.npz", "breast_cancer"])
 def test_what_is_in_memory_is_trained_on_without_tensorflow(dataset, tmp_path):
-    source = data.open_source("digits")
-    arrays = {
+    source = in_memory("digits")
+    arrays: dict[str, Any] = {
         f"{letter}_{split}": part[split]
         for letter, part in (("x", source.images), ("y", source.labels))
         for split in source.sizes

@@ -84,9 +84,9 @@ def test_kernels_are_plain_in_a_whole_process(environment):
 
 def test_unknown_names_get_one_sentence(environment):
     with pytest.raises(InputError, match="unknown platform 'cuda'; expected one of cpu, gpu, tpu"):
-        compiling_for("cuda").__enter__()
+        compiling_for("cuda").__enter__()  # pyright: ignore[reportArgumentType]
     with pytest.raises(InputError, match="unknown kernel 'pool'; did you mean 'pooling'"):
-        plain("pool").__enter__()
+        plain("pool").__enter__()  # pyright: ignore[reportArgumentType]
     environment("foldng")
     with pytest.raises(InputError, match="kernel in FLAXNETS_PLAIN 'foldng'; did you mean 'fold"):
         formulation("pooling")

@@ -20,10 +20,8 @@ import jax
 import tyro
 from safetensors.numpy import save_file
 
-from flaxnets import create_model, published_weights, to_torch
+from flaxnets import create_model, pretrained, published_weights, to_torch
 from flaxnets.errors import InputError, one_of
-from flaxnets.inference.run import read_config
-from flaxnets.runs.checkpoints import Checkpoints
 from flaxnets.terminal import arguments, one_sentence_errors
 from flaxnets.weights import load_into
 from flaxnets.weights.files import SUFFIXES
@@ -58,10 +56,10 @@ def main(
     elif weights is not None:
         variables = load_into(model, published_weights(arch, weights), model.input_shape)
     elif workdir is not None:
-        trained = read_config(workdir)["arch"]
-        if trained != arch:
-            raise InputError(f"{workdir} holds {trained!r}, not {arch!r}")
-        variables = Checkpoints(workdir / "checkpoints", read_only=True).restore_variables()
+        network = pretrained(workdir)
+        if network.arch != arch:
+            raise InputError(f"{workdir} holds {network.arch!r}, not {arch!r}")
+        variables = network.variables
     else:
         raise InputError("give one of --checkpoint, --weights and --workdir")
 

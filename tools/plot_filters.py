@@ -23,24 +23,17 @@ import numpy as np
 import tyro
 
 from flaxnets.errors import InputError
-from flaxnets.inference.network import Network, from_weights, from_workdir
+from flaxnets.inference.network import Network
+from flaxnets.inference.options import NetworkOptions
 from flaxnets.layers import Conv
 from flaxnets.runs.pictures import literal
 from flaxnets.terminal import arguments, one_sentence_errors
 
 
-@dataclasses.dataclass(frozen=True)
-class Options:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(NetworkOptions):
     out: pathlib.Path
     """Picture to write."""
-    arch: str | None = None
-    """Name of a network: flaxnets.list_models()."""
-    weights: str | None = None
-    """Published weights, such as IMAGENET1K_V1."""
-    checkpoint: pathlib.Path | None = None
-    """A file of weights under torch's keys instead."""
-    workdir: pathlib.Path | None = None
-    """A run of train.py instead of a name and weights."""
 
 
 def first_filters(network: Network) -> tuple[str, np.ndarray]:
@@ -56,8 +49,7 @@ def first_filters(network: Network) -> tuple[str, np.ndarray]:
             found.append((".".join(context.module.path), np.asarray(kernel)))
         return next_function(*args, **kwargs)
 
-    size, channels = network.plan.size, len(network.statistics[0])
-    images = jnp.zeros((1, size, size, channels))
+    images = jnp.zeros((1, *network.input_shape))
     with nn.intercept_methods(record):
         jax.eval_shape(lambda: network.model.apply(network.variables, images))
     if not found:
@@ -75,12 +67,7 @@ def tiles(kernel: np.ndarray) -> np.ndarray:
 
 
 def main(options: Options) -> None:
-    if options.workdir is not None:
-        network = from_workdir(options.workdir)
-    elif options.arch is not None:
-        network = from_weights(options.arch, options.weights, options.checkpoint)
-    else:
-        raise InputError("nothing to draw; expected --arch NAME with weights, or --workdir DIR")
+    network = options.open()
     name, kernel = first_filters(network)
     images = tiles(kernel)
     channels = kernel.shape[2]
@@ -92,7 +79,7 @@ def main(options: Options) -> None:
         each.set_axis_off()
     for each, image in zip(figure.axes, images, strict=False):
         each.imshow(np.squeeze(image), cmap="gray", vmin=0, vmax=1)
-    figure.suptitle(literal(f"{network.name}: {name}"), fontsize=9)
+    figure.suptitle(literal(f"{network.card.source}: {name}"), fontsize=9)
     figure.savefig(options.out, dpi=120)
     height, width = kernel.shape[:2]
     print(f"{options.out}: {kernel.shape[3]} filters of {height}x{width}x{channels}, {name}")

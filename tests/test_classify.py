@@ -19,8 +19,8 @@ from flaxnets.data.pixels.decode import Decode, as_array
 from flaxnets.data.pixels.resize import Resize, cover, scale_short_side
 from flaxnets.data.plan import Plan
 from flaxnets.data.source import IMAGENET_STATISTICS
-from flaxnets.inference.network import imagenet_class_names
 from flaxnets.inference.inputs import own_statistics
+from flaxnets.inference.network import imagenet_class_names
 from flaxnets.inference.options import NetworkOptions
 from flaxnets.inference.views import (
     check_views,

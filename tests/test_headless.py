@@ -1,4 +1,4 @@
-"""Networks without a head, of every family, against torch's activations in front of the head."""
+"""Networks without a head, and the last maps of their strides, of every family, against torch."""
 
 import jax
 import jax.numpy as jnp
@@ -9,11 +9,10 @@ import torch
 import parity
 from flaxnets import create_model
 from flaxnets.convert import torch_keys
-from flaxnets.models import FAMILIES, VARIANTS
-from networks import CASES
+from flaxnets.inference.features import feature_info, pyramid
+from flaxnets.models import FAMILIES
+from networks import CASES, CLASSES
 
-# A network of each class.
-CLASSES = list({type(build()): name for name, build in reversed(VARIANTS.items())}.values())
 # What reads the features, in torch's module; where it is called on a map, features are its mean.
 HEADS = {
     "lenet": "classifier.4", "alexnet": "classifier.6", "overfeat": "classifier.6",
@@ -22,6 +21,7 @@ HEADS = {
     "resnet": "fc", "resnet_cifar": "fc", "wide_resnet": "fc", "densenet": "classifier",
     "highway": "fc", "mcdnn": "classifier.2", "mlp": "classifier.0",
 }  # fmt: skip
+NORMS = ("bn1", "features.norm0")  # whose ReLU is a layer of its own in torch
 
 
 def shapes(variables):
@@ -30,22 +30,44 @@ def shapes(variables):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_features_are_what_torchs_head_reads(family):
+def test_features_and_maps_are_torchs(family):
+    """Features are what torch's head reads; maps are those of its layers of the same names."""
     name = next(iter(FAMILIES[family]))
     model, reference = parity.build_pair(name, CASES[name], num_classes=10)
     *size, channels = model.input_shape
     x = parity.images(size[0], channels=channels)
     variables = parity.converted(model, reference, x)
     headless = create_model(name, num_classes=0)
-    read = []
+    levels = feature_info(model)
+    assert bool(levels) == (family != "mlp")
+    read, theirs = [], {}
     head = reference.get_submodule(HEADS[family])
     head.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0].clone()))
+    for level in levels:
+        reference.get_submodule(level.name).register_forward_hook(
+            lambda _, __, output, level=level: theirs.setdefault(level, output.clone())
+        )
     with torch.no_grad():
         reference.eval()(parity.nchw(x))
     expected = read[0].flatten(2).mean(2) if read[0].ndim == 4 else read[0]
-    ours = jax.jit(headless.apply)(variables, x)
+
+    @jax.jit
+    def compute(variables, x):
+        strides = [level.stride for level in levels]
+        maps = pyramid(model, variables, x, strides, levels) if levels else []
+        return headless.apply(variables, x), maps
+
+    ours, maps = compute(variables, x)
     assert ours.shape == (2, model.num_features) == (2, headless.num_features)
     assert parity.relative_error(ours, expected) < 1e-5
+    for level, value in zip(levels, maps, strict=True):
+        expected = theirs[level]
+        if level.name in NORMS:
+            expected = expected.relu()
+        if level.name == "mlpconv3":  # whose last layer is the head
+            expected = read[0]
+        assert value.shape[-1] == level.channels
+        assert parity.relative_error(value, np.moveaxis(expected.numpy(), 1, -1)) < 1e-5, level
     # Its own variables are the network's but for those of the head, and of auxiliary heads.
     own = shapes(parity.initial_shapes(headless, x))
     whole = shapes(variables)

@@ -167,6 +167,7 @@ ALLOWED = {
     "runs": {"runs", "training", "recipes", "convert", "errors"},
     "inference": {
         "inference",
+        "convert",
         "runs",
         "training",
         "data",

@@ -135,7 +135,7 @@ class Network:
         views: AnyViews = "center",
         normalization: Normalization = "training",
         seed: int = 0,
-    ) -> list[Any]:
+    ) -> Any:
         """Return the `top` best classes of a picture, the best first; of several, a list for each.
 
         Args:
@@ -148,7 +148,7 @@ class Network:
             seed: of random views.
 
         Returns:
-            A `Prediction` for each class. A network that gives numbers gives those instead.
+            A list of a `Prediction` for each class. A network that gives numbers gives those.
 
         Raises:
             InputError: a picture that cannot be read, views that the network does not have, or a
@@ -160,7 +160,8 @@ class Network:
             raise InputError(f"{self.arch} has no head and so no classes; see network.with_head")
         self.check_views(views)
         if not self.classes:
-            return np.asarray(self(pictures)).tolist()
+            numbers = np.asarray(self(pictures))
+            return (numbers[..., 0] if numbers.shape[-1] == 1 else numbers).tolist()
         model = finest_map(self.model) if views == "multi-scale" else self.model
         count = 1 if views == "whole" else VIEWS_PER_SIZE[views]
 

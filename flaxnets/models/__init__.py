@@ -98,4 +98,4 @@ def describe(model: Model) -> tuple[str, dict[str, Any]]:
     if not descriptions:
         raise InputError(f"{type(model).__name__} is no network of the library")
     free = {"num_classes", "dtype"}  # which a name says nothing about
-    return min(descriptions, key=lambda described: (len(described[1].keys() - free), described[0]))
+    return min(descriptions, key=lambda described: len(described[1].keys() - free))

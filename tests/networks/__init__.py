@@ -3,8 +3,12 @@
 import importlib
 import pkgutil
 
+from flaxnets.models import VARIANTS
+
 CASES = {
     name: case
     for module in pkgutil.iter_modules(__path__)
     for name, case in importlib.import_module(f"{__name__}.{module.name}").CASES.items()
 }
+# The first network of each class.
+CLASSES = list({build.func: name for name, build in reversed(VARIANTS.items())}.values())[::-1]

@@ -194,7 +194,7 @@ ENTRY %main (x: bf16[4,8], y: f32[8]) -> (f32[8], u8[3]) {
 
 def test_the_traffic_of_a_program():
     """A fusion that takes one row of four: 16 bytes of 64, and 32 read and 32 written."""
-    moved = list(traffic.traffic(PROGRAM))
+    moved = [(kind, size) for _, kind, size in traffic.traffic(PROGRAM)]
     assert moved == [("add, forward", 16 + 32 + 32), ("unnamed, update", 32 + 64 + 32 + 3)]
 
 

@@ -1,6 +1,7 @@
 """The options of a measurement, and timing in turns."""
 
 import dataclasses
+import functools
 import importlib.util
 import pathlib
 import resource
@@ -75,10 +76,24 @@ def alternate(contenders: dict[str, Contender], rounds: int) -> dict[str, list[f
 TURN = 0.3  # seconds
 
 
-def timed(work: Callable[[], object]) -> Contender:
+def timed(work: Callable[[], object], wait: Callable[[], object] | None = None) -> Contender:
     """Seconds of a call; of short ones the median of as many as fill a turn, behind one that wakes
     the cores: those of a virtual machine take a while.
+
+    With `wait`, `work` queues its work on a device, as training does: the seconds are the mean of
+    as many calls as fill a turn, and of the waiting for the last one.
     """
+
+    def queued(wait: Callable[[], object]) -> float:
+        start, count = time.perf_counter(), 0
+        while count < 3 or time.perf_counter() - start < TURN:
+            work()
+            count += 1
+        wait()
+        return (time.perf_counter() - start) / count
+
+    if wait is not None:
+        return functools.partial(queued, wait)
 
     def once() -> float:
         start = time.perf_counter()

@@ -98,7 +98,7 @@ def measure_traffic(arch: str, options: Options) -> Row:
         is_training = name == "training"
         compiled = step.compile(compiler_options={"xla_gpu_autotune_level": 0})
         moved: collections.Counter[str] = collections.Counter()
-        for operation, size_in_bytes in traffic(compiled.as_text()):
+        for _, operation, size_in_bytes in traffic(compiled.as_text()):
             moved[operation if is_training else operation.split(",")[0]] += size_in_bytes
         total = moved.total()
         found = {
@@ -159,9 +159,10 @@ class Instruction:
 Computation = dict[str, Instruction]
 
 
-def traffic(text: str) -> Iterator[tuple[str, int]]:
-    """Of a compiled program: its operations, named as in --mode profile, and the bytes that each
-    reads and writes; where it takes no more than slices of an array, those of the slices.
+def traffic(text: str) -> Iterator[tuple[str, str, int]]:
+    """Of a compiled program: its operations, by their names and as --mode profile calls them, and
+    the bytes that each reads and writes; where it takes no more than slices of an array, those of
+    the slices.
     """
     computations: dict[str, Computation] = {}
     entry = ""
@@ -180,7 +181,7 @@ def traffic(text: str) -> Iterator[tuple[str, int]]:
             name = inside.get(str(index))
             share = share_read(fused, name) if name else 1
             size += round(share * nbytes(program[operand].shape))
-        yield kind(each.attribute(r'op_name="([^"]*)"') or "unnamed"), size
+        yield each.name, kind(each.attribute(r'op_name="([^"]*)"') or "unnamed"), size
 
 
 def share_read(fused: Computation, name: str) -> float:

@@ -42,7 +42,7 @@ def fast_road() -> ModuleType | None:
     """Return `flaxnets.data.pixels.jpeg`, unless a package that it needs is not installed."""
     try:
         from flaxnets.data.pixels import jpeg
-    except ModuleNotFoundError:
+    except ImportError:  # a thread that waited while another's import failed has this one
         return None
     return jpeg
 

@@ -1,0 +1,208 @@
+"""Checks and times the networks on a GPU, the most important first, within so many minutes.
+
+    python tools/gpu_check.py --out found --minutes 8 --cifar carried/cifar10.npz
+    python tools/gpu_check.py --out found --tiny       # on a CPU, in two minutes
+    python tools/gpu_check.py --out found --only speed:vgg19 variants:vgg19
+
+Every figure is written as it comes, a line of JSON in results.jsonl; what the parts say besides is
+in log.txt. A part that does not fit into the time that is left is left out, one that takes longer
+than its own is ended; the others go on. The exit status is 1 if a part failed.
+
+It needs jax with a GPU, flax, optax, torch and torchvision, scikit-learn and Pillow, and nothing
+else of what flaxnets is installed with; simplejpeg makes reading faster. `tools/gpu_carry.py`
+packs what a machine without a network lacks.
+"""
+
+import argparse
+import concurrent.futures
+import dataclasses
+import json
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from importlib import metadata
+from typing import Any
+
+TOOLS = pathlib.Path(__file__).resolve().parent
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    name: str  # "speed:resnet50", of benchmarking.gpu.PARTS and a network
+    seconds: float  # after which it is ended
+    together: bool = False  # with its neighbours: nothing is timed
+
+
+EXACT = ("resnet50", "vgg19", "resnext50_32x4d", "densenet121", "googlenet", "alexnet",
+         "inception_v3", "wide_resnet50_2")  # fmt: skip
+PARTS = [
+    *(Part(f"logits:{arch}", 100, together=True) for arch in EXACT),
+    Part("step:resnet50", 120, together=True),
+    Part("speed:resnet50", 200),
+    Part("variants:resnet50", 100),
+    Part("profile:resnet50", 60),
+    Part("cifar", 120),
+    Part("feed", 30),
+    Part("speed:vgg19", 120),
+    Part("variants:vgg19", 80),
+    Part("speed:resnext50_32x4d", 150),
+    Part("speed:densenet121", 200),
+    Part("speed:googlenet", 150),
+    Part("speed:alexnet", 80),
+]
+TINY = [
+    Part("logits:resnet18", 100, together=True),
+    Part("step:resnet18", 100, together=True),
+    Part("speed:resnet18", 100),
+    Part("variants:resnet18", 100),
+    Part("profile:resnet18", 60),
+    Part("cifar", 60),
+    Part("feed", 60),
+]
+
+
+class Results:
+    """The file of figures, to which several parts write."""
+
+    def __init__(self, directory: pathlib.Path):
+        directory.mkdir(parents=True, exist_ok=True)
+        self.file = (directory / "results.jsonl").open("a")
+        self.log = (directory / "log.txt").open("ab")
+        self.start = time.monotonic()
+        self.failed = False
+        self._lock = threading.Lock()
+
+    def seconds(self) -> float:
+        return time.monotonic() - self.start
+
+    def write(self, part: str, row: dict[str, Any]) -> None:
+        with self._lock:
+            line = json.dumps({"part": part, "at": round(self.seconds(), 1), **row})
+            print(line, file=self.file, flush=True)
+            print(_short(line), flush=True)
+
+
+def _short(line: str) -> str:
+    return line if len(line) < 900 else line[:900] + " ..."
+
+
+def main() -> int:
+    options = parse()
+    parts = TINY if options.tiny else PARTS
+    if options.only:
+        known = {part.name: part for part in parts}
+        parts = [known.get(name, Part(name, 200)) for name in options.only]
+    results = Results(options.out)
+    results.write("hardware", hardware())
+    deadline = 60 * options.minutes
+    with tempfile.TemporaryDirectory() as cache:
+        together = [part for part in parts if part.together]
+        with concurrent.futures.ThreadPoolExecutor(len(together) or 1) as pool:
+            list(pool.map(lambda part: run(part, options, results, deadline, cache), together))
+        for part in parts:
+            if not part.together:
+                run(part, options, results, deadline, cache)
+    return int(results.failed)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=pathlib.Path, required=True, help="directory for the figures")
+    parser.add_argument("--minutes", type=float, default=8, help="for all parts (8)")
+    parser.add_argument("--tiny", action="store_true", help="small networks and batches, on a CPU")
+    parser.add_argument("--cifar", default="", help="file of tools/gpu_carry.py; digits without it")
+    parser.add_argument("--only", nargs="+", metavar="PART", help="such as speed:vgg19")
+    parser.add_argument("--part", help=argparse.SUPPRESS)  # in a process of its own
+    options = parser.parse_args()
+    if options.minutes <= 0:
+        parser.error(f"--minutes is {options.minutes}; expected more than 0")
+    if options.cifar and not pathlib.Path(options.cifar).is_file():
+        parser.error(f"--cifar {options.cifar} is no file; expected that of tools/gpu_carry.py")
+    return options
+
+
+def hardware() -> dict[str, Any]:
+    found: dict[str, Any] = {"python": platform.python_version(), "cores": os.cpu_count()}
+    for package in ("jax", "jaxlib", "flax", "optax", "torch", "torchvision", "numpy"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = None
+    query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
+    try:
+        found["gpu"] = subprocess.run(query, capture_output=True, text=True).stdout.strip()
+    except OSError:
+        found["gpu"] = None
+    return found
+
+
+def run(
+    part: Part, options: argparse.Namespace, results: Results, deadline: float, cache: str
+) -> None:
+    """A part in a process of its own, whose lines of JSON are figures."""
+    left = deadline - results.seconds()
+    if left < part.seconds / 3:
+        results.write(part.name, {"left_out": f"{left:.0f} s are left"})
+        return
+    command = [sys.executable, __file__, "--out", str(options.out), "--part", part.name]
+    command += ["--tiny"] * options.tiny + ["--cifar", options.cifar] * bool(options.cifar)
+    start = time.monotonic()
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=results.log, text=True,
+        env=environment(part, options.tiny, cache), start_new_session=True,
+    )  # fmt: skip
+    timer = threading.Timer(min(part.seconds, left), lambda: os.killpg(process.pid, 9))
+    timer.start()
+    assert process.stdout is not None
+    for line in process.stdout:
+        results.write(part.name, json.loads(line))
+    status = process.wait()
+    timer.cancel()
+    if status:
+        results.failed = True
+        ended = "ended after its time" if status == -9 else f"failed with status {status}"
+        results.write(part.name, {"error": ended})
+    results.write(part.name, {"seconds": round(time.monotonic() - start, 1)})
+
+
+def environment(part: Part, tiny: bool, cache: str) -> dict[str, str]:
+    """Torch's processes need some of the device's memory; parts share compiled programs."""
+    share = "0.07" if part.together else "0.5"
+    found = os.environ | {
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+        "XLA_PYTHON_CLIENT_MEM_FRACTION": share,
+        "JAX_COMPILATION_CACHE_DIR": cache,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "1",
+        "TORCHINDUCTOR_CACHE_DIR": os.path.join(cache, "inductor"),
+    }
+    if part.name.startswith("profile"):  # kernels of CUDA graphs would have no names
+        found["XLA_FLAGS"] = "--xla_gpu_enable_command_buffer="
+    if tiny:
+        found["JAX_PLATFORMS"] = "cpu"
+        found["CUDA_VISIBLE_DEVICES"] = ""
+    return found
+
+
+def work(options: argparse.Namespace) -> None:
+    sys.path[:0] = [str(TOOLS.parent), str(TOOLS)]
+    figures = os.fdopen(os.dup(1), "w")  # what packages print goes to the log
+    os.dup2(2, 1)
+    from benchmarking.gpu import PARTS as functions
+
+    name, _, arch = options.part.partition(":")
+    for row in functions[name](arch or options.cifar, options.tiny):
+        print(json.dumps(row), file=figures, flush=True)
+
+
+if __name__ == "__main__":
+    if "--part" in sys.argv:
+        work(parse())
+    else:
+        sys.exit(main())

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import importlib.resources
 import math
+import operator
 import pathlib
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -181,7 +182,9 @@ class Network:
 
         is_of_one_kind = views != "whole" and normalization == "training"
         size = max(BATCH // count, 1) if is_of_one_kind else 1
-        scores, logs = self._compute(("classify", views), predictions, pictures, prepare, size)
+        scores, logs = jax.device_get(
+            self._compute(("classify", views), predictions, pictures, prepare, size)
+        )
         if logs.ndim == 1:
             return self._best(scores, logs, top)
         rows = [None] * len(logs) if scores is None else scores
@@ -301,8 +304,14 @@ class Network:
                 unless given. Statistics of one batch are the same.
             size: of the batches; the last of several is filled up with zeros.
         """
-        program = self._programs.setdefault(kind, jax.jit(function))
         pictures, is_single = as_list(pictures, self.preprocessing)
+
+        def of_one(*arguments: Any) -> Any:
+            return jax.tree.map(lambda x: x[0], function(*arguments))
+
+        if (kind, is_single) not in self._programs:
+            self._programs[kind, is_single] = jax.jit(of_one if is_single else function)
+        program = self._programs[kind, is_single]
         results = []
         for start in range(0, len(pictures), size):
             prepared = []
@@ -312,16 +321,17 @@ class Network:
                 prepared.append((prepare or self._as_fed)(raw, name))
             sizes, own = prepared[0]
             images = {key: np.stack([views[key] for views, _ in prepared]) for key in sizes}
-            if start:
-                rest = size - len(prepared)
+            rest = size - len(prepared) if start else 0
+            if rest:
                 images = {key: np.pad(x, [(0, rest)] + [(0, 0)] * 4) for key, x in images.items()}
             statistics = tuple(np.array(each, np.float32) for each in own)
             result = program(self.variables, images, statistics)
-            results.append(jax.tree.map(lambda x: x[: len(prepared)], result))  # noqa: B023
-        result = results[0]
-        if len(results) > 1:
-            result = jax.tree.map(lambda *parts: jnp.concatenate(parts), *results)
-        return jax.tree.map(lambda x: x[0], result) if is_single else result
+            if rest:
+                result = jax.tree.map(operator.itemgetter(slice(-rest)), result)
+            results.append(result)
+        if len(results) == 1:
+            return results[0]
+        return jax.tree.map(lambda *parts: jnp.concatenate(parts), *results)
 
     def _as_fed(self, raw: Any, name: str) -> tuple[dict[str, np.ndarray], Statistics]:
         return {"image": self.preprocessing(raw, name=name)[None]}, self.statistics

@@ -69,8 +69,8 @@ def main(options: Options) -> None:
     raw = read_file(options.picture)
     picture = network.preprocessing.decode(raw, name=str(options.picture)).image
     pictures = [as_array(_scaled(picture, size)) for size in _short_sides(options, network)]
-    sizes = [each.shape[:2] for each in pictures]
-    grids = [_probabilities(network, each, mirrored=options.scales == 6) for each in pictures]
+    sizes = [pixels.shape[:2] for pixels in pictures]
+    grids = [_probabilities(network, pixels, options.scales == 6) for pixels in pictures]
     probabilities = average_maps(grids, sizes)
     shown = pictures[-1]
     down, right = cell_stride(finest_map(network.model), shown.shape)

@@ -120,11 +120,11 @@ def main(options: Options) -> None:
         )
         members.append(log_probabilities)
 
-    found = [(x.card.source, x.arch, own) for x, own in zip(networks, members, strict=True)]
+    evaluated = [(x.card.source, x.arch, own) for x, own in zip(networks, members, strict=True)]
     if options.ensemble and len(networks) > 1:
         name = f"mean of {len(networks)}"
-        found.append((name, name, mean_of_members(members)))
-    rows = [{"network": name, "arch": arch, **accuracy(p, labels)} for name, arch, p in found]
+        evaluated.append((name, name, mean_of_members(members)))
+    rows = [{"network": name, "arch": arch, **accuracy(p, labels)} for name, arch, p in evaluated]
     result = {
         "dataset": dataset, "examples": len(labels), "views": options.views,
         "orientations": [network.preprocessing.orientation for network in networks],
@@ -143,7 +143,7 @@ def main(options: Options) -> None:
         logs = np.stack(members)
         np.savez(options.output, probabilities=np.exp(logs), log_probabilities=logs, labels=labels)
     if options.confusion is not None:
-        name, _, log_probabilities = found[-1]
+        name, _, log_probabilities = evaluated[-1]
         guesses = log_probabilities.argmax(1)
         title = f"{name} on {dataset}: {rows[-1]['top1']:.2%}"
         draw_confusion(options.confusion, guesses, labels, source.class_names, title)
@@ -166,11 +166,13 @@ def _named_weights(options: Options) -> list[NetworkOptions]:
     count = max(len(options.arch), len(options.weights), len(options.checkpoint))
     columns: list[Any] = []
     for name in ("arch", "weights", "checkpoint"):
-        given = getattr(options, name) or (None,)
-        if len(given) not in (1, count):
-            raise InputError(f"--{name} has {len(given)} values for {count} networks; expected one "
-                             f"for all or one for each")  # fmt: skip
-        columns.append(given * count if len(given) == 1 else given)
+        values = getattr(options, name) or (None,)
+        if len(values) not in (1, count):
+            raise InputError(
+                f"--{name} has {len(values)} values for {count} networks; expected one for all or "
+                "one for each"
+            )
+        columns.append(values * count if len(values) == 1 else values)
     networks = []
     for arch, weights, checkpoint in zip(*columns, strict=True):
         if arch is None:

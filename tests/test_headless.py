@@ -11,6 +11,7 @@ from flaxnets import create_model
 from flaxnets.convert import torch_keys
 from flaxnets.inference.features import feature_info, pyramid
 from flaxnets.models import FAMILIES
+from flaxnets.summary import summarize, totals
 from networks import CASES, CLASSES
 
 # What reads the features, in torch's module; where it is called on a map, features are its mean.
@@ -109,3 +110,11 @@ def test_a_headless_network_can_be_a_map():
     assert features.shape == (1, 1, 3, model.num_features) == (1, 1, 3, 84)
     mean = model.clone(dense=False).apply(variables, x)
     np.testing.assert_allclose(features.mean((1, 2)), mean, rtol=1e-6, atol=1e-6)
+
+
+def test_a_headless_network_has_the_layers_before_its_head():
+    whole, headless = (
+        totals(summarize(create_model("lenet5", num_classes=n), (28, 28, 1))) for n in (10, 0)
+    )
+    head = {"parameters": 85 * 10, "multiply_adds": 84 * 10, "neurons": 10}
+    assert {key: whole[key] - headless[key] for key in head} == head

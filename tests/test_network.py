@@ -31,7 +31,7 @@ from flaxnets.models import describe
 from flaxnets.summary import summarize, totals
 from flaxnets.training.state import jit_once
 from flaxnets.training.step import normalize
-from flaxnets.weights import PublishedWeights, published
+from flaxnets.weights import PublishedWeights, loading, published
 from scripts import ROOT
 from tools.torchvision_import import torchvision
 
@@ -260,6 +260,28 @@ def test_bad_input_is_one_sentence(open_it, sentence, lenet, tmp_path):
         open_it(tmp_path, lenet)
     assert str(raised.value).startswith(sentence.format(tmp_path))
     assert "\n" not in str(raised.value)
+
+
+def test_shapes_are_traced_once_for_weights_that_fit(lenet, tmp_path, monkeypatch):
+    save_file(to_torch(lenet.variables), tmp_path / "a.safetensors")
+    traced = []
+    trace = loading._trace
+    monkeypatch.setattr(loading, "_trace", lambda *a: traced.append(a) or trace(*a))
+    same(pretrained("lenet5", tmp_path / "a.safetensors").variables, lenet.variables)
+    assert len(traced) == 1
+
+
+def test_weights_without_their_head(tmp_path):
+    """Of a network with auxiliary heads, which a headless one does not have either."""
+    model, variables = initialized("googlenet", num_classes=3)
+    save_file(to_torch(variables), tmp_path / "a.safetensors")
+    found = to_torch(
+        load_weights("googlenet", checkpoint=tmp_path / "a.safetensors", num_classes=0)
+    )
+    expected = to_torch(variables)
+    assert found.keys() == {key for key in expected if not key.startswith(("aux", "fc"))}
+    for key, value in found.items():
+        np.testing.assert_array_equal(value, expected[key], key)
 
 
 # --- What it does --------------------------------------------------------------------------------

@@ -41,20 +41,20 @@ def first_filters(network: Network) -> tuple[str, np.ndarray]:
 
     Raises InputError if the network has none.
     """
-    found: list[tuple[str, np.ndarray]] = []
+    first: list[tuple[str, np.ndarray]] = []
 
     def record(next_function, args, kwargs, context):
-        if isinstance(context.module, Conv) and not found:
+        if isinstance(context.module, Conv) and not first:
             kernel = context.module.variables["params"]["kernel"]
-            found.append((".".join(context.module.path), np.asarray(kernel)))
+            first.append((".".join(context.module.path), np.asarray(kernel)))
         return next_function(*args, **kwargs)
 
     images = jnp.zeros((1, *network.input_shape))
     with nn.intercept_methods(record):
         jax.eval_shape(lambda: network.model.apply(network.variables, images))
-    if not found:
+    if not first:
         raise InputError(f"{network.arch} has no convolution")
-    return found[0]
+    return first[0]
 
 
 def tiles(kernel: np.ndarray) -> np.ndarray:
@@ -75,10 +75,10 @@ def main(options: Options) -> None:
     rows = math.ceil(len(images) / columns)
     figure = matplotlib.figure.Figure(figsize=(0.6 * columns, 0.6 * rows + 0.4))
     axes = figure.subplots(rows, columns, squeeze=False).flat
-    for each in axes:
-        each.set_axis_off()
-    for each, image in zip(figure.axes, images, strict=False):
-        each.imshow(np.squeeze(image), cmap="gray", vmin=0, vmax=1)
+    for axis in axes:
+        axis.set_axis_off()
+    for axis, image in zip(figure.axes, images, strict=False):
+        axis.imshow(np.squeeze(image), cmap="gray", vmin=0, vmax=1)
     figure.suptitle(literal(f"{network.card.source}: {name}"), fontsize=9)
     figure.savefig(options.out, dpi=120)
     height, width = kernel.shape[:2]

@@ -177,8 +177,8 @@ def probability_maps(model: nn.Module, variables: Any, images: Array) -> tuple[A
 
 def log_multi_scale(model: nn.Module, variables: Any, scales: Sequence[Array]) -> Array:
     """Return the logarithms of `multi_scale`, which keep their order where scores are zero."""
-    maps = [each for images in scales for each in log_probability_maps(model, variables, images)]
-    maxima = jnp.stack([each.max((1, 2)) for each in maps])
+    maps = [side for images in scales for side in log_probability_maps(model, variables, images)]
+    maxima = jnp.stack([side.max((1, 2)) for side in maps])
     return jax.nn.logsumexp(maxima, 0) - math.log(len(maxima))
 
 

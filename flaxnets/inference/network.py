@@ -225,8 +225,8 @@ class Network:
             x = normalize(images["image"][:, 0], *statistics)
             return features(self.model, variables, x, names)
 
-        found = self._compute(("features", *names), activations, pictures)
-        return {name: found[name] for name in names}
+        outputs = self._compute(("features", *names), activations, pictures)
+        return {name: outputs[name] for name in names}
 
     def pyramid(self, pictures: Any, strides: Sequence[int] = STRIDES) -> list[jax.Array]:
         """Return the last map of each stride, (N, H', W', C'), or without the first axis those of a
@@ -324,7 +324,7 @@ class Network:
             rest = size - len(prepared) if start else 0
             if rest:
                 images = {key: np.pad(x, [(0, rest)] + [(0, 0)] * 4) for key, x in images.items()}
-            statistics = tuple(np.array(each, np.float32) for each in own)
+            statistics = tuple(np.array(values, np.float32) for values in own)
             result = program(self.variables, images, statistics)
             if rest:
                 result = jax.tree.map(operator.itemgetter(slice(-rest)), result)

@@ -88,10 +88,10 @@ def pretrained(
         card = _card(start)
         network = Network(model, jax.device_put(variables), plan, known, outputs, card)
     elif weights is not None or ema or fields:
-        given = ["weights"] * (weights is not None) + ["ema"] * ema + list(fields)
+        names = ["weights"] * (weights is not None) + ["ema"] * ema + list(fields)
         if isinstance(source, str):
             one_of(VARIANTS, source, "architecture")
-        raise InputError(f"{', '.join(given)}: for a network by its name, not one with its weights")
+        raise InputError(f"{', '.join(names)}: for a network by its name, not one with its weights")
     elif isinstance(source, tuple):
         network = _at_hand(*source, row, kind, preprocessing, statistics)
     else:

@@ -82,10 +82,10 @@ def load_weights(
     )[1]
 
 
-def find_weights(arch: str, given: str) -> PublishedWeights | pathlib.Path:
-    """What a user gave on the command line: the name of published weights, or a file."""
-    path = pathlib.Path(given)
-    return path if path.suffix or path.exists() else published_weights(arch, given)
+def find_weights(arch: str, name_or_path: str) -> PublishedWeights | pathlib.Path:
+    """Return published weights by their name, or the file that a user names instead."""
+    path = pathlib.Path(name_or_path)
+    return path if path.suffix or path.exists() else published_weights(arch, name_or_path)
 
 
 def load_into(
@@ -132,7 +132,8 @@ def load_model(
     shapes = _shapes(like)
     auxiliary: set[str] = set()
     if hasattr(model, "aux_logits"):
-        others = _shapes(_trace(model.clone(aux_logits=not model.aux_logits), input_shape))
+        other = model.clone(aux_logits=not model.aux_logits, num_classes=model.num_classes or 1)
+        others = _shapes(_trace(other, input_shape))
         auxiliary = shapes.keys() ^ others.keys()
     state_dict = read_weights(path, shapes.keys() | auxiliary, ema=ema)
     state_dict = {key: v for key, v in state_dict.items() if not key.endswith(IGNORED)}
@@ -175,10 +176,10 @@ def load_model(
         )
     renewed += absent
     known = [state_dict[key] for key in heads if key in state_dict and key not in renewed]
-    given = {len(value) for value in known if value.ndim}
-    told = max(given, default=usual)
+    counts = {len(value) for value in known if value.ndim}
+    told = max(counts, default=usual)
     num_classes = told if num_classes is None else num_classes
-    if given - {num_classes}:
+    if counts - {num_classes}:
         others = [key for key in heads if key not in lacking]
         renewed = list(dict.fromkeys([*renewed, *others]))
     for key in stem:
@@ -187,8 +188,8 @@ def load_model(
             continue  # no convolution, or a separable one
         read, channels = kernel.shape[1], in_channels or kernel.shape[1]
         if read != channels:
-            how = "summed over its" if channels == 1 else "repeated and scaled from"
-            warn(f"{key} is {how} {read} channels for images of {channels}", above=2)
+            change = "summed over its" if channels == 1 else "repeated and scaled from"
+            warn(f"{key} is {change} {read} channels for images of {channels}", above=2)
             state_dict[key] = adapt_input_channels(kernel.astype(np.float32), channels)
 
     channels = in_channels or channels
@@ -197,7 +198,7 @@ def load_model(
     init = functools.partial(model.init, jax.random.key(seed), images)
     if renewed:
         modules = ", ".join(dict.fromkeys(key.rpartition(".")[0] for key in renewed))
-        had = f"{told} classes" if given else "none"
+        had = f"{told} classes" if counts else "none"
         left = f"; {list_keys('left out', unused)}" if absent and unused else ""
         warn(
             f"freshly initialised for {num_classes} classes (the weights have {had}): "
@@ -298,10 +299,10 @@ def adapt_input_channels(kernel: np.ndarray, channels: int) -> np.ndarray:
     For one channel the sum over C, so that a grey image gives what it gave as equal channels; for
     other numbers the channels in turn, scaled to keep the size of their sum.
     """
-    given = kernel.shape[1]
-    if channels == given:
+    own = kernel.shape[1]
+    if channels == own:
         return kernel
     if channels == 1:
         return kernel.sum(1, keepdims=True)
-    repeated = np.tile(kernel, (1, math.ceil(channels / given), 1, 1))[:, :channels]
-    return repeated * kernel.dtype.type(given / channels)
+    repeated = np.tile(kernel, (1, math.ceil(channels / own), 1, 1))[:, :channels]
+    return repeated * kernel.dtype.type(own / channels)

@@ -262,23 +262,22 @@ def test_bad_input_is_one_sentence(open_it, sentence, lenet, tmp_path):
     assert "\n" not in str(raised.value)
 
 
-def test_shapes_are_traced_once_for_weights_that_fit(lenet, tmp_path, monkeypatch):
-    save_file(to_torch(lenet.variables), tmp_path / "a.safetensors")
+def test_shapes_are_traced_once_for_weights_that_fit(tmp_path, monkeypatch):
+    _, variables = initialized("lenet5", 1)
+    save_file(to_torch(variables), tmp_path / "a.safetensors")
     traced = []
     trace = loading._trace
     monkeypatch.setattr(loading, "_trace", lambda *a: traced.append(a) or trace(*a))
-    same(pretrained("lenet5", tmp_path / "a.safetensors").variables, lenet.variables)
+    same(pretrained("lenet5", tmp_path / "a.safetensors").variables, variables)
     assert len(traced) == 1
 
 
 def test_weights_without_their_head(tmp_path):
     """Of a network with auxiliary heads, which a headless one does not have either."""
-    model, variables = initialized("googlenet", num_classes=3)
-    save_file(to_torch(variables), tmp_path / "a.safetensors")
-    found = to_torch(
-        load_weights("googlenet", checkpoint=tmp_path / "a.safetensors", num_classes=0)
-    )
-    expected = to_torch(variables)
+    expected = to_torch(initialized("googlenet", num_classes=3)[1])
+    path = tmp_path / "a.safetensors"
+    save_file(expected, path)
+    found = to_torch(load_weights("googlenet", checkpoint=path, num_classes=0))
     assert found.keys() == {key for key in expected if not key.startswith(("aux", "fc"))}
     for key, value in found.items():
         np.testing.assert_array_equal(value, expected[key], key)

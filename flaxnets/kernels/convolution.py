@@ -47,7 +47,7 @@ def conv2d(
             kernel,
             bias,
             cpu=functools.partial(_conv_in_float32, geometry=geometry),
-            default=lambda x, kernel, bias: _plus(xla_convolution(x, kernel, geometry), bias),
+            default=lambda x, kernel, bias: _plus(_conv_elsewhere(x, kernel, geometry), bias),
         )
     return _plus(_convolve(x, kernel, geometry), bias)
 
@@ -123,6 +123,44 @@ def _convolve(x: Array, kernel: Array, geometry: Geometry) -> Array:
     else:
         return by_xla(x, kernel)
     return lax.platform_dependent(x, kernel, cpu=by_cpu, default=by_xla)
+
+
+def _conv_elsewhere(x: Array, kernel: Array, geometry: Geometry) -> Array:
+    stride, _, dilation, groups = geometry
+    few = x.shape[3] <= 4 and min(stride) > 1 and (dilation, groups) == ((1, 1), 1)
+    if few and jax.default_backend() == "gpu":
+        return conv_of_blocks(x, kernel, geometry)
+    return xla_convolution(x, kernel, geometry)
+
+
+def conv_of_blocks(x: Array, kernel: Array, geometry: Geometry) -> Array:
+    """Return the same as `xla_convolution` of a first layer, whose stride is above one: its stride
+    becomes channels. A block of stride x stride pixels is one of as many times the channels, to
+    which the kernel, filled up with zeros to whole blocks, has a stride of one.
+
+    A tensor core multiplies eight channels or more at once, of which three pixels' colours would
+    leave most idle.
+    """
+    stride, padding, _, _ = geometry
+    n_out = _output_map(x, kernel, geometry)
+    cells = [-(-span // step) for span, step in zip(kernel.shape[:2], stride, strict=True)]
+    blocks = [n + count - 1 for n, count in zip(n_out, cells, strict=True)]
+    margins = [
+        (pad, count * step - size - pad)  # below zero where pixels are left unread
+        for pad, count, step, size in zip(padding, blocks, stride, x.shape[1:3], strict=True)
+    ]
+    x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *((*m, 0) for m in margins), (0, 0, 0)])
+    channels, features = kernel.shape[2:]
+    folded = x.reshape(len(x), blocks[0], stride[0], blocks[1], stride[1], channels)
+    folded = folded.transpose(0, 1, 3, 2, 4, 5).reshape(len(x), *blocks, -1)
+    missing = [
+        (0, count * step - span)
+        for count, step, span in zip(cells, stride, kernel.shape[:2], strict=True)
+    ]
+    kernel = jnp.pad(kernel, [*missing, (0, 0), (0, 0)])
+    kernel = kernel.reshape(cells[0], stride[0], cells[1], stride[1], channels, features)
+    kernel = kernel.transpose(0, 2, 1, 3, 4, 5).reshape(*cells, -1, features)
+    return xla_convolution(folded, kernel, ((1, 1), (0, 0), (1, 1), 1))
 
 
 def xla_convolution(x: Array, kernel: Array, geometry: Geometry) -> Array:

@@ -129,13 +129,16 @@ def test_a_file_of_weights(lenet, tmp_path):
     assert pretrained("lenet5", weights, orientation="stored").preprocessing.orientation == "stored"
 
 
-def test_a_run_of_train(tmp_path, monkeypatch):
-    from experiments import train
+def test_a_run_of_train(tmp_path, monkeypatch, capsys):
+    import convert_torchvision
+
+    from experiments import evaluate, train
 
     monkeypatch.setattr(train, "join", lambda processes: None)
     run = tmp_path / "run"
     arguments = ["--arch", "lenet5", "--epochs", "1", "--workdir", str(run)]
     train.main([*arguments, "--no-compilation-cache"])
+    capsys.readouterr()
     network = pretrained(run)
     summary = json.loads((run / "summary.json").read_text())
     accuracy = {name: summary[name] for name in ("top1", "top5", "loss")}
@@ -150,6 +153,16 @@ def test_a_run_of_train(tmp_path, monkeypatch):
     other = pretrained(tmp_path / "run.safetensors")
     np.testing.assert_array_equal(other(scan), network(scan))
     assert (other.card, other.classes, other.arch) == (network.card, network.classes, "lenet5")
+    # Scripts open both, and find the same in them.
+    results = []
+    for path in (run, tmp_path / "run.safetensors"):
+        evaluate.main(evaluate.Options((path,), json=True, compilation_cache=False))
+        ((result,),) = [json.loads(capsys.readouterr().out)["results"]]
+        results.append({key: value for key, value in result.items() if key != "network"})
+    assert results[0] == results[1]
+    assert results[0]["top1"] == pytest.approx(summary["top1"], abs=1e-6)
+    convert_torchvision.main("lenet5", tmp_path / "other.safetensors", workdir=run)
+    same(pretrained(tmp_path / "other.safetensors").variables, network.variables)
     (run / "summary.json").write_text('{"steps": 1, "top1": 1}')  # of another checkpoint
     assert pretrained(str(run)).card.accuracy == {}
 

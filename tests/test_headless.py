@@ -118,3 +118,14 @@ def test_a_headless_network_has_the_layers_before_its_head():
     )
     head = {"parameters": 85 * 10, "multiply_adds": 84 * 10, "neurons": 10}
     assert {key: whole[key] - headless[key] for key in head} == head
+
+
+def test_auxiliary_heads_are_off():
+    for name in ("googlenet", "inception_v3"):
+        model = create_model(name, num_classes=0)
+        assert (
+            model
+            == create_model(name).headless()
+            == create_model(name, num_classes=0, aux_logits=True)
+        )
+        assert not model.aux_logits

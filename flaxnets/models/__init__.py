@@ -77,7 +77,9 @@ def create_model(arch: str, /, **fields) -> Model:
     num_classes = fields.get("num_classes")
     if num_classes is not None and num_classes < 0:
         raise InputError(f"num_classes is {num_classes}; expected at least 1, or 0 for no head")
-    return build(**fields).headless() if num_classes == 0 else build(**fields)
+    if num_classes == 0 and "aux_logits" in known:
+        fields["aux_logits"] = False  # not by a clone, which is no part of the module that asks
+    return build(**fields)
 
 
 def describe(model: Model) -> tuple[str, dict[str, Any]]:

@@ -7,6 +7,8 @@ import pathlib
 import re
 import subprocess
 import sys
+import typing
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -118,7 +120,7 @@ def test_a_file_of_weights(lenet, tmp_path):
         assert network.card == Card(str(tmp_path / "a.safetensors"))
     plan = Plan((Decode(3, "stored"), Resize(28)))
     network = pretrained(
-        "lenet5", weights, preprocessing=plan, statistics=((0.5,) * 3,) * 2,
+        "lenet5", weights, preprocessing=plan, statistics=((0.5,) * 3, (0.5,) * 3),
         classes="abcdefghij", dtype=jnp.bfloat16,
     )  # fmt: skip
     assert (network.preprocessing, network.statistics) == (plan, ((0.5,) * 3, (0.5,) * 3))
@@ -145,7 +147,7 @@ def test_a_run_of_train(tmp_path, monkeypatch, capsys):
     assert network.card == Card(str(run), "digits", accuracy)
     assert network.classes == tuple("0123456789")
     scan = flaxnets.data.open_source("digits").images["test"][0]
-    fed = normalize(network.preprocessing(scan)[None], *network.statistics)
+    fed = normalize(jnp.asarray(network.preprocessing(scan)[None]), *network.statistics)
     np.testing.assert_allclose(
         network(scan), network.model.apply(network.variables, fed)[0], atol=1e-5
     )
@@ -237,7 +239,7 @@ class Mean(torch.nn.Module):
         (lambda d, n: pretrained(d / "odd.safetensors"), "{}/odd.safetensors has a header that "
          "network.save did not write"),
         (lambda d, n: pretrained(d / "text"), "{}/text does not say what network it is of"),
-        (lambda d, n: pretrained(7), "a network is asked for of a int; expected a name, a path"),
+        (lambda d, n: pretrained(typing.cast(Any, 7)), "a network is asked for of a int; expected a name, a path"),
         (lambda d, n: pretrained(d, "IMAGENET1K_V1"), "weights: for a network by its name"),
         (lambda d, n: pretrained(d, num_classes=3), "num_classes: for a network by its name"),
         (lambda d, n: pretrained((n.model, {})), "the variables are not those of this LeNet5"),
@@ -466,7 +468,7 @@ def test_channels_and_strides_are_timms(arch, levels):
     import timm
 
     with torch.device("meta"):
-        theirs = timm.create_model(
+        theirs: Any = timm.create_model(
             arch, pretrained=False, features_only=True, out_indices=tuple(range(levels))
         ).feature_info  # fmt: skip
     ours = feature_info(create_model(arch))
@@ -495,7 +497,8 @@ def test_nothing_deeper_than_asked_is_computed():
             deeper = tuple(f"layer{i}" for i in range(depth + 1, 4))
             needed = [layer for layer in layers if not layer.name.startswith((*deeper, "fc"))]
             expected = 2 * totals(needed)["multiply_adds"]
-            assert program.cost_analysis()["flops"] == pytest.approx(expected, rel=0.1)
+            cost: Any = program.cost_analysis()
+            assert cost["flops"] == pytest.approx(expected, rel=0.1)
 
 
 # --- The face ------------------------------------------------------------------------------------
@@ -505,7 +508,7 @@ def test_the_face_lists_what_it_exports_once():
     tree = ast.parse(pathlib.Path(flaxnets.__file__).read_text())
     (block,) = [node for node in tree.body if isinstance(node, ast.If)]
     imported = {
-        alias.asname: str(node.module).removeprefix("flaxnets.")
+        str(alias.asname): str(node.module).removeprefix("flaxnets.")
         for node in block.body
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
@@ -516,6 +519,8 @@ def test_the_face_lists_what_it_exports_once():
         assert getattr(flaxnets, name).__name__ == name
     code = """
 import sys
+import typing
+from typing import Any
 sys.modules["tensorflow"] = sys.modules["torch"] = None
 import flaxnets
 assert "jax" not in sys.modules

@@ -1,18 +1,45 @@
-"""Eight virtual CPU devices for the data-parallel tests, and the parity table at the end."""
+"""Eight virtual CPU devices for the data-parallel tests, compiled programs that all processes of
+the run share, and the parity table at the end.
+"""
 
 import os
+import shutil
+import tempfile
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import jax
 import pytest
 
+from flaxnets import terminal
+
 worker = os.environ.get("PYTEST_XDIST_WORKER")  # "gw0", "gw1", ...
-if worker is not None and hasattr(os, "sched_setaffinity"):
+if int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1)) > 1 and hasattr(os, "sched_setaffinity"):
     # A core to each of pytest-xdist's processes: the threads of JAX and torch, one for each core
     # that they see, are otherwise too many and wait for each other.
     cores = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
+    os.sched_setaffinity(0, {cores[int(str(worker).removeprefix("gw")) % len(cores)]})
+
+MEMORY = 3 * 2**30  # bytes of a process of pytest-xdist: torch, TensorFlow, and two networks
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Return how many processes `-n auto` starts: one for each core, if memory allows."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return max(1, min(cores or 1, memory // MEMORY))
+
+
+def pytest_configure(config) -> None:
+    """Give the run a directory for compiled programs and other caches, empty at its start, which
+    the processes of pytest-xdist and those that tests start inherit.
+    """
+    if worker is None:
+        directory = tempfile.mkdtemp(prefix="flaxnets-tests-")
+        config.add_cleanup(lambda: shutil.rmtree(directory, ignore_errors=True))
+        os.environ["XDG_CACHE_HOME"] = directory
+    terminal.compilation_cache()
+
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)

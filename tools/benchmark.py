@@ -34,8 +34,8 @@ Modes:
 
 Others (--vs): torchvision's network, the better of eager with channels_last and with torch's
 default layout, or with "torch.compile" of the compiled ones too; "plain", ours with XLA's own
-convolutions and pools, as linen has them. Where torchvision lacks a network, the one is taken that
-the parity tests compare ours with.
+operations instead of our kernels (`flaxnets.kernels.platform.plain`). Where torchvision lacks a
+network, the one is taken that the parity tests compare ours with.
 
 Every measurement has a process of its own.
 """

@@ -15,6 +15,7 @@ if __name__ == "__main__":  # first, for the other imports take seconds
 
 import dataclasses
 import pathlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,8 @@ from jax import export
 
 from flaxnets import create_model, pretrained
 from flaxnets.errors import InputError
+from flaxnets.kernels.folding import folded_norms
+from flaxnets.kernels.platform import on_every_platform
 from flaxnets.terminal import arguments, one_sentence_errors
 
 
@@ -50,10 +53,10 @@ def main(options: Options) -> None:
         model, variables, input_shape = network.model, network.variables, network.input_shape
     elif options.arch is not None:
         fields = {} if options.num_classes is None else {"num_classes": options.num_classes}
-        model = create_model(options.arch, **fields)
-        *size, channels = model.input_shape
+        model: Any = create_model(options.arch, **fields)
+        input_shape = model.input_shape
         if options.image_size is not None:
-            size = [options.image_size, options.image_size]
+            input_shape = (options.image_size, options.image_size, input_shape[-1])
         if options.checkpoint is not None:
             network = pretrained(options.arch, options.checkpoint)
             model, variables = network.model, network.variables
@@ -62,15 +65,20 @@ def main(options: Options) -> None:
                     f"{options.checkpoint} tells {model.num_classes} classes apart, not "
                     f"{options.num_classes}"
                 )
-            channels = network.input_shape[-1]
-        input_shape = (*size, channels)
-        if options.checkpoint is None:
+            input_shape = (*input_shape[:2], network.input_shape[-1])
+        else:
             variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, *input_shape)))
     else:
         raise InputError("nothing to export; expected --arch NAME or --workdir DIR")
     (batch,) = export.symbolic_shape("N")
     images = jax.ShapeDtypeStruct((batch, *input_shape), jnp.float32)
-    function = jax.jit(lambda images: model.apply(variables, images))
+
+    def logits(variables, images):
+        with folded_norms():
+            return model.apply(variables, images)
+
+    # The variables are given, so that the programs of all platforms share them.
+    function = jax.jit(lambda images: on_every_platform(logits)(variables, images))
     exported = export.export(function, platforms=options.platforms)(images)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     partial = options.out.with_name(options.out.name + ".part")

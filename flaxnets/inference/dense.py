@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flaxnets.errors import InputError
+from flaxnets.kernels.folding import folded_norms
 from flaxnets.layers import Sequential
 
 Array = jax.Array
@@ -152,7 +153,8 @@ def map_shape(model: nn.Module, input_shape: tuple[int, int, int]) -> tuple[int,
 def log_probability_maps(model: nn.Module, variables: Any, images: Array) -> tuple[Array, Array]:
     """Return the logarithms of `probability_maps`, also where a probability rounds to zero."""
     as_map = convolutionize(model)
-    logits: Any = [as_map.apply(variables, x) for x in (images, images[:, :, ::-1])]
+    with folded_norms():
+        logits: Any = [as_map.apply(variables, x) for x in (images, images[:, :, ::-1])]
     straight, mirrored = (jax.nn.log_softmax(x.astype(jnp.float32)) for x in logits)
     return straight, mirrored[:, :, ::-1]
 

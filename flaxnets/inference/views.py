@@ -28,6 +28,7 @@ from flaxnets.data.pixels.resize import cover, scale_short_side
 from flaxnets.data.plan import Plan
 from flaxnets.errors import InputError
 from flaxnets.inference.dense import SIX_SCALES, finest_map
+from flaxnets.kernels.folding import folded_norms
 
 Views: TypeAlias = Literal["center", "ten-crop", "random-10", "multi-scale"]
 
@@ -103,7 +104,8 @@ def for_views(model: nn.Module, views: Views) -> nn.Module:
 
 def view_logits(model: nn.Module, variables: Any, images: jax.Array) -> jax.Array:
     """Of normalised images (N, V, H, W, C): logits (N, V, classes), or maps of them."""
-    logits: Any = model.apply(variables, images.reshape(-1, *images.shape[2:]))
+    with folded_norms():
+        logits: Any = model.apply(variables, images.reshape(-1, *images.shape[2:]))
     return logits.astype(jnp.float32).reshape(*images.shape[:2], *logits.shape[1:])
 
 

@@ -1,39 +1,67 @@
-"""A batch norm by running averages as part of the convolution in front of it, for GPUs.
+"""A norm by running averages as part of the convolution before it, for GPUs.
 
-There a norm of its own, between two convolutions, is a pass over the map: time of the memory.
-Multiplied into the kernel, its factor costs nothing, and cuDNN's convolution takes what is left, a
-bias, along with the ReLU and the sum behind it: ResNet-50's inference moves 0.63 of the bytes.
+There a separate norm between two convolutions is a pass over the map, which takes the time of the
+memory. Multiplied into the kernel, its factor costs nothing. Its shift is a bias, which cuDNN's
+convolution fuses with the ReLU and the sum that follow: ResNet-50's inference moves 0.63 of the
+bytes. These are bytes counted in XLA's programs; no time was measured on a GPU. `plain("folding")`
+or FLAXNETS_PLAIN=folding switches it off (`flaxnets.kernels.platform`).
 
-A convolution says how its output was made, by `remember`, and the norm has it made anew, scaled and
-shifted, by `recall`. The first one is then read by nobody, and XLA leaves it out. So it is done
-only where a program is traced. TPUs take the norm along by themselves; on CPUs it brought nothing
-(see `flaxnets.kernels.convolution`).
+    with folded_norms():  # in a function that jax traces: an evaluation or prediction step
+        logits = model.apply(variables, images)
+
+Inside, a convolution remembers how its output was made, and a norm that recalls this has the output
+made again, scaled and shifted. The first output is then unused, and XLA eliminates it. Operations
+that run one by one stay as they are, for nothing would eliminate it there. TPUs fuse the norm by
+themselves; on CPUs it did not help (see `flaxnets.kernels.convolution`).
 """
 
+import contextlib
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 
 import jax
 from jax.core import Tracer
 
+from flaxnets.kernels.platform import formulation
+
 Array = jax.Array
-# Of a factor and a shift (C,): the output times the factor plus the shift.
+# Of a factor and a shift (C,): the convolution's output times the factor plus the shift.
 Affine = Callable[[Array, Array], Array]
 
-_how: dict[int, Affine] = {}  # by identity, as long as the array lives: tracers have no hash
+# How the outputs of the innermost context were made, by their `id`: tracers have no hash.
+_outputs: ContextVar[dict[int, Affine] | None] = ContextVar("outputs", default=None)
+_is_on = jax.make_user_context(False)  # a function that is jitted outside is traced again inside
+
+
+@contextlib.contextmanager
+def folded_norms() -> Iterator[None]:
+    """Fold norms by running averages that follow a convolution, in what is traced inside for GPUs.
+
+    What it remembers is gone when the context ends.
+    """
+    token = _outputs.set({})
+    try:
+        with _is_on(True):
+            yield
+    finally:
+        _outputs.reset(token)
 
 
 def remember(output: Array, affine: Affine) -> None:
-    """`affine` makes the convolution's `output` (..., C) anew, scaled and shifted.
+    """Note that `affine` makes the convolution's `output` (..., C) again, scaled and shifted.
 
     It must not hold the module: through its scope, which holds what later layers leave there, the
-    output would live for ever.
+    output would live as long as the context.
     """
-    if isinstance(output, Tracer) and jax.default_backend() == "gpu":
-        _how[id(output)] = affine
-        weakref.finalize(output, _how.pop, id(output))
+    outputs = _outputs.get()
+    if outputs is None or formulation("folding") != "gpu" or not isinstance(output, Tracer):
+        return
+    outputs[id(output)] = affine
+    # Another array may have this `id` afterwards, and jax.checking_leaks would find what is held.
+    weakref.finalize(output, outputs.pop, id(output))
 
 
 def recall(x: Array) -> Affine | None:
-    """None where `x` is not a convolution's output, or is to stay as it is."""
-    return _how.get(id(x))
+    """Return how `x` was made, or None where it is no convolution's output or stays as it is."""
+    return (_outputs.get() or {}).get(id(x))

@@ -1,10 +1,11 @@
-"""Batch normalisation over the images of a batch, in the formulation that is fastest where it runs.
+"""Batch normalisation over the images of a batch, in the formulation that is fastest where it runs,
+and response normalisation over channels.
 
 XLA's CPU backend takes a dozen operations for a norm with its ReLU and their gradient, each of them
 compiled, and several over the whole map; there they become two calls of oneDNN
 (`flaxnets.kernels.onednn.calls`). GPU and TPU keep XLA's operations; on GPUs a norm by running
-averages is a part of the convolution in front of it (`flaxnets.kernels.folding`). Values and
-derivatives of any order are the same.
+averages is a part of the convolution before it (`flaxnets.kernels.folding`). Values and derivatives
+of any order are the same.
 """
 
 import functools
@@ -17,6 +18,9 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 import flaxnets.kernels.onednn.calls as onednn
+from flaxnets.kernels.folding import recall
+from flaxnets.kernels.platform import formulation
+from flaxnets.kernels.precision import is_narrow, widened
 
 Array = jax.Array
 Moments = tuple[Array, Array]  # of each channel (C,): mean and biased variance
@@ -31,12 +35,13 @@ def batch_norm(
     known: Moments | None = None,
     axis_name: str | None = None,
 ) -> tuple[Array, Moments]:
-    """`x` (..., C) normalised by the moments of its channels, then scaled and shifted, and, if
-    asked, its ReLU; and those moments, constants of differentiation.
+    """Return `x` (..., C) normalised by the moments of its channels, then scaled and shifted, and
+    with `relu` its ReLU, in float32 at least; and those moments, constants of differentiation.
 
-    Those cover the batch of this device, or of all devices of the mapped axis. Where they are
-    `known`, XLA's operations take those; oneDNN finds them anew in less time.
+    They cover the batch of this device, or of all devices of the mapped axis. Where they are
+    `known`, XLA's operations take them; oneDNN recomputes them, which is faster.
     """
+    x = widened(x)
     if axis_name is None and _is_for_onednn(x, scale, bias):
         y, mean, var, *_ = _batch_norm.bind(x, scale, bias, epsilon=epsilon, relu=relu)
         return y, (mean, var)
@@ -44,14 +49,28 @@ def batch_norm(
     return normalized(x, found, scale, bias, epsilon, relu), lax.stop_gradient(found)
 
 
+def averaged_norm(
+    x: Array, averages: Moments, scale: Array, bias: Array, epsilon: float, relu: bool
+) -> Array:
+    """Return `batch_norm` of `x` (..., C) by running averages instead of the batch's moments; with
+    `folded_norms` as part of the convolution that `x` is the output of, in its type.
+    """
+    convolution = recall(x)
+    if convolution is None:
+        return normalized(widened(x), averages, scale, bias, epsilon, relu)
+    y = convolution(*as_affine(averages, scale, bias, epsilon))
+    return jax.nn.relu(y) if relu else y
+
+
 def normalized(
     x: Array, by: Moments, scale: Array, bias: Array, epsilon: float, relu: bool
 ) -> Array:
-    """By given moments.
+    """Return `x` normalised by given moments, then scaled and shifted, and with `relu` its ReLU.
 
-    It is written, as `moments` are, around a constant `center` that has the mean's value: the same
-    for any constant, so of any derivative too, but the mean's own gradient then needs no sum over
-    the map. XLA:CPU runs a batch norm with its ReLU forward and back in 0.4 times the time.
+    The formula is written, as that of `moments`, around a constant `center` with the mean's value.
+    Its value is the same for any constant, and so is any derivative, but the mean's own gradient
+    then needs no sum over the map: XLA:CPU runs a batch norm with its ReLU forward and back in 0.4
+    times the time.
     """
     mean, var = by
     center = lax.stop_gradient(mean)
@@ -62,22 +81,23 @@ def normalized(
 
 
 def as_affine(by: Moments, scale: Array, bias: Array, epsilon: float) -> tuple[Array, Array]:
-    """The norm by given moments as a factor and a shift (C,): `x * factor + shift`."""
+    """Return the norm by given moments as a factor and a shift (C,): `x * factor + shift`."""
     mean, var = by
     factor = scale * lax.rsqrt(var + epsilon)
     return factor, bias - mean * factor
 
 
 def _beside(x: Array, vector: Array) -> Array:
-    """Return a vector (C,) with the rank of `x` (..., C), as strict rank promotion asks."""
+    """Return a vector (C,) in the rank of `x` (..., C), as strict rank promotion asks."""
     return lax.broadcast_to_rank(vector, x.ndim)
 
 
 def moments(x: Array, axis_name: str | None = None) -> Moments:
-    """Mean and biased variance (C,) of `x` (N, ..., C) over the batch of this device, or of all
-    devices of the mapped axis.
+    """Return mean and biased variance (C,) of `x` (N, ..., C), in float32 at least, over the batch
+    of this device or of all devices of the mapped axis.
     """
-    in_turn = jax.default_backend() == "cpu"  # where it takes 0.9 of the other's bytes
+    x = widened(x)
+    in_turn = formulation("normalization") == "cpu"  # where it takes 0.9 of the other's bytes
     return (_moments_in_turn if in_turn else _moments_at_once)(x, axis_name)
 
 
@@ -89,9 +109,9 @@ def _moments_in_turn(x: Array, axis_name: str | None) -> Moments:
 
 
 def _moments_at_once(x: Array, axis_name: str | None) -> Moments:
-    """In one pass over the map, where the variance has not to wait for the mean: both are sums of
-    distances from the mean of one pixel of each image, the middle one. As it is within the values'
-    range, hardly a digit cancels out.
+    """Find both in one pass over the map, so the variance need not wait for the mean: they are sums
+    of distances from the mean of one pixel of each image, the middle one. As that is within the
+    range of the values, hardly a digit cancels out.
     """
     middle = x[:, *(size // 2 for size in x.shape[1:-1])]
     center = lax.stop_gradient(_mean(middle, axis_name))
@@ -101,9 +121,27 @@ def _moments_at_once(x: Array, axis_name: str | None) -> Moments:
 
 
 def _mean(x: Array, axis_name: str | None) -> Array:
-    """Of each channel."""
+    """Return the mean of each channel, over the mapped axis too."""
     mean = x.mean(tuple(range(x.ndim - 1)))
     return mean if axis_name is None else lax.pmean(mean, axis_name)
+
+
+def response_norm(x: Array, size: int, alpha: float, beta: float, k: float) -> Array:
+    """Return x / (k + alpha * sum of x^2 over `size` neighbouring channels) ** beta, of `x`
+    (..., C); narrow types are computed in float32 and rounded once.
+    """
+
+    def norm(x: Array) -> Array:
+        squares = jnp.pad(jnp.square(x), [(0, 0)] * (x.ndim - 1) + [(size // 2, (size - 1) // 2)])
+        channels = x.shape[-1]
+        total = sum(squares[..., i : i + channels] for i in range(size))
+        return x * (k + alpha * total) ** -beta
+
+    @jax.checkpoint  # stores `x` for the gradient, and nothing in float32
+    def narrow_norm(x: Array) -> Array:
+        return norm(widened(x)).astype(x.dtype)
+
+    return (narrow_norm if is_narrow(x) else norm)(x)
 
 
 # --------------------------------------------------------------------------- oneDNN
@@ -111,16 +149,16 @@ def _mean(x: Array, axis_name: str | None) -> Array:
 
 def _is_for_onednn(x: Array, scale: Array, bias: Array) -> bool:
     return (
-        jax.default_backend() == "cpu"
+        formulation("normalization") == "cpu"
         and x.ndim == 4
         and x.shape[-1] % 16 == 0  # whole vectors: else densenet_bc_100_12's step takes 1.5 times
         and onednn.takes(x, scale, bias)
     )
 
 
-# Three primitives: the norm, its tangent, which is linear in those of its operands, and the
-# transpose of that, the gradient. CPUs call oneDNN for the norm and its gradient; all the rest
-# (tangents, what is differentiated once more, jax.vmap) is made of the formulas above.
+# Three primitives: the norm; its tangent, which is linear in the operands' tangents; and the
+# transpose of that, the gradient. CPUs call oneDNN for the norm and its gradient. All the rest
+# (tangents, second derivatives, jax.vmap, other platforms) is made of the formulas above.
 _batch_norm = Primitive("batch_norm")
 _tangent = Primitive("batch_norm_tangent")
 _gradient = Primitive("batch_norm_gradient")
@@ -131,7 +169,7 @@ for _primitive in (_batch_norm, _gradient):
 def _norm(x: Array, scale: Array, bias: Array, *, epsilon: float, relu: bool) -> list[Array]:
     found = moments(x)
     y = normalized(x, found, scale, bias, epsilon, relu)
-    # The mask of what is positive is for oneDNN; these formulas find it in `x`.
+    # The mask of what is positive is oneDNN's; these formulas find it in `x`.
     return [y, *found, *(jnp.zeros(shape, jnp.uint8) for shape in onednn.masks(x.shape, relu))]
 
 
@@ -140,13 +178,17 @@ def _norm_alone(*operands: Array, **params) -> Array:
 
 
 def _tangent_by_xla(*operands: Array, **params) -> Array:
-    """The tangents of x, scale and bias, then these, then what the norm found."""
+    """Return the norm's tangent, given those of x, scale and bias, then these three, then what the
+    norm found.
+    """
     function = functools.partial(_norm_alone, **params)
     return jax.jvp(function, tuple(operands[3:6]), tuple(operands[:3]))[1]
 
 
 def _gradient_by_xla(cotangent: Array, *operands: Array, **params) -> list[Array]:
-    """Of the norm, then its operands, then what it found."""
+    """Return the gradients of x, scale and bias, given that of the norm, then these three, then
+    what the norm found.
+    """
     function = functools.partial(_norm_alone, **params)
     return list(jax.vjp(function, *operands[:3])[1](cotangent))
 
@@ -167,8 +209,8 @@ def _tangent_transposed(cotangent: Array, *operands, **params):
 
 
 def _differentiated(primitive: Primitive, function: Callable, count: int) -> Callable:
-    """The rule for tangents of a primitive whose operands behind the first `count` follow from
-    those.
+    """Return the rule for tangents of a primitive whose operands after the first `count` follow
+    from those.
     """
 
     def rule(primals, tangents, **params):

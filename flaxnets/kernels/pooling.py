@@ -1,4 +1,4 @@
-"""Maxima and sums over windows of a map, in the formulation that is fastest where it runs.
+"""Maxima and means over windows of a map, in the formulation that is fastest where it runs.
 
 Each is made of strided slices, one for a cell of the window, where that is faster than XLA's own
 operation: on CPUs first along rows, then along columns, which takes fewer operations; maxima on
@@ -14,48 +14,103 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from flaxnets.kernels.geometry import Pair, check_fits
+from flaxnets.kernels.platform import formulation
+from flaxnets.kernels.precision import widened
+
 Array = jax.Array
-Pair = tuple[int, int]
 MAX_CELLS = 25  # of a window whose cells are an operation each
 
 
 def window_maxima(
-    x: Array, window: Pair, stride: Pair, padding: tuple[Pair, Pair] = ((0, 0), (0, 0))
+    x: Array, window: Pair, stride: Pair, padding: Pair = (0, 0), *, ceil_mode: bool = False
 ) -> Array:
     """Return the maximum of each channel of `x` (N, H, W, C) in each window; NaN where there is
     one. The gradient goes to the first of equal values in reading order, as in torch.
 
-    `padding` has the pixels before and after rows and columns, which are below every value; a
-    negative number leaves out pixels.
+    `padding` counts pixels on both sides, which are below every value. With `ceil_mode` a last
+    window may extend beyond the edge as long as it starts inside.
 
     XLA's gradient takes 4 to 18 times as long on CPUs. On GPUs it is a scatter, and the maxima come
     with four maps of int32 that say where they were: with it VGG-19's training step moves 1.6 times
     the bytes (`tools/benchmark.py --mode traffic`).
+
+    Raises InputError if no window fits the padded map.
     """
+    check_fits(x, window, padding, (stride[0] - 1, stride[1] - 1) if ceil_mode else (0, 0))
+    rows, columns = (
+        (before, _padding_after(size, span, step, before, ceil_mode))
+        for size, span, step, before in zip(x.shape[1:3], window, stride, padding, strict=True)
+    )
     config: Any = jax.config
     if config.jax_debug_infs:  # which would find the padding; XLA's operation has it inside
-        return _maxima_by_xla(x, window, stride, padding)
-    rows, columns = padding
+        return _maxima_by_xla(x, window, stride, (rows, columns))
     lowest = jnp.array(-jnp.inf, x.dtype)
     x = lax.pad(x, lowest, [(0, 0, 0), (*rows, 0), (*columns, 0), (0, 0, 0)])
-    # Asked here, since a third branch would be traced and differentiated too.
-    by_cells = jax.default_backend() == "gpu" and math.prod(window) <= MAX_CELLS
-    return lax.platform_dependent(
-        x,
-        cpu=lambda x: _maxima_by_axes(x, window, stride),
-        default=lambda x: (_maxima_of_cells if by_cells else _maxima_by_xla)(x, window, stride),
-    )
+    chosen = formulation("pooling")
+    if chosen == "cpu":
+        return _maxima_by_axes(x, window, stride)
+    if chosen == "gpu" and math.prod(window) <= MAX_CELLS:
+        return _maxima_of_cells(x, window, stride)
+    return _maxima_by_xla(x, window, stride)
 
 
-def window_sums(x: Array, window: Pair, stride: Pair) -> Array:
-    """Of each channel of `x` (N, H, W, C), without padding."""
-    return lax.platform_dependent(
-        x,
-        cpu=lambda x: _by_axes(x, window, stride, lax.add),
-        default=lambda x: lax.reduce_window(
-            x, 0.0, lax.add, (1, *window, 1), (1, *stride, 1), "VALID"
-        ),
-    )
+def window_means(
+    x: Array, window: Pair, stride: Pair, padding: Pair = (0, 0), *, count_include_pad: bool = True
+) -> Array:
+    """Return the mean of each channel of `x` (N, H, W, C) in each window, rounded once.
+
+    `padding` counts pixels on both sides. They are zeros, which count unless `count_include_pad` is
+    False.
+
+    Raises InputError if no window fits the padded map.
+    """
+    check_fits(x, window, padding)
+
+    def sums(x: Array) -> Array:
+        x = jnp.pad(x, ((0, 0), (padding[0],) * 2, (padding[1],) * 2, (0, 0)))
+        if formulation("pooling") == "cpu":
+            return _by_axes(x, window, stride, lax.add)
+        return lax.reduce_window(x, 0.0, lax.add, (1, *window, 1), (1, *stride, 1), "VALID")
+
+    wide = widened(x)
+    if count_include_pad:
+        y = sums(wide) / math.prod(window)
+    else:
+        y = sums(wide) / sums(jnp.ones((1, *x.shape[1:3], 1), wide.dtype))
+    return y.astype(x.dtype)
+
+
+def bin_means(x: Array, size: Pair) -> Array:
+    """Return the means of `x` (N, H, W, C) over `size` bins, which overlap or repeat pixels where
+    the map does not divide evenly.
+    """
+
+    def bins(n_in: int, n_out: int, dtype: Any) -> Array:
+        rows = []
+        for i in range(n_out):
+            start, end = i * n_in // n_out, -(-(i + 1) * n_in // n_out)
+            rows.append([(start <= j < end) / (end - start) for j in range(n_in)])
+        return jnp.array(rows, dtype)
+
+    if size == x.shape[1:3]:
+        return x
+    if size == (1, 1):
+        return x.mean((1, 2), keepdims=True)
+    wide = widened(x)
+    rows, columns = (bins(*pair, wide.dtype) for pair in zip(x.shape[1:3], size, strict=True))
+    return jnp.einsum("ih,nhwc,jw->nijc", rows, wide, columns, precision="highest").astype(x.dtype)
+
+
+def _padding_after(size: int, window: int, stride: int, before: int, ceil_mode: bool) -> int:
+    """Return the padding at the far end of an axis, negative where torch's rounding leaves pixels
+    unread.
+    """
+    steps = size + 2 * before - window
+    last = -(-steps // stride) if ceil_mode else steps // stride
+    if ceil_mode and last * stride >= size + before:  # the window would start in the padding
+        last -= 1
+    return last * stride + window - size - before
 
 
 def _maxima_by_xla(
@@ -76,7 +131,7 @@ def _by_axes(x: Array, window: Pair, stride: Pair, combine: Callable) -> Array:
 
 
 def _slices(x: Array, axis: int, window: Pair, stride: Pair) -> list[Array]:
-    """What the first, second, ... cell of the window meets along an axis."""
+    """Return what the first, second, ... cell of the window meets along an axis."""
     span, step = window[axis - 1], stride[axis - 1]
     last = (x.shape[axis] - span) // step * step
     return [lax.slice_in_dim(x, i, i + last + 1, step, axis) for i in range(span)]
@@ -84,7 +139,7 @@ def _slices(x: Array, axis: int, window: Pair, stride: Pair) -> list[Array]:
 
 @jax.custom_jvp
 def _first_maximum(a: Array, b: Array) -> Array:
-    """The larger one, with all of its gradient where they are equal; a NaN stays."""
+    """Return the larger one, which has all of the gradient where they are equal; a NaN stays."""
     return lax.max(a, b)
 
 
@@ -116,6 +171,6 @@ def _maxima_of_cells_jvp(window: Pair, stride: Pair, primals: tuple[Array], tang
 
 
 def _cells(x: Array, window: Pair, stride: Pair) -> list[Array]:
-    """What each cell of the window meets, in reading order."""
+    """Return what each cell of the window meets, in reading order."""
     rows = _slices(x, 1, window, stride)
     return [cell for row in rows for cell in _slices(row, 2, window, stride)]

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 from jax import tree_util
 
+from flaxnets.kernels.platform import platform
 from flaxnets.recipes import Recipe
 
 PyTree = Any
@@ -64,8 +65,7 @@ def jit_once(function: Callable, **options: Any) -> Any:
     LLVM's first level of optimisation it takes 0.4 to 0.9 of that, and values keep their bits (not
     so without any: they differ by up to 1e-7).
     """
-    on_cpu = jax.default_backend() == "cpu"
-    less = {"xla_backend_optimization_level": 1} if on_cpu else None
+    less = {"xla_backend_optimization_level": 1} if platform() == "cpu" else None
     return jax.jit(function, compiler_options=less, **options)
 
 

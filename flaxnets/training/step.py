@@ -15,6 +15,7 @@ from jax import lax
 
 from flaxnets.convert import torch_keys
 from flaxnets.errors import InputError
+from flaxnets.kernels.folding import folded_norms
 from flaxnets.layers import BatchNorm
 from flaxnets.recipes import Loss, Recipe
 from flaxnets.training import augmentation
@@ -158,12 +159,11 @@ def make_train_step(
 
     def norms_of_the_recipe(next_function, args, kwargs, context):
         module = context.module
-        if isinstance(module, BatchNorm):
-            # linen forbids to assign a field of a bound module
-            if _is_frozen(module, recipe):
-                object.__setattr__(module, "use_running_average", True)
+        if isinstance(module, BatchNorm) and context.method_name in ("__call__", "moments"):
+            if _is_frozen(module, recipe) and context.method_name == "__call__":
+                kwargs = kwargs | {"use_running_average": True}
             if recipe.sync_batch_norm:
-                object.__setattr__(module, "axis_name", AXIS)
+                kwargs = kwargs | {"axis_name": AXIS}
         return next_function(*args, **kwargs)
 
     def augmented(batch: Batch, key: jax.Array) -> Batch:
@@ -264,7 +264,8 @@ def make_eval_step(
     """
 
     def eval_step(variables: PyTree, batch: Batch) -> tuple[Metrics, Metrics]:
-        logits: Any = model.apply(variables, normalize(batch["image"], *statistics))
+        with folded_norms():
+            logits: Any = model.apply(variables, normalize(batch["image"], *statistics))
         mask = batch["mask"]
         values = scores(logits, batch["label"], loss)
         sums = {name: jnp.where(mask > 0, value, 0).sum() for name, value in values.items()}

@@ -1,4 +1,6 @@
-"""What each family is compared with: one file of `CASES` a family, gathered here."""
+"""What each family is compared with: one file of `CASES` a family, gathered here. The tests beside
+them state what comparison does not.
+"""
 
 import importlib
 import pkgutil
@@ -8,6 +10,7 @@ from flaxnets.models import VARIANTS
 CASES = {
     name: case
     for module in pkgutil.iter_modules(__path__)
+    if not module.name.startswith("test_")
     for name, case in importlib.import_module(f"{__name__}.{module.name}").CASES.items()
 }
 # The first network of each class.

@@ -23,7 +23,9 @@ def alexnet_2012(num_classes: int = 1000, hidden_features: int = 4096) -> nn.Mod
         nn.Linear(hidden_features, hidden_features), nn.ReLU(), nn.Dropout(),
         nn.Linear(hidden_features, num_classes),
     )  # fmt: skip
-    parts = OrderedDict(features=features, flatten=nn.Flatten(), classifier=classifier)
+    parts: OrderedDict[str, nn.Module] = OrderedDict(
+        features=features, flatten=nn.Flatten(), classifier=classifier
+    )
     return nn.Sequential(parts)
 
 
@@ -34,6 +36,7 @@ CASES = {
         60_965_224,
         sizes=(224, 225),
         train_size=224,
+        train_optimization=1,
         train_fields={"hidden_features": 256},
         reference=alexnet_2012,
     ),

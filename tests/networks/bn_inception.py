@@ -23,7 +23,14 @@ class Branches(nn.Module):
         return torch.cat([branch(x) for branch in self.children()], 1)
 
 
-def module(c_in: int, one: int, three: tuple, double: tuple, pool: nn.Module, project: int):
+def module(
+    c_in: int,
+    one: int,
+    three: tuple[int, int],
+    double: tuple[int, int],
+    pool: nn.Module,
+    project: int,
+) -> nn.Module:
     return Branches(
         branch1=nn.Sequential(unit(c_in, one, 1)),
         branch2=nn.Sequential(unit(c_in, three[0], 1), unit(*three, 3)),
@@ -34,7 +41,7 @@ def module(c_in: int, one: int, three: tuple, double: tuple, pool: nn.Module, pr
     )
 
 
-def stride_2(c_in: int, three: tuple, double: tuple) -> nn.Module:
+def stride_2(c_in: int, three: tuple[int, int], double: tuple[int, int]) -> nn.Module:
     return Branches(
         branch2=nn.Sequential(unit(c_in, three[0], 1), unit(*three, 3, 2)),
         branch3=nn.Sequential(

@@ -47,6 +47,7 @@ def case(name: str, parameters: int, sizes: tuple[int, ...], train_layers: int) 
         train_size=64 if blocks == 4 else 16,
         train_fields={"depths": (train_layers,) * blocks},
         reference=functools.partial(densenet, name),
+        deeper=name not in ("densenet121", "densenet_bc_100_12"),
     )
 
 

@@ -28,7 +28,7 @@ def as_published(model: nn.Module) -> nn.Module:
         if isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.kaiming_normal_(module.weight)
         elif isinstance(module, Highway):
-            nn.init.constant_(module.T.bias, -2.0)
+            nn.init.constant_(module.get_parameter("T.bias"), -2.0)
     return model
 
 
@@ -37,7 +37,8 @@ def highway_cifar(
     num_classes: int = 10,
     stages: tuple[tuple[int, int], ...] | None = None,
 ) -> nn.Module:
-    parts, channels, numbers = OrderedDict(drop1=nn.Dropout()), 3, itertools.count(1)
+    parts: OrderedDict[str, nn.Module] = OrderedDict(drop1=nn.Dropout())
+    channels, numbers = 3, itertools.count(1)
     for stage, (width, depth) in enumerate(stages or layers, 1):
         if stage > 1:
             parts |= {f"pool{stage}": nn.MaxPool2d(2), f"drop{stage}": nn.Dropout()}
@@ -53,7 +54,9 @@ def highway_cifar(
 
 
 def highway_mlp(num_classes: int = 10) -> nn.Module:
-    parts = OrderedDict(flatten=nn.Flatten(), fc1=nn.Linear(784, 50), relu=nn.ReLU())
+    parts: OrderedDict[str, nn.Module] = OrderedDict(
+        flatten=nn.Flatten(), fc1=nn.Linear(784, 50), relu=nn.ReLU()
+    )
     for number in range(2, 11):
         parts[f"fc{number}"] = Highway(functools.partial(nn.Linear, 50, 50))
     parts["output"] = nn.Linear(50, num_classes)
@@ -75,6 +78,7 @@ CASES = {
         train_size=12,
         train_fields={"stages": ((32, 1), (48, 2), (64, 3))},
         reference=functools.partial(highway_cifar, ((32, 9), (48, 9), (64, 9))),
+        deeper=True,
     ),
     "highway_mlp": Case(85_660, sizes=(28,), train_size=28, reference=highway_mlp),
 }

@@ -1,6 +1,6 @@
 """torchvision's Inception v3. Trained with fewer modules, of every kind, over which five steps
 amplify rounding less, and without the auxiliary head, which needs images of 299 pixels;
-tests/test_inception.py compares the gradients of that.
+tests/networks/test_inception.py compares the gradients of that.
 """
 
 from torch import nn
@@ -24,6 +24,7 @@ CASES = {
         27_161_264,
         sizes=(299, 160),
         train_size=107,
+        train_optimization=1,
         train_fields={"modules": KEPT, "aux_logits": False},
         reference=inception_v3,
     ),

@@ -17,7 +17,9 @@ def lenet5(num_classes: int = 10) -> nn.Module:
         nn.Linear(120, 84), nn.ReLU(),
         nn.Linear(84, num_classes),
     )  # fmt: skip
-    parts = OrderedDict(features=features, flatten=nn.Flatten(), classifier=classifier)
+    parts: OrderedDict[str, nn.Module] = OrderedDict(
+        features=features, flatten=nn.Flatten(), classifier=classifier
+    )
     return nn.Sequential(parts)
 
 

@@ -19,7 +19,9 @@ def mcdnn_mnist(num_classes: int = 10) -> nn.Module:
         nn.Conv2d(20, 40, 5), ScaledTanh(), nn.MaxPool2d(3, 3),
     )  # fmt: skip
     classifier = nn.Sequential(nn.Linear(360, 150), ScaledTanh(), nn.Linear(150, num_classes))
-    parts = OrderedDict(features=features, flatten=nn.Flatten(), classifier=classifier)
+    parts: OrderedDict[str, nn.Module] = OrderedDict(
+        features=features, flatten=nn.Flatten(), classifier=classifier
+    )
     return nn.Sequential(parts)
 
 

@@ -49,6 +49,8 @@ CASES = {
     name: Case(
         count,
         train_fields={"depths": TRAIN_DEPTHS.get(name, (1, 2, 1, 1))},
+        train_optimization=1,
+        deeper=name not in ("resnet18", "resnet50", "resnext50_32x4d"),
         reference=functools.partial(resnet, name),
     )
     for name, count in PARAMETERS.items()

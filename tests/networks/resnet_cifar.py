@@ -2,6 +2,7 @@
 
 import functools
 from collections import OrderedDict
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -51,7 +52,7 @@ class Bottleneck(nn.Module):
         return F.relu(self.bn3(self.conv3(y)) + self.downsample(x))
 
 
-def cifar_network(stem: int, stages: list[nn.Module], outputs: int, classes: int) -> nn.Module:
+def cifar_network(stem: int, stages: Sequence[nn.Module], outputs: int, classes: int) -> nn.Module:
     parts = OrderedDict(
         conv1=nn.Conv2d(3, stem, 3, 1, 1, bias=False), bn1=nn.BatchNorm2d(stem), relu=nn.ReLU(),
         layer1=stages[0], layer2=stages[1], layer3=stages[2],
@@ -96,6 +97,7 @@ CASES = {
         # Deeper ones only repeat its blocks.
         train_fields={} if depth <= 56 else {"depth": 32},
         reference=functools.partial(resnet, depth=depth),
+        deeper=depth > 20,
     )
     for depth, count in RESNETS.items()
 }
@@ -105,6 +107,8 @@ CASES |= {
         sizes=(32, 27),
         train_size=20,  # larger maps than 4x4, which are slow to compile
         train_fields={"groups": groups // 4},
+        train_optimization=1,
+        deeper=groups > 8,
         reference=functools.partial(resnext29, groups=groups),
     )
     for groups, count in RESNEXTS.items()

@@ -33,6 +33,7 @@ CASES = {
         train_size=32,
         train_fields={"hidden_features": 128},
         reference=functools.partial(vgg, name),
+        deeper=not name.startswith("vgg11"),
     )
     for name, count in PARAMETERS.items()
 }

@@ -36,7 +36,7 @@ def wide_resnet(depth: int, widen: int, num_classes: int = 10) -> nn.Module:
         )
         for inputs, features, stride in ((16, 16 * k, 1), (16 * k, 32 * k, 2), (32 * k, 64 * k, 2))
     ]
-    parts = OrderedDict(
+    parts: OrderedDict[str, nn.Module] = OrderedDict(
         conv1=nn.Conv2d(3, 16, 3, 1, 1, bias=False),
         layer1=stages[0], layer2=stages[1], layer3=stages[2],
         bn1=nn.BatchNorm2d(64 * k), relu=nn.ReLU(),
@@ -53,6 +53,8 @@ CASES = {
         sizes=(32, 27),
         train_size=16,
         train_fields={"widen": 2} if widen == 10 else {},
+        train_optimization=1,
+        deeper=depth > 16,
         reference=functools.partial(wide_resnet, depth=depth, widen=widen),
     )
     for (depth, widen), count in SIZES.items()

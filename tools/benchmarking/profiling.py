@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from benchmarking.common import Contender, Options, Row, alternate, peak_gigabytes, spread, timed
 from benchmarking.speed import Ours, matrix_product, multiply_adds, side_of_product
+from flaxnets.kernels.platform import platform
 
 TRACED = 5  # steps
 # `%name = ... metadata={op_name="jit(train_step)/transpose(jvp(VGG))/features.0/reduce_sum"}`
@@ -56,7 +57,7 @@ def measure_profile(arch: str, options: Options) -> Row:
 
 def large_copy() -> tuple[int, Contender]:
     """Bytes that it reads and writes, and the copy: of far more than caches hold."""
-    x = jnp.zeros(2**26 if jax.default_backend() == "cpu" else 2**29)
+    x = jnp.zeros(2**26 if platform() == "cpu" else 2**29)
     add = jax.jit(lambda x: x + 1)
     return 2 * x.nbytes, timed(lambda: jax.block_until_ready(add(x)))
 

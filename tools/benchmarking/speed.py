@@ -1,7 +1,6 @@
 """Steps of a network, ours and others': seconds in turns, and compilation."""
 
 import concurrent.futures
-import contextlib
 import functools
 import math
 import multiprocessing
@@ -9,9 +8,8 @@ import pathlib
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +26,8 @@ from benchmarking.common import (
     timed,
 )
 from flaxnets import create_model
-from flaxnets.kernels.onednn import calls as onednn
+from flaxnets.kernels.folding import folded_norms
+from flaxnets.kernels.platform import plain, platform
 from flaxnets.recipes import recipe_for
 from flaxnets.summary import summarize, totals
 from flaxnets.terminal import quiet, reuse_memory
@@ -72,9 +71,12 @@ class Ours:
         self.train_step = self.parallel.map(
             make_train_step(model, optimizer, pixel, recipe), donate_state=True
         )
-        self.forward = jax.jit(
-            lambda variables, images: model.apply(variables, normalize(images, *pixel))
-        )
+
+        def forward(variables, images):
+            with folded_norms():
+                return model.apply(variables, normalize(images, *pixel))
+
+        self.forward = jax.jit(forward)
         self.images = np.random.default_rng(0).integers(
             0, 256, (count, *self.input_shape), np.uint8
         )
@@ -103,7 +105,7 @@ def torch_network(arch: str) -> tuple[str, Callable[[], Any]] | None:
     models = torchvision.models
     if arch in models.list_models(module=models):
         return "torchvision", functools.partial(models.get_model, arch, weights=None)
-    sys.path += [str(ROOT), str(ROOT / "tests")]
+    sys.path += [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests/helpers")]
     from networks import CASES
 
     return "tests/networks", CASES[arch].reference
@@ -180,31 +182,20 @@ def _elsewhere(other: concurrent.futures.ProcessPoolExecutor, name: str) -> floa
     return other.submit(_run_torchs, name).result()
 
 
-@contextlib.contextmanager
-def plain_layers() -> Iterator[None]:
-    """What is traced inside has XLA's own operations, as on platforms without a cure."""
-
-    def default_alone(*operands: Any, default: Callable[..., Any], **_: Any) -> Any:
-        return default(*operands)
-
-    with (
-        mock.patch.object(jax.lax, "platform_dependent", default_alone),
-        mock.patch.object(jax, "default_backend", return_value="tpu"),  # as layers ask
-        mock.patch.object(onednn, "available", return_value=False),
-    ):
-        yield
-
-
-def plain(arch: str, options: Options) -> Contender:
+def plain_contender(arch: str, options: Options) -> Contender:
+    """Ours with XLA's own operations instead of our kernels."""
     run = getattr(Ours(arch, options), options.mode)
-    with plain_layers():
-        run()  # traced here, once
-    return timed(run)
+
+    def run_plain() -> None:
+        with plain():
+            run()
+
+    return timed(run_plain)
 
 
 def side_of_product() -> int:
     """That fills the device for a while."""
-    return 2048 if jax.default_backend() == "cpu" else 8192
+    return 2048 if platform() == "cpu" else 8192
 
 
 def matrix_product(dtype: str) -> Contender:
@@ -225,12 +216,12 @@ def measure_speed(arch: str, options: Options) -> Row:
     peak = peak_gigabytes()
     contenders = {"ours": timed(run), "ceiling": matrix_product(options.dtype)}
     if "plain" in options.vs:
-        contenders["plain"] = plain(arch, options)
+        contenders["plain"] = plain_contender(arch, options)
     found, theirs = None, {}
     # Not in this process: each would meet a heap that the other has cut to its sizes.
     with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as other:
         if {"torchvision", "torch.compile"} & set(options.vs):
-            on_gpu = jax.default_backend() == "gpu"
+            on_gpu = platform() == "gpu"
             found = other.submit(_prepare_torchs, arch, ours.images, options, on_gpu).result()
         for name in found[1] if found else ():
             theirs[name] = functools.partial(_elsewhere, other, name)

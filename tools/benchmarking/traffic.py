@@ -12,7 +12,6 @@ import os
 import re
 from collections.abc import Iterator
 from typing import Any
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +24,7 @@ from benchmarking.profiling import kind
 from benchmarking.speed import multiply_adds
 from flaxnets import create_model
 from flaxnets.errors import InputError
+from flaxnets.kernels.platform import compiling_for
 from flaxnets.recipes import recipe_for
 from flaxnets.training.parallel import DataParallel
 from flaxnets.training.program import Feed, make_program
@@ -87,7 +87,7 @@ def measure_traffic(arch: str, options: Options) -> Row:
         "mask": jax.ShapeDtypeStruct((batch_size,), np.float32, sharding=split),
     }
     state = program.state_shapes()
-    with mock.patch.object(jax, "default_backend", return_value="gpu"):  # as layers ask
+    with compiling_for("gpu"):
         steps = {
             "training": program.train_step.lower(state, batch),
             "evaluation": program.eval_step.lower(state.variables, batch),
@@ -118,7 +118,6 @@ def described_gpu() -> list[Any]:
     Raises InputError without jax's CUDA plugin.
     """
     os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"  # of a driver that is not here
-    os.environ["FLAXNETS_ONEDNN"] = "0"
     jax.config.update("jax_platforms", "cpu,cuda")
     try:
         described = topologies.get_topology_desc(

@@ -1,11 +1,31 @@
-"""oneDNN for XLA's CPU backend: the library behind torch's convolutions on CPUs.
+"""Calls of oneDNN from compiled programs: a handler of XLA's foreign function interface in ctypes.
 
-XLA's own convolutions are up to six times slower there, the filter gradients on large maps above
-all; batch norms with their ReLU and gradients, three to six times. Compiled programs call the
-library (`flaxnets.kernels.onednn.library`) by a handler of XLA's foreign function interface
-(xla/ffi/api/c_api.h in jaxlib), in ctypes. Where the library is missing, or with
-FLAXNETS_ONEDNN=0 in the environment,
-`available()` is False and XLA's operations stay.
+XLA's own convolutions on CPUs are up to six times slower than oneDNN's, which torch uses there, the
+filter gradients on large maps above all; batch norms with their ReLU and gradients, three to six
+times. Where the library is missing, or with FLAXNETS_ONEDNN=0 in the environment, `available()` is
+False and XLA's operations stay.
+
+    python -m flaxnets.kernels.onednn  # prints whether it is used here, and the versions
+
+**How a call happens.** `convolution` and `normalization` bind a jax primitive, which on CPUs is
+lowered to a `stablehlo.custom_call` of `CONVOLUTION` or `BATCH_NORM` with an attribute, an array of
+int64 named "description", of the shapes. `jax.ffi.register_ffi_target` told XLA the address of a C
+function under that name, here a ctypes callback of `_answer`. XLA calls it with one argument, a
+*call frame*: pointers to the operands' and results' memory, and the attributes. `_answer` reads
+these, finds or makes the computation of that description, runs it, and returns None, or a pointer
+to an error that XLA has made of a message. A ctypes callback takes Python's lock, and ctypes gives
+it back while oneDNN computes.
+
+**What is copied.** The structs below, from jaxlib's include/xla/ffi/api/c_api.h (in the folder
+`jax.ffi.include_dir()`; version 0.3 in jaxlib 0.10), under its names without "XLA_FFI_". A struct
+may end earlier here, as fields are only ever added at the end.
+
+**What breaks if it changes.** The header says that XLA supports every version of the interface for
+at least twelve months, and that fields move only when XLA_FFI_API_MAJOR does. The handler claims
+whatever version its caller has, since what is read here has kept its place since the first one: a
+new version is not refused at registration, and moved fields would be read at wrong places.
+`tests/test_onednn.py` compares the structs with the installed jaxlib's header, field by field; run
+it with each new jaxlib.
 """
 
 import atexit
@@ -30,7 +50,7 @@ BATCH_NORM = "flaxnets_onednn_batch_norm"
 
 @functools.cache
 def available() -> bool:
-    """Whether this machine has the library; the first call loads it and tells XLA of it."""
+    """Return whether this machine has the library; the first call loads it and tells XLA of it."""
     if dnnl.library() is None:
         return False
     for target, handler in _HANDLERS.items():
@@ -40,7 +60,7 @@ def available() -> bool:
 
 
 def _finish() -> None:
-    """Waits for what is under way: a convolution that begins while Python ends waits for ever."""
+    """Wait for what is under way: a convolution that begins while Python ends waits for ever."""
     for array in jax.live_arrays():
         with contextlib.suppress(Exception):  # whoever asked for the array has seen its error
             array.block_until_ready()
@@ -54,7 +74,7 @@ def _finish() -> None:
 def describe_convolution(
     result: str, shapes: Sequence[Shape], geometry: Sequence[int]
 ) -> np.ndarray:
-    """The arguments of `library.Convolution` as the numbers that `CONVOLUTION` takes for its
+    """Return the arguments of `library.Convolution` as the numbers that `CONVOLUTION` takes for its
     attribute `description`.
     """
     return np.array([ROLES.index(result), *sum(shapes, ()), *geometry], np.int64)
@@ -68,7 +88,7 @@ def _convolution(description: bytes) -> dnnl.Convolution:
 
 
 def takes(*arrays: jax.Array) -> bool:
-    """Whether what is computed of these, here, can be a call of the library."""
+    """Return whether what is computed of these, here, can be a call of the library."""
     return (
         all(
             each.dtype == np.float32
@@ -81,7 +101,7 @@ def takes(*arrays: jax.Array) -> bool:
 
 
 def _is_mapped(x: jax.Array) -> bool:
-    """Whether this is inside `jax.shard_map` in a way that a foreign call cannot be.
+    """Return whether this is inside `jax.shard_map` in a way that a foreign call cannot be.
 
     With `check_vma=True` types name the mapped axes, and it has no rule for those. On several
     virtual CPU devices, which are for tests, XLA's threads for the devices wait for each other in
@@ -96,12 +116,12 @@ def _is_mapped(x: jax.Array) -> bool:
 
 @functools.cache
 def masks(shape: Shape, relu: bool) -> list[Shape]:
-    """Of the masks, uint8, that `library.BatchNorm` finds of such images: one or none."""
+    """Return the shapes of the masks, uint8, that `library.BatchNorm` finds: one or none."""
     return [(dnnl.BatchNorm(shape, 1.0, relu, False).mask_bytes,)] if relu else []
 
 
 def describe_batch_norm(shape: Shape, epsilon: float, relu: bool, gradient: bool) -> np.ndarray:
-    """The arguments of `flaxnets.kernels.onednn.library.BatchNorm`, for `BATCH_NORM`."""
+    """Return the arguments of `library.BatchNorm` as numbers, as `describe_convolution` does."""
     bits = np.float64(epsilon).view(np.int64)
     return np.array([*shape, bits, relu, gradient], np.int64)
 
@@ -115,80 +135,71 @@ def _batch_norm(description: bytes) -> dnnl.BatchNorm:
 # --------------------------------------------------------------------------- c_api.h
 
 
-def _structure(name: str, **fields) -> type[ctypes.Structure]:
-    """One of XLA's, which all begin with their size and a list of extensions."""
-    head = [("struct_size", ctypes.c_size_t), ("extension", ctypes.c_void_p)]
-    return type(name, (ctypes.Structure,), {"_fields_": head + list(fields.items())})
+def _struct(name: str, **fields: Any) -> type[ctypes.Structure]:
+    return type(name, (ctypes.Structure,), {"_fields_": list(fields.items())})
 
 
-_INT, _LONG, _POINTER = ctypes.c_int, ctypes.c_int64, ctypes.c_void_p
-_Buffer = _structure("Buffer", dtype=_INT, data=_POINTER, rank=_LONG, dims=_POINTER)
-_Buffers = _structure(
-    "Buffers", size=_LONG, types=_POINTER, items=ctypes.POINTER(ctypes.POINTER(_Buffer))
+_INT, _LONG, _SIZE, _POINTER = ctypes.c_int, ctypes.c_int64, ctypes.c_size_t, ctypes.c_void_p
+_HEAD: dict[str, Any] = {"struct_size": _SIZE, "extension_start": _POINTER}  # of most structs
+_METADATA = 1  # XLA_FFI_Extension_Metadata
+_INTERNAL = 13  # XLA_FFI_Error_Code_INTERNAL
+
+Buffer = _struct("Buffer", **_HEAD, dtype=_INT, data=_POINTER, rank=_LONG, dims=_POINTER)
+_BUFFERS = ctypes.POINTER(ctypes.POINTER(Buffer))
+Args = _struct("Args", **_HEAD, size=_LONG, types=_POINTER, args=_BUFFERS)
+Rets = _struct("Rets", **_HEAD, size=_LONG, types=_POINTER, rets=_BUFFERS)
+Array = _struct("Array", dtype=_INT, size=_SIZE, data=_POINTER)
+Attrs = _struct(
+    "Attrs", **_HEAD, size=_LONG, types=_POINTER, names=_POINTER,
+    attrs=ctypes.POINTER(ctypes.POINTER(Array)),
+)  # fmt: skip
+Api_Version = _struct("Api_Version", **_HEAD, major_version=_INT, minor_version=_INT)
+Error_Create_Args = _struct("Error_Create_Args", **_HEAD, message=ctypes.c_char_p, errc=_INT)
+Error_Create = ctypes.CFUNCTYPE(_POINTER, ctypes.POINTER(Error_Create_Args))
+Api = _struct(
+    "Api", **_HEAD, api_version=Api_Version, internal_api=_POINTER,
+    XLA_FFI_Error_Create=Error_Create,
+)  # fmt: skip
+CallFrame = _struct(
+    "CallFrame", **_HEAD, api=ctypes.POINTER(Api), ctx=_POINTER, stage=_INT,
+    args=Args, rets=Rets, attrs=Attrs,
+)  # fmt: skip
+# What XLA hangs on a call frame to ask for the handler's version, instead of calling it.
+Extension_Base = _struct("Extension_Base", struct_size=_SIZE, type=_INT, next=_POINTER)
+Metadata = _struct("Metadata", struct_size=_SIZE, api_version=Api_Version, traits=ctypes.c_uint32)
+Metadata_Extension = _struct(
+    "Metadata_Extension", extension_base=Extension_Base, metadata=ctypes.POINTER(Metadata)
 )
-_Version = _structure("Version", major=_INT, minor=_INT)
-_ErrorCreate = _structure("ErrorCreate", message=ctypes.c_char_p, code=_INT)
-_Api = _structure(
-    "Api", version=_Version, internal=_POINTER,
-    error_create=ctypes.CFUNCTYPE(_POINTER, ctypes.POINTER(_ErrorCreate)),
-)  # fmt: skip
 
-
-class _Array(ctypes.Structure):
-    _fields_ = [("dtype", _INT), ("size", ctypes.c_size_t), ("data", _POINTER)]
-
-
-class _Metadata(ctypes.Structure):
-    _fields_ = [("struct_size", ctypes.c_size_t), ("version", _Version), ("traits", _INT)]
-
-
-class _MetadataRequest(ctypes.Structure):
-    _fields_ = [
-        ("struct_size", ctypes.c_size_t), ("type", _INT), ("next", _POINTER),
-        ("metadata", ctypes.POINTER(_Metadata)),
-    ]  # fmt: skip
-
-
-_Attributes = _structure(
-    "Attributes", size=_LONG, types=_POINTER, names=_POINTER,
-    items=ctypes.POINTER(ctypes.POINTER(_Array)),
-)  # fmt: skip
-_CallFrame = _structure(
-    "CallFrame", api=ctypes.POINTER(_Api), context=_POINTER, stage=_INT,
-    operands=_Buffers, results=_Buffers, attributes=_Attributes,
-)  # fmt: skip
-
-_METADATA, _INTERNAL_ERROR = 1, 13
 _last_call = [-math.inf]  # seconds of time.monotonic()
+version: list[int] = []  # of the interface, major and minor, once XLA has asked for the handler's
 
 
 def _answer(pointer: Any, made: Callable[[bytes], dnnl.Computation]) -> int | None:
-    """What XLA calls: first for the handler's version, then for each computation."""
+    """Answer a call of XLA: the first one asks for the handler's version, the others compute."""
     frame = pointer.contents
-    if frame.extension:
-        request = _MetadataRequest.from_address(frame.extension)
-        if request.type == _METADATA:
-            # What is read here has kept its place since the interface's first version.
-            request.metadata.contents.version = frame.api.contents.version
+    if frame.extension_start:
+        request = Metadata_Extension.from_address(frame.extension_start)
+        if request.extension_base.type == _METADATA:
+            its = frame.api.contents.api_version
+            request.metadata.contents.api_version = its
+            version[:] = its.major_version, its.minor_version
             return None
     _last_call[0] = time.monotonic()
     try:
-        description = frame.attributes.items[0].contents
+        description = frame.attrs.attrs[0].contents
         compute = made(ctypes.string_at(description.data, 8 * description.size))
-        arrays = [
-            several.items[i].contents.data
-            for several in (frame.operands, frame.results)
-            for i in range(several.size)
-        ]
-        compute(arrays)
-    except Exception as failure:  # into XLA's hands: nothing can be raised through its frames
+        operands = [frame.args.args[i].contents.data for i in range(frame.args.size)]
+        results = [frame.rets.rets[i].contents.data for i in range(frame.rets.size)]
+        compute(operands + results)
+    except Exception as failure:  # returned to XLA: nothing can be raised through its frames
         message = f"{type(failure).__name__}: {failure}".encode()
-        error = _ErrorCreate(ctypes.sizeof(_ErrorCreate), None, message, _INTERNAL_ERROR)
-        return frame.api.contents.error_create(ctypes.byref(error))
+        error = Error_Create_Args(ctypes.sizeof(Error_Create_Args), None, message, _INTERNAL)
+        return frame.api.contents.XLA_FFI_Error_Create(ctypes.byref(error))
     return None
 
 
-_Handler = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.POINTER(_CallFrame))
+_Handler = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.POINTER(CallFrame))
 _HANDLERS = {
     CONVOLUTION: _Handler(lambda pointer: _answer(pointer, _convolution)),
     BATCH_NORM: _Handler(lambda pointer: _answer(pointer, _batch_norm)),

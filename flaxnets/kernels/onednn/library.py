@@ -1,7 +1,23 @@
-"""oneDNN's convolutions and batch norms by its C interface (include/oneapi/dnnl/dnnl.h, version 3),
-in ctypes.
+"""oneDNN's convolutions and batch norms, called by its C interface with ctypes.
 
-The wheel `onednn-cpu-gomp` (Linux on x86-64) brings the library; nothing is compiled.
+The wheel `onednn-cpu-gomp` (Linux on x86-64) brings the shared library; nothing is compiled.
+
+**What is copied.** Of oneDNN 3's include/oneapi/dnnl/dnnl_types.h the constants `DNNL`, under the
+header's names without "dnnl_" or "DNNL_", the struct `dnnl_exec_arg_t` as `_Argument`, and the
+length of `dnnl_dims_t` in `_numbers`. The functions are called as include/oneapi/dnnl/dnnl.h
+declares them; handles (engine, stream, memory, memory_desc, primitive_desc, primitive) are opaque
+pointers.
+
+**What breaks if it changes.** Within major version 3 oneDNN keeps these values and signatures. The
+library is opened as libdnnl.so.3, so that another major version is not found and XLA's operations
+stay. `tests/test_onednn.py` compares the constants with a header of oneDNN 3 (torch's wheel has
+one); wrong ones would end in a status, which is raised as RuntimeError, or in wrong results, which
+the comparisons with XLA in `tests/test_convolution.py` and `tests/test_normalization.py` find.
+
+How a computation is made: a *descriptor* of the primitive from the shapes and layouts of its
+arrays (`dnnl_..._primitive_desc_create`), from that the primitive, which holds compiled code, and
+for each array a *memory*, whose address is set before each call. oneDNN is told NHWC by strides,
+in its order of axes NCHW.
 """
 
 import contextlib
@@ -10,6 +26,7 @@ import functools
 import importlib.metadata
 import os
 import threading
+import types
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -21,29 +38,40 @@ Shape = tuple[int, ...]
 ROLES = ("input", "kernel", "output")
 
 # dnnl_types.h
-_CPU, _IN_ORDER, _FLOAT32, _ANY_LAYOUT, _DIRECT, _FORWARD_TRAINING = 1, 1, 3, 1, 1, 64
-_FROM, _TO, _SCRATCHPAD = 1, 17, 80
-_SOURCE, _DESTINATION, _MEAN, _VARIANCE, _SCALE, _SHIFT, _MASK = 1, 17, 49, 50, 51, 52, 64
-_OF_SOURCE, _OF_DESTINATION, _OF_SCALE, _OF_SHIFT = 129, 145, 255, 256  # gradients
-_BACKWARD, _USE_SCALE, _USE_SHIFT, _FUSE_RELU = 128, 2, 4, 8
-_USER_SCRATCHPAD, _MASK_QUERY, _SCRATCHPAD_QUERY = 1, 135, 136
+DNNL = types.SimpleNamespace(
+    cpu=1, stream_in_order=1, f32=3, format_tag_any=1, convolution_direct=1,
+    forward_training=64, backward=128, use_scale=2, use_shift=4, fuse_norm_relu=8,
+    scratchpad_mode_user=1, query_weights_md=131, query_diff_weights_md=132,
+    query_workspace_md=135, query_scratchpad_md=136,
+    # Arguments of a primitive: arrays, and the gradients (DIFF) of them.
+    ARG_FROM=1, ARG_TO=17, ARG_SRC=1, ARG_WEIGHTS=33, ARG_DST=17, ARG_MEAN=49, ARG_VARIANCE=50,
+    ARG_SCALE=51, ARG_SHIFT=52, ARG_WORKSPACE=64, ARG_SCRATCHPAD=80, ARG_DIFF_SRC=129,
+    ARG_DIFF_WEIGHTS=161, ARG_DIFF_DST=145, ARG_DIFF_SCALE=255, ARG_DIFF_SHIFT=256,
+    MAX_NDIMS=12,
+)  # fmt: skip
 _ARGUMENTS = {  # by result: of input, kernel and output
-    "output": (1, 33, 17),  # source, weights, destination
-    "input": (129, 33, 145),  # their gradients are 128 further
-    "kernel": (1, 161, 145),
+    "output": (DNNL.ARG_SRC, DNNL.ARG_WEIGHTS, DNNL.ARG_DST),
+    "input": (DNNL.ARG_DIFF_SRC, DNNL.ARG_WEIGHTS, DNNL.ARG_DIFF_DST),
+    "kernel": (DNNL.ARG_SRC, DNNL.ARG_DIFF_WEIGHTS, DNNL.ARG_DIFF_DST),
 }
 _ALIGNMENT = 64  # bytes, a cache line
 _WIDEST_BLOCK = 64  # features that one of oneDNN's layouts of kernels keeps together
-_KERNEL_QUERY = {"output": 131, "input": 131, "kernel": 132}
+_KERNEL_QUERY = {
+    "output": DNNL.query_weights_md,
+    "input": DNNL.query_weights_md,
+    "kernel": DNNL.query_diff_weights_md,
+}
 
 
 class _Argument(ctypes.Structure):
-    _fields_ = [("index", ctypes.c_int), ("memory", ctypes.c_void_p)]
+    """`dnnl_exec_arg_t` of dnnl_types.h."""
+
+    _fields_ = [("arg", ctypes.c_int), ("memory", ctypes.c_void_p)]
 
 
 @functools.cache
 def library() -> Any:
-    """The shared object, or None."""
+    """Return the shared object, or None where it is missing or FLAXNETS_ONEDNN is 0."""
     if os.environ.get("FLAXNETS_ONEDNN") == "0":
         return None
     try:
@@ -54,7 +82,15 @@ def library() -> Any:
         return None
     library.dnnl_primitive_desc_query_md.restype = ctypes.c_void_p
     library.dnnl_memory_desc_get_size.restype = ctypes.c_size_t
+    library.dnnl_version.restype = ctypes.c_void_p
     return library
+
+
+def library_version() -> str:
+    """Return the version of the shared object, such as "3.2.0" (the first fields of the struct
+    `dnnl_version_t`).
+    """
+    return ".".join(map(str, (ctypes.c_int * 3).from_address(library().dnnl_version())))
 
 
 def _call(function: str, *arguments) -> None:
@@ -70,38 +106,40 @@ def _create(function: str, *arguments) -> ctypes.c_void_p:
 
 
 def _numbers(values: Sequence[int]) -> ctypes.Array:
-    return (ctypes.c_int64 * 12)(*values)  # dnnl_dims_t
+    return (ctypes.c_int64 * DNNL.MAX_NDIMS)(*values)  # dnnl_dims_t
 
 
 @functools.cache
 def _engine_and_stream() -> tuple[ctypes.c_void_p, ctypes.c_void_p]:
-    engine = _create("dnnl_engine_create", _CPU, ctypes.c_size_t(0))
-    return engine, _create("dnnl_stream_create", engine, _IN_ORDER)
+    engine = _create("dnnl_engine_create", DNNL.cpu, ctypes.c_size_t(0))
+    return engine, _create("dnnl_stream_create", engine, DNNL.stream_in_order)
 
 
 def _strided(shape: Shape, strides: Shape) -> ctypes.c_void_p:
     return _create(
         "dnnl_memory_desc_create_with_strides",
-        len(shape), _numbers(shape), _FLOAT32, _numbers(strides),
+        len(shape), _numbers(shape), DNNL.f32, _numbers(strides),
     )  # fmt: skip
 
 
 def _images(shape: Shape) -> ctypes.c_void_p:
-    """Row-major NHWC, described in oneDNN's order of axes, NCHW."""
+    """Describe row-major NHWC in oneDNN's order of axes, NCHW."""
     n, height, width, channels = shape
     row = width * channels
     return _strided((n, channels, height, width), (height * row, 1, row, channels))
 
 
 def _kernels(shape: Shape, groups: int) -> tuple[ctypes.c_void_p, ctypes.c_void_p]:
-    """Row-major HWIO in oneDNN's order (G)OIHW, and the same axes in a layout of its choice."""
+    """Describe row-major HWIO in oneDNN's order (G)OIHW, and the same axes in a layout of its
+    choice.
+    """
     height, width, channels, features = shape
     axes = (features // groups, channels, height, width)
     strides = (1, features, width * channels * features, channels * features)
     if groups > 1:
         axes, strides = (groups, *axes), (features // groups, *strides)
     chosen = _create(
-        "dnnl_memory_desc_create_with_tag", len(axes), _numbers(axes), _FLOAT32, _ANY_LAYOUT
+        "dnnl_memory_desc_create_with_tag", len(axes), _numbers(axes), DNNL.f32, DNNL.format_tag_any
     )
     return _strided(axes, strides), chosen
 
@@ -110,7 +148,7 @@ def _kernels(shape: Shape, groups: int) -> tuple[ctypes.c_void_p, ctypes.c_void_
 def _attributes() -> ctypes.c_void_p:
     # oneDNN's own scratchpads belong to the thread that made the primitive; XLA has many threads.
     attributes = _create("dnnl_primitive_attr_create")
-    _call("dnnl_primitive_attr_set_scratchpad_mode", attributes, _USER_SCRATCHPAD)
+    _call("dnnl_primitive_attr_set_scratchpad_mode", attributes, DNNL.scratchpad_mode_user)
     return attributes
 
 
@@ -119,10 +157,10 @@ class _Primitive:
 
     def __init__(self, descriptor: ctypes.c_void_p, memories: dict[int, ctypes.c_void_p]):
         self.primitive = _create("dnnl_primitive_create", descriptor)
-        scratchpad = self.description(descriptor, _SCRATCHPAD_QUERY)
+        scratchpad = self.description(descriptor, DNNL.query_scratchpad_md)
         self.scratchpad = _memory(scratchpad)
         self.scratchpad_bytes = _bytes(scratchpad)
-        memories = memories | {_SCRATCHPAD: self.scratchpad}
+        memories = memories | {DNNL.ARG_SCRATCHPAD: self.scratchpad}
         self.arguments = (_Argument * len(memories))(*memories.items())
 
     @staticmethod
@@ -141,7 +179,7 @@ def _bytes(description: ctypes.c_void_p) -> int:
 
 
 def _memory(description: ctypes.c_void_p) -> ctypes.c_void_p:
-    """Of that shape and layout, without a place yet."""
+    """Return a memory of that shape and layout, without an address yet."""
     return _create("dnnl_memory_create", description, _engine_and_stream()[0], None)
 
 
@@ -158,12 +196,12 @@ class _Reorder(_Primitive):
         descriptor = _create(
             "dnnl_reorder_primitive_desc_create", source, engine, target, engine, _attributes()
         )
-        super().__init__(descriptor, {_FROM: self.source, _TO: self.target})
+        super().__init__(descriptor, {DNNL.ARG_FROM: self.source, DNNL.ARG_TO: self.target})
         sizes = [library().dnnl_memory_desc_get_size(each) for each in (source, target)]
         self.count = sizes[0] // 4 if sizes[0] == sizes[1] else None  # where neither is padded
 
     def changes_nothing(self) -> bool:
-        """Whether both layouts have the numbers in the same order; found by a trial."""
+        """Return whether both layouts have the numbers in the same order, found by a trial."""
         if self.count is None:
             return False
         numbers = np.arange(self.count, dtype=np.float32)
@@ -176,7 +214,7 @@ class _Reorder(_Primitive):
 
 
 class Computation:
-    """Primitives in turn, on arrays whose places are given with each call.
+    """Primitives in turn, on arrays whose addresses are given with each call.
 
     `inside` is a memory between two of them, and its bytes.
     """
@@ -190,7 +228,7 @@ class Computation:
         self.steps, self.arrays, self.inside = steps, arrays, inside
 
     def __call__(self, addresses: Sequence[int]) -> None:
-        """With those of the given arrays, and behind them of the results."""
+        """Compute, given the addresses of the operands and then of the results."""
         scratchpad = max(step.scratchpad_bytes for step in self.steps)
         memory, size = self.inside or (None, 0)
         with lock:
@@ -204,7 +242,7 @@ class Computation:
 
 
 class Convolution(Computation):
-    """One of ROLES from the two others, at fixed shapes; images stay in their layout, kernels are
+    """One of ROLES from the two others, at fixed shapes. Images stay in their layout; kernels are
     reordered into oneDNN's and back, unless that is the same.
 
     `result` names the member of ROLES that is computed; `shapes` are those of input (N, H, W, C),
@@ -215,7 +253,7 @@ class Convolution(Computation):
     """
 
     def __init__(self, result: str, shapes: Sequence[Shape], geometry: Sequence[int]):
-        engine, _ = _engine_and_stream()
+        (engine, _), direct = _engine_and_stream(), DNNL.convolution_direct
         *window, (groups,) = geometry[:2], geometry[4:6], geometry[2:4], geometry[2:4], geometry[6:]
         window[1] = [step - 1 for step in window[1]]  # dilation counts the holes
         window = [_numbers(each) for each in window]
@@ -223,18 +261,18 @@ class Convolution(Computation):
         ours, theirs = _kernels(shapes[1], groups)
         descriptor = forward = _create(
             "dnnl_convolution_forward_primitive_desc_create",
-            engine, _FORWARD_TRAINING, _DIRECT, images, theirs, bias, outputs, *window,
+            engine, DNNL.forward_training, direct, images, theirs, bias, outputs, *window,
             _attributes(),
         )  # fmt: skip
         if result == "input":
             descriptor = _create(
                 "dnnl_convolution_backward_data_primitive_desc_create",
-                engine, _DIRECT, images, theirs, outputs, *window, forward, _attributes(),
+                engine, direct, images, theirs, outputs, *window, forward, _attributes(),
             )  # fmt: skip
         elif result == "kernel":
             descriptor = _create(
                 "dnnl_convolution_backward_weights_primitive_desc_create",
-                engine, _DIRECT, images, theirs, bias, outputs, *window, forward, _attributes(),
+                engine, direct, images, theirs, bias, outputs, *window, forward, _attributes(),
             )  # fmt: skip
         theirs = _Primitive.description(descriptor, _KERNEL_QUERY[result])
         memories = [_memory(images), _memory(ours), _memory(outputs)]
@@ -256,8 +294,9 @@ class Convolution(Computation):
 
 @contextlib.contextmanager
 def _half_of_the_threads() -> Iterator[None]:
-    """For primitives that are made inside. Memory keeps half of the cores busy, and where threads
-    wait for each other several times in a call, one whose core has other work stops all.
+    """Make primitives inside that use half of the threads. Batch norm is memory-bound: half of them
+    saturate it, and as threads wait for each other several times in a call, one descheduled thread
+    stalls the rest.
     """
     omp = library()
     threads = omp.omp_get_max_threads()
@@ -269,12 +308,12 @@ def _half_of_the_threads() -> Iterator[None]:
 
 
 class BatchNorm(Computation):
-    """By the moments of the batch, of images (N, H, W, C), float32, and with `relu` its ReLU; or
-    the `gradient` of that.
+    """Batch norm of images (N, H, W, C), float32, with its ReLU if `relu`; or its `gradient`.
 
-    The norm takes images, scale and shift, and finds the result, mean, biased variance and, with
-    `relu`, the mask of what is positive, of `mask_bytes` bytes. The gradient takes that of the
-    result, those three, and what was found behind the result; it finds those of the three.
+    The norm takes images, scale and shift. It finds the result, the batch's mean and biased
+    variance and, with `relu`, the mask of what is positive, of `mask_bytes` bytes. The gradient
+    takes that of the result, then what the norm took, then what it found after the result. It
+    finds the gradients of images, scale and shift.
 
     Raises RuntimeError with oneDNN's status where it refuses.
     """
@@ -282,31 +321,37 @@ class BatchNorm(Computation):
     def __init__(self, shape: Shape, epsilon: float, relu: bool, gradient: bool):
         engine, _ = _engine_and_stream()
         images, channels = _images(shape), _strided(shape[-1:], (1,))
-        flags = _USE_SCALE | _USE_SHIFT | (_FUSE_RELU if relu else 0)
-        how = (ctypes.c_float(epsilon), ctypes.c_uint(flags))
-        taken = {_SOURCE: images, _SCALE: channels, _SHIFT: channels}
-        found = {_DESTINATION: images, _MEAN: channels, _VARIANCE: channels}
+        flags = DNNL.use_scale | DNNL.use_shift | (DNNL.fuse_norm_relu if relu else 0)
+        settings = (ctypes.c_float(epsilon), ctypes.c_uint(flags))
+        taken = {DNNL.ARG_SRC: images, DNNL.ARG_SCALE: channels, DNNL.ARG_SHIFT: channels}
+        found = {DNNL.ARG_DST: images, DNNL.ARG_MEAN: channels, DNNL.ARG_VARIANCE: channels}
         with _half_of_the_threads():
             descriptor = _create(
                 "dnnl_batch_normalization_forward_primitive_desc_create",
-                engine, _FORWARD_TRAINING, images, images, *how, _attributes(),
+                engine, DNNL.forward_training, images, images, *settings, _attributes(),
             )  # fmt: skip
             if relu:
-                found[_MASK] = _Primitive.description(descriptor, _MASK_QUERY)
-                self.mask_bytes = library().dnnl_memory_desc_get_size(found[_MASK])
+                mask = _Primitive.description(descriptor, DNNL.query_workspace_md)
+                self.mask_bytes = library().dnnl_memory_desc_get_size(mask)
+                found[DNNL.ARG_WORKSPACE] = mask
             if gradient:
                 descriptor = _create(
                     "dnnl_batch_normalization_backward_primitive_desc_create",
-                    engine, _BACKWARD, images, images, images, *how, descriptor, _attributes(),
+                    engine, DNNL.backward, images, images, images, *settings, descriptor,
+                    _attributes(),
                 )  # fmt: skip
         if gradient:
-            del found[_DESTINATION]
-            taken = {_OF_DESTINATION: images} | taken | found
-            found = {_OF_SOURCE: images, _OF_SCALE: channels, _OF_SHIFT: channels}
+            del found[DNNL.ARG_DST]
+            taken = {DNNL.ARG_DIFF_DST: images} | taken | found
+            found = {
+                DNNL.ARG_DIFF_SRC: images,
+                DNNL.ARG_DIFF_SCALE: channels,
+                DNNL.ARG_DIFF_SHIFT: channels,
+            }
         memories = {index: _memory(each) for index, each in (taken | found).items()}
         arrays = list(memories.values())
         if gradient:
-            del memories[_SHIFT]  # which it does not depend on, and refuses
+            del memories[DNNL.ARG_SHIFT]  # which it does not depend on, and refuses
         super().__init__([_Primitive(descriptor, memories)], arrays)
         self._hides_nan, self._shape = relu and not gradient, shape
 
@@ -321,7 +366,7 @@ class BatchNorm(Computation):
 
 
 def _floats(address: int, shape: Shape) -> np.ndarray:
-    """The float32 array that lies there."""
+    """Return the float32 array at that address."""
     return np.ctypeslib.as_array(ctypes.cast(address, ctypes.POINTER(ctypes.c_float)), shape)
 
 
@@ -332,7 +377,7 @@ _rooms = [np.empty(0, np.uint8)]
 
 
 def _workspace(size: int) -> int:
-    """Address of memory for `size` bytes, which only the holder of the lock uses."""
+    """Return the address of memory for `size` bytes, which only the holder of the lock uses."""
     if _rooms[0].size < size + _ALIGNMENT:
         _rooms[0] = np.empty(size + _ALIGNMENT, np.uint8)
     return -(-_rooms[0].ctypes.data // _ALIGNMENT) * _ALIGNMENT

@@ -6,6 +6,7 @@ import io
 import os
 import signal
 from types import SimpleNamespace
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,7 @@ from benchmarking import (
 from PIL import Image
 
 from flaxnets.errors import InputError
-from flaxnets.kernels.convolution import conv2d
+from flaxnets.kernels.platform import Kernel, formulation
 from tools import benchmark
 
 
@@ -51,15 +52,16 @@ def test_speed_beside_torchvision():
     assert row["torch_was"] in ("eager channels_last", "eager default")
 
 
-def test_plain_layers_are_those_of_xla():
-    def program():
-        convolve = jax.jit(lambda x, kernel: conv2d(x, kernel, padding=(1, 1)))
-        return convolve.lower(jnp.zeros((2, 2, 2, 8)), jnp.zeros((3, 3, 8, 8))).as_text()
-
-    assert "stablehlo.convolution" not in program()
-    with speed.plain_layers():
-        assert "stablehlo.convolution" in program()
-    assert "stablehlo.convolution" not in program()
+def test_the_plain_contender_has_no_kernel_of_ours(monkeypatch):
+    """In every call: jax would trace it again outside of the context."""
+    found = []
+    ours = SimpleNamespace(infer=lambda: found.append({*map(formulation, get_args(Kernel))}))
+    monkeypatch.setattr(speed, "Ours", lambda arch, options: ours)
+    monkeypatch.setattr(speed, "timed", lambda work: work)
+    run = speed.plain_contender("lenet5", common.Options(mode="infer"))
+    run()
+    run()
+    assert found == [{"plain"}, {"plain"}]
 
 
 def test_a_turn_is_filled_with_short_calls(monkeypatch):
@@ -204,8 +206,7 @@ def test_traffic_without_the_plugin(monkeypatch):
 
     monkeypatch.setattr(traffic.topologies, "get_topology_desc", no_plugin)
     monkeypatch.setattr(jax.config, "update", lambda *_: None)
-    for name in ("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "FLAXNETS_ONEDNN"):
-        monkeypatch.setenv(name, "")  # restored
+    monkeypatch.setenv("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "")  # restored
     with pytest.raises(InputError, match=r"--mode traffic needs pip install \"jax\[cuda12\]\""):
         traffic.measure_traffic("lenet5", common.Options(mode="traffic"))
 

@@ -1,5 +1,7 @@
 """Networks without a head, and the last maps of their strides, of every family, against torch."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -106,9 +108,9 @@ def test_a_headless_network_can_be_a_map():
     model = create_model("lenet5", num_classes=0, dense=True)
     x = np.random.default_rng(0).normal(size=(1, 28, 36, 1)).astype(np.float32)
     variables = jax.jit(model.init)(jax.random.key(0), x)
-    features = model.apply(variables, x)
+    features: Any = model.apply(variables, x)
     assert features.shape == (1, 1, 3, model.num_features) == (1, 1, 3, 84)
-    mean = model.clone(dense=False).apply(variables, x)
+    mean: Any = model.clone(dense=False).apply(variables, x)
     np.testing.assert_allclose(features.mean((1, 2)), mean, rtol=1e-6, atol=1e-6)
 
 

@@ -14,6 +14,7 @@ from jax import lax
 import parity
 from flaxnets import layers
 from flaxnets.kernels import pooling
+from flaxnets.kernels.platform import compiling_for
 
 
 def gradient_like(f, x, *, seed=1):
@@ -95,10 +96,10 @@ def test_every_formulation_of_a_max_pool(formulation, window, stride):
 @pytest.mark.parametrize(
     ("backend", "platform", "scatters"), [("cpu", "cpu", 0), ("gpu", "cuda", 0), ("tpu", "tpu", 1)]
 )
-def test_where_the_gradient_of_a_max_pool_is_a_scatter(backend, platform, scatters, monkeypatch):
-    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+def test_where_the_gradient_of_a_max_pool_is_a_scatter(backend, platform, scatters):
     gradient = jax.jit(jax.grad(lambda x: layers.max_pool(3, 2, 1)(x).sum()))
-    traced = gradient.trace(jnp.zeros((1, 8, 8, 3)))
+    with compiling_for(backend):
+        traced = gradient.trace(jnp.zeros((1, 8, 8, 3)))
     program = traced.lower(lowering_platforms=(platform,)).as_text()
     assert program.count("stablehlo.select_and_scatter") == scatters
 
@@ -227,6 +228,30 @@ def test_synchronised_batch_norm_equals_one_large_batch():
         np.testing.assert_allclose(
             updates["batch_stats"][name][3], whole["batch_stats"][name], rtol=1e-5, atol=1e-6
         )
+
+
+def test_a_call_replaces_the_fields_of_a_batch_norm():
+    """As the training step's interceptor does, to freeze and to synchronise norms."""
+    x = jnp.asarray(parity.images(4, batch=8)) + 1
+    parts = x.reshape(4, 2, 4, 4, 3)
+    norm = layers.BatchNorm(use_running_average=False)
+    variables = norm.init(jax.random.key(0), x)
+
+    def results(module, **arguments):
+        return module.apply(variables, x, mutable=["batch_stats"], **arguments)
+
+    def synchronised(module, **arguments):
+        def apply(part):
+            normed = module.apply(variables, part, mutable=["batch_stats"], **arguments)
+            return normed, module.apply(variables, part, method="moments", **arguments)
+
+        return jax.vmap(apply, axis_name="parts")(parts)
+
+    equal = functools.partial(jax.tree.map, np.testing.assert_array_equal)
+    averaged = norm.clone(use_running_average=True)
+    equal(results(norm, use_running_average=True), results(averaged))
+    equal(results(averaged, use_running_average=False), results(norm))
+    equal(synchronised(norm, axis_name="parts"), synchronised(norm.clone(axis_name="parts")))
 
 
 def test_bfloat16_computes_in_bfloat16_with_float32_parameters():

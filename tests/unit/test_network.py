@@ -239,7 +239,7 @@ class Mean(torch.nn.Module):
         (lambda d, n: pretrained(d / "odd.safetensors"), "{}/odd.safetensors has a header that "
          "network.save did not write"),
         (lambda d, n: pretrained(d / "text"), "{}/text does not say what network it is of"),
-        (lambda d, n: pretrained(typing.cast(Any, 7)), "a network is asked for of a int; expected a name, a path"),
+        (lambda d, n: pretrained(typing.cast(Any, 7)), "a network is asked for of a int; expected"),
         (lambda d, n: pretrained(d, "IMAGENET1K_V1"), "weights: for a network by its name"),
         (lambda d, n: pretrained(d, num_classes=3), "num_classes: for a network by its name"),
         (lambda d, n: pretrained((n.model, {})), "the variables are not those of this LeNet5"),

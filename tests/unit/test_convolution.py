@@ -1,5 +1,6 @@
 """The formulations of a convolution on CPU against XLA's own, in values and derivatives."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -14,8 +15,10 @@ from jax.sharding import PartitionSpec
 import parity
 from flaxnets.kernels import convolution
 from flaxnets.kernels.convolution import conv2d, xla_convolution
+from flaxnets.kernels.matmul import linear
 from flaxnets.kernels.onednn import calls as onednn
 from flaxnets.kernels.onednn import library as dnnl
+from flaxnets.kernels.platform import compiling_for, on_every_platform, plain
 from parity import onednn_only
 
 # Kernel, stride, padding, dilation, groups, pixels.
@@ -81,7 +84,7 @@ def test_convolution_without_onednn_equals_xla(name, monkeypatch):
 def test_convolution_by_onednn_equals_xla(name):
     x, kernel, geometry = arrays(name)
     assert_same_derivatives(
-        lambda *pair: convolution._conv_by_platform(*pair, geometry),
+        lambda *pair: convolution._conv_by_onednn(*pair, geometry),
         lambda *pair: xla_convolution(*pair, geometry),
         (x, kernel),
     )
@@ -167,7 +170,7 @@ def test_a_matrix_product_with_its_bias_is_rounded_once(dtype):
     x, kernel, bias = (jax.random.normal(*pair) for pair in zip(keys, shapes, strict=True))
     x, kernel = x.astype(dtype), kernel.astype(dtype)
     exact = np.asarray(x, np.float64) @ np.asarray(kernel, np.float64) + np.asarray(bias)
-    y = jax.jit(convolution.linear)(x, kernel, bias)
+    y = jax.jit(linear)(x, kernel, bias)
     assert_rounded_once(y, exact, dtype)
     error, half = rounding_errors(x @ kernel + bias.astype(dtype), exact, dtype)
     assert (error > 1.2 * half).any()
@@ -184,7 +187,7 @@ def test_narrow_types_have_the_gradients_of_float32(library):
         def loss(x, kernel, bias, weights, shift):
             x, kernel, weights = (each.astype(dtype) for each in (x, kernel, weights))
             y = conv2d(x, kernel, *geometry, bias=bias)
-            return jnp.square(convolution.linear(y, weights, shift).astype(jnp.float32)).mean()
+            return jnp.square(linear(y, weights, shift).astype(jnp.float32)).mean()
 
         return jax.jit(jax.grad(loss, range(5)))(*operands)
 
@@ -222,7 +225,7 @@ def test_onednn_has_forward_mode_and_second_derivatives():
         return jax.grad(norm, (0, 1))(x, kernel)
 
     def ours(x, kernel):
-        return convolution._conv_by_platform(x, kernel, geometry)
+        return convolution._conv_by_onednn(x, kernel, geometry)
 
     def native(x, kernel):
         return xla_convolution(x, kernel, geometry)
@@ -269,7 +272,7 @@ def test_a_symbolic_batch_is_exported_for_all_platforms():
     """One file for any machine: no call of a library that another one may lack."""
     _, kernel, geometry = arrays("two groups")
     (batch,) = export.symbolic_shape("N")
-    convolve = jax.jit(lambda x: conv2d(x, kernel, *geometry))
+    convolve = jax.jit(on_every_platform(lambda x: conv2d(x, kernel, *geometry)))
     images = jax.ShapeDtypeStruct((batch, 7, 7, 64), jnp.float32)
     exported = export.export(convolve, platforms=("cpu", "cuda"))(images)
     x = arrays("two groups")[0]
@@ -315,23 +318,69 @@ def test_onednn_is_left_out_where_asked():
 
 
 def test_gpu_and_tpu_keep_the_convolution_of_xla():
-    """The formulations are for CPU alone: programs for other platforms have XLA's convolutions."""
+    """The formulations are for CPU alone: programs for other platforms have XLA's convolutions,
+    even one that was traced for a CPU with a call of oneDNN.
+    """
     x, kernel = jnp.zeros((2, 8, 8, 128)), jnp.zeros((3, 3, 4, 128))
     geometry = ((1, 1), (1, 1), (1, 1), 32)
 
-    def program(convolve, platform):
+    def program(convolve, traced_for, platform):
         def loss(x, kernel):
             return jnp.sin(convolve(x, kernel)).sum()
 
         both = jax.jit(jax.value_and_grad(loss, (0, 1)))
-        return both.trace(x, kernel).lower(lowering_platforms=(platform,)).as_text()
+        with compiling_for(traced_for):
+            return both.trace(x, kernel).lower(lowering_platforms=(platform,)).as_text()
 
-    native = program(lambda *pair: xla_convolution(*pair, geometry), "cuda")
-    ours = {p: program(lambda *pair: conv2d(*pair, *geometry), p) for p in ("cuda", "tpu", "cpu")}
-    for found in (ours["cuda"], ours["tpu"]):
+    native = program(lambda *pair: xla_convolution(*pair, geometry), "gpu", "cuda")
+    pairs = [("gpu", "cuda"), ("tpu", "tpu"), ("cpu", "cpu")]
+    pairs += [("cpu", "cuda"), ("cpu", "tpu")] if onednn.available() else []
+    ours = {pair: program(lambda *pair: conv2d(*pair, *geometry), *pair) for pair in pairs}
+    on_cpu = ours.pop(("cpu", "cpu"))
+    for found in ours.values():
         assert found.count("stablehlo.convolution") == 3
         grouped = "feature_group_count = 32"
         assert found.count(grouped) == native.count(grouped) > 0
         assert "custom_call" not in found
         assert "dot_general" not in found
-    assert "feature_group_count = 32" not in ours["cpu"]
+    assert "feature_group_count = 32" not in on_cpu
+
+
+@pytest.mark.parametrize("size", [(7, 9), (11, 12), (16, 13)], ids=str)
+@pytest.mark.parametrize("window", [(1, 1), (3, 3), (7, 7), (5, 3)], ids=str)
+@pytest.mark.parametrize("stride", [(2, 2), (4, 4), (2, 3)], ids=str)
+@pytest.mark.parametrize("padding", [(0, 0), (3, 2)], ids=str)
+def test_a_stride_is_channels(size, window, stride, padding):
+    random = np.random.default_rng(0)
+    geometry = (stride, padding, (1, 1), 1)
+    with jax.enable_x64(True):
+        x, kernel = random.normal(size=(2, *size, 3)), random.normal(size=(*window, 3, 5))
+
+        def value_and_gradients(function):
+            def loss(x, kernel):
+                y = function(x, kernel, geometry)
+                return jnp.sin(y).sum(), y
+
+            gradients, y = jax.grad(loss, (0, 1), has_aux=True)(x, kernel)
+            return y, gradients
+
+        jax.tree.map(
+            functools.partial(np.testing.assert_allclose, rtol=1e-11, atol=1e-11),
+            value_and_gradients(convolution.conv_of_blocks),
+            value_and_gradients(xla_convolution),
+        )
+
+
+def test_narrow_first_layers_on_gpus_have_their_stride_as_channels():
+    x, kernel = jnp.ones((2, 32, 32, 3), jnp.bfloat16), jnp.ones((7, 7, 3, 8))
+
+    def has_blocks(x):
+        program = jax.make_jaxpr(lambda x: conv2d(x, kernel, (2, 2)))(x)
+        return "[2,16,16,12]" in str(program)
+
+    assert not has_blocks(x)
+    with compiling_for("gpu"):
+        assert has_blocks(x)
+        assert not has_blocks(x.astype(jnp.float32))
+        with plain("convolution"):
+            assert not has_blocks(x)

@@ -14,6 +14,7 @@ from flaxnets.kernels import normalization
 from flaxnets.kernels.normalization import batch_norm
 from flaxnets.kernels.onednn import calls as onednn
 from flaxnets.kernels.onednn import library as dnnl
+from flaxnets.kernels.platform import compiling_for, plain
 from flaxnets.layers import BatchNorm
 from parity import onednn_only
 
@@ -97,16 +98,17 @@ def test_derivatives_of_any_order_and_vmap(relu):
 
 
 @onednn_only
-def test_what_onednn_does_not_have_or_does_slowly_stays_with_xla(monkeypatch):
+def test_what_onednn_does_not_have_or_does_slowly_stays_with_xla():
     x, scale, bias = operands()
     assert is_chosen(x, scale, bias)
     assert not is_chosen(x[:, 0], scale, bias)  # not images
     assert not is_chosen(x[..., :24], scale[:24], bias[:24])  # not whole vectors
     assert not is_chosen(*(each.astype(jnp.bfloat16) for each in (x, scale, bias)))
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert not is_chosen(x, scale, bias)
-    found = by_onednn(x, scale, bias, relu=True)
-    np.testing.assert_allclose(found, formula(x, scale, bias, relu=True), atol=1e-5)
+    for context in (compiling_for("gpu"), plain("normalization")):
+        with context:
+            assert not is_chosen(x, scale, bias)
+            found = by_onednn(x, scale, bias, relu=True)
+        np.testing.assert_allclose(found, formula(x, scale, bias, relu=True), atol=1e-5)
 
 
 @pytest.mark.parametrize("formulation", ["_moments_in_turn", "_moments_at_once"])

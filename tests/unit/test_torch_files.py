@@ -426,7 +426,7 @@ def test_every_shorter_file_is_one_sentence(tmp_path):
                 read_torch_file(tmp_path / "a.pth")
 
 
-if __name__ == "__main__":  # python tests/test_torch_files.py 20000 [SEED]
+if __name__ == "__main__":  # python tests/unit/test_torch_files.py 20000 [SEED]
     import sys
     import tempfile
     import warnings

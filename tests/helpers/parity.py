@@ -24,12 +24,22 @@ from flaxnets import create_model, from_torch, to_torch
 from tools.torchvision_import import torchvision
 
 AUX_WEIGHT = 0.3
-# For gradients in float64, which oneDNN has not and XLA compiles for long: the same operations, in
-# 0.4 to 0.7 of the time. Later versions of XLA have no other emitters than the slower ones.
-QUICKLY: dict[str, Any] = {"xla_backend_optimization_level": 1}
-if jax.__version_info__ < (0, 11):
-    QUICKLY["xla_cpu_use_fusion_emitters"] = False
-jit_quickly = functools.partial(jax.jit, compiler_options=QUICKLY)
+
+
+def quickly(level: int) -> dict[str, Any]:
+    """Return compiler options for gradients in float64, which oneDNN lacks and XLA compiles slowly:
+    the same operations, optimised by LLVM at `level` (0 to 3).
+
+    Level 0 compiles in a quarter of the time, level 1 in half of it. Later versions of XLA have
+    only the emitters that are slower to compile.
+    """
+    options: dict[str, Any] = {"xla_backend_optimization_level": level}
+    if jax.__version_info__ < (0, 11):
+        options["xla_cpu_use_fusion_emitters"] = False
+    return options
+
+
+jit_quickly = functools.partial(jax.jit, compiler_options=quickly(0))
 # By platform, not by what could be loaded: a library that is broken there fails.
 onednn_only = pytest.mark.skipif(
     (sys.platform, platform.machine()) != ("linux", "x86_64"),
@@ -54,6 +64,9 @@ class Case:
     train_size: int = 64  # of the images for gradients and training steps
     reference: Callable[..., torch.nn.Module] | None = None  # None: torchvision's of that name
     train_fields: dict[str, Any] = dataclasses.field(default_factory=dict)  # of both modules
+    # Of LLVM: 1 where the convolutions of five steps cost more time than level 0 saves.
+    train_optimization: int = 0
+    deeper: bool = False  # a deeper or wider variant of a network that is compared as well: slow
     batch: int = 4
     logits_bound: float = 1e-5
     training_bound: float = 1e-9
@@ -72,8 +85,8 @@ def build_pair(name: str, case: Case, **fields):
         if isinstance(module, torch.nn.BatchNorm2d):
             module.weight.data.uniform_(0.5, 1.5)
             module.bias.data.uniform_(-0.2, 0.2)
-            module.running_mean.uniform_(-0.2, 0.2)
-            module.running_var.uniform_(0.5, 1.5)
+            module.get_buffer("running_mean").uniform_(-0.2, 0.2)
+            module.get_buffer("running_var").uniform_(0.5, 1.5)
         elif isinstance(module, torch.nn.Dropout):
             module.p = 0.0
     model = create_model(name, **fields)
@@ -93,8 +106,13 @@ def nchw(x: np.ndarray) -> torch.Tensor:
 
 
 def initial_shapes(model, x: np.ndarray):
-    """Of the variables that the model makes for such images."""
-    return jax.eval_shape(model.init, jax.random.key(0), jnp.asarray(x))
+    """Return the shapes of the variables that the model makes for such images."""
+    return _initial_shapes(model, x.shape)
+
+
+@functools.lru_cache(maxsize=4)  # a test asks several times, and deep networks take seconds
+def _initial_shapes(model, shape: tuple[int, ...]):
+    return jax.eval_shape(model.init, jax.random.key(0), jnp.zeros(shape))
 
 
 def converted(model, reference: torch.nn.Module, x: np.ndarray):
@@ -158,16 +176,19 @@ def _our_loss(params, model, rest, x, labels):
 
 
 def training_errors(
-    model, reference: torch.nn.Module, batches: Sequence[np.ndarray]
+    model, reference: torch.nn.Module, batches: Sequence[np.ndarray], optimization: int = 0
 ) -> dict[str, float]:
-    """Of the first gradient with respect to every parameter, and of losses, parameters and
-    running statistics over steps of SGD with momentum and weight decay.
+    """Return the relative errors of the first gradient with respect to every parameter, and of
+    losses, parameters and running statistics over steps of SGD with momentum and weight decay.
     """
     with jax.enable_x64():
-        return _training_errors(model.clone(dtype=jnp.float64), reference.double(), batches)
+        model = model.clone(dtype=jnp.float64)
+        return _training_errors(model, reference.double(), batches, optimization)
 
 
-def _training_errors(model, reference: torch.nn.Module, batches) -> dict[str, float]:
+def _training_errors(
+    model, reference: torch.nn.Module, batches: Sequence[np.ndarray], optimization: int
+) -> dict[str, float]:
     variables = converted(model, reference, batches[0])
     variables = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), variables)
     params, rest = variables["params"], {k: v for k, v in variables.items() if k != "params"}
@@ -179,7 +200,7 @@ def _training_errors(model, reference: torch.nn.Module, batches) -> dict[str, fl
     tx = optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(0.01, momentum=0.9))
     opt_state = jax.jit(tx.init)(params)
 
-    @jit_quickly
+    @functools.partial(jax.jit, compiler_options=quickly(optimization))
     def step(params, rest, opt_state, x):
         value_and_grad = jax.value_and_grad(_our_loss, has_aux=True)
         (value, rest), grads = value_and_grad(params, model, rest, x, labels)
@@ -193,7 +214,9 @@ def _training_errors(model, reference: torch.nn.Module, batches) -> dict[str, fl
         loss.backward()
         params, rest, opt_state, value, grads = step(params, rest, opt_state, x)
         if not errors:
-            gradients = {key: p.grad for key, p in reference.named_parameters()}
+            gradients = {
+                key: p.grad for key, p in reference.named_parameters() if p.grad is not None
+            }
             errors["gradients"] = largest_error(to_torch({"params": grads}), gradients)
         optimizer.step()
         ours.append(float(value))

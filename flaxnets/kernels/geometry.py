@@ -1,0 +1,21 @@
+"""Windows that move over a map."""
+
+import jax
+
+from flaxnets.errors import InputError
+
+Pair = tuple[int, int]  # of rows and columns
+
+
+def check_fits(x: jax.Array, window: Pair, padding: Pair = (0, 0), overhang: Pair = (0, 0)) -> None:
+    """Raise InputError instead of an empty result if `x` (N, H, W, C) is smaller than a window.
+
+    `padding` counts pixels on both sides, `overhang` further ones at the far end.
+    """
+    height, width = x.shape[1:3]
+    rows, columns = height + 2 * padding[0] + overhang[0], width + 2 * padding[1] + overhang[1]
+    if rows < window[0] or columns < window[1]:
+        raise InputError(
+            f"the images are too small for this network: a window of {window[0]}x{window[1]} does "
+            f"not fit a feature map of {height}x{width}; use larger images"
+        )

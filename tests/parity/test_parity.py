@@ -1,0 +1,60 @@
+"""Every network against an independent implementation in torch, on CPU."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import parity
+from flaxnets import create_model, list_models
+from networks import CASES
+
+
+def trained_alike() -> list[list[str]]:
+    """Return the networks in groups that are one and the same network once `train_fields` cut
+    them to a few blocks.
+    """
+    groups: dict[tuple, list[str]] = {}
+    for name, case in CASES.items():
+        model = create_model(name, num_classes=10, **case.train_fields)
+        groups.setdefault((model, case.train_size, case.batch), []).append(name)
+    return list(groups.values())
+
+
+def slow_if_deeper(name: str, value):
+    marks = pytest.mark.slow if CASES[name].deeper else ()
+    return pytest.param(value, id=name, marks=marks)
+
+
+def test_every_network_is_compared():
+    assert set(CASES) == set(list_models())
+
+
+@pytest.mark.parametrize("name", [slow_if_deeper(name, name) for name in CASES])
+def test_parameter_count_logits_and_round_trip(name, record_parity):
+    case = CASES[name]
+    model, reference = parity.build_pair(name, case)
+    batches = [parity.images(size, channels=model.input_shape[-1]) for size in case.sizes]
+    variables = parity.converted(model, reference, batches[0])
+    count = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+    record_parity(name, "parameters", count)
+    assert count == case.parameters
+    for size, x in zip(case.sizes, batches, strict=True):
+        shapes = jax.tree.map(jnp.shape, parity.initial_shapes(model, x))
+        assert shapes == jax.tree.map(jnp.shape, variables)
+        error = parity.logits_error(model, reference, x, variables)
+        record_parity(name, "logits" if size == case.sizes[0] else "logits, odd", error)
+        assert error < case.logits_bound
+    assert parity.round_trip_is_exact(variables, reference)
+
+
+@pytest.mark.parametrize("names", [slow_if_deeper(names[0], names) for names in trained_alike()])
+def test_gradients_and_five_sgd_steps(names, record_parity):
+    name, case = names[0], CASES[names[0]]
+    model, reference = parity.build_pair(name, case, num_classes=10, **case.train_fields)
+    channels = model.input_shape[-1]
+    batches = [parity.images(case.train_size, case.batch, channels, seed) for seed in range(5)]
+    errors = parity.training_errors(model, reference, batches, case.train_optimization)
+    for column, error in errors.items():
+        for name in names:
+            record_parity(name, column, error)
+        assert error < case.training_bound, column

@@ -1,0 +1,181 @@
+"""Norms by running averages in the kernels of the convolutions in front, as on GPUs."""
+
+import contextlib
+import functools
+import re
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import parity
+from flaxnets import create_model
+from flaxnets.inference.dense import probability_maps
+from flaxnets.inference.predict import make_predict_step
+from flaxnets.kernels import folding
+from flaxnets.kernels.folding import folded_norms
+from flaxnets.kernels.platform import compiling_for, plain
+from flaxnets.layers import BatchNorm, Conv, Sequential, relu
+from flaxnets.training.parallel import DataParallel
+from flaxnets.training.step import make_eval_step
+from networks import CASES
+
+
+@contextlib.contextmanager
+def as_on_gpu():
+    """As in a prediction step for a GPU; what is traced leaves nothing behind."""
+    with compiling_for("gpu"), folded_norms():
+        yield
+        assert folding._outputs.get() == {}
+    assert folding._outputs.get() is None
+
+
+class Block(nn.Module):
+    """A norm with its ReLU, one without, and one that has no convolution in front."""
+
+    groups: int = 1
+    use_bias: bool = False
+    use_running_average: bool = True
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        conv = functools.partial(Conv, use_bias=self.use_bias, dtype=self.dtype)
+        norm = functools.partial(
+            BatchNorm, use_running_average=self.use_running_average, dtype=self.dtype
+        )
+        y = norm(name="bn1")(conv(8, 3, 2, 1, groups=self.groups, name="conv1")(x), relu=True)
+        y = Sequential([conv(4, 1), norm()], name="downsample")(y)
+        return norm(name="bn2")(relu(y))
+
+
+def variables_of(model, x):
+    """With statistics that matter."""
+    variables = model.init(jax.random.key(0), x)
+    leaves, tree = jax.tree.flatten(variables)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    change = [jax.random.uniform(key, each.shape) for key, each in zip(keys, leaves, strict=True)]
+    return jax.tree.unflatten(tree, [a + b for a, b in zip(leaves, change, strict=True)])
+
+
+def passes(function, *operands) -> int:
+    """Subtractions of means from maps, in norms that are passes of their own."""
+    program = jax.jit(function).trace(*operands).lower(lowering_platforms=("cuda",)).as_text()
+    return len(re.findall(r"stablehlo.subtract .*tensor<\d+x\d+x\d+x\d+x", program))
+
+
+def assert_close(found, expected):
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
+    jax.tree.map(close, found, expected)
+
+
+@pytest.mark.parametrize(("groups", "use_bias"), [(1, False), (2, True)])
+def test_values_and_gradients(groups, use_bias):
+    """Of images, parameters and statistics, also under `jax.vmap`."""
+    block, x = Block(groups, use_bias), jnp.asarray(parity.images(6, channels=4))
+    variables = variables_of(block, x)
+
+    def results(variables, x):
+        def loss(variables, x):
+            return jnp.square(block.apply(variables, x)).mean()
+
+        both = jax.value_and_grad(loss, (0, 1))
+        return both(variables, x), jax.vmap(both, (None, 0))(variables, jnp.stack([x, -x]))
+
+    expected = jax.jit(results)(variables, x)
+    with as_on_gpu(), jax.checking_leaks():
+        found = jax.jit(results)(variables, x)
+    assert_close(found, expected)
+
+
+def test_where_norms_are_folded():
+    """On GPUs, inside the context, unless it is switched off. The context is that of the call, not
+    of the first trace.
+    """
+    block, x = Block(), jnp.asarray(parity.images(6, channels=4))
+    variables = variables_of(block, x)
+    assert passes(block.apply, variables, x) == 3
+    with folded_norms():
+        assert passes(block.apply, variables, x) == 3
+    with compiling_for("gpu"):
+        assert passes(block.apply, variables, x) == 3
+        with folded_norms():
+            assert passes(block.apply, variables, x) == 1  # of the one without a convolution
+            with plain("folding"):
+                assert passes(block.apply, variables, x) == 3
+        assert passes(block.apply, variables, x) == 3
+
+
+@pytest.mark.parametrize(("step", "norms"), [("evaluation", 19), ("prediction", 19), ("map", 38)])
+def test_the_steps_that_fold(step, norms):
+    """Every norm of the network, which a map asks twice; their callers need not enter a context."""
+    model = create_model("resnet20_cifar")
+    variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    statistics = ((0.5,) * 3, (0.25,) * 3)
+    batch = {"image": jnp.zeros((2, 32, 32, 3)), "label": jnp.zeros(2, int), "mask": jnp.ones(2)}
+    if step == "map":
+        function, operand = functools.partial(probability_maps, model), batch["image"]
+    else:
+        make = make_eval_step if step == "evaluation" else make_predict_step
+        function = DataParallel(devices=jax.devices()[:1]).map(make(model, statistics))
+        operand = batch
+    before = passes(function, variables, operand)
+    with compiling_for("gpu"):
+        assert before - passes(function, variables, operand) == norms
+
+
+def test_a_norm_by_the_batch_stays():
+    block, x = Block(use_running_average=False), jnp.asarray(parity.images(6, channels=4))
+    variables = variables_of(block, x)
+
+    def results():
+        return jax.jit(functools.partial(block.apply, mutable="batch_stats"))(variables, x)
+
+    expected = results()
+    with as_on_gpu():
+        assert_close(results(), expected)
+
+
+def test_operations_one_by_one_stay():
+    """There the first convolution would be computed and not used."""
+    block, x = Block(), jnp.asarray(parity.images(6, channels=4))
+    variables = variables_of(block, x)
+    with compiling_for("gpu"):
+        expected = block.apply(variables, x)
+    with as_on_gpu():
+        np.testing.assert_array_equal(block.apply(variables, x), expected)
+
+
+def test_each_convolution_is_computed_once():
+    block, x = Block(), jnp.asarray(parity.images(6, channels=4))
+    variables = variables_of(block, x)
+    with as_on_gpu():
+        program = jax.jit(block.apply).lower(variables, x).compile().as_text()
+    assert len(re.findall(r" (convolution|dot)\(", program)) == 2  # XLA makes a product of the 1x1
+
+
+def test_bfloat16_is_as_exact():
+    """Beside float32: rounding the kernel with its factor costs no digit."""
+    x = jnp.asarray(parity.images(16, channels=4))
+    half = Block(dtype=jnp.bfloat16)
+    variables = variables_of(half, x)
+    exact = Block().apply(variables, x)
+
+    @jax.jit
+    def error():
+        return jnp.abs(half.apply(variables, x) - exact).mean()
+
+    apart = error()
+    with as_on_gpu():
+        assert 0 < error() < 1.2 * apart
+
+
+@pytest.mark.parametrize("name", ["vgg11_bn", "resnext50_32x4d"])
+def test_logits(name):
+    case = CASES[name]
+    model, reference = parity.build_pair(name, case)
+    with as_on_gpu():
+        error = parity.logits_error(model, reference, parity.images(64))
+    assert error < case.logits_bound

@@ -80,8 +80,8 @@ def _best_classes(network: Network, path: pathlib.Path, options: Options) -> lis
         path, options.top, views=options.views, normalization=options.normalize, seed=options.seed
     )
     return [
-        {"index": index, "class": name, "score": score, "probability": probability}
-        for index, name, score, probability in predictions
+        {"index": x.index, "class": x.name, "score": x.score, "probability": x.probability}
+        for x in predictions
     ]
 
 

@@ -7,7 +7,7 @@ import math
 import operator
 import pathlib
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -58,7 +58,8 @@ class Card:
     licence: str | None = None
 
 
-class Prediction(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Prediction:
     """A class that a network sees in a picture."""
 
     index: int

@@ -56,13 +56,13 @@ PARTS = [
     Part("speed:alexnet", 80),
 ]
 TINY = [
-    Part("logits:resnet18", 100, together=True),
-    Part("step:resnet18", 100, together=True),
-    Part("speed:resnet18", 100),
-    Part("variants:resnet18", 100),
-    Part("profile:resnet18", 60),
-    Part("cifar", 60),
-    Part("feed", 60),
+    Part("logits:resnet18", 600, together=True),
+    Part("step:resnet18", 600, together=True),
+    Part("speed:resnet18", 600),
+    Part("variants:resnet18", 600),
+    Part("profile:resnet18", 600),
+    Part("cifar", 600),
+    Part("feed", 600),
 ]
 
 

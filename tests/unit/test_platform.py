@@ -24,7 +24,7 @@ from flaxnets.kernels.platform import (
     platform,
 )
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 CONTEXTS: dict[str, Any] = {
     "platform": lambda: compiling_for("gpu"),
     "one kernel": lambda: plain("pooling"),

@@ -20,8 +20,8 @@ import tyro
 from flaxnets import data
 from flaxnets.data.pixels.decode import Decode
 from flaxnets.errors import InputError
+from flaxnets.runs.files import json_text
 from flaxnets.runs.progress import track
-from flaxnets.runs.workdir import json_text
 from flaxnets.terminal import arguments, one_sentence_errors
 
 
@@ -70,14 +70,14 @@ def main(dataset: str, data_dir: str | None = None) -> None:
     watched = track(images, "measuring", size)
     count, covariance = rgb_covariance(watched)
     values, vectors = principal_components(covariance)
-    found = {
+    components = {
         "dataset": dataset,
         "images": size,
         "pixels": count,
         "eigenvalues": values.round(6).tolist(),
         "eigenvectors": vectors.round(6).tolist(),
     }
-    print(json_text(found, indent=2))
+    print(json_text(components, indent=2))
 
 
 if __name__ == "__main__":

@@ -28,10 +28,10 @@ from flaxnets import (
     list_models,
     list_weights,
     load_weights,
+    pretrained,
     published_weights,
     to_torch,
 )
-from flaxnets.inference.network import from_weights
 from flaxnets.layers import imagenet_to_unit_range
 from flaxnets.training.state import jit_once
 from flaxnets.weights import PublishedWeights, published
@@ -650,9 +650,9 @@ def test_a_file_without_auxiliary_heads(arch, modules, tmp_path):
     ]
     assert found.keys() == complete.keys()
     assert_same({key: found[key] for key in values}, values)
-    network = from_weights(arch, checkpoint=path)
+    network = pretrained(arch, path)
     assert_same(to_torch(network.variables), values)
-    assert len(network.class_names) == 1000
+    assert len(network.classes) == 1000
 
 
 @pytest.mark.parametrize("auxiliary", [True, False])
@@ -673,10 +673,12 @@ def test_the_published_googlenet_converts(auxiliary, tmp_path, monkeypatch):
     assert_same(load_file(out), values)
 
 
-def test_scripts_choose_the_averages(tmp_path, lenet, capsys):
-    from experiments import evaluate, train
-    from flaxnets.inference.network import NetworkOptions
+def test_scripts_choose_the_averages(tmp_path, lenet):
+    from experiments import evaluate
+    from flaxnets.inference.options import NetworkOptions
     from flaxnets.recipes import recipe_for
+    from flaxnets.runs.initial import initial_weights
+    from flaxnets.runs.options import Options
 
     path, values = tmp_path / "a.pth", lenet[1]
     torch.save({"model": tensors(values), "model_ema": averaged(values)}, path)
@@ -684,29 +686,28 @@ def test_scripts_choose_the_averages(tmp_path, lenet, capsys):
     network = NetworkOptions(arch="lenet5", checkpoint=path, ema=True).open()
     assert_same(to_torch(network.variables), halves)
     options = evaluate.Options(arch=("lenet5",), checkpoint=(path,), ema=True)
-    named = evaluate._named_weights(options)
-    (network,) = evaluate._from_weights(named, options, "small images")
-    assert_same(to_torch(network.variables), halves)
+    (named,) = evaluate._named_weights(options)
+    assert_same(to_torch(named.open("small images").variables), halves)
 
-    options = train.Options(
-        recipe_for("lenet5", "small images"), "lenet5", init_from=str(path), ema=True
-    )
+    options = Options(recipe_for("lenet5", "small images"), "lenet5", init_from=str(path), ema=True)
     model, own = create_model("lenet5"), ((0.5,), (0.5,))
-    initial, _ = train.start_from(options, model, (28, 28, 1), own)
-    assert_same(to_torch(initial), halves)
-    assert capsys.readouterr().out == ""
-    initial, _ = train.start_from(dataclasses.replace(options, ema=False), model, (28, 28, 1), own)
-    assert_same(to_torch(initial), values)
-    assert "the raw ones are taken; ema=True, or --ema, takes" in capsys.readouterr().out
+    initial = initial_weights(options, model, (28, 28, 1), own)
+    assert_same(to_torch(initial.variables), halves)
+    assert initial.notes == ()
+    raw = dataclasses.replace(options, ema=False)
+    initial = initial_weights(raw, model, (28, 28, 1), own)
+    assert_same(to_torch(initial.variables), values)
+    (note,) = initial.notes
+    assert "the raw ones are taken; ema=True, or --ema, takes" in note
     for refused in (
         lambda: NetworkOptions(workdir=tmp_path, ema=True).open(),
         lambda: NetworkOptions(arch="alexnet", weights="IMAGENET1K_V1", ema=True).open(),
-        lambda: list(evaluate._named_weights(evaluate.Options(ema=True))),
-        lambda: train.start_from(
+        lambda: evaluate._named_weights(evaluate.Options(ema=True)),
+        lambda: initial_weights(
             dataclasses.replace(options, init_from=None), model, (28, 28, 1), own
         ),
     ):
-        with pytest.raises(InputError, match=r"expected --|give nothing beside"):
+        with pytest.raises(InputError, match=r"expected --|give nothing beside|expected a file"):
             refused()
 
 
@@ -738,7 +739,7 @@ def broken(directory: pathlib.Path) -> None:
             "unknown weights of vgg16 'IMAGENET1K_V2'; did you mean 'IMAGENET1K_V1'?",
         ),
         ({}, "no weights of 'lenet5' are published by torchvision; give a checkpoint file"),
-        ({"num_classes": 0}, "num_classes is 0; expected at least 1"),
+        ({"num_classes": -1}, "num_classes is -1; expected at least 1, or 0 for no head"),
         ({"in_channels": 0}, "in_channels is 0; expected at least 1"),
         ({"dens": True}, "unknown field of lenet5 'dens'; did you mean 'dense'?"),
         ({"checkpoint": "none.pth"}, "no file none.pth; tools/convert_torchvision.py writes one"),
@@ -798,13 +799,14 @@ def test_training_starts_from_a_published_name(server, lenet, capsys, tmp_path, 
 
 @pytest.mark.parametrize(("arch", "mean"), [("resnet18", 0.485), ("inception_v3", 0.5)])
 def test_training_normalises_as_the_published_weights_expect(arch, mean, monkeypatch):
-    from experiments import train
     from flaxnets.recipes import recipe_for
+    from flaxnets.runs.initial import initial_weights
+    from flaxnets.runs.options import Options
 
-    monkeypatch.setattr(train, "load_into", lambda *_, **__: None)
-    options = train.Options(recipe_for(arch, "photographs"), arch, init_from="IMAGENET1K_V1")
+    monkeypatch.setattr("flaxnets.runs.initial.load_into", lambda *_, **__: None)
+    options = Options(recipe_for(arch, "photographs"), arch, init_from="IMAGENET1K_V1")
     model, own = create_model(arch, num_classes=2), ((0.4,) * 3, (0.2,) * 3)
-    assert train.start_from(options, model, (64, 64, 3), own)[1][0][0] == mean
-    assert train.start_from(options, model, (64, 64, 1), own)[1] == own  # no RGB
+    assert initial_weights(options, model, (64, 64, 3), own).statistics[0][0] == mean
+    assert initial_weights(options, model, (64, 64, 1), own).statistics == own  # no RGB
     options = dataclasses.replace(options, init_from="a.safetensors")
-    assert train.start_from(options, model, (64, 64, 3), own)[1] == own
+    assert initial_weights(options, model, (64, 64, 3), own).statistics == own

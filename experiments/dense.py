@@ -33,7 +33,7 @@ from flaxnets.inference.dense import SIX_SCALES, average_maps, cell_stride, fine
 from flaxnets.inference.inputs import MAX_READ
 from flaxnets.inference.network import Network
 from flaxnets.inference.options import NetworkOptions
-from flaxnets.runs.pictures import literal
+from flaxnets.runs.figures import literal
 from flaxnets.terminal import arguments, compilation_cache, one_sentence_errors, reuse_memory
 
 # Of matplotlib's cycle; C7 is its grey, for the classes behind the most frequent ones.

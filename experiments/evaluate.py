@@ -34,7 +34,7 @@ from flaxnets.inference.views import (
     views_of,
 )
 from flaxnets.recipes import Orientation
-from flaxnets.runs.pictures import literal
+from flaxnets.runs.figures import literal
 from flaxnets.runs.progress import track
 from flaxnets.runs.workdir import json_text
 from flaxnets.terminal import arguments, compilation_cache, one_sentence_errors, reuse_memory

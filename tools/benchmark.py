@@ -73,8 +73,8 @@ from benchmarking.traffic import measure_traffic
 
 from flaxnets import create_model, list_models
 from flaxnets.errors import InputError
+from flaxnets.runs.files import json_text
 from flaxnets.runs.progress import track
-from flaxnets.runs.workdir import json_text
 from flaxnets.terminal import (
     arguments,
     cache_directory,

@@ -125,6 +125,10 @@ def parse() -> argparse.Namespace:
         parser.error(f"--minutes is {options.minutes}; expected more than 0")
     if options.cifar and not pathlib.Path(options.cifar).is_file():
         parser.error(f"--cifar {options.cifar} is no file; expected that of tools/gpu_carry.py")
+    kinds = {part.name.partition(":")[0] for part in PARTS}
+    for name in options.only or ():
+        if name.partition(":")[0] not in kinds:
+            parser.error(f"--only {name}; expected {', '.join(sorted(kinds))}, and :NETWORK")
     return options
 
 

@@ -30,8 +30,8 @@ import tyro
 from jax import tree_util
 
 from flaxnets.errors import InputError
+from flaxnets.runs.files import json_text
 from flaxnets.runs.progress import TIMED
-from flaxnets.runs.workdir import json_text
 from flaxnets.terminal import arguments, one_sentence_errors
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -72,8 +72,8 @@ def arrays(workdir: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def rows(workdir: pathlib.Path) -> list[dict[str, Any]]:
-    found = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
-    return [{k: v for k, v in row.items() if k not in TIMED} for row in found]
+    logged = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    return [{k: v for k, v in row.items() if k not in TIMED} for row in logged]
 
 
 def main(

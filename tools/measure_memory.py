@@ -28,11 +28,13 @@ import tyro
 
 from flaxnets import create_model, data
 from flaxnets.recipes import recipe_for
-from flaxnets.runs.loop import RunOptions, fit
+from flaxnets.runs.feed import feed_from_source
+from flaxnets.runs.loop import fit
+from flaxnets.runs.options import RunOptions
 from flaxnets.runs.workdir import Workdir
 from flaxnets.terminal import arguments, compilation_cache, one_sentence_errors, reuse_memory
 from flaxnets.training.parallel import DataParallel
-from flaxnets.training.program import Feed, HostBatch, make_program
+from flaxnets.training.program import HostBatch, make_program
 
 
 def resident_mebibytes() -> float:
@@ -59,27 +61,19 @@ def main(
         out: the files' name without its suffix.
     """
     source = data.open_source("digits")
-    how = recipe_for(arch, source.kind)
+    recipe = recipe_for(arch, source.kind)
     per_epoch = source.sizes["train"] // batch_size
-    how = dataclasses.replace(how, batch_size=batch_size, epochs=-(-steps // per_epoch))
-    size = how.preprocessing.image_size
-    plan = data.training_plan(how.preprocessing, source)
-    test_plan = data.evaluation_plan(how.preprocessing, source.kind, source.channels)
+    recipe = dataclasses.replace(recipe, batch_size=batch_size, epochs=-(-steps // per_epoch))
+    parallel = DataParallel()
+    feed = feed_from_source(source, recipe, parallel, test_batch_size=source.sizes["test"])
     measured: list[tuple[int, float]] = []
 
     def watched(step: int) -> Iterator[HostBatch]:
-        for number, batch in enumerate(data.train_batches(source, batch_size, plan)):
+        for number, batch in enumerate(feed.train(step), step):
             if number % every == 0:
-                measured.append((step + number, resident_mebibytes()))
+                measured.append((number, resident_mebibytes()))
             yield batch
 
-    feed = Feed(
-        train=watched,
-        test=lambda: data.eval_batches(source, 355, test_plan),
-        train_size=source.sizes["train"],
-        input_shape=(size, size, source.channels),
-        statistics=source.statistics,
-    )
     model = create_model(arch, num_classes=len(source.class_names))
     with (
         tempfile.TemporaryDirectory() as directory,
@@ -88,7 +82,8 @@ def main(
         contextlib.redirect_stdout(nowhere),
     ):
         options = RunOptions(checkpoint_steps=checkpoint_steps)
-        fit(make_program(model, how, feed, DataParallel()), workdir, options=options)
+        program = make_program(model, recipe, dataclasses.replace(feed, train=watched), parallel)
+        fit(program, workdir, options=options)
 
     with out.with_suffix(".csv").open("w", newline="") as file:
         csv.writer(file).writerows([("step", "resident_mebibytes"), *measured])

@@ -25,7 +25,7 @@ from PIL import Image
 from flaxnets import data
 from flaxnets.data.source import InMemory
 from flaxnets.errors import InputError
-from flaxnets.runs.workdir import json_text
+from flaxnets.runs.files import json_text
 from flaxnets.terminal import arguments, one_sentence_errors
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -100,15 +100,15 @@ def main(
                 "--learning-rate", 0.05, *start, "--freeze", *freeze,
             ],
         }  # fmt: skip
-        found = {}
+        accuracies = {}
         for number, (name, arguments) in enumerate(ways.items()):
             workdir = temporary / f"run-{number}"
             run(*short, *arguments, "--workdir", workdir)
-            found[name] = json.loads((workdir / "summary.json").read_text())["top1"]
-    for name, top1 in found.items():
+            accuracies[name] = json.loads((workdir / "summary.json").read_text())["top1"]
+    for name, top1 in accuracies.items():
         print(f"{name:32} top-1 {top1:.2%} on two classes after {few} pictures of each")
     if out is not None:
-        out.write_text(json_text(found, indent=2) + "\n")
+        out.write_text(json_text(accuracies, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from flaxnets.errors import InputError
 from flaxnets.inference.network import Network
 from flaxnets.inference.options import NetworkOptions
 from flaxnets.layers import Conv
-from flaxnets.runs.pictures import literal
+from flaxnets.runs.figures import literal
 from flaxnets.terminal import arguments, one_sentence_errors
 
 

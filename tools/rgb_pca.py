@@ -20,8 +20,8 @@ import tyro
 from flaxnets import data
 from flaxnets.data.pixels.decode import Decode
 from flaxnets.errors import InputError
+from flaxnets.runs.files import json_text
 from flaxnets.runs.progress import track
-from flaxnets.runs.workdir import json_text
 from flaxnets.terminal import arguments, one_sentence_errors
 
 

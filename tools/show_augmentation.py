@@ -24,7 +24,7 @@ import tyro
 from flaxnets import data
 from flaxnets.errors import InputError
 from flaxnets.recipes import Preprocessing, recipe_for
-from flaxnets.runs.pictures import literal
+from flaxnets.runs.figures import literal
 from flaxnets.terminal import arguments, one_sentence_errors
 
 
@@ -47,23 +47,23 @@ class Options:
     """Decides the images and their views."""
 
 
-def parse(given: list[str]) -> tuple[Options, data.Source]:
+def parse(arguments: list[str]) -> tuple[Options, data.Source]:
     """Network and data set first: they decide the other values."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--arch", default="vgg19")
     first.add_argument("--dataset", default="digits")
     first.add_argument("--data-dir", "--data_dir")
-    chosen, _ = first.parse_known_args(given)
+    chosen, _ = first.parse_known_args(arguments)
     source = data.open_source(chosen.dataset, chosen.data_dir)
     if source.kind == "rows":
         raise InputError(f"data set {chosen.dataset!r} has rows of features; expected images")
     values = recipe_for(chosen.arch, source.kind).preprocessing
     default = Options(values, **vars(chosen))
-    return tyro.cli(Options, args=given, default=default, description=__doc__), source
+    return tyro.cli(Options, args=arguments, default=default, description=__doc__), source
 
 
-def main(given: list[str]) -> None:
-    options, source = parse(given)
+def main(arguments: list[str]) -> None:
+    options, source = parse(arguments)
     options.values.check()
     columns, rows = options.columns, options.rows
     if columns < 1 or rows < 1:

@@ -28,8 +28,8 @@ import tyro
 from flaxnets import create_model, list_models
 from flaxnets.errors import InputError, one_of
 from flaxnets.models import FAMILIES
+from flaxnets.runs.files import json_text
 from flaxnets.runs.progress import track
-from flaxnets.runs.workdir import json_text
 from flaxnets.summary import footers, summarize, totals
 from flaxnets.terminal import arguments, one_sentence_errors, print_table
 

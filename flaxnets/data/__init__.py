@@ -6,7 +6,7 @@ from flaxnets.data.bad_images import BadImages
 from flaxnets.data.decoded import Decoded
 from flaxnets.data.pipeline import eval_batches, train_batches, training_as_fed
 from flaxnets.data.plan import Plan, evaluation_plan, training_plan
-from flaxnets.data.registry import open_source
+from flaxnets.data.registry import has_classes, kind_of, open_source
 from flaxnets.data.source import Source
 
 __all__ = [
@@ -16,6 +16,8 @@ __all__ = [
     "Source",
     "eval_batches",
     "evaluation_plan",
+    "has_classes",
+    "kind_of",
     "open_source",
     "train_batches",
     "training_as_fed",

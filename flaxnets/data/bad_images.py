@@ -8,7 +8,7 @@ from flaxnets.errors import InputError, InputWarning
 
 
 class BadImages:
-    """Pictures of a folder that cannot be read. Each is warned of once, and handed to `found`; one
+    """Pictures of a folder that cannot be read. Each is warned of once, and handed to `record`; one
     more than `maximum` raises InputError.
     """
 
@@ -16,11 +16,15 @@ class BadImages:
         self,
         maximum: int = 0,
         paths: Iterable[str] = (),
-        found: Callable[[str], None] | None = None,
+        record: Callable[[str], None] | None = None,
     ):
         self.maximum = maximum
+        self.go_on(paths, record)
+
+    def go_on(self, paths: Iterable[str], record: Callable[[str], None] | None = None) -> None:
+        """Count from `paths` on, which were there before, and hand others to `record`."""
         self.paths = list(paths)
-        self._found = found
+        self._record = record
 
     def add(self, path: str, error: UnreadablePicture) -> None:
         """Count the picture, whose `error` says what is wrong with it."""
@@ -29,9 +33,9 @@ class BadImages:
         if len(self.paths) >= self.maximum:
             others = f", after {len(self.paths)} others" if self.paths else ""
             raise InputError(
-                f"{error}{others}; remove or replace it, or allow more with --max-bad-images"
+                f"{error}{others}; remove or replace it, or allow more (max bad images)"
             ) from error
         self.paths.append(path)
-        if self._found is not None:
-            self._found(path)
+        if self._record is not None:
+            self._record(path)
         warnings.warn(f"{error}; skipped", InputWarning, stacklevel=2)

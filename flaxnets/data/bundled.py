@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from flaxnets.data.source import InMemory, Rows
+from flaxnets.recipes import Kind
 
 
 def digits() -> InMemory:
@@ -78,5 +79,9 @@ def _every_fifth_tested(images: np.ndarray, labels: np.ndarray, strata: np.ndarr
         "labels": {split: labels[mask] for split, mask in masks.items()},
     }
 
+
+# What the names alone tell, for those who do not open the data sets.
+KINDS: dict[str, Kind] = {"digits": "small images", "breast_cancer": "rows", "diabetes": "rows"}
+NUMBERS = ("diabetes",)  # data sets whose labels are numbers, not classes
 
 BUNDLED = {"digits": digits, "breast_cancer": breast_cancer, "diabetes": diabetes}

@@ -26,8 +26,8 @@ def npz(path: pathlib.Path) -> InMemory:
     """
     try:
         with path.open("rb") as opened, np.load(opened) as file:
-            found = list(file)
-            names = next((names for names in ARRAYS if set(names) <= set(found)), ())
+            present = list(file)
+            names = next((names for names in ARRAYS if set(names) <= set(present)), ())
             arrays = [file[name] for name in names]
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
@@ -35,7 +35,7 @@ def npz(path: pathlib.Path) -> InMemory:
         raise InputError(f"cannot read {path}: no .npz file of numbers") from error
     if not names:
         raise InputError(
-            f"{path} has the arrays {', '.join(found) or 'none'}; expected "
+            f"{path} has the arrays {', '.join(present) or 'none'}; expected "
             f"{' or '.join(', '.join(names) for names in ARRAYS)}"
         )
     for name, images, labels in zip(names[::2], arrays[::2], arrays[1::2], strict=True):

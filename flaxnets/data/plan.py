@@ -134,37 +134,40 @@ class Plan:
         return cls(operations)
 
 
-def training_plan(how: Preprocessing, source: Source) -> Plan:
+def training_plan(preprocessing: Preprocessing, source: Source) -> Plan:
     """Return the plan of a data set's training images."""
     if source.kind == "rows":
         return Plan()
-    size, interpolation = how.train_size or how.image_size, how.interpolation
+    size = preprocessing.train_size or preprocessing.image_size
+    interpolation = preprocessing.interpolation
     if source.kind == "small images":
         window = Resize(size, interpolation)
-    elif how.crop == "random":
-        window = RandomCrop(how.resize, size, how.resize_max, interpolation)
+    elif preprocessing.crop == "random":
+        window = RandomCrop(preprocessing.resize, size, preprocessing.resize_max, interpolation)
     else:
         window = RandomResizedCrop(size, interpolation)
     is_colour = source.channels == 3
+    pad, policy = preprocessing.pad, preprocessing.policy
     changes = (
-        PadAndCrop(how.pad) if source.kind == "small images" and how.pad else None,
-        Flip() if how.flip and source.flip else None,
-        Policy(how.policy, interpolation) if how.policy != "none" else None,
-        Grayscale(how.grayscale) if how.grayscale and is_colour else None,
-        Colour(how.pca_std) if how.pca_std and is_colour else None,
+        PadAndCrop(pad) if source.kind == "small images" and pad else None,
+        Flip() if preprocessing.flip and source.flip else None,
+        None if policy == "none" else Policy(policy, interpolation),
+        Grayscale(preprocessing.grayscale) if preprocessing.grayscale and is_colour else None,
+        Colour(preprocessing.pca_std) if preprocessing.pca_std and is_colour else None,
     )
-    decode = Decode(source.channels, how.orientation)
+    decode = Decode(source.channels, preprocessing.orientation)
     return Plan((decode, window, *(change for change in changes if change is not None)))
 
 
-def evaluation_plan(how: Preprocessing, kind: Kind, channels: int) -> Plan:
+def evaluation_plan(preprocessing: Preprocessing, kind: Kind, channels: int) -> Plan:
     """Return the plan of evaluation and classification for data of that kind: photographs are
     cropped in the centre, small images read whole.
     """
     if kind == "rows":
         return Plan()
+    size, interpolation = preprocessing.image_size, preprocessing.interpolation
     if kind == "small images":
-        window = Resize(how.image_size, how.interpolation)
+        window = Resize(size, interpolation)
     else:
-        window = CenterCrop(how.resize, how.image_size, how.interpolation)
-    return Plan((Decode(channels, how.orientation), window))
+        window = CenterCrop(preprocessing.resize, size, interpolation)
+    return Plan((Decode(channels, preprocessing.orientation), window))

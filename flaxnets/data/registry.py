@@ -4,13 +4,15 @@ import importlib.util
 import os
 import pathlib
 
-from flaxnets.data.bundled import BUNDLED
+from flaxnets.data.bundled import BUNDLED, KINDS, NUMBERS
 from flaxnets.data.folder import folder
 from flaxnets.data.npz import npz
-from flaxnets.data.source import Source
+from flaxnets.data.source import STATISTICS, Source
 from flaxnets.errors import InputError
+from flaxnets.recipes import Kind
 
 FILES = {"folder": folder, "npz": npz}
+KINDS_OF_FILES: dict[str, Kind] = {"folder": "photographs", "npz": "small images"}
 PACKAGES = ("tensorflow", "tensorflow_datasets")  # of the extra `tfds`
 
 
@@ -35,6 +37,23 @@ def open_source(name: str, data_dir: str | None = None) -> Source:
     from flaxnets.data.tfds import tfds_source
 
     return tfds_source(name, data_dir, (*BUNDLED, *(f"{kind}:PATH" for kind in FILES)))
+
+
+def kind_of(name: str) -> Kind | None:
+    """Return the kind of the data set `name` as far as the name alone tells it: nothing is opened.
+    None for a TensorFlow Datasets name whose images may be of any size.
+    """
+    if name in KINDS:
+        return KINDS[name]
+    prefix, colon, _ = name.partition(":")
+    if colon and prefix in KINDS_OF_FILES:
+        return KINDS_OF_FILES[prefix]
+    return "small images" if prefix.split("/")[0] in STATISTICS else None
+
+
+def has_classes(name: str) -> bool:
+    """Return whether the labels of the data set `name` are classes, by its name alone."""
+    return name not in NUMBERS
 
 
 def _is_installed(package: str) -> bool:

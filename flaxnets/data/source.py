@@ -14,7 +14,7 @@ import numpy as np
 
 from flaxnets.data.pixels.decode import read_file
 from flaxnets.errors import InputError
-from flaxnets.recipes import Kind
+from flaxnets.recipes import Kind, Statistics
 
 Shard = tuple[int, int]  # (this process, number of processes)
 Raw = tuple[bytes | np.ndarray, Any]  # an example and its label
@@ -53,7 +53,7 @@ class Source:
         return "photographs" if self.image_size is None else "small images"
 
     @property
-    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    def statistics(self) -> Statistics:
         """Mean and standard deviation of each channel, of pixels in 0..1."""
         if self.name in STATISTICS:
             return STATISTICS[self.name]

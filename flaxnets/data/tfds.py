@@ -165,7 +165,7 @@ def tfds_source(name: str, data_dir: str | None = None, others: Sequence[str] = 
         )
         raise InputError(
             f"data set {name!r} is not prepared in {data_dir}; where there is a network, run "
-            f"'tfds build {name} --data_dir {data_dir}' once, or pass --data-dir"
+            f"'tfds build {name} --data_dir {data_dir}' once, or name another directory"
         ) from None
     info = builder.info
     keys = info.supervised_keys

@@ -15,8 +15,9 @@ from jax import lax
 
 from flaxnets.inference.views import mean_log_probabilities, view_logits
 from flaxnets.recipes import Statistics
-from flaxnets.training.parallel import DataParallel
-from flaxnets.training.step import AXIS, normalize, scores
+from flaxnets.training.inputs import normalize
+from flaxnets.training.objective import scores
+from flaxnets.training.parallel import AXIS, DataParallel
 
 
 def predict_views(
@@ -88,7 +89,7 @@ def mean_of_members(log_probabilities: Sequence[np.ndarray]) -> np.ndarray:
 def accuracy(log_probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Return means over all examples: "top1", "top5" and "loss" (cross entropy).
 
-    Equal values count as in training (`training.step.scores`).
+    Equal values count as in training (`training.objective.scores`).
     """
     values = scores(jnp.asarray(log_probabilities), jnp.asarray(labels))
     return {name: float(np.asarray(value).mean(dtype=np.float64)) for name, value in values.items()}

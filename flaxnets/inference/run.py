@@ -12,7 +12,7 @@ from flaxnets.inference.network import Card, Network
 from flaxnets.models import create_model
 from flaxnets.recipes import Kind, Preprocessing
 from flaxnets.runs.checkpoints import Checkpoints
-from flaxnets.runs.workdir import read_json
+from flaxnets.runs.files import read_json
 
 CONFIG = "config.json"
 

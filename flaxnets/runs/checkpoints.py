@@ -150,7 +150,7 @@ class Checkpoints:
         damaged: dict[int, str] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
-                found = read(step)
+                content = read(step)
             except InputError:  # of an intact one
                 raise
             except Exception as error:  # broken files make Orbax raise almost anything
@@ -169,7 +169,7 @@ class Checkpoints:
             if damaged and not self._read_only:
                 multihost_utils.sync_global_devices("they are aside")
                 self._manager.reload()
-            return found
+            return content
         if not damaged:
             raise InputError(f"{self.directory} holds no complete checkpoint")
         listed = "; ".join(f"{step}: {reason}" for step, reason in damaged.items())
@@ -234,8 +234,8 @@ def _verified(state: PyTree, saved: dict[str, Any]) -> Position:
     expected, own = position.pop("checksums"), position.pop("own")
     if _checksum_of_json(position) != own:
         raise ValueError("the position has another checksum")
-    for name, found in checksums(state).items():
-        if expected.get(name) != found:
+    for name, checksum in checksums(state).items():
+        if expected.get(name) != checksum:
             raise ValueError(f"{name} has another checksum")
     return position
 

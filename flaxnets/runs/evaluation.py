@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from flaxnets.runs.pictures import PICTURED, draw_grid
+from flaxnets.runs.figures import PICTURED, draw_grid
 from flaxnets.training.parallel import DataParallel
 from flaxnets.training.program import Feed
 from flaxnets.training.state import PyTree
@@ -27,13 +27,15 @@ class Example:
 def evaluate(
     eval_step: Callable, variables: PyTree, feed: Feed, parallel: DataParallel
 ) -> tuple[dict[str, float], list[Example]]:
-    """Means over the whole test split, every example counted once, and the `PICTURED` examples of
-    this process with the largest losses, those first.
+    """Return means over the whole test split, every example counted once, and the `PICTURED`
+    examples of this process with the largest losses, those first. As in a training step, nothing
+    but the batches travels to the devices.
     """
     totals: dict[str, float] = {}
     worst: list[Example] = []
     for batch in feed.test():
-        sums, examples = jax.device_get(eval_step(variables, parallel.shard(batch)))
+        with jax.transfer_guard("disallow"):
+            sums, examples = jax.device_get(eval_step(variables, parallel.shard(batch)))
         for name, value in sums.items():
             totals[name] = totals.get(name, 0.0) + float(value)
         local = len(batch["label"])
@@ -49,7 +51,7 @@ def evaluate(
 
 
 def draw_worst(worst: list[Example], class_names: tuple[str, ...]) -> Any:
-    """A figure of wrong predictions: what was seen instead of what, and the loss."""
+    """Return a figure of wrong predictions: what was seen instead of what, and the loss."""
     captions = [
         f"{class_names[example.output]}\nnot {class_names[example.label]} ({example.loss:.1f})"
         if example.output != example.label

@@ -1,4 +1,8 @@
-"""The loop around the step: epochs, evaluation, checkpoints, and a way to stop."""
+"""The loop around the step: epochs, evaluation, checkpoints, and a way to stop.
+
+What travels to the devices for a step is the batch, by `DataParallel.shard`: any other transfer in
+it is an error (`jax.transfer_guard`).
+"""
 
 import dataclasses
 import math
@@ -11,7 +15,8 @@ import numpy as np
 from flaxnets.errors import InputError, InputWarning
 from flaxnets.runs.checkpoints import Checkpoints
 from flaxnets.runs.evaluation import Example, draw_worst, evaluate
-from flaxnets.runs.pictures import draw_batch
+from flaxnets.runs.figures import draw_batch
+from flaxnets.runs.options import RunOptions
 from flaxnets.runs.processes import agreed, signals_as_flag
 from flaxnets.runs.progress import Clock, profiler, terminal_progress
 from flaxnets.runs.workdir import Row, Workdir
@@ -21,37 +26,9 @@ from flaxnets.training.program import Program
 from flaxnets.training.state import PyTree
 
 
-@dataclasses.dataclass(frozen=True)
-class RunOptions:
-    """How a run is saved and watched; what it learns is the program's."""
-
-    checkpoint_steps: int = 0
-    """Steps between checkpoints besides those at the end of every epoch; 0 for none."""
-    checkpoint_minutes: float = 0.0
-    """The same by the clock."""
-    keep: int = 2
-    """Newest checkpoints that are kept, besides the one with the smallest validation error."""
-    log_every: int = 10
-    """Steps between the values that TensorBoard is given of single steps."""
-    profile: int = 0
-    """Steps to trace with JAX's profiler, behind the first ten, for TensorBoard and Perfetto."""
-
-    def check(self) -> None:
-        """Raises InputError for values that no run can have."""
-        for name in ("checkpoint_steps", "checkpoint_minutes", "profile"):
-            if not getattr(self, name) >= 0:
-                raise InputError(
-                    f"{name.replace('_', ' ')} is {getattr(self, name)}; expected zero or more"
-                )
-        for name, unit in (("keep", "checkpoint"), ("log_every", "step")):
-            if getattr(self, name) < 1:
-                what = name.replace("_", " ")
-                raise InputError(f"{what} is {getattr(self, name)}; expected at least 1 {unit}")
-
-
 @dataclasses.dataclass
-class Position:
-    """What a run carries beside its state; a checkpoint holds it as JSON."""
+class Counts:
+    """What a run counts beside its state; the position of a checkpoint holds it as JSON."""
 
     sums: dict[str, float]  # of the metrics of `sums["steps"]` steps since the epoch began
     skipped: int = 0  # steps of the run that were left out
@@ -73,7 +50,7 @@ def fit(
     title: str = "",
     options: RunOptions | None = None,
 ) -> Row:
-    """Trains to the recipe's last epoch, from the workdir's newest checkpoint if it has one.
+    """Train to the recipe's last epoch, from the workdir's newest checkpoint if it has one.
 
     Returns:
         The last epoch's row with the run's totals.
@@ -84,37 +61,37 @@ def fit(
     """
     options = options or RunOptions()
     options.check()
-    run = _Run(program, workdir, options)
-    trace = profiler(workdir.path / "profile", run.step, options.profile)
-    progress = terminal_progress(title, program.steps, run.step)
+    loop = _Loop(program, workdir, options)
+    trace = profiler(workdir.path / "profile", loop.step, options.profile)
+    progress = terminal_progress(title, program.steps, loop.step)
     with progress as show, trace, signals_as_flag() as stopped:
-        while run.step < program.steps:
-            trace(run.step)
-            run.take_step()
-            stop = stopped(run.step)
-            pause = stop or run.save_is_due()
-            run.count_steps(behind=0 if pause else run.steps_ahead)
-            show(run.step, run.position.sums, run.clock.images_per_second)
+        while loop.step < program.steps:
+            trace(loop.step)
+            loop.take_step()
+            stop = stopped(loop.step)
+            pause = stop or loop.save_is_due()
+            loop.count_steps(ahead=0 if pause else loop.steps_ahead)
+            show(loop.step, loop.counts.sums, loop.clock.images_per_second)
             if not pause:
                 continue
-            run.check_parameters()
-            if run.ends_epoch:
-                show.epoch(run.end_epoch(), program.recipe.epochs)
+            loop.check_parameters()
+            if loop.ends_epoch:
+                show.epoch(loop.end_epoch(), program.recipe.epochs)
             else:
-                run.save()
-            if stop and run.step < program.steps:
-                run.checkpoints.close()
-                raise Interrupted(f"stopped and saved at step {run.step} of {program.steps}")
-    run.checkpoints.close()
+                loop.save()
+            if stop and loop.step < program.steps:
+                loop.checkpoints.close()
+                raise Interrupted(f"stopped and saved at step {loop.step} of {program.steps}")
+    loop.checkpoints.close()
     return {
         **workdir.rows()[-1],
-        "steps": run.step,
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(run.state.params)),
-        "skipped_steps": run.position.skipped,
+        "steps": loop.step,
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(loop.state.params)),
+        "skipped_steps": loop.counts.skipped,
     }
 
 
-class _Run:
+class _Loop:
     """A run under way, from its newest checkpoint on if it has one."""
 
     def __init__(self, program: Program, workdir: Workdir, options: RunOptions):
@@ -122,13 +99,13 @@ class _Run:
         self.checkpoints = Checkpoints(workdir.checkpoints, options.keep)
         # `step` counts the steps taken, of which the last may still be computed.
         if self.checkpoints.latest_step is None:
-            self.step, self.position = 0, Position({"steps": 0.0})
+            self.step, self.counts = 0, Counts({"steps": 0.0})
             self.batches = program.feed.train(self.step)
             # Last, and not waited for: the step is traced while the values are drawn.
             self.state = program.initial_state()
         else:
-            self.state, saved = self.checkpoints.restore(program.state_shapes())
-            self.step, self.position = int(self.state.step), Position(**saved)
+            self.state, position = self.checkpoints.restore(program.state_shapes())
+            self.step, self.counts = int(self.state.step), Counts(**position)
             self.batches = program.feed.train(self.step)
         workdir.forget_after(self.step)
         # Many steps in flight on virtual CPU devices can hang in an all-reduce.
@@ -140,27 +117,28 @@ class _Run:
 
     def take_step(self) -> None:
         feed = self.program.feed
-        with self.clock.waits():
-            batch = next(self.batches)
-        batch_on_devices = self.program.parallel.shard(batch)
-        self.state, metrics = self.program.train_step(self.state, batch_on_devices)
+        with jax.transfer_guard("disallow"):
+            with self.clock.waits():
+                batch = next(self.batches)
+            batch_on_devices = self.program.parallel.shard(batch)
+            self.state, metrics = self.program.train_step(self.state, batch_on_devices)
         self._uncounted.append(metrics)
-        if self.step == 1 and feed.pictures:  # behind the first step, while the device works
+        if self.step == 1 and feed.pictures:  # after the first step, while the device works
             pad = self.program.recipe.preprocessing.pad
             picture = draw_batch(batch, feed.class_names, pad)
             self.workdir.picture("training_images", picture, self.step)
         self.step += 1
 
-    def count_steps(self, behind: int) -> None:
-        """The metrics of all steps but the last ones, `behind` of them, once they are there."""
-        while len(self._uncounted) > behind:
+    def count_steps(self, ahead: int) -> None:
+        """Wait for the metrics of all steps but the last `ahead` ones, and count them."""
+        while len(self._uncounted) > ahead:
             metrics = jax.device_get(self._uncounted.pop(0))
             self.clock.tick()
             values = {name: float(value) for name, value in metrics.items()}
             self._count(values, self.step - len(self._uncounted))
 
     def _count(self, values: dict[str, float], step: int) -> None:
-        position = self.position
+        counts = self.counts
         if values.pop("skipped", 0.0):
             warnings.warn(
                 f"step {step} is left out: its loss is {values['loss']:.4g}, or its update is not "
@@ -168,25 +146,27 @@ class _Run:
                 InputWarning,
                 stacklevel=3,
             )
-            position.skipped += 1
-            position.skipped_in_a_row += 1
+            counts.skipped += 1
+            counts.skipped_in_a_row += 1
             limit = min(MAX_SKIPPED_IN_A_ROW, self.program.steps_per_epoch)
-            if position.skipped_in_a_row == limit:
+            if counts.skipped_in_a_row == limit:
                 raise self._diverged(f"{limit} steps in a row were left out up to", step)
             return
-        position.skipped_in_a_row = 0
+        counts.skipped_in_a_row = 0
         if not math.isfinite(values["loss"]):
             raise self._diverged(f"the loss is {values['loss']} after", step)
         for name, value in (values | {"steps": 1.0}).items():
-            position.sums[name] = position.sums.get(name, 0.0) + value
+            counts.sums[name] = counts.sums.get(name, 0.0) + value
         if step % self.options.log_every == 0:
             self.workdir.scalar("step_loss", values["loss"], step)
             self.workdir.scalar("step_learning_rate", self._rate(step), step)
             self.workdir.scalar("step_images_per_second", self.clock.images_per_second, step)
 
     def _rate(self, step: int) -> float:
-        """Of the step numbered from one; the optimiser has not seen those that were left out."""
-        taken = step - 1 - self.position.skipped
+        """Return the learning rate of step `step`, counted from 1. Skipped steps do not advance the
+        schedule.
+        """
+        taken = step - 1 - self.counts.skipped
         return float(np.asarray(self.program.schedule(taken))) * float(self.state.plateau.scale)
 
     def _diverged(self, what: str, step: int) -> InputError:
@@ -197,11 +177,13 @@ class _Run:
             rest = f"the checkpoint of step {last} in {self.workdir.checkpoints} is intact"
         return InputError(
             f"{what} step {step} (learning rate {self._rate(step):.3g}); {rest}: lower "
-            f"--learning-rate in another --workdir, or go on with --on-nan skip"
+            f"the learning rate in another workdir, or skip such steps (on nan skip)"
         )
 
     def check_parameters(self) -> None:
-        """The loss of the last step is that of the parameters before it."""
+        """Raise InputError unless they are finite: the loss of the last step is that of the
+        parameters before it.
+        """
         if not self._all_finite((self.state.params, self.state.model_state)):
             raise self._diverged("the parameters are not finite after", self.step)
 
@@ -210,24 +192,24 @@ class _Run:
         return self.step % self.program.steps_per_epoch == 0
 
     def save_is_due(self) -> bool:
-        """Behind this step; all processes ask, and have the same answer."""
+        """Return whether to save after this step; all processes ask, and have the same answer."""
         steps, minutes = self.options.checkpoint_steps, self.options.checkpoint_minutes
         if self.ends_epoch or (steps and self.step % steps == 0):
             return True
         return bool(minutes) and agreed(time.monotonic() - self._saved_at >= 60 * minutes)
 
     def save(self, error: float | None = None) -> None:
-        self.checkpoints.save(self.state, dataclasses.asdict(self.position), error)
+        self.checkpoints.save(self.state, dataclasses.asdict(self.counts), error)
         self._saved_at = time.monotonic()
 
     def end_epoch(self) -> Row:
-        """Evaluates, logs and saves; the row of the epoch."""
+        """Evaluate, log and save; return the row of the epoch."""
         row = self._row()
         # What people use is the average, where there is one.
         split = "test" if self.state.average is None else "ema"
         top1 = row.get(f"{split}_top1")
         error = row[f"{split}_loss"] if top1 is None else 1 - top1
-        self.position.sums = {"steps": 0.0}
+        self.counts.sums = {"steps": 0.0}
         self.state = after_epoch(self.state, self.program.recipe, error)
         self.workdir.log(row)
         self.save(error)
@@ -235,10 +217,10 @@ class _Run:
         return row
 
     def _row(self) -> Row:
-        program, position = self.program, self.position
+        program, counts = self.program, self.counts
         test, worst = self._evaluated(self.state.variables)
-        steps = position.sums["steps"]
-        sums = {name: value for name, value in position.sums.items() if name != "steps"}
+        steps = counts.sums["steps"]
+        sums = {name: value for name, value in counts.sums.items() if name != "steps"}
         row = {
             "epoch": self.step // program.steps_per_epoch,
             "step": self.step,
@@ -252,7 +234,7 @@ class _Run:
         row["images_per_second"] = round(self.clock.images_per_second, 1)
         row["waiting_for_input"] = round(self.clock.waiting, 3)
         if program.skips_non_finite:
-            row["skipped_steps"] = position.skipped
+            row["skipped_steps"] = counts.skipped
         is_last = self.step == program.steps
         if program.feed.pictures and (
             is_last or time.monotonic() - self._drawn_at > PICTURE_SECONDS

@@ -32,17 +32,18 @@ class Processes:
     """From 0 on, another one for each process."""
 
     @property
-    def given(self) -> bool:
+    def are_named(self) -> bool:
+        """True if options say who takes part; JAX finds out otherwise."""
         return any(value is not None for value in vars(self).values())
 
     def check(self) -> None:
         """Raises InputError for values that no run can have."""
-        options = {f"--{name.replace('_', '-')}": value for name, value in vars(self).items()}
-        missing = [option for option, value in options.items() if value is None]
-        if not self.given:
+        names = {name.replace("_", " "): value for name, value in vars(self).items()}
+        missing = [name for name, value in names.items() if value is None]
+        if not self.are_named:
             return
         if self.coordinator is None or self.num_processes is None or self.process_id is None:
-            raise InputError(f"{', '.join(options)} belong together; missing: {', '.join(missing)}")
+            raise InputError(f"{', '.join(names)} belong together; missing: {', '.join(missing)}")
         host, _, port = self.coordinator.rpartition(":")
         if not (host and port.isdecimal() and 0 < int(port) < 2**16):
             raise InputError(
@@ -66,7 +67,7 @@ def join(processes: Processes, timeout: int = TIMEOUT) -> None:
     the other processes do not come within `timeout` seconds, says so and ends with status 2.
     """
     processes.check()
-    if not processes.given and any(os.environ.get(name) == "1" for name in ALONE):
+    if not processes.are_named and any(os.environ.get(name) == "1" for name in ALONE):
         return
     # JAX's own timeout aborts the process from C++: be earlier.
     patience = threading.Timer(timeout, _nobody_came, [processes, timeout])
@@ -77,17 +78,17 @@ def join(processes: Processes, timeout: int = TIMEOUT) -> None:
             processes.coordinator,
             processes.num_processes,
             processes.process_id,
-            cluster_detection_method="deactivate" if processes.given else None,
+            cluster_detection_method="deactivate" if processes.are_named else None,
             initialization_timeout=timeout + 60,
         )
     except Exception as error:
         if str(error) == "coordinator_address should be defined.":  # no cluster was found
             return
-        if not processes.given and "must be called before any JAX calls" in str(error):
+        if not processes.are_named and "must be called before any JAX calls" in str(error):
             return  # the caller runs JAX already, and joined what there was to join
         raise InputError(
             f"JAX cannot join the processes of this run ({str(error).splitlines()[0]}); "
-            f"--coordinator, --num-processes and --process-id can say who they are"
+            f"coordinator, num processes and process id can say who they are"
         ) from error
     finally:
         patience.cancel()
@@ -147,8 +148,8 @@ def signals_as_flag() -> Iterator[Callable[[int], bool]]:
 
     def handler(number, frame):
         received.append(number)
-        for each in signals:
-            signal.signal(each, before[each])
+        for kind in signals:
+            signal.signal(kind, before[kind])
         if together:
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -157,9 +158,9 @@ def signals_as_flag() -> Iterator[Callable[[int], bool]]:
             return multihost_utils.reached_preemption_sync_point(step)
         return bool(received)
 
-    before = {each: signal.signal(each, handler) for each in signals}
+    before = {kind: signal.signal(kind, handler) for kind in signals}
     try:
         yield stopped
     finally:
-        for each in signals:
-            signal.signal(each, before[each])
+        for kind in signals:
+            signal.signal(kind, before[kind])

@@ -4,7 +4,7 @@ import contextlib
 import pathlib
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import jax
@@ -13,7 +13,6 @@ from rich.measure import Measurement
 from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-Row = dict[str, Any]
 Item = TypeVar("Item")
 PROFILE_AFTER = 10  # steps: the first ones compile
 TIMED = ("images_per_second", "waiting_for_input")  # the only values that differ from run to run
@@ -90,7 +89,7 @@ class profiler:
         self._running = False
 
 
-def described(values: dict[str, Any], prefix: str = "") -> str:
+def described(values: Mapping[str, Any], prefix: str = "") -> str:
     """The loss and, where there are classes, the accuracy."""
     text = f"loss {values[prefix + 'loss']:.4f}"
     top1 = values.get(prefix + "top1")
@@ -172,7 +171,7 @@ class terminal_progress:
             rate = f"{images_per_second:.0f} images/s"
             self._bar.update(self._task, completed=step, loss=described(means), rate=rate)
 
-    def epoch(self, row: Row, epochs: int) -> None:
+    def epoch(self, row: Mapping[str, Any], epochs: int) -> None:
         average = f"  average {described(row, 'ema_')}" if "ema_loss" in row else ""
         self._bar.console.print(
             f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}"

@@ -4,36 +4,26 @@
 `learning_curve.png` and `summary.json`; `bad_images.json` if there were some, and `lock`.
 """
 
-import fcntl
 import io
 import json
 import math
 import os
 import pathlib
-import warnings
 import weakref
-from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 import PIL.Image
 
-from flaxnets.errors import InputError, InputWarning
-from flaxnets.runs.pictures import draw_learning_curve
+from flaxnets.errors import InputError
+from flaxnets.runs.figures import draw_learning_curve
+from flaxnets.runs.files import json_text, locked, read_json, write_whole
+from flaxnets.runs.processes import all_or_none
+from flaxnets.runs.same_run import check_same_run
 
-Row = dict[str, Any]
-
-
-def default_workdir(arch: str, dataset: str) -> pathlib.Path:
-    """Return the workdir `runs/ARCH-DATASET`, the same however the path of a folder or file is
-    spelled. That of an old run, whose name has the path as it was typed, is taken where it exists.
-    """
-    here = os.path.join(os.getcwd(), "")
-    new, old = (
-        pathlib.Path("runs") / f"{arch}-{name.replace('/', '-').replace(':', '-')}"
-        for name in (_absolute(dataset, below=here), dataset.rstrip("/"))
-    )
-    return old if old.exists() and not new.exists() else new
+Row = dict[str, Any]  # of metrics.jsonl: an epoch
+Config = dict[str, Any]
 
 
 class Workdir:
@@ -46,16 +36,18 @@ class Workdir:
     process is training in it, or if it cannot be written.
     """
 
-    def __init__(self, path: pathlib.Path, config: Row, may_change: tuple[str, ...] = ("epochs",)):
+    def __init__(
+        self, path: pathlib.Path, config: Config, may_change: tuple[str, ...] = ("epochs",)
+    ):
         self.path = path
         self._metrics = path / "metrics.jsonl"
-        _check_same_run(path, config, may_change)
+        check_same_run(path, config, may_change)
         try:
             path.mkdir(parents=True, exist_ok=True)
-            self._unlock = weakref.finalize(self, os.close, _locked(path))
+            self._unlock = weakref.finalize(self, os.close, locked(path))
             file = path / "config.json"
             self._config_before = file.read_bytes() if file.exists() else None
-            _write(file, json.dumps(config, indent=2) + "\n")
+            write_whole(file, json.dumps(config, indent=2) + "\n")
         except OSError as error:
             raise InputError(f"cannot write to {path}: {error.strerror}") from error
         self._writer: Any = None
@@ -92,7 +84,7 @@ class Workdir:
     def forget_after(self, step: int) -> None:
         """Drops what was logged after the checkpoint from which the run goes on."""
         rows = [row for row in self.rows() if row["step"] <= step]
-        _write(self._metrics, "".join(json_text(row) + "\n" for row in rows))
+        write_whole(self._metrics, "".join(json_text(row) + "\n" for row in rows))
         self._logged_until = step
 
     @property
@@ -131,7 +123,7 @@ class Workdir:
         """A matplotlib figure, as `name.png` and for TensorBoard."""
         drawn = io.BytesIO()
         figure.savefig(drawn, dpi=100)
-        _write(self.path / f"{name}.png", drawn.getvalue())
+        write_whole(self.path / f"{name}.png", drawn.getvalue())
         pixels = np.asarray(PIL.Image.open(drawn).convert("RGB"))
         self._tensorboard.add_image(name, pixels, step, dataformats="HWC")
 
@@ -143,12 +135,12 @@ class Workdir:
 
     def add_bad_image(self, path: str) -> None:
         bad = [*self.bad_images, path]
-        _write(self.path / "bad_images.json", json.dumps(bad, indent=2) + "\n")
+        write_whole(self.path / "bad_images.json", json.dumps(bad, indent=2) + "\n")
 
-    def finish(self, summary: Row, title: str) -> None:
+    def finish(self, summary: dict[str, Any], title: str) -> None:
         """Write the summary and draw the learning curve, unless this step was summarized before."""
         if not self._is_summarized(summary["steps"]):
-            _write(self.path / "summary.json", json_text(summary, indent=2) + "\n")
+            write_whole(self.path / "summary.json", json_text(summary, indent=2) + "\n")
             draw_learning_curve(self.rows(), self.path / "learning_curve.png", title)
         self.close()
 
@@ -161,7 +153,7 @@ class Workdir:
     def leave(self) -> None:
         """Close a run that took no step: config.json says again what the steps were taken with."""
         if self._config_before is not None:
-            _write(self.path / "config.json", self._config_before)
+            write_whole(self.path / "config.json", self._config_before)
         self.close()
 
 
@@ -171,12 +163,14 @@ class Follower(Workdir):
     Raises InputError if this process does not see what process 0 wrote, or has other options.
     """
 
-    def __init__(self, path: pathlib.Path, config: Row, may_change: tuple[str, ...] = ("epochs",)):
+    def __init__(
+        self, path: pathlib.Path, config: Config, may_change: tuple[str, ...] = ("epochs",)
+    ):
         self.path = path
         self._metrics = path / "metrics.jsonl"
         if not (path / "config.json").exists():
             raise InputError(f"not every process sees {path}; expected a directory that all share")
-        _check_same_run(path, config, may_change)
+        check_same_run(path, config, may_change)
         self._rows = super().rows()  # now: process 0 is about to write
 
     def forget_after(self, step: int) -> None:
@@ -207,127 +201,15 @@ class Follower(Workdir):
     def leave(self) -> None:
         pass
 
-    def finish(self, summary: Row, title: str) -> None:
+    def finish(self, summary: dict[str, Any], title: str) -> None:
         pass
 
 
-MAX_JSON = 2**24  # bytes; a config with the names of 22,000 classes has half a million
-
-
-def read_json(path: pathlib.Path) -> Any:
-    """What a file of a workdir holds. Raises InputError if it is too large, or no JSON."""
-    if path.stat().st_size > MAX_JSON:
-        raise InputError(f"{path} is larger than {MAX_JSON >> 20} MiB: no file of a training run")
-    try:
-        return json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:  # UnicodeDecodeError too
-        raise InputError(f"{path} is damaged: it is no JSON") from error
-
-
-def json_text(value: Any, indent: int | None = None) -> str:
-    """Return `value` as JSON, which has no NaN and no infinity: null stands for either."""
-    return json.dumps(_finite(value), indent=indent, allow_nan=False)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _write(path: pathlib.Path, content: str | bytes) -> None:
-    """All of a file or nothing: a run killed meanwhile leaves the old one."""
-    new = path.with_name(path.name + ".new")
-    new.write_bytes(content.encode() if isinstance(content, str) else content)
-    os.replace(new, path)
-
-
-def _locked(path: pathlib.Path) -> int:
-    """A descriptor whose lock the kernel releases when it is closed, also by a kill."""
-    descriptor = os.open(path / "lock", os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise InputError(
-            f"another process is training in {path}; wait for it, or choose another --workdir"
-        ) from None
-    except OSError:
-        pass  # a file system without locks
-    return descriptor
-
-
-def _check_same_run(path: pathlib.Path, config: Row, may_change: tuple[str, ...]) -> None:
-    if path.exists() and not path.is_dir():
-        raise InputError(f"workdir {path} is a file; expected a directory")
-    file = path / "config.json"
-    if not file.exists():
-        if path.exists() and (path / "checkpoints").exists():
-            raise InputError(f"workdir {path} holds checkpoints of something else; choose another")
-        return
-    before = read_json(file)
-    now = json.loads(json.dumps(config))  # tuples become lists, as in the file
-    before = _with_plan(before, now)
-    may_change = (*may_change, "examples")
-    changed = [k for k in now if k not in may_change and not _same(k, before.get(k), now[k])]
-    if changed:
-        key = changed[0]
-        raise InputError(
-            f"workdir {path} holds a run with {key.replace('_', ' ')} {_short(before.get(key))}, "
-            f"not {_short(now[key])}; choose another --workdir or remove it"
-        )
-    _warn_of_other_sizes(before.get("examples"), now.get("examples"))
-
-
-def _with_plan(before: Row, now: Row) -> Row:
-    """The config of a run from before plans were written down, whose values decide: those that it
-    had, but for an interpolation that was of policies alone.
+def shared_workdir(path: pathlib.Path, config: Config) -> Workdir:
+    """Return the workdir of a run of any number of processes, each of which calls this; process 0
+    writes. Raises InputError as `Workdir` and `Follower`; where one process does, all end.
     """
-    if "plan" in before or "preprocessing" not in before or "preprocessing" not in now:
-        return before
-    values = now["preprocessing"] | before["preprocessing"]
-    values["interpolation"] = now["preprocessing"]["interpolation"]
-    return (
-        {key: now[key] for key in ("plan", "kind") if key in now}
-        | before
-        | {"preprocessing": values}
-    )
-
-
-def _same(key: str, before: Any, now: Any) -> bool:
-    """Return whether an option has the same value; a path may be spelled in another way."""
-    if key in ("dataset", "init_from") and isinstance(before, str) and isinstance(now, str):
-        return _absolute(before) == _absolute(now)
-    return before == now
-
-
-def _absolute(name: str, below: str = "") -> str:
-    """Return one spelling of a file, or of the path of a data set (`folder:PATH`), without the
-    directory `below` at its beginning. Different names of other things stay different.
-    """
-    kind, colon, path = name.partition(":")
-    if not colon:
-        kind, path = "", name
-    return kind + colon + os.path.abspath(os.path.expanduser(path)).removeprefix(below)
-
-
-def _warn_of_other_sizes(before: Any, now: Any) -> None:
-    """`before` is missing in runs that did not record it."""
-    if not isinstance(before, dict) or not isinstance(now, dict):
-        return
-    names = {"train": "training", "test": "test"}
-    changes = [
-        f"{before[split]} {name} examples then, {now[split]} now"
-        for split, name in names.items()
-        if before.get(split) not in (None, now.get(split))
-    ]
-    if changes:
-        warnings.warn(f"the data changed: {'; '.join(changes)}", InputWarning, stacklevel=4)
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, list) and len(value) > 6:
-        return f"{value[0]!r} ... {value[-1]!r} ({len(value)} in all)"
-    return repr(value)
+    with all_or_none():  # process 0 writes first
+        workdir = Workdir(path, config) if jax.process_index() == 0 else None
+    with all_or_none():
+        return workdir or Follower(path, config)

@@ -52,8 +52,19 @@ def learning_rate_schedule(recipe: Recipe, steps_per_epoch: int) -> optax.Schedu
 
 
 def matches(patterns: Sequence[str], key: str) -> bool:
-    """Whether one of `patterns` ("features.*") matches a torch key."""
+    """Return whether one of `patterns` ("features.*") matches a torch key."""
     return any(fnmatch.fnmatchcase(key, pattern) for pattern in patterns)
+
+
+def unless_frozen(recipe: Recipe, old: PyTree, new: PyTree) -> PyTree:
+    """Return variables: those of `old` whose torch keys the recipe freezes, and the others of
+    `new`.
+    """
+
+    def choose(key: str, old: jax.Array, new: jax.Array) -> jax.Array:
+        return old if matches(recipe.freeze, key) else new
+
+    return jax.tree.map(choose, torch_keys(old), old, new)
 
 
 def make_optimizer(recipe: Recipe, schedule: optax.Schedule) -> optax.GradientTransformation:

@@ -12,9 +12,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from flaxnets.errors import InputError
-from flaxnets.training.step import AXIS
 
 PyTree = Any
+AXIS = "batch"  # the name of the mapped axis
 Mapping: TypeAlias = Literal["shard_map", "pmap"]
 MAX_KEPT = 2**30  # bytes of images on each device: six times CIFAR-10's
 
@@ -30,7 +30,8 @@ class DataParallel:
         self._split = NamedSharding(self.mesh, PartitionSpec(AXIS))
 
     def map(self, function: Callable, *, donate_state: bool = False) -> Callable:
-        """`function(state, batch)`, one device's view, as a compiled function over all devices.
+        """Return `function(state, batch)`, one device's view, as a compiled function over all
+        devices.
 
         Its results must be equal on every device (reduced over the axis).
         """
@@ -55,15 +56,15 @@ class DataParallel:
         return jax.device_put(tree, self.replicated)
 
     def keeps(self, images: np.ndarray) -> bool:
-        """Whether the images of a data set stay on every device. More than `MAX_KEPT` bytes stay on
-        the host, for the network needs the device's memory, as those of `pmap` do, which would copy
-        them in every call.
+        """Return whether the images of a data set stay on every device. More than `MAX_KEPT` bytes
+        stay on the host, for the network needs the device's memory. So do those of `pmap`, which
+        would copy them in every call.
         """
         return self.mapping != "pmap" and images.nbytes <= MAX_KEPT
 
     def keep(self, images: np.ndarray) -> Callable[[np.ndarray], Any]:
-        """A function that takes this process's examples by their indices from `images`; where it
-        `keeps` them, no more than the indices travels.
+        """Return a function that takes this process's examples by their indices from `images`;
+        where it `keeps` them, no more than the indices travels.
         """
         if not self.keeps(images):
             return images.__getitem__
@@ -72,16 +73,26 @@ class DataParallel:
         return lambda indices: take(kept, self.shard({"indices": indices})["indices"])
 
     def shard(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """This process's examples, spread over its devices; what is on them already stays."""
+        """Return this process's examples, spread over its devices; what is on them already stays.
+
+        `pmap` takes those of each device by themselves, (devices, examples, ...). No transfer guard
+        forbids this one: it is meant.
+        """
         if self.mapping == "pmap":
-            local = sum(d.process_index == jax.process_index() for d in self.devices)
-            return {k: v.reshape(local, -1, *v.shape[1:]) for k, v in batch.items()}
-        return {
-            key: value
-            if isinstance(value, jax.Array)
-            else jax.make_array_from_process_local_data(self._split, value)
-            for key, value in batch.items()
-        }
+            own = [d for d in self.devices if d.process_index == jax.process_index()]
+            split = NamedSharding(Mesh(np.array(own), (AXIS,)), PartitionSpec(AXIS))
+            return {
+                key: jax.device_put(value.reshape(len(own), -1, *value.shape[1:]), split)
+                for key, value in batch.items()
+            }
+        # To JAX it is an implicit transfer where there are several processes.
+        with jax.transfer_guard_host_to_device("allow"):
+            return {
+                key: value
+                if isinstance(value, jax.Array)
+                else jax.make_array_from_process_local_data(self._split, value)
+                for key, value in batch.items()
+            }
 
     def check_batch_size(self, batch_size: int, parts: int = 1) -> None:
         """Raises InputError unless every device gets the same number of images, in that many equal
@@ -90,12 +101,12 @@ class DataParallel:
         count = len(self.devices) * parts
         if batch_size % count:
             nearest = max(round(batch_size / count), 1) * count
-            each = f", in {parts} parts each" if parts > 1 else ""
+            in_parts = f", in {parts} parts each" if parts > 1 else ""
             raise InputError(
-                f"batch size {batch_size} does not divide over {len(self.devices)} devices{each}; "
-                f"try {nearest}"
+                f"batch size {batch_size} does not divide over {len(self.devices)} devices"
+                f"{in_parts}; try {nearest}"
             )
 
     def round_up(self, batch_size: int) -> int:
-        """The next batch size that divides over the devices (evaluation masks the rest)."""
+        """Return the next batch size that divides over the devices (evaluation masks the rest)."""
         return -(-batch_size // len(self.devices)) * len(self.devices)

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import optax
 
-from flaxnets.recipes import Recipe
+from flaxnets.recipes import Recipe, Statistics
 from flaxnets.training.guard import skipping_non_finite
 from flaxnets.training.optimizer import averaging_rule, learning_rate_schedule, make_optimizer
 from flaxnets.training.parallel import DataParallel
@@ -27,7 +27,7 @@ class Feed:
     test: Callable[[], Iterator[HostBatch]]  # one masked pass
     train_size: int  # examples of an epoch, over all processes
     input_shape: tuple[int, int, int]  # (height, width, channels) that the network is fed
-    statistics: tuple[tuple[float, ...], tuple[float, ...]]  # mean, std of pixels in 0..1
+    statistics: Statistics  # by which images are normalised
     class_names: tuple[str, ...] = ()  # none where numbers are predicted
 
     @property
@@ -65,9 +65,10 @@ class Program:
         )
 
     def memory(self, batch: HostBatch, data_set: int = 0) -> dict[str, int]:
-        """Bytes on each device while it trains: those of the state, by part, of the images that
-        stay there, and what the compiled step needs beside them, its own images included. Compiles
-        the step.
+        """Return the bytes on each device in training, by what they are for. Compiles the step.
+
+        These are the parts of the state, the images that stay there (`data_set`), and what the
+        compiled step needs beside them, its own images included.
         """
         state = self.state_shapes()
         parts = {
@@ -76,15 +77,15 @@ class Program:
             "optimiser": state.opt_state,
             "moving average": state.average,
         }
-        found = {
+        sizes = {
             name: sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
             for name, tree in parts.items()
         }
         step = self.train_step.lower(state, self.parallel.shard(batch)).compile()
         analysis = step.memory_analysis()
-        found["data set"] = data_set
-        found["training step"] = analysis.temp_size_in_bytes
-        return found | {"in all": sum(found.values())}
+        sizes["data set"] = data_set
+        sizes["training step"] = analysis.temp_size_in_bytes
+        return sizes | {"in all": sum(sizes.values())}
 
 
 def make_program(
@@ -97,7 +98,7 @@ def make_program(
     initial: PyTree | None = None,
     skip_non_finite: bool = False,
 ) -> Program:
-    """The program of `recipe`; `initial` are variables to start from instead of fresh ones, and
+    """Return the program of `recipe`. `initial` are variables to start from instead of fresh ones;
     with `skip_non_finite` a step whose loss or update is not finite changes nothing.
 
     Raises InputError if the batch does not divide over the devices.

@@ -1,15 +1,25 @@
-"""Batches of a source by the values of a recipe, as the scripts make them."""
+"""Batches of a source by the values of a preprocessing, as runs make them."""
 
-from flaxnets import data
-from flaxnets.data import Source, evaluation_plan, training_plan
-from flaxnets.recipes import Preprocessing
+from collections.abc import Iterator
 
-
-def train_batches(source: Source, batch_size: int, how: Preprocessing, **options):
-    plan = training_plan(how, source)
-    return data.train_batches(source, batch_size, plan, repeats=how.repeats, **options)
+from flaxnets.data import Source
+from flaxnets.recipes import Preprocessing, Recipe
+from flaxnets.runs.feed import feed_from_source
+from flaxnets.training.program import Feed, HostBatch
 
 
-def eval_batches(source: Source, batch_size: int, how: Preprocessing, **options):
-    plan = evaluation_plan(how, source.kind, source.channels)
-    return data.eval_batches(source, batch_size, plan, **options)
+def train_batches(
+    source: Source, batch_size: int, preprocessing: Preprocessing, *, start_step: int = 0, **options
+) -> Iterator[HostBatch]:
+    return _feed(source, batch_size, preprocessing, **options).train(start_step)
+
+
+def eval_batches(
+    source: Source, batch_size: int, preprocessing: Preprocessing, **options
+) -> Iterator[HostBatch]:
+    return _feed(source, batch_size, preprocessing, **options).test()
+
+
+def _feed(source: Source, batch_size: int, preprocessing: Preprocessing, **options) -> Feed:
+    recipe = Recipe(batch_size, epochs=1, learning_rate=1.0, preprocessing=preprocessing)
+    return feed_from_source(source, recipe, **options)

@@ -31,8 +31,8 @@ from flaxnets.inference.views import (
     view_logits,
     views_of,
 )
+from flaxnets.training.inputs import normalize
 from flaxnets.training.state import jit_once
-from flaxnets.training.step import normalize
 from scripts import command, script
 from tools.torchvision_import import torchvision
 

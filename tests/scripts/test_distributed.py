@@ -163,7 +163,7 @@ def test_a_refusal_in_one_process_ends_all(tmp_path):
     )
     first, second = outputs(started)
     assert first == ("", "", 2)
-    sentence = f"workdir {tmp_path} holds a run with seed 0, not 1; choose another --workdir"
+    sentence = f"workdir {tmp_path} holds a run with seed 0, not 1; choose another workdir"
     assert second == ("", f"error: {sentence} or remove it\n", 2)
     assert {path.name for path in tmp_path.iterdir()} == {"config.json", "lock"}
 
@@ -171,8 +171,8 @@ def test_a_refusal_in_one_process_ends_all(tmp_path):
 @pytest.mark.parametrize(
     ("processes", "sentence"),
     [
-        (Processes("localhost:1", 2), "belong together; missing: --process-id"),
-        (Processes(process_id=0), "missing: --coordinator, --num-processes"),
+        (Processes("localhost:1", 2), "belong together; missing: process id"),
+        (Processes(process_id=0), "missing: coordinator, num processes"),
         (Processes("localhost", 2, 0), "coordinator 'localhost'; expected HOST:PORT, such as"),
         (Processes("localhost:70000", 2, 0), "coordinator 'localhost:70000'; expected HOST:PORT"),
         (Processes("localhost:1", 2, 2), "process id 2 of 2 processes; expected 0 to"),

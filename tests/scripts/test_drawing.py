@@ -11,7 +11,7 @@ from PIL import Image
 
 from experiments import dense, evaluate
 from flaxnets.runs.evaluation import Example, draw_worst
-from flaxnets.runs.pictures import draw_batch, draw_grid, draw_learning_curve, literal
+from flaxnets.runs.figures import draw_batch, draw_grid, draw_learning_curve, literal
 from tools import show_augmentation
 
 NAMES = ("$5_$10", r"\$1\$", "_$x", "caf\udce9")  # the last: a folder named in Latin-1

@@ -31,9 +31,12 @@ from flaxnets.inference.run import load_run
 from flaxnets.layers import BatchNorm, Linear
 from flaxnets.recipes import Preprocessing, Recipe
 from flaxnets.runs.checkpoints import Checkpoints, checksums
-from flaxnets.runs.loop import RunOptions, fit
+from flaxnets.runs.feed import feed_from_source
+from flaxnets.runs.loop import fit
+from flaxnets.runs.options import RunOptions
 from flaxnets.runs.progress import TIMED
-from flaxnets.runs.workdir import Workdir, default_workdir
+from flaxnets.runs.same_run import default_workdir
+from flaxnets.runs.workdir import Workdir
 from flaxnets.training.guard import skipping_non_finite
 from flaxnets.training.optimizer import make_optimizer
 from flaxnets.training.parallel import DataParallel
@@ -60,15 +63,8 @@ class Dropped(nn.Module):
 
 def digits_feed():
     """Ten steps an epoch."""
-    source = data.open_source("digits")
-    how = RECIPE.preprocessing
-    return Feed(
-        train=lambda step: train_batches(source, 16, how, start_step=step),
-        test=lambda: eval_batches(source, 355, how),
-        train_size=160,
-        input_shape=(8, 8, 1),
-        statistics=source.statistics,
-    )
+    feed = feed_from_source(data.open_source("digits"), RECIPE, test_batch_size=355)
+    return dataclasses.replace(feed, train_size=160)
 
 
 def features_feed(poisoned=()):
@@ -360,8 +356,8 @@ def test_a_run_stops_at_a_loss_that_is_not_finite_and_names_the_checkpoint(tmp_p
     feed = features_feed(poisoned=(9,))
     sentence = (
         rf"the loss is nan after step 9 \(learning rate 0.05\); the checkpoint of step 8 in "
-        rf"{tmp_path}/checkpoints is intact: lower --learning-rate in another --workdir, or go on "
-        rf"with --on-nan skip"
+        rf"{tmp_path}/checkpoints is intact: lower the learning rate in another "
+        rf"workdir, or skip such steps \(on nan skip\)"
     )
     for _ in range(2):  # the second begins at step 8
         with pytest.raises(InputError, match=sentence):
@@ -473,7 +469,7 @@ def test_unreadable_pictures_are_named_and_replaced_wherever_a_run_begins(pictur
     half.write_bytes(half.read_bytes()[: half.stat().st_size // 2])
 
     recorded = []
-    bad = data.BadImages(4, found=recorded.append)
+    bad = data.BadImages(4, record=recorded.append)
     with pytest.warns(InputWarning, match=r"is not a (complete )?picture .*; skipped") as notes:
         stream = list(itertools.islice(train_batches(source, 4, how, bad=bad), 14))
     expected = {str(pictures / "train" / f"{name}.jpg") for name in ("a/5", "a/6", "b/6", "b/2")}

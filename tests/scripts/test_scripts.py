@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
+from experiments import train as train_script
 from flaxnets import data
 from scripts import ROOT, command, script
 
@@ -170,6 +171,43 @@ def test_bad_input_gets_one_sentence_and_status_2(arguments, sentence, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("dataset", "arch", "facts"),
+    [
+        ("digits", "vgg19", ["--image-size", "(default: 32)"]),
+        ("folder:nowhere", "vgg19", ["--image-size", "(default: 224)"]),
+        ("npz:none.npz", "vgg19", ["--image-size", "(default: 32)"]),
+        ("cifar10", "vgg19", ["--image-size", "(default: 32)"]),
+        ("diabetes", "perceptron", ["--loss", "squared_error)"]),
+        ("imagenet2012", "vgg19", ["for photographs: help does not open imagenet2012"]),
+    ],
+)
+def test_help_opens_no_data_set(dataset, arch, facts, tmp_path, monkeypatch, capsys):
+    """Nor does it import TensorFlow: the name of the data set decides the defaults."""
+
+    def opened(*_):
+        raise AssertionError("a data set was opened")
+
+    monkeypatch.setattr(data, "open_source", opened)
+    monkeypatch.setitem(sys.modules, "flaxnets.data.tfds", None)
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit) as ended:
+        train_script.main(["--arch", arch, "--dataset", dataset, "--help"])
+    assert ended.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    place = 0
+    for fact in facts:
+        place = text.index(fact, place)
+    assert ("help does not open" in text) == (data.kind_of(dataset) is None)
+
+
+@pytest.mark.parametrize("name", ["digits", "breast_cancer", "diabetes"])
+def test_the_name_of_a_bundled_data_set_tells_its_kind_and_labels(name):
+    source = data.open_source(name)
+    assert data.kind_of(name) == source.kind
+    assert data.has_classes(name) == bool(source.class_names)
+
+
 @pytest.mark.parametrize("dataset", ["digits", "npz:scans.npz", "breast_cancer"])
 def test_what_is_in_memory_is_trained_on_without_tensorflow(dataset, tmp_path):
     source = data.open_source("digits")
@@ -223,7 +261,7 @@ def test_numbers_are_predicted_through_the_same_script(tmp_path):
     refused = script(*arguments, "--loss", "cross_entropy", "--workdir", tmp_path / "other")
     assert refused.returncode == 2
     assert refused.stderr == (
-        "error: diabetes has numbers to predict, not classes; expected --loss squared_error\n"
+        "error: diabetes has numbers to predict, not classes; expected the loss squared_error\n"
     )
 
 

@@ -16,7 +16,7 @@ from feeds import eval_batches, train_batches
 from flaxnets import InputError
 from flaxnets.data import open_source
 from flaxnets.recipes import Preprocessing
-from flaxnets.training import augmentation as on_device
+from flaxnets.training import batch_augmentation as on_device
 from tools.torchvision_import import torchvision
 
 v2 = importlib.import_module("torchvision.transforms.v2")

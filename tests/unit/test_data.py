@@ -279,11 +279,12 @@ def test_an_unreadable_picture_is_named(pictures, content, crop):
 def test_what_fits_of_an_evaluation_is_made_once(pictures, dataset, fitting):
     source = open_source(f"folder:{pictures}" if dataset == "folder" else dataset)
     size = source.sizes["train"] // 5 * 2  # the last batch is padded
-    how = Preprocessing(image_size=32, resize=36)
+    preprocessing = Preprocessing(image_size=32, resize=36)
+    plan = data.evaluation_plan(preprocessing, source.kind, source.channels)
     made = []
 
     def batches_from(first):
-        batches = eval_batches(source, size, how, split="train", start_batch=first)
+        batches = data.eval_batches(source, size, plan, split="train", start_batch=first)
         for number, batch in enumerate(batches, first):
             made.append(number)
             yield batch
@@ -313,7 +314,7 @@ def test_a_run_keeps_its_test_images(tmp_path, monkeypatch, gigabytes, begun):
         starts.append(start_batch)
         return made(*rest, start_batch=start_batch, **options)
 
-    monkeypatch.setattr(data, "eval_batches", spying)
+    monkeypatch.setattr("flaxnets.runs.feed.eval_batches", spying)
     monkeypatch.setattr(train, "join", lambda processes: None)
     train.main(
         ["--arch", "softmax_regression", "--epochs", "2", "--batch-size", "360",

@@ -23,7 +23,7 @@ from flaxnets.inference.predict import accuracy, mean_of_members, predict
 from flaxnets.inference.run import load_run
 from flaxnets.inference.views import mean_log_probabilities
 from flaxnets.recipes import recipe_for
-from flaxnets.runs.workdir import json_text
+from flaxnets.runs.files import json_text
 from flaxnets.training.parallel import DataParallel
 from flaxnets.training.state import init_variables, jit_once
 from scripts import script

@@ -31,8 +31,8 @@ from flaxnets.inference.features import Level, feature_info, pyramid
 from flaxnets.inference.network import Card, Network, imagenet_class_names
 from flaxnets.models import describe
 from flaxnets.summary import summarize, totals
+from flaxnets.training.inputs import normalize
 from flaxnets.training.state import jit_once
-from flaxnets.training.step import normalize
 from flaxnets.weights import PublishedWeights, loading, published
 from scripts import ROOT
 from tools.torchvision_import import torchvision

@@ -11,7 +11,8 @@ import torch
 from flaxnets import InputError, create_model
 from flaxnets.recipes import Recipe
 from flaxnets.runs.checkpoints import Checkpoints
-from flaxnets.training import augmentation
+from flaxnets.training import batch_augmentation
+from flaxnets.training.inputs import normalize
 from flaxnets.training.optimizer import (
     after_epoch,
     averaging_rule,
@@ -21,7 +22,7 @@ from flaxnets.training.optimizer import (
 )
 from flaxnets.training.parallel import DataParallel
 from flaxnets.training.state import create_state, init_variables
-from flaxnets.training.step import make_train_step, normalize
+from flaxnets.training.step import make_train_step
 
 RECIPE = Recipe(batch_size=16, epochs=2, learning_rate=0.05, schedule="constant")
 PIXELS = ((0.5,) * 3, (0.25,) * 3)
@@ -292,8 +293,8 @@ def test_the_step_trains_on_blended_images_and_classes(values):
     for number in (1, 0, recipe.gradient_accumulation):  # step, device, of augmentation
         key = jax.random.fold_in(key, number)
     erasing, blending = jax.random.split(key)
-    images = augmentation.random_erasing(images, erasing, 0.5)
-    images, targets = augmentation.mixup_or_cutmix(
+    images = batch_augmentation.random_erasing(images, erasing, 0.5)
+    images, targets = batch_augmentation.mixup_or_cutmix(
         images, jax.nn.one_hot(np.arange(16) % 4, 4), blending, recipe.mixup, recipe.cutmix
     )
     logits = model.apply(variables, images, train=True)

@@ -24,7 +24,7 @@ from flaxnets.data.pixels.decode import Decode, UnreadablePicture, read_file
 from flaxnets.data.pixels.resize import Resize
 from flaxnets.inference.views import views_of
 from flaxnets.recipes import Preprocessing
-from flaxnets.training.augmentation import cropped, shifted
+from flaxnets.training.inputs import cropped, shifted
 from prepared import Tiny, TinyPhotos
 
 PHOTO = Image.fromarray(sklearn.datasets.load_sample_image("flower.jpg")).resize((97, 61))
@@ -368,7 +368,7 @@ def test_a_run_its_evaluation_and_classification_are_fed_the_same(
         return eval_batches
 
     monkeypatch.setattr(train, "join", lambda processes: None)
-    monkeypatch.setattr(data, "eval_batches", spying("train"))
+    monkeypatch.setattr("flaxnets.runs.feed.eval_batches", spying("train"))
     given = [str(word) for pair in options.items() for word in pair]
     train.main([
         "--arch", "lenet5", "--dataset", dataset, "--epochs", "1", "--batch-size", "8",

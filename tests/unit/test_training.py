@@ -17,23 +17,21 @@ from feeds import eval_batches, train_batches
 from flaxnets import InputError, create_model, data, to_torch
 from flaxnets.layers import BatchNorm, Conv, Linear, max_pool
 from flaxnets.recipes import Preprocessing, Recipe, recipe_for
+from flaxnets.runs import feed as feed_module
 from flaxnets.runs.checkpoints import Checkpoints
 from flaxnets.runs.evaluation import evaluate
+from flaxnets.runs.feed import feed_from_source
 from flaxnets.runs.loop import Interrupted, fit
 from flaxnets.runs.progress import TIMED
 from flaxnets.runs.workdir import Workdir
+from flaxnets.training.batch_norms import check_batch_norms
+from flaxnets.training.inputs import normalize
+from flaxnets.training.objective import losses, scores
 from flaxnets.training.optimizer import after_epoch, learning_rate_schedule, make_optimizer
 from flaxnets.training.parallel import DataParallel
-from flaxnets.training.program import Feed, make_program
+from flaxnets.training.program import Feed, Program, make_program
 from flaxnets.training.state import create_state, fresh_variables, init_variables
-from flaxnets.training.step import (
-    check_batch_norms,
-    losses,
-    make_eval_step,
-    make_train_step,
-    normalize,
-    scores,
-)
+from flaxnets.training.step import make_eval_step, make_train_step
 
 RECIPE = Recipe(
     batch_size=16, epochs=2, learning_rate=0.05, schedule="cosine",
@@ -340,13 +338,7 @@ def test_masked_evaluation_counts_every_example_on_every_device_count():
     found = []
     for devices, batch_size in ((1, 355), (8, 96), (3, 99)):
         parallel = DataParallel(devices=jax.devices()[:devices])
-        feed = Feed(
-            train=lambda step: iter(()),
-            test=lambda size=batch_size: eval_batches(source, size, RECIPE.preprocessing),
-            train_size=1,
-            input_shape=(28, 28, 1),
-            statistics=source.statistics,
-        )
+        feed = feed_from_source(source, RECIPE, parallel, test_batch_size=batch_size)
         step = parallel.map(make_eval_step(model, source.statistics))
         state = parallel.replicate(create_state(variables, optimizer, RECIPE))
         found.append(evaluate(step, state.variables, feed, parallel))
@@ -389,7 +381,7 @@ def test_images_that_stay_on_the_devices_make_the_same_batches(mapping, devices)
     source, how = data.open_source("digits"), Preprocessing(image_size=8, resize=8, pad=1)
     parallel = DataParallel(mapping, jax.devices()[:devices])
     on_host, kept = (
-        train_batches(source, 16, how, seed=4, keep=keep) for keep in (None, parallel.keep)
+        train_batches(source, 16, how, seed=4, parallel=devices) for devices in (None, parallel)
     )
     for ours, theirs in itertools.islice(zip(kept, on_host, strict=True), 3):
         ours, theirs = parallel.shard(ours), parallel.shard(theirs)
@@ -412,7 +404,7 @@ def test_more_images_than_a_device_has_room_for_stay_on_the_host(monkeypatch):
 def test_a_run_starts_from_the_variables_that_it_is_given(average):
     model, source = create_model("lenet5"), data.open_source("digits")
     recipe = dataclasses.replace(RECIPE, ema_decay=0.9 if average else 0.0)
-    feed = Feed(iter, iter, 160, (28, 28, 1), source.statistics)
+    feed = feed_from_source(source, RECIPE)
     parallel = DataParallel(devices=jax.devices()[:2])
     given = init_variables(model, (28, 28, 1), recipe, seed=7)
     for initial in (None, given):
@@ -450,16 +442,8 @@ def test_he_initialisation_draws_every_kernel():
 
 
 def digits_feed(recipe=RECIPE, shorten=320):
-    source = data.open_source("digits")
-    return Feed(
-        train=lambda step: train_batches(
-            source, recipe.batch_size, recipe.preprocessing, start_step=step
-        ),
-        test=lambda: eval_batches(source, 96, recipe.preprocessing),
-        train_size=shorten,
-        input_shape=(28, 28, 1),
-        statistics=source.statistics,
-    )
+    feed = feed_from_source(data.open_source("digits"), recipe, test_batch_size=96)
+    return dataclasses.replace(feed, train_size=shorten)
 
 
 def start(path, recipe=RECIPE, feed=None, devices=1):
@@ -503,6 +487,63 @@ def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path):
     assert [row["epoch"] for row in logged(tmp_path / "cut")] == [1, 2]
 
 
+def leave_batches_on_the_host(monkeypatch):
+    """The step is given NumPy's arrays, and takes them to the devices by itself."""
+    shard = DataParallel.shard
+    monkeypatch.setattr(DataParallel, "shard", lambda *given: jax.device_get(shard(*given)))
+
+
+def leave_the_state_on_the_host(monkeypatch):
+    monkeypatch.setattr(Program, "initial_state", lambda self: jax.device_get(self.create(None)))
+
+
+def compute_while_reading(monkeypatch):
+    """What makes batches asks the device in between."""
+    made = feed_module.train_batches
+
+    def asking(*arguments, **options):
+        for batch in made(*arguments, **options):
+            yield batch | {"image": np.asarray(jnp.asarray(batch["image"]) + 0)}
+
+    monkeypatch.setattr(feed_module, "train_batches", asking)
+
+
+@pytest.mark.parametrize("mapping", ["shard_map", "pmap"])
+@pytest.mark.parametrize("devices", [1, 3])
+@pytest.mark.parametrize(
+    "mistake",
+    [leave_batches_on_the_host, leave_the_state_on_the_host, compute_while_reading],
+)
+def test_nothing_but_batches_travels_to_the_devices(
+    mistake, devices, mapping, tmp_path, monkeypatch
+):
+    recipe = dataclasses.replace(RECIPE, batch_size=15, epochs=1)
+    parallel = DataParallel(mapping, jax.devices()[:devices])
+    source = data.open_source("digits")
+
+    def run(path):
+        feed = dataclasses.replace(feed_from_source(source, recipe, parallel), train_size=45)
+        program = make_program(create_model("lenet5"), recipe, feed, parallel)
+        with Workdir(path, {}) as workdir:
+            return fit(program, workdir)
+
+    assert run(tmp_path / "right")["steps"] == 3
+    mistake(monkeypatch)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device transfer"):
+        run(tmp_path / "wrong")
+
+
+def test_nothing_but_batches_travels_in_evaluation(monkeypatch):
+    parallel, feed = DataParallel(devices=jax.devices()[:2]), digits_feed()
+    program = make_program(create_model("lenet5"), RECIPE, feed, parallel)
+    variables = program.initial_state().variables
+    means, _ = evaluate(program.eval_step, variables, feed, parallel)
+    assert means["loss"] > 0
+    leave_batches_on_the_host(monkeypatch)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device transfer"):
+        evaluate(program.eval_step, variables, feed, parallel)
+
+
 def test_the_last_and_the_best_checkpoint_are_kept(tmp_path):
     recipe = dataclasses.replace(RECIPE, epochs=5, learning_rate=0.2)
     start(tmp_path, recipe)
@@ -518,15 +559,7 @@ def test_linear_regression_comes_near_least_squares(tmp_path):
     """
     source = data.open_source("diabetes")
     recipe = recipe_for("linear_regression", "rows")
-    feed = Feed(
-        train=lambda step: train_batches(
-            source, recipe.batch_size, recipe.preprocessing, start_step=step
-        ),
-        test=lambda: eval_batches(source, 96, recipe.preprocessing),
-        train_size=source.sizes["train"],
-        input_shape=(1, 1, 10),
-        statistics=source.statistics,
-    )
+    feed = feed_from_source(source, recipe, test_batch_size=96)
     workdir = Workdir(tmp_path, {})
     parallel = DataParallel(devices=jax.devices()[:1])
     fit(make_program(create_model("linear_regression"), recipe, feed, parallel), workdir)

@@ -673,10 +673,12 @@ def test_the_published_googlenet_converts(auxiliary, tmp_path, monkeypatch):
     assert_same(load_file(out), values)
 
 
-def test_scripts_choose_the_averages(tmp_path, lenet, capsys):
-    from experiments import evaluate, train
+def test_scripts_choose_the_averages(tmp_path, lenet):
+    from experiments import evaluate
     from flaxnets.inference.options import NetworkOptions
     from flaxnets.recipes import recipe_for
+    from flaxnets.runs.initial import initial_weights
+    from flaxnets.runs.options import Options
 
     path, values = tmp_path / "a.pth", lenet[1]
     torch.save({"model": tensors(values), "model_ema": averaged(values)}, path)
@@ -687,25 +689,25 @@ def test_scripts_choose_the_averages(tmp_path, lenet, capsys):
     (named,) = evaluate._named_weights(options)
     assert_same(to_torch(named.open("small images").variables), halves)
 
-    options = train.Options(
-        recipe_for("lenet5", "small images"), "lenet5", init_from=str(path), ema=True
-    )
+    options = Options(recipe_for("lenet5", "small images"), "lenet5", init_from=str(path), ema=True)
     model, own = create_model("lenet5"), ((0.5,), (0.5,))
-    initial, _ = train.start_from(options, model, (28, 28, 1), own)
-    assert_same(to_torch(initial), halves)
-    assert capsys.readouterr().out == ""
-    initial, _ = train.start_from(dataclasses.replace(options, ema=False), model, (28, 28, 1), own)
-    assert_same(to_torch(initial), values)
-    assert "the raw ones are taken; ema=True, or --ema, takes" in capsys.readouterr().out
+    initial = initial_weights(options, model, (28, 28, 1), own)
+    assert_same(to_torch(initial.variables), halves)
+    assert initial.notes == ()
+    raw = dataclasses.replace(options, ema=False)
+    initial = initial_weights(raw, model, (28, 28, 1), own)
+    assert_same(to_torch(initial.variables), values)
+    (note,) = initial.notes
+    assert "the raw ones are taken; ema=True, or --ema, takes" in note
     for refused in (
         lambda: NetworkOptions(workdir=tmp_path, ema=True).open(),
         lambda: NetworkOptions(arch="alexnet", weights="IMAGENET1K_V1", ema=True).open(),
         lambda: evaluate._named_weights(evaluate.Options(ema=True)),
-        lambda: train.start_from(
+        lambda: initial_weights(
             dataclasses.replace(options, init_from=None), model, (28, 28, 1), own
         ),
     ):
-        with pytest.raises(InputError, match=r"expected --|give nothing beside"):
+        with pytest.raises(InputError, match=r"expected --|give nothing beside|expected a file"):
             refused()
 
 
@@ -797,13 +799,14 @@ def test_training_starts_from_a_published_name(server, lenet, capsys, tmp_path, 
 
 @pytest.mark.parametrize(("arch", "mean"), [("resnet18", 0.485), ("inception_v3", 0.5)])
 def test_training_normalises_as_the_published_weights_expect(arch, mean, monkeypatch):
-    from experiments import train
     from flaxnets.recipes import recipe_for
+    from flaxnets.runs.initial import initial_weights
+    from flaxnets.runs.options import Options
 
-    monkeypatch.setattr(train, "load_into", lambda *_, **__: None)
-    options = train.Options(recipe_for(arch, "photographs"), arch, init_from="IMAGENET1K_V1")
+    monkeypatch.setattr("flaxnets.runs.initial.load_into", lambda *_, **__: None)
+    options = Options(recipe_for(arch, "photographs"), arch, init_from="IMAGENET1K_V1")
     model, own = create_model(arch, num_classes=2), ((0.4,) * 3, (0.2,) * 3)
-    assert train.start_from(options, model, (64, 64, 3), own)[1][0][0] == mean
-    assert train.start_from(options, model, (64, 64, 1), own)[1] == own  # no RGB
+    assert initial_weights(options, model, (64, 64, 3), own).statistics[0][0] == mean
+    assert initial_weights(options, model, (64, 64, 1), own).statistics == own  # no RGB
     options = dataclasses.replace(options, init_from="a.safetensors")
-    assert train.start_from(options, model, (64, 64, 3), own)[1] == own
+    assert initial_weights(options, model, (64, 64, 3), own).statistics == own

@@ -13,8 +13,9 @@ from benchmarking.common import Options, Row, peak_gigabytes
 from flaxnets import create_model, data
 from flaxnets.recipes import Recipe, recipe_for
 from flaxnets.runs.evaluation import evaluate
+from flaxnets.runs.feed import feed_from_source
 from flaxnets.training.parallel import DataParallel
-from flaxnets.training.program import Feed, Program, make_program
+from flaxnets.training.program import Program, make_program
 
 # One cycle of the rate (Smith & Topin 2017), with what Wide ResNets are trained with on CIFAR.
 ONE_CYCLE = {"schedule": "one_cycle", "warmup_epochs": 0.0, "nesterov": True, "weight_decay": 5e-4}
@@ -24,12 +25,12 @@ def measure_learning(arch: str, options: Options) -> Row:
     batch_size = options.batch_size or 8
     source = data.open_source(options.dataset, options.data_dir)
     recipe = recipe_for(arch, source.kind)
-    how = recipe.preprocessing
-    if options.image_size is not None:
-        how = dataclasses.replace(how, image_size=options.image_size, resize=options.image_size)
+    preprocessing, size = recipe.preprocessing, options.image_size
+    if size is not None:
+        preprocessing = dataclasses.replace(preprocessing, image_size=size, resize=size)
     recipe = dataclasses.replace(
         recipe,
-        preprocessing=how,
+        preprocessing=preprocessing,
         batch_size=batch_size,
         learning_rate=rate(recipe, batch_size, options),
         schedule="constant",
@@ -120,21 +121,9 @@ def rate(recipe: Recipe, batch_size: int, options: Options) -> float:
 
 
 def program_of(arch: str, source: "data.Source", recipe: Recipe, options: Options) -> Program:
-    how, parallel = recipe.preprocessing, DataParallel(devices=jax.devices()[:1])
+    parallel = DataParallel(devices=jax.devices()[:1])
     model = create_model(
         arch, num_classes=len(source.class_names) or 1, dtype=jnp.dtype(options.dtype)
     )
-    plan = data.training_plan(how, source)
-    test_plan = data.evaluation_plan(how, source.kind, source.channels)
-    feed = Feed(
-        train=lambda step: data.train_batches(
-            source, recipe.batch_size, plan, repeats=how.repeats, start_step=step,
-            keep=parallel.keep,
-        ),
-        test=lambda: data.eval_batches(source, parallel.round_up(1000), test_plan),
-        train_size=source.sizes["train"],
-        input_shape=(how.image_size, how.image_size, source.channels),
-        statistics=recipe.normalization(source.statistics),
-        class_names=source.class_names,
-    )  # fmt: skip
+    feed = feed_from_source(source, recipe, parallel, test_batch_size=1000)
     return make_program(model, recipe, feed, parallel)

@@ -31,10 +31,11 @@ from flaxnets.kernels.platform import plain, platform
 from flaxnets.recipes import recipe_for
 from flaxnets.summary import summarize, totals
 from flaxnets.terminal import quiet, reuse_memory
+from flaxnets.training.inputs import normalize
 from flaxnets.training.optimizer import make_optimizer
 from flaxnets.training.parallel import DataParallel
 from flaxnets.training.state import create_state, init_variables
-from flaxnets.training.step import make_train_step, normalize
+from flaxnets.training.step import make_train_step
 
 ROOT = pathlib.Path(__file__).parents[2]
 MULTIPLY_ADDS = 12e9  # of a batch of --all, forward

@@ -26,9 +26,8 @@ from flaxnets import create_model
 from flaxnets.errors import InputError
 from flaxnets.kernels.platform import compiling_for
 from flaxnets.recipes import recipe_for
-from flaxnets.training.parallel import DataParallel
+from flaxnets.training.parallel import AXIS, DataParallel
 from flaxnets.training.program import Feed, make_program
-from flaxnets.training.step import AXIS
 
 # NVIDIA's numbers of the H200: bytes and multiply-adds a second, and XLA's GpuTargetConfigProto.
 BANDWIDTH = 4.8e12

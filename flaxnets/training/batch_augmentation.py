@@ -1,22 +1,48 @@
-"""Augmentation of a batch on the device: pure functions of a key, vectorised over the images.
+"""Augmentation of a whole batch on the device: pure functions of a key, vectorised over the images.
 
 Under a mapped axis each device sees its own part of the batch, with a key of its own: one mixing
 coefficient and one partner order a device, as one a process in torchvision's recipes.
 """
 
 import functools
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+from flaxnets.recipes import Recipe
+from flaxnets.training.inputs import cropped, normalize, shifted
+from flaxnets.training.state import Batch
 
 # Zhong et al. 2017, section 3, as torchvision's RandomErasing has it: the rectangle's share of the
 # image's area, its aspect ratio (height to width), and how many are tried.
 ERASED_AREA = (0.02, 0.33)
 ERASED_RATIO = (0.3, 3.3)
 TRIES = 10
+
+
+def augmented(
+    batch: Batch,
+    key: jax.Array,
+    statistics: tuple[Sequence[float], Sequence[float]],
+    recipe: Recipe,
+    num_classes: int,
+) -> Batch:
+    """Return the normalised images of a batch and their labels, probabilities (N, num_classes)
+    where the recipe blends images: cropped and recoloured as the batch says, then erased, then
+    mixed.
+    """
+    erasing, blending = jax.random.split(key)
+    images = cropped(batch, recipe.preprocessing.pad)
+    images, labels = normalize(images, *statistics), batch["label"]
+    images = shifted(images, batch, 1 / jnp.array(statistics[1], jnp.float32))
+    if recipe.random_erasing:
+        images = random_erasing(images, erasing, recipe.random_erasing)
+    if recipe.mixup or recipe.cutmix:
+        targets = jax.nn.one_hot(labels, num_classes)
+        images, labels = mixup_or_cutmix(images, targets, blending, recipe.mixup, recipe.cutmix)
+    return {"image": images, "label": labels}
 
 
 def random_erasing(images: jax.Array, key: jax.Array, probability: float) -> jax.Array:
@@ -109,43 +135,3 @@ def mixup_or_cutmix(
     choice, key = jax.random.split(key)
     index = jax.random.randint(choice, (), 0, len(branches))
     return lax.switch(index, branches, images, targets, key)
-
-
-def cropped(batch: Mapping[str, Any], pad: int) -> jax.Array:
-    """Return the images of a batch of `flaxnets.data.train_batches`, cropped and mirrored where it
-    says so (He et al. 2015, section 4.2).
-    """
-    images = batch["image"]
-    if "offset" not in batch and "mirrored" not in batch:
-        return images
-    if "offset" not in batch:
-        pad = 0
-    count = len(images)
-    offsets = batch.get("offset", jnp.zeros((count, 2), jnp.int32))
-    return crop_and_flip(images, offsets, batch.get("mirrored", jnp.zeros(count, bool)), pad)
-
-
-def shifted(images: jax.Array, batch: Mapping[str, Any], unit: jax.Array | float) -> jax.Array:
-    """Return `images` (N, H, W, C) with the shift of colours that the batch has for each, if it has
-    any (Krizhevsky et al. 2012, section 4.1). `unit`, a number or C of them, is how far apart black
-    and white are in `images`.
-    """
-    if "colour" not in batch:
-        return images
-    shift = jnp.reshape(batch["colour"], (len(images), 1, 1, -1))
-    return images + shift * jnp.reshape(jnp.asarray(unit), (1, 1, 1, -1))
-
-
-def crop_and_flip(
-    images: jax.Array, offsets: jax.Array, mirrored: jax.Array, pad: int
-) -> jax.Array:
-    """The crop at offsets (N, [y, x]), each 0..2 * pad, of each padded image, its mirror image
-    where `mirrored` (N,).
-    """
-    height, width = images.shape[1:3]
-    padded = jnp.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
-    columns = jnp.arange(width)[None]
-    columns = jnp.where(mirrored[:, None], columns[:, ::-1], columns) + offsets[:, 1:]
-    rows = jnp.arange(height)[None] + offsets[:, :1]
-    examples = jnp.arange(len(images))[:, None, None]
-    return padded[examples, rows[:, :, None], columns[:, None, :]]

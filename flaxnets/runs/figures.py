@@ -1,4 +1,4 @@
-"""What a run shows: its learning curve, and images with a line of text each."""
+"""Figures of a run: its learning curve, and images with a line of text each."""
 
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from flaxnets.training.augmentation import cropped, shifted
+from flaxnets.training.inputs import cropped, shifted
 
 PICTURED = 16  # images of a picture
 
@@ -55,12 +55,12 @@ def draw_grid(images: Sequence[np.ndarray], captions: Sequence[str], columns: in
     rows = -(-len(images) // columns)
     figure = matplotlib.figure.Figure(figsize=(1.6 * columns, 1.9 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).flat
-    for each in axes:
-        each.set_axis_off()
-    for each, image, caption in zip(figure.axes, images, captions, strict=False):
+    for place in axes:
+        place.set_axis_off()
+    for place, image, caption in zip(figure.axes, images, captions, strict=False):
         shown = image if image.shape[-1] == 3 else image[..., 0]
-        each.imshow(shown, cmap="gray", vmin=0, vmax=255)
-        each.set_title(literal(caption), fontsize=7)
+        place.imshow(shown, cmap="gray", vmin=0, vmax=255)
+        place.set_title(literal(caption), fontsize=7)
     return figure
 
 

@@ -1,0 +1,172 @@
+"""A run, assembled from its options and its data set, and checked before anything is written."""
+
+import dataclasses
+import pathlib
+import warnings
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.errors import ScopeParamShapeError
+
+from flaxnets.data.bad_images import BadImages
+from flaxnets.data.decoded import Decoded
+from flaxnets.data.plan import Plan, evaluation_plan, training_plan
+from flaxnets.data.source import Source
+from flaxnets.errors import InputError, InputWarning
+from flaxnets.models import create_model
+from flaxnets.runs.feed import feed_from_source
+from flaxnets.runs.initial import initial_weights
+from flaxnets.runs.options import MAY_DIFFER, Options
+from flaxnets.runs.same_run import default_workdir
+from flaxnets.runs.workdir import Workdir, shared_workdir
+from flaxnets.training.batch_norms import check_batch_norms
+from flaxnets.training.parallel import DataParallel
+from flaxnets.training.program import Program, make_program
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run that can begin: `loop.fit(run.program, run.open_workdir())`."""
+
+    options: Options
+    source: Source
+    model: nn.Module
+    program: Program
+    bad_images: BadImages
+    notes: tuple[str, ...]  # what the weights to start from lack
+
+    @property
+    def title(self) -> str:
+        return f"{self.options.arch} on {self.options.dataset}"
+
+    @property
+    def path(self) -> pathlib.Path:
+        """The workdir."""
+        return self.options.workdir or default_workdir(self.options.arch, self.options.dataset)
+
+    @property
+    def train_shape(self) -> tuple[int, int, int]:
+        """(height, width, channels) of training images."""
+        preprocessing = self.options.values.preprocessing
+        size = preprocessing.train_size or preprocessing.image_size
+        return (size, size, self.source.channels)
+
+    @property
+    def training_plan(self) -> Plan:
+        return training_plan(self.options.values.preprocessing, self.source)
+
+    @property
+    def evaluation_plan(self) -> Plan:
+        source = self.source
+        return evaluation_plan(self.options.values.preprocessing, source.kind, source.channels)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What config.json holds: what may not change when the run goes on, what was trained on,
+        and how pictures are read.
+        """
+        options, feed = self.options, self.program.feed
+        return {
+            **dataclasses.asdict(options) | dict.fromkeys(MAY_DIFFER),
+            **dataclasses.asdict(options.values),
+            "ema": options.ema or None,  # runs from before this option lack it
+            "input_shape": feed.input_shape,
+            "class_names": feed.class_names,
+            "statistics": feed.statistics,
+            "kind": self.source.kind,
+            "plan": {
+                "training": self.training_plan.to_json(),
+                "evaluation": self.evaluation_plan.to_json(),
+            },
+            "examples": dict(self.source.sizes),
+        }
+
+    def open_workdir(self) -> Workdir:
+        """Return the workdir, where unreadable pictures are noted from now on. All processes of the
+        run call this; process 0 writes.
+
+        Raises InputError as `Workdir` and `Follower`.
+        """
+        workdir = shared_workdir(self.path, self.config)
+        self.bad_images.go_on(workdir.bad_images, workdir.add_bad_image)
+        return workdir
+
+
+def assemble(options: Options, source: Source, parallel: DataParallel) -> Run:
+    """Return the run that `options` ask for. All processes of it have joined (`processes.join`).
+
+    Raises InputError, before anything is written, for what does not fit: images, batch, patterns
+    or weights. Warns where an epoch is many passes over the data.
+    """
+    recipe = options.values
+    if recipe.loss == "cross_entropy" and not source.class_names:
+        raise InputError(
+            f"{options.dataset} has numbers to predict, not classes; expected the loss "
+            f"squared_error"
+        )
+    model = create_model(
+        options.arch,
+        num_classes=len(source.class_names) or 1,
+        dtype=jnp.dtype(options.dtype),
+        remat=options.remat,
+    )
+    size = recipe.preprocessing.image_size
+    statistics = recipe.normalization(source.statistics)
+    initial = initial_weights(options, model, (size, size, source.channels), statistics)
+    bad_images = BadImages(options.max_bad_images)
+    feed = feed_from_source(
+        source,
+        recipe,
+        parallel,
+        seed=options.seed,
+        statistics=initial.statistics,
+        shard=(jax.process_index(), jax.process_count()),
+        bad=bad_images,
+        decoded=Decoded(int(options.decoded_gigabytes * 1e9)),
+    )
+    program = make_program(
+        model,
+        recipe,
+        feed,
+        parallel,
+        seed=options.seed,
+        initial=initial.variables,
+        skip_non_finite=options.on_nan == "skip",
+    )
+    run = Run(options, source, model, program, bad_images, initial.notes)
+    _check_images(run)
+    if jax.process_index() == 0:
+        _warn_of_short_epochs(program)
+    return run
+
+
+def _check_images(run: Run) -> None:
+    """Raise InputError where the network does not read the run's images, or its batch norms would
+    see one value each.
+    """
+    program, train_shape = run.program, run.train_shape
+    variables = program.state_shapes().variables
+    if train_shape != program.feed.input_shape:
+        try:
+            jax.eval_shape(run.model.apply, variables, jnp.zeros((1, *train_shape)))
+        except ScopeParamShapeError as error:
+            raise InputError(
+                f"train size is {train_shape[0]}; {run.options.arch} reads images of one size, "
+                f"expected {program.feed.input_shape[0]} or 0"
+            ) from error
+    devices = len(program.parallel.devices)
+    check_batch_norms(run.model, variables, program.recipe, train_shape, devices)
+
+
+def _warn_of_short_epochs(program: Program) -> None:
+    """Warn where an epoch, which has one step at least, is many passes over a small data set."""
+    batch_size, examples = program.recipe.batch_size, program.feed.train_size
+    if batch_size > examples:
+        warnings.warn(
+            f"a batch of {batch_size} images is larger than the data set: an epoch is one step, "
+            f"{batch_size / examples:.3g} passes over the {examples} training examples",
+            InputWarning,
+            stacklevel=3,
+        )

@@ -1,0 +1,61 @@
+"""Files of a run: JSON, written whole or not at all, and a lock."""
+
+import fcntl
+import json
+import math
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from flaxnets.errors import InputError
+
+MAX_JSON = 2**24  # bytes; a config with the names of 22,000 classes has half a million
+
+
+def read_json(path: pathlib.Path) -> Any:
+    """Return what a file of a workdir holds. Raises InputError if it is too large, or no JSON."""
+    if path.stat().st_size > MAX_JSON:
+        raise InputError(f"{path} is larger than {MAX_JSON >> 20} MiB: no file of a training run")
+    try:
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError too
+        raise InputError(f"{path} is damaged: it is no JSON") from error
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """Return `value` as JSON, which has no NaN and no infinity: null stands for either."""
+    return json.dumps(_finite(value), indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_whole(path: pathlib.Path, content: str | bytes) -> None:
+    """Write all of a file or nothing: a run killed meanwhile leaves the old one."""
+    new = path.with_name(path.name + ".new")
+    new.write_bytes(content.encode() if isinstance(content, str) else content)
+    os.replace(new, path)
+
+
+def locked(path: pathlib.Path) -> int:
+    """Return a descriptor whose lock the kernel releases when it is closed, also by a kill.
+
+    Raises InputError if another process holds it.
+    """
+    descriptor = os.open(path / "lock", os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise InputError(
+            f"another process is training in {path}; wait for it, or choose another workdir"
+        ) from None
+    except OSError:
+        pass  # a file system without locks
+    return descriptor

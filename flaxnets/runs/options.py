@@ -1,0 +1,112 @@
+"""What a run is asked for, and the values that its recipe gives it."""
+
+import dataclasses
+import math
+import pathlib
+from typing import Literal
+
+from flaxnets.errors import InputError
+from flaxnets.recipes import Kind, Recipe, Version, recipe_for
+from flaxnets.runs.processes import Processes
+from flaxnets.training.parallel import Mapping
+
+
+@dataclasses.dataclass(frozen=True)
+class RunOptions:
+    """How a run is saved and watched; what it learns is the program's."""
+
+    checkpoint_steps: int = 0
+    """Steps between checkpoints besides those at the end of every epoch; 0 for none."""
+    checkpoint_minutes: float = 0.0
+    """Minutes between extra checkpoints; 0 for none."""
+    keep: int = 2
+    """Newest checkpoints that are kept, besides the one with the smallest validation error."""
+    log_every: int = 10
+    """Steps between the values of single steps in TensorBoard."""
+    profile: int = 0
+    """Steps to trace with JAX's profiler, after the first ten, for TensorBoard and Perfetto."""
+
+    def check(self) -> None:
+        """Raises InputError for values that no run can have."""
+        for name in ("checkpoint_steps", "checkpoint_minutes", "profile"):
+            if not getattr(self, name) >= 0:
+                raise InputError(
+                    f"{name.replace('_', ' ')} is {getattr(self, name)}; expected zero or more"
+                )
+        for name, unit in (("keep", "checkpoint"), ("log_every", "step")):
+            if getattr(self, name) < 1:
+                what = name.replace("_", " ")
+                raise InputError(f"{what} is {getattr(self, name)}; expected at least 1 {unit}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Everything that a run is asked for; the text under a field is its help in train.py."""
+
+    values: Recipe
+    arch: str = "vgg19"
+    """Name of a network: flaxnets.list_models()."""
+    recipe: Version = "paper"
+    """Where the defaults of the values below come from: the network's paper, or the commands of
+    torchvision's first and second weights."""
+    dataset: str = "digits"
+    """digits, breast_cancer or diabetes (bundled), folder:PATH (train/<class>/*.jpg,
+    val/<class>/*.jpg), or a prepared TensorFlow Datasets name such as cifar10 or imagenet2012."""
+    data_dir: str | None = None
+    """Where TensorFlow Datasets were prepared; TFDS_DATA_DIR otherwise."""
+    workdir: pathlib.Path | None = None
+    """Directory of the run; runs/ARCH-DATASET unless given."""
+    init_from: str | None = None
+    """Weights to start from: the name of published ones, such as IMAGENET1K_V1, whose mean and
+    deviation the images then have, or a file of safetensors or torch under torch's keys. The last
+    layer starts afresh if the weights tell other classes apart or have none."""
+    ema: bool = False
+    """Start from the average weights of a file that has raw ones as well."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the computation; parameters are float32."""
+    remat: bool = False
+    """Recompute activations in the backward pass: less memory, more time."""
+    parallel: Mapping = "shard_map"
+    """How the step is mapped onto the devices."""
+    seed: int = 0
+    """Of initialisation, data order, augmentation and dropout."""
+    compilation_cache: bool = True
+    """Keep compiled programs in the user's cache directory, for the next start."""
+    on_nan: Literal["stop", "skip"] = "stop"
+    """Where the loss or an update is not finite: stop, or leave that step out."""
+    max_bad_images: int = 0
+    """Pictures of a folder that may be unreadable: each is named and skipped."""
+    decoded_gigabytes: float = 2.0
+    """Memory, in each process, for decoded photographs of training and for test images as the
+    network is fed them: those that fit are decoded and resized once, the others in every epoch."""
+    dry_run: bool = False
+    """Print the values, the layers, the steps and the memory of the run, and stop."""
+    run: RunOptions = dataclasses.field(default_factory=RunOptions)
+    processes: Processes = dataclasses.field(default_factory=Processes)
+
+    def check(self) -> None:
+        """Raises InputError for values that no run can have."""
+        self.values.check()
+        self.run.check()
+        if self.max_bad_images < 0:
+            raise InputError(f"max bad images is {self.max_bad_images}; expected zero or more")
+        if not 0 <= self.decoded_gigabytes < math.inf:
+            raise InputError(
+                f"decoded gigabytes is {self.decoded_gigabytes}; expected a finite number from 0 on"
+            )
+
+
+# Options that may change when a run goes on. The values have lines of their own.
+MAY_DIFFER = (
+    "workdir", "data_dir", "compilation_cache", "on_nan", "max_bad_images", "decoded_gigabytes",
+    "dry_run", "run", "processes", "values",
+)  # fmt: skip
+
+
+def default_values(arch: str, kind: Kind, version: Version, *, has_classes: bool) -> Recipe:
+    """Return the recipe of a network for data of that kind, with the loss for its labels.
+
+    Raises InputError as `recipe_for`.
+    """
+    recipe = recipe_for(arch, kind, version)
+    return recipe if has_classes else dataclasses.replace(recipe, loss="squared_error")

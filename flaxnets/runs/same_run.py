@@ -1,0 +1,99 @@
+"""Which run a workdir holds: its name, and whether a config is that of the run already there."""
+
+import json
+import os
+import pathlib
+import warnings
+from typing import Any
+
+from flaxnets.errors import InputError, InputWarning
+from flaxnets.runs.files import read_json
+
+
+def default_workdir(arch: str, dataset: str) -> pathlib.Path:
+    """Return the workdir `runs/ARCH-DATASET`, the same however the path of a folder or file is
+    spelled. That of an old run, whose name has the path as it was typed, is taken where it exists.
+    """
+    here = os.path.join(os.getcwd(), "")
+    new, old = (
+        pathlib.Path("runs") / f"{arch}-{name.replace('/', '-').replace(':', '-')}"
+        for name in (_absolute(dataset, below=here), dataset.rstrip("/"))
+    )
+    return old if old.exists() and not new.exists() else new
+
+
+def check_same_run(path: pathlib.Path, config: dict[str, Any], may_change: tuple[str, ...]) -> None:
+    """Raise InputError unless `path` is free or holds a run with that config, but for the values
+    that `may_change`; a changed number of examples is a warning.
+    """
+    if path.exists() and not path.is_dir():
+        raise InputError(f"workdir {path} is a file; expected a directory")
+    file = path / "config.json"
+    if not file.exists():
+        if path.exists() and (path / "checkpoints").exists():
+            raise InputError(f"workdir {path} holds checkpoints of something else; choose another")
+        return
+    before = read_json(file)
+    now = json.loads(json.dumps(config))  # tuples become lists, as in the file
+    before = _with_plan(before, now)
+    may_change = (*may_change, "examples")
+    changed = [k for k in now if k not in may_change and not _same(k, before.get(k), now[k])]
+    if changed:
+        key = changed[0]
+        raise InputError(
+            f"workdir {path} holds a run with {key.replace('_', ' ')} {_short(before.get(key))}, "
+            f"not {_short(now[key])}; choose another workdir or remove it"
+        )
+    _warn_of_other_sizes(before.get("examples"), now.get("examples"))
+
+
+def _with_plan(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """Return the config of an old run with what it lacks. Before plans were written down, the
+    values decided, but for the interpolation, which was that of policies alone.
+    """
+    if "plan" in before or "preprocessing" not in before or "preprocessing" not in now:
+        return before
+    values = now["preprocessing"] | before["preprocessing"]
+    values["interpolation"] = now["preprocessing"]["interpolation"]
+    return (
+        {key: now[key] for key in ("plan", "kind") if key in now}
+        | before
+        | {"preprocessing": values}
+    )
+
+
+def _same(key: str, before: Any, now: Any) -> bool:
+    """Return whether an option has the same value; a path may be spelled in another way."""
+    if key in ("dataset", "init_from") and isinstance(before, str) and isinstance(now, str):
+        return _absolute(before) == _absolute(now)
+    return before == now
+
+
+def _absolute(name: str, below: str = "") -> str:
+    """Return one spelling of a file, or of the path of a data set (`folder:PATH`), without the
+    directory `below` at its beginning. Different names of other things stay different.
+    """
+    kind, colon, path = name.partition(":")
+    if not colon:
+        kind, path = "", name
+    return kind + colon + os.path.abspath(os.path.expanduser(path)).removeprefix(below)
+
+
+def _warn_of_other_sizes(before: Any, now: Any) -> None:
+    """`before` is missing in runs that did not record it."""
+    if not isinstance(before, dict) or not isinstance(now, dict):
+        return
+    names = {"train": "training", "test": "test"}
+    changes = [
+        f"{before[split]} {name} examples then, {now[split]} now"
+        for split, name in names.items()
+        if before.get(split) not in (None, now.get(split))
+    ]
+    if changes:
+        warnings.warn(f"the data changed: {'; '.join(changes)}", InputWarning, stacklevel=4)
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, list) and len(value) > 6:
+        return f"{value[0]!r} ... {value[-1]!r} ({len(value)} in all)"
+    return repr(value)

@@ -1,0 +1,60 @@
+"""What the network is fed, made on the device from a batch as the host sends it: the crops and
+colours that the host's plan left to the step, and normalised values.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
+    """Return (x - mean) / std of each channel, in float32.
+
+    Pictures (uint8) are divided by 255 first; measured features have the units of the statistics.
+    """
+    shape = (1,) * (images.ndim - 1) + (-1,)  # the images' rank, as strict rank promotion asks
+    shift, scale = (jnp.array(values, jnp.float32).reshape(shape) for values in (mean, std))
+    unit = 255 if images.dtype == jnp.uint8 else 1
+    return (images.astype(jnp.float32) / unit - shift) / scale
+
+
+def cropped(batch: Mapping[str, Any], pad: int) -> jax.Array:
+    """Return the images of a batch of `flaxnets.data.train_batches`, cropped and mirrored where it
+    says so (He et al. 2015, section 4.2).
+    """
+    images = batch["image"]
+    if "offset" not in batch and "mirrored" not in batch:
+        return images
+    if "offset" not in batch:
+        pad = 0
+    count = len(images)
+    offsets = batch.get("offset", jnp.zeros((count, 2), jnp.int32))
+    return crop_and_flip(images, offsets, batch.get("mirrored", jnp.zeros(count, bool)), pad)
+
+
+def shifted(images: jax.Array, batch: Mapping[str, Any], unit: jax.Array | float) -> jax.Array:
+    """Return `images` (N, H, W, C) with the shift of colours that the batch has for each, if it has
+    any (Krizhevsky et al. 2012, section 4.1). `unit`, a number or C of them, is how far apart black
+    and white are in `images`.
+    """
+    if "colour" not in batch:
+        return images
+    shift = jnp.reshape(batch["colour"], (len(images), 1, 1, -1))
+    return images + shift * jnp.reshape(jnp.asarray(unit), (1, 1, 1, -1))
+
+
+def crop_and_flip(
+    images: jax.Array, offsets: jax.Array, mirrored: jax.Array, pad: int
+) -> jax.Array:
+    """The crop at offsets (N, [y, x]), each 0..2 * pad, of each padded image, its mirror image
+    where `mirrored` (N,).
+    """
+    height, width = images.shape[1:3]
+    padded = jnp.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+    columns = jnp.arange(width)[None]
+    columns = jnp.where(mirrored[:, None], columns[:, ::-1], columns) + offsets[:, 1:]
+    rows = jnp.arange(height)[None] + offsets[:, :1]
+    examples = jnp.arange(len(images))[:, None, None]
+    return padded[examples, rows[:, :, None], columns[:, None, :]]

@@ -25,7 +25,7 @@ from safetensors.numpy import save_file
 from flaxnets import create_model, pretrained, published_weights, to_torch
 from flaxnets.errors import InputError, one_of
 from flaxnets.terminal import arguments, one_sentence_errors
-from flaxnets.weights import load_into
+from flaxnets.weights import load_model
 from flaxnets.weights.files import SUFFIXES
 
 
@@ -55,9 +55,10 @@ def main(
         raise InputError("--ema is about a file of weights; expected --checkpoint FILE beside it")
     network = None
     if checkpoint is not None:
-        variables = load_into(model, checkpoint, model.input_shape, ema=ema)
+        _, variables, _ = load_model(model, checkpoint, model.input_shape, ema=ema)
     elif weights is not None:
-        variables = load_into(model, published_weights(arch, weights), model.input_shape)
+        row = published_weights(arch, weights)
+        _, variables, _ = load_model(model, row, model.input_shape)
     elif workdir is not None:
         network = pretrained(workdir)
         if network.arch != arch:

@@ -70,7 +70,7 @@ def feature_info(model: nn.Module) -> tuple[Level, ...]:
     the picture, by a pixel for every `stride` of them. It is empty for a network without
     convolutions.
     """
-    model = _without_head(model)
+    model = _up_to_maps(model)
     if not hasattr(model, "dense"):
         return ()
     height, width, channels = model.input_shape
@@ -123,7 +123,7 @@ def pyramid(
     names = [levels[stride].name for stride in strides]
 
     outputs = _capture(
-        _without_head(model),
+        _up_to_maps(model),
         variables,
         x,
         lambda module: ".".join(module.path) in names,
@@ -132,7 +132,7 @@ def pyramid(
     return [outputs[name] for name in names]
 
 
-def _without_head(model: Any) -> Any:
+def _up_to_maps(model: Any) -> Any:
     """Return the network without what is not needed for its maps."""
     fields: dict[str, Any] = {"remat": False} if hasattr(model, "remat") else {}
     return model.headless().clone(**fields) if hasattr(model, "headless") else model

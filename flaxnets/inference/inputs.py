@@ -65,7 +65,8 @@ def as_raw(picture: Any, plan: Plan, name: str) -> bytes | np.ndarray:
     channels = plan.decode.channels
     if values.ndim == 2:
         values = values[..., None]
-    if values.ndim != 3 or values.dtype != np.uint8 or values.shape[-1] > 4 or not values.size:
+    is_map = values.ndim == 3 and values.size > 0 and values.dtype == np.uint8
+    if not is_map or values.shape[-1] not in (1, 2, 3, 4, channels):
         raise InputError(
             f"{name} is an array of {values.dtype} and shape {values.shape}; expected uint8 "
             f"(height, width, {channels}), as pictures are read from files"

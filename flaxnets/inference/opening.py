@@ -26,6 +26,7 @@ from flaxnets.models import VARIANTS, create_model, describe
 from flaxnets.recipes import Kind, Orientation, Preprocessing, Statistics, recipe_for
 from flaxnets.weights import PublishedWeights, find_weights, load_model, published_weights
 from flaxnets.weights.files import read_weights
+from flaxnets.weights.loading import check_in_channels
 
 LICENCE = "BSD-3-Clause, as torchvision; ImageNet's terms may apply to the weights"
 
@@ -40,6 +41,7 @@ def pretrained(
     orientation: Orientation | None = None,
     kind: Kind = "photographs",
     ema: bool = False,
+    in_channels: int | None = None,
     **fields: Any,
 ) -> Network:
     """Return a trained network that can be called.
@@ -66,6 +68,7 @@ def pretrained(
             given.
         kind: of the data that a network by name, or one at hand, was trained on.
         ema: take the average weights of a file that has raw ones as well.
+        in_channels: of the pictures that a network by name is to read, as for `load_weights`.
         fields: of a network by name, as for `create_model`; `num_classes` as for `load_weights`.
 
     Raises:
@@ -73,22 +76,29 @@ def pretrained(
     """
     row = preprocessing if isinstance(preprocessing, str) else None
     if isinstance(source, str) and source in VARIANTS:
+        check_in_channels(in_channels)
         start = _start(source, weights)
         _check_start(start, source, ema, fields.get("num_classes"))
         model: Any = create_model(source, **fields)
         if hasattr(model, "aux_logits") and "aux_logits" not in fields:
             model = model.clone(aux_logits=False)  # for training, and some files lack them
         model, variables, channels = load_model(
-            model, start, model.input_shape, num_classes=fields.get("num_classes"), ema=ema
+            model,
+            start,
+            model.input_shape,
+            num_classes=fields.get("num_classes"),
+            in_channels=in_channels,
+            ema=ema,
         )
         if isinstance(start, PublishedWeights):
             row = row or start.name
-        plan, known = _prepared(source, row, kind, channels)
+        plan, known = _prepared(source, row, kind, channels, statistics)
         outputs = _classes(source, kind, model.num_classes)
         card = _card(start)
         network = Network(model, jax.device_put(variables), plan, known, outputs, card)
-    elif weights is not None or ema or fields:
-        names = ["weights"] * (weights is not None) + ["ema"] * ema + list(fields)
+    elif weights is not None or ema or in_channels or fields:
+        options = {"weights": weights, "ema": ema, "in_channels": in_channels}
+        names = [name for name, value in options.items() if value] + list(fields)
         if isinstance(source, str):
             one_of(VARIANTS, source, "architecture")
         raise InputError(f"{', '.join(names)}: for a network by its name, not one with its weights")
@@ -133,9 +143,13 @@ def _check_start(
             )
 
 
-def _prepared(arch: str, row: str | None, kind: Kind, channels: int) -> tuple[Plan, Statistics]:
+def _prepared(
+    arch: str, row: str | None, kind: Kind, channels: int, statistics: Statistics | None
+) -> tuple[Plan, Statistics]:
     """Return how a network reads images of so many channels: as the published weights `row` do, or
     by its recipe for data of that kind.
+
+    Raises InputError if statistics of so many channels are neither given nor known.
     """
     if row is None:
         mean, std = IMAGENET_STATISTICS
@@ -148,7 +162,11 @@ def _prepared(arch: str, row: str | None, kind: Kind, channels: int) -> tuple[Pl
             resize=published.resize,
             interpolation=published.interpolation,
         )
-    return evaluation_plan(values, kind, channels), (mean[:channels], std[:channels])
+    if statistics is None:
+        if channels > len(mean):
+            raise InputError(f"the statistics of {channels} channels are not known; expected them")
+        statistics = mean[:channels], std[:channels]
+    return evaluation_plan(values, kind, channels), statistics
 
 
 def _classes(arch: str, kind: Kind, count: int) -> tuple[str, ...]:
@@ -216,12 +234,12 @@ def _at_hand(
         raise InputError(f"{error}; expected its preprocessing, a plan, and statistics") from error
     shapes = jax.tree.map(jnp.shape, variables)
     *size, usual = model.input_shape
-    for channels in (usual, 1, 3, 4):
+    for channels in (usual, 1, 3, len(statistics[0]) if statistics else 3):
         if jax.tree.map(lambda leaf: leaf.shape, _shapes(model, (*size, channels))) == shapes:
             break
     else:
         raise InputError(f"the variables are not those of this {type(model).__name__}")
-    plan, known = _prepared(arch, row, kind, channels)
+    plan, known = _prepared(arch, row, kind, channels, statistics)
     return Network(model, variables, plan, known, _classes(arch, kind, model.num_classes), card)
 
 

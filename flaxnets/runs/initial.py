@@ -8,7 +8,7 @@ from flaxnets.errors import InputError
 from flaxnets.recipes import Statistics
 from flaxnets.runs.options import Options
 from flaxnets.training.state import PyTree
-from flaxnets.weights import PublishedWeights, WeightsWarning, find_weights, load_into
+from flaxnets.weights import PublishedWeights, WeightsWarning, find_weights, load_model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +41,7 @@ def initial_weights(
         statistics = start.statistics
     with warnings.catch_warnings(record=True) as notes:
         warnings.simplefilter("always", WeightsWarning)
-        variables = load_into(
+        _, variables, _ = load_model(
             model,
             start,
             input_shape,

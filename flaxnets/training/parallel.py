@@ -29,7 +29,7 @@ class DataParallel:
         self.replicated = NamedSharding(self.mesh, PartitionSpec())
         self._split = NamedSharding(self.mesh, PartitionSpec(AXIS))
 
-    def map(self, function: Callable, *, donate_state: bool = False) -> Callable:
+    def map(self, function: Callable, *, donate_state: bool = False) -> Any:
         """Return `function(state, batch)`, one device's view, as a compiled function over all
         devices.
 

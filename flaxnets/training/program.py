@@ -46,9 +46,9 @@ class Program:
     steps_per_epoch: int
     steps: int  # of the whole run
     schedule: optax.Schedule
-    train_step: Any  # a jitted function: (state, batch) -> (state, metrics); donates the state
-    eval_step: Any  # a jitted function: (variables, batch) -> (sums, examples)
-    create: Any  # a jitted function: (initial variables or None) -> state
+    train_step: Any  # compiled: (state, batch) -> (state, metrics); donates the state
+    eval_step: Any  # compiled: (variables, batch) -> (sums, examples)
+    create: Any  # compiled: (initial variables or None) -> state
     initial: PyTree | None  # variables to start from instead of fresh ones
     skips_non_finite: bool  # whether such steps are left out
 

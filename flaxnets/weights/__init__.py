@@ -5,7 +5,7 @@ variables = load_weights("vgg16", checkpoint="mine.safetensors")
 """
 
 from flaxnets.weights.files import WeightsWarning
-from flaxnets.weights.loading import find_weights, load_into, load_model, load_weights
+from flaxnets.weights.loading import find_weights, load_model, load_weights
 from flaxnets.weights.published import PublishedWeights, list_weights, published_weights
 
 __all__ = [
@@ -13,7 +13,6 @@ __all__ = [
     "WeightsWarning",
     "find_weights",
     "list_weights",
-    "load_into",
     "load_model",
     "load_weights",
     "published_weights",

@@ -31,7 +31,7 @@ def load_weights(
     seed: int = 0,
     **fields: Any,
 ) -> Any:
-    """The variables of a network with published weights, or with those of a file.
+    """Return the variables of a network with published weights, or with those of a file.
 
         variables = load_weights("resnet50", "IMAGENET1K_V2")
         logits = create_model("resnet50").apply(variables, images)
@@ -67,8 +67,7 @@ def load_weights(
     """
     if num_classes is not None:
         fields["num_classes"] = num_classes
-    if in_channels is not None and in_channels < 1:
-        raise InputError(f"in_channels is {in_channels}; expected at least 1")
+    check_in_channels(in_channels)
     model: Any = create_model(arch, **fields)
     start = published_weights(arch, name) if checkpoint is None else pathlib.Path(checkpoint)
     return load_model(
@@ -82,20 +81,16 @@ def load_weights(
     )[1]
 
 
+def check_in_channels(in_channels: int | None) -> None:
+    """Raise InputError for a number of channels that no image has."""
+    if in_channels is not None and in_channels < 1:
+        raise InputError(f"in_channels is {in_channels}; expected at least 1")
+
+
 def find_weights(arch: str, name_or_path: str) -> PublishedWeights | pathlib.Path:
     """Return published weights by their name, or the file that a user names instead."""
     path = pathlib.Path(name_or_path)
     return path if path.suffix or path.exists() else published_weights(arch, name_or_path)
-
-
-def load_into(
-    model: Any,
-    start: PublishedWeights | pathlib.Path,
-    input_shape: tuple[int, ...],
-    **options: Any,
-) -> Any:
-    """Return the variables of `load_model`."""
-    return load_model(model, start, input_shape, **options)[1]
 
 
 def load_model(

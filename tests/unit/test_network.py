@@ -21,7 +21,15 @@ from safetensors.numpy import save_file
 from sklearn.datasets import load_sample_images
 
 import flaxnets
-from flaxnets import InputError, create_model, list_models, load_weights, pretrained, to_torch
+from flaxnets import (
+    InputError,
+    WeightsWarning,
+    create_model,
+    list_models,
+    load_weights,
+    pretrained,
+    to_torch,
+)
 from flaxnets.data.pixels.crop import CenterCrop
 from flaxnets.data.pixels.decode import Decode
 from flaxnets.data.pixels.resize import Resize
@@ -131,6 +139,29 @@ def test_a_file_of_weights(lenet, tmp_path):
     assert pretrained("lenet5", weights, orientation="stored").preprocessing.orientation == "stored"
 
 
+def test_other_channels(lenet, tmp_path):
+    save_file(to_torch(lenet.variables), tmp_path / "a.safetensors")
+    kernel = to_torch(lenet.variables)["features.0.weight"]
+    with pytest.warns(WeightsWarning, match=r"features.0.weight is summed over its 3 channels"):
+        network = pretrained("lenet5", tmp_path / "a.safetensors", in_channels=1)
+    summed = to_torch(network.variables)["features.0.weight"]
+    np.testing.assert_array_equal(summed, kernel.sum(1, keepdims=True))
+    assert network(PHOTOS[0]).shape == (10,)
+    assert network.input_shape == (28, 28, 1)
+    with pytest.warns(WeightsWarning, match=r"repeated and scaled from 3 channels for images of 5"):
+        five = pretrained(
+            "lenet5", tmp_path / "a.safetensors", in_channels=5,
+            statistics=((0.5,) * 5, (0.2,) * 5), preprocessing=Plan((Decode(5), Resize(28))),
+        )  # fmt: skip
+    with pytest.raises(InputError, match="reads 5 channels; expected 1 or 3 for a picture"):
+        five(PHOTOS[0])
+    with (
+        pytest.warns(WeightsWarning),
+        pytest.raises(InputError, match="the statistics of 5 channels are not known; expected"),
+    ):
+        pretrained("lenet5", tmp_path / "a.safetensors", in_channels=5)
+
+
 def test_a_run_of_train(tmp_path, monkeypatch, capsys):
     import convert_torchvision
 
@@ -230,6 +261,8 @@ class Mean(torch.nn.Module):
         (lambda d, n: pretrained("alexnet", "IMAGENET1K_V3"), "unknown weights of alexnet"),
         (lambda d, n: pretrained("vgg16", "IMAGENET1K_FEATURES"), "the weights IMAGENET1K_FEATURES"
          " of vgg16 are features only, without classes"),
+        (lambda d, n: pretrained("alexnet", in_channels=0), "in_channels is 0; expected at least"),
+        (lambda d, n: pretrained(d, in_channels=1), "in_channels: for a network by its name"),
         (lambda d, n: pretrained("alexnet", ema=True), "IMAGENET1K_V1 of alexnet has no average"),
         (lambda d, n: pretrained("lenet5", d / "none.pth"), "no file {}/none.pth"),
         (lambda d, n: pretrained(d / "none"), "{}/none is not the workdir of a training run: it"),

@@ -24,7 +24,7 @@ from flaxnets.kernels.platform import (
     platform,
 )
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 CONTEXTS: dict[str, Any] = {
     "platform": lambda: compiling_for("gpu"),
     "one kernel": lambda: plain("pooling"),
@@ -83,10 +83,11 @@ def test_kernels_are_plain_in_a_whole_process(environment):
 
 
 def test_unknown_names_get_one_sentence(environment):
+    wrong: list[Any] = ["cuda", "pool"]
     with pytest.raises(InputError, match="unknown platform 'cuda'; expected one of cpu, gpu, tpu"):
-        compiling_for("cuda").__enter__()  # pyright: ignore[reportArgumentType]
+        compiling_for(wrong[0]).__enter__()
     with pytest.raises(InputError, match="unknown kernel 'pool'; did you mean 'pooling'"):
-        plain("pool").__enter__()  # pyright: ignore[reportArgumentType]
+        plain(wrong[1]).__enter__()
     environment("foldng")
     with pytest.raises(InputError, match="kernel in FLAXNETS_PLAIN 'foldng'; did you mean 'fold"):
         formulation("pooling")

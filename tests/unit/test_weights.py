@@ -803,7 +803,7 @@ def test_training_normalises_as_the_published_weights_expect(arch, mean, monkeyp
     from flaxnets.runs.initial import initial_weights
     from flaxnets.runs.options import Options
 
-    monkeypatch.setattr("flaxnets.runs.initial.load_into", lambda *_, **__: None)
+    monkeypatch.setattr("flaxnets.runs.initial.load_model", lambda *_, **__: (None,) * 3)
     options = Options(recipe_for(arch, "photographs"), arch, init_from="IMAGENET1K_V1")
     model, own = create_model(arch, num_classes=2), ((0.4,) * 3, (0.2,) * 3)
     assert initial_weights(options, model, (64, 64, 3), own).statistics[0][0] == mean

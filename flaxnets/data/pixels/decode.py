@@ -97,11 +97,7 @@ class Picture:
             self.takes_fast_road, self.pixels = False, raw
             self.size = raw.shape[:2]
             return
-        if decode.channels not in MODES:
-            raise InputError(
-                f"the network reads {decode.channels} channels; expected 1 or 3 for a picture"
-            )
-        self._encoded, self._mode = raw, MODES[decode.channels]
+        self._encoded, self._mode = raw, _mode(decode)
         self._is_turned = decode.orientation == "upright"
         self._read_header()
         if self.takes_fast_road:
@@ -215,8 +211,17 @@ def pixels_of(image: Image.Image, decode: Decode, name: str = "the picture") -> 
     """Return uint8 (height, width, channels) of an opened Pillow image, as `decode` has them of its
     file. Raises UnreadablePicture if it is damaged.
     """
+    mode = _mode(decode)
     with _one_sentence(name):
-        return as_array(_turned(image, MODES[decode.channels], decode.orientation == "upright"))
+        return as_array(_turned(image, mode, decode.orientation == "upright"))
+
+
+def _mode(decode: Decode) -> str:
+    if decode.channels not in MODES:
+        raise InputError(
+            f"the network reads {decode.channels} channels; expected 1 or 3 for a picture"
+        )
+    return MODES[decode.channels]
 
 
 def _turned(image: Image.Image, mode: str, is_turned: bool) -> Image.Image:

@@ -24,8 +24,8 @@ may end earlier here, as fields are only ever added at the end.
 at least twelve months, and that fields move only when XLA_FFI_API_MAJOR does. The handler claims
 whatever version its caller has, since what is read here has kept its place since the first one: a
 new version is not refused at registration, and moved fields would be read at wrong places.
-`tests/test_onednn.py` compares the structs with the installed jaxlib's header, field by field; run
-it with each new jaxlib.
+`tests/unit/test_onednn.py` compares the structs with the installed jaxlib's header, field by field;
+run it with each new jaxlib.
 """
 
 import atexit

@@ -10,9 +10,9 @@ pointers.
 
 **What breaks if it changes.** Within major version 3 oneDNN keeps these values and signatures. The
 library is opened as libdnnl.so.3, so that another major version is not found and XLA's operations
-stay. `tests/test_onednn.py` compares the constants with a header of oneDNN 3 (torch's wheel has
-one); wrong ones would end in a status, which is raised as RuntimeError, or in wrong results, which
-the comparisons with XLA in `tests/test_convolution.py` and `tests/test_normalization.py` find.
+stay. `test_onednn.py` compares the constants with a header of oneDNN 3 (torch's wheel has one);
+wrong ones would end in a status, which is raised as RuntimeError, or in wrong results, which the
+comparisons with XLA in `test_convolution.py` and `test_normalization.py` find.
 
 How a computation is made: a *descriptor* of the primitive from the shapes and layouts of its
 arrays (`dnnl_..._primitive_desc_create`), from that the primitive, which holds compiled code, and

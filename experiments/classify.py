@@ -14,30 +14,17 @@ if __name__ == "__main__":  # first, for the other imports take seconds
     quiet()
 
 import dataclasses
-import math
 import pathlib
 import sys
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-import jax
-import numpy as np
 import tyro
 
-from flaxnets.data.pixels.decode import read_file
 from flaxnets.errors import InputError, shown
-from flaxnets.inference.network import Network, NetworkOptions
-from flaxnets.inference.pictures import MAX_READ, own_statistics
-from flaxnets.inference.views import (
-    Views,
-    check_views,
-    for_views,
-    mean_log_probabilities,
-    view_logits,
-    views_of,
-)
-from flaxnets.runs.workdir import json_text
+from flaxnets.inference.network import AnyViews, Network, Normalization
+from flaxnets.inference.options import NetworkOptions
+from flaxnets.runs.files import json_text
 from flaxnets.terminal import arguments, compilation_cache, one_sentence_errors, say_error
-from flaxnets.training.inputs import normalize
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,10 +35,10 @@ class Options(NetworkOptions):
     """Classes to print."""
     probabilities: bool = False
     """Per cent instead of scores (always, where several views are averaged)."""
-    views: Views | Literal["whole"] = "center"
+    views: AnyViews = "center"
     """What of a picture the network sees: the centre; the corners and the centre, mirrored as well;
     ten random crops; OverFeat's six scales; or all of it, not scaled."""
-    normalize: Literal["training", "image"] = "training"
+    normalize: Normalization = "training"
     """With the mean and deviation of the training data, or 0.5 + 0.5 * (x - mean) / std with
     those of all values of the picture itself."""
     seed: int = 0
@@ -70,47 +57,12 @@ def main(options: Options) -> None:
     if options.top < 1:
         raise InputError(f"--top {options.top}; expected at least 1")
     network = options.open()
-    if options.views != "whole":
-        check_views(options.views, network.plan)
-    elif not hasattr(network.model, "dense"):
-        raise InputError(f"{network.arch} reads pictures of one size; expected --views center")
-    multi_scale = options.views == "multi-scale"
-    model = for_views(network.model, "multi-scale") if multi_scale else network.model
-
-    @jax.jit
-    def classify(variables: Any, images: dict[str, jax.Array], statistics: Any):
-        """Return logits (1, V, classes), or maps of them, of each size of view, and the logarithms
-        of the mean probabilities.
-        """
-        logits = [
-            view_logits(model, variables, normalize(x, *statistics)[None]) for x in images.values()
-        ]
-        return logits, mean_log_probabilities(logits)[0]
-
-    def best_classes(path: pathlib.Path) -> list[dict[str, Any]]:
-        raw, statistics = read_file(path), network.statistics
-        if options.normalize == "image":
-            statistics = own_statistics(network.plan.decode(raw, name=str(path)).image)
-        images = _views(raw, options, network, str(path))
-        logits, log_probabilities = classify(network.variables, images, statistics)
-        one_view = len(logits) == 1 and logits[0].shape[1] == 1
-        scores = logits[0][0, 0] if one_view else None
-        best = np.argsort(-np.asarray(log_probabilities if scores is None else scores), stable=True)
-        return [
-            {
-                "index": int(index),
-                "class": network.class_names[index],
-                "score": None if scores is None else float(scores[index]),
-                "probability": math.exp(log_probabilities[index]),
-            }
-            for index in best[: options.top]
-        ]
-
+    network.check_views(options.views)
     results = []
     for path in options.pictures:
         result: dict[str, Any] = {"picture": str(path)}
         try:
-            result["classes"] = best_classes(path)
+            result["classes"] = _best_classes(network, path, options)
         except InputError as error:
             is_named = shown(path) in str(error)
             result["error"] = str(error) if is_named else f"{shown(path)}: {error}"
@@ -123,17 +75,14 @@ def main(options: Options) -> None:
         sys.exit(2)
 
 
-def _views(raw: bytes, options: Options, network: Network, name: str) -> dict[str, np.ndarray]:
-    if options.views != "whole":
-        return views_of(raw, network.plan, options.views, (options.seed,), name)
-    picture = network.plan.decode(raw, name=name)
-    height, width = picture.size
-    if width * height > MAX_READ:
-        raise InputError(
-            f"{width}x{height} pixels are too many to be read at once; expected at most "
-            f"{MAX_READ:,}, or other --views"
-        )
-    return {"image": picture.pixels[None]}
+def _best_classes(network: Network, path: pathlib.Path, options: Options) -> list[dict[str, Any]]:
+    predictions = network.classify(
+        path, options.top, views=options.views, normalization=options.normalize, seed=options.seed
+    )
+    return [
+        {"index": x.index, "class": x.name, "score": x.score, "probability": x.probability}
+        for x in predictions
+    ]
 
 
 def _print(result: dict[str, Any], probabilities: bool, titled: bool) -> None:

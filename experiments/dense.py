@@ -19,7 +19,6 @@ import pathlib
 from typing import Annotated, Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tyro
 from matplotlib.colors import to_rgb
@@ -30,18 +29,12 @@ from PIL import Image
 from flaxnets.data.pixels.decode import as_array, read_file
 from flaxnets.data.pixels.resize import scale_short_side
 from flaxnets.errors import InputError, one_of
-from flaxnets.inference.dense import (
-    SIX_SCALES,
-    average_maps,
-    cell_stride,
-    convolutionize,
-    probability_maps,
-)
-from flaxnets.inference.network import Network, NetworkOptions
-from flaxnets.inference.pictures import MAX_READ
+from flaxnets.inference.dense import SIX_SCALES, average_maps, cell_stride, finest_map
+from flaxnets.inference.inputs import MAX_READ
+from flaxnets.inference.network import Network
+from flaxnets.inference.options import NetworkOptions
 from flaxnets.runs.figures import literal
 from flaxnets.terminal import arguments, compilation_cache, one_sentence_errors, reuse_memory
-from flaxnets.training.inputs import normalize
 
 # Of matplotlib's cycle; C7 is its grey, for the classes behind the most frequent ones.
 COLORS, GREY = ("C0", "C1", "C2", "C3", "C4", "C5", "C6", "C8", "C9"), "C7"
@@ -72,27 +65,18 @@ def main(options: Options) -> None:
     known = Figure().canvas.get_supported_filetypes()
     one_of(known, options.out.suffix.removeprefix("."), "format of a figure")
     network = options.open()
-    one_of(network.class_names, options.class_, "class")
-    offsets: Any = {"offset_pooling": True} if hasattr(network.model, "offset_pooling") else {}
-    model = convolutionize(network.model).clone(**offsets)
+    one_of(network.classes, options.class_, "class")
     raw = read_file(options.picture)
-    picture = network.plan.decode(raw, name=str(options.picture)).image
-    pictures = [_scaled(picture, size) for size in _short_sides(options, network)]
-
-    @jax.jit
-    def maps(image: jax.Array) -> jax.Array:
-        x = normalize(image[None], *network.statistics)
-        straight, mirrored = probability_maps(model, network.variables, x)
-        return (straight[0] + mirrored[0]) / 2 if options.scales == 6 else straight[0]
-
-    shown = as_array(pictures[-1])
-    sizes = [(each.height, each.width) for each in pictures]
-    grids = [np.asarray(maps(jnp.asarray(as_array(each)))) for each in pictures]
+    picture = network.preprocessing.decode(raw, name=str(options.picture)).image
+    pictures = [as_array(_scaled(picture, size)) for size in _short_sides(options, network)]
+    sizes = [pixels.shape[:2] for pixels in pictures]
+    grids = [_probabilities(network, pixels, options.scales == 6) for pixels in pictures]
     probabilities = average_maps(grids, sizes)
-    down, right = cell_stride(model, shown.shape)
+    shown = pictures[-1]
+    down, right = cell_stride(finest_map(network.model), shown.shape)
 
     rows, columns, _ = probabilities.shape
-    heat = probabilities[..., network.class_names.index(options.class_)]
+    heat = probabilities[..., network.classes.index(options.class_)]
     row, column = np.unravel_index(heat.argmax(), heat.shape)
     best = probabilities.argmax(2)
     counts = collections.Counter(best.ravel().tolist()).most_common()
@@ -102,8 +86,8 @@ def main(options: Options) -> None:
     print(f"{options.class_}: {heat[row, column]:.2%} at most, in {place}")
     print("cells by their best class:")
     for index, count in counts[: len(COLORS)]:
-        print(f"{count:5} {network.class_names[index]}")
-    named = [(index, f"{network.class_names[index]} ({count})") for index, count in counts]
+        print(f"{count:5} {network.classes[index]}")
+    named = [(index, f"{network.classes[index]} ({count})") for index, count in counts]
     # Cells lie around the centre of the picture.
     height, width = rows * down / 2, columns * right / 2
     middle, centre = shown.shape[0] / 2, shown.shape[1] / 2
@@ -115,10 +99,21 @@ def main(options: Options) -> None:
         raise InputError(f"cannot write {options.out} ({error.strerror})") from error
 
 
+def _probabilities(network: Network, picture: np.ndarray, mirrored: bool) -> np.ndarray:
+    """Return the map (H', W', classes) of class probabilities of uint8 (height, width, channels);
+    with `mirrored` the mean of those of the picture and of its mirror image.
+    """
+    probabilities = np.asarray(jax.nn.softmax(network.dense(picture)))
+    if not mirrored:
+        return probabilities
+    other = np.asarray(jax.nn.softmax(network.dense(picture[:, ::-1])))
+    return (probabilities + other[:, ::-1]) / 2
+
+
 def _short_sides(options: Options, network: Network) -> list[int]:
     if options.scales == 6:
-        return [round(min(size) * network.plan.size / 221) for size in SIX_SCALES]
-    return [2 * network.plan.size if options.image_size is None else options.image_size]
+        return [round(min(size) * network.preprocessing.size / 221) for size in SIX_SCALES]
+    return [2 * network.preprocessing.size if options.image_size is None else options.image_size]
 
 
 def _scaled(picture: Image.Image, short_side: int) -> Image.Image:

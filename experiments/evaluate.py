@@ -14,7 +14,7 @@ if __name__ == "__main__":  # first, for the other imports take seconds
 
 import dataclasses
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import numpy as np
@@ -23,20 +23,20 @@ from matplotlib.figure import Figure
 
 from flaxnets import data
 from flaxnets.errors import InputError, one_of
-from flaxnets.inference.network import Network, from_weights, from_workdir
+from flaxnets.inference.network import IMAGENET, Network
+from flaxnets.inference.options import NetworkOptions
 from flaxnets.inference.predict import accuracy, mean_of_members, predict
 from flaxnets.inference.views import (
     VIEWS_PER_SIZE,
     Views,
-    check_views,
     for_views,
     view_batches,
     views_of,
 )
-from flaxnets.recipes import Kind, Orientation
+from flaxnets.recipes import Orientation
 from flaxnets.runs.figures import literal
+from flaxnets.runs.files import json_text
 from flaxnets.runs.progress import track
-from flaxnets.runs.workdir import json_text
 from flaxnets.terminal import arguments, compilation_cache, one_sentence_errors, reuse_memory
 from flaxnets.training.parallel import DataParallel
 
@@ -44,7 +44,8 @@ from flaxnets.training.parallel import DataParallel
 @dataclasses.dataclass(frozen=True)
 class Options:
     workdirs: Annotated[tuple[pathlib.Path, ...], tyro.conf.Positional] = ()
-    """Directories of runs of train.py, whose networks tell the same classes apart."""
+    """Directories of runs of train.py, or files of network.save, whose networks tell the same
+    classes apart."""
     arch: tuple[str, ...] = ()
     """Names of networks whose weights are given by the two options that follow: one name for all
     of them, or one for each."""
@@ -90,15 +91,18 @@ def main(options: Options) -> None:
     if options.confusion is not None:
         formats = Figure().canvas.get_supported_filetypes()
         one_of(formats, options.confusion.suffix.removeprefix("."), "format of a figure")
-    networks = [from_workdir(path, options.orientation) for path in options.workdirs]
-    named = list(_named_weights(options))
+    named = _named_weights(options)
+    networks = [
+        NetworkOptions(workdir=path, orientation=options.orientation).open()
+        for path in options.workdirs
+    ]
     if not networks and not named:
         raise InputError("no network given; expected directories that train.py wrote, or --arch")
-    dataset = options.dataset or (networks[0].dataset if networks else None)
+    dataset = options.dataset or (networks[0].card.training_data if networks else None)
     if dataset is None:
         raise InputError("no data set given; expected --dataset NAME")
     source = data.open_source(dataset, options.data_dir)
-    networks += _from_weights(named, options, source.kind)
+    networks += [network.open(source.kind) for network in named]
     if not source.class_names:
         raise InputError(f"{dataset} has numbers to predict, not classes; expected classes")
     for network in networks:
@@ -107,23 +111,23 @@ def main(options: Options) -> None:
     members, labels = [], np.empty(0)
     for network in networks:
         batch_size = parallel.round_up(-(-options.batch_size // VIEWS_PER_SIZE[options.views]))
-        batches = _batches(source, batch_size, network.plan, options)
+        batches = _batches(source, batch_size, network.preprocessing, options)
         count = -(-source.sizes["test"] // batch_size)
-        watched = track(batches, network.name, count)
+        watched = track(batches, network.card.source, count)
         model = for_views(network.model, options.views)
         log_probabilities, labels = predict(
             model, network.variables, watched, network.statistics, parallel
         )
         members.append(log_probabilities)
 
-    found = [(each.name, each.arch, own) for each, own in zip(networks, members, strict=True)]
+    evaluated = [(x.card.source, x.arch, own) for x, own in zip(networks, members, strict=True)]
     if options.ensemble and len(networks) > 1:
         name = f"mean of {len(networks)}"
-        found.append((name, name, mean_of_members(members)))
-    rows = [{"network": name, "arch": arch, **accuracy(p, labels)} for name, arch, p in found]
+        evaluated.append((name, name, mean_of_members(members)))
+    rows = [{"network": name, "arch": arch, **accuracy(p, labels)} for name, arch, p in evaluated]
     result = {
         "dataset": dataset, "examples": len(labels), "views": options.views,
-        "orientations": [network.plan.orientation for network in networks],
+        "orientations": [network.preprocessing.orientation for network in networks],
         "results": rows,
     }  # fmt: skip
     if options.json:
@@ -139,7 +143,7 @@ def main(options: Options) -> None:
         logs = np.stack(members)
         np.savez(options.output, probabilities=np.exp(logs), log_probabilities=logs, labels=labels)
     if options.confusion is not None:
-        name, _, log_probabilities = found[-1]
+        name, _, log_probabilities = evaluated[-1]
         guesses = log_probabilities.argmax(1)
         title = f"{name} on {dataset}: {rows[-1]['top1']:.2%}"
         draw_confusion(options.confusion, guesses, labels, source.class_names, title)
@@ -151,54 +155,58 @@ def _orientations(networks: list[Network], source: data.Source) -> str:
         return ""
     words = {"upright": "turned upright", "stored": "read as they are stored"}
     return ", " + " or ".join(
-        dict.fromkeys(words[network.plan.decode.orientation] for network in networks)
+        dict.fromkeys(words[network.preprocessing.decode.orientation] for network in networks)
     )
 
 
-def _named_weights(options: Options) -> Iterator[tuple[str, str | None, pathlib.Path | None]]:
-    """Each network's name, the name of its weights, and their file."""
+def _named_weights(options: Options) -> list[NetworkOptions]:
+    """Return each network that the options name by its weights."""
     if options.ema and not options.checkpoint:
         raise InputError("--ema is about files of weights; expected --checkpoint FILE beside it")
     count = max(len(options.arch), len(options.weights), len(options.checkpoint))
     columns: list[Any] = []
     for name in ("arch", "weights", "checkpoint"):
-        given = getattr(options, name) or (None,)
-        if len(given) not in (1, count):
-            raise InputError(f"--{name} has {len(given)} values for {count} networks; expected one "
-                             f"for all or one for each")  # fmt: skip
-        columns.append(given * count if len(given) == 1 else given)
+        values = getattr(options, name) or (None,)
+        if len(values) not in (1, count):
+            raise InputError(
+                f"--{name} has {len(values)} values for {count} networks; expected one for all or "
+                "one for each"
+            )
+        columns.append(values * count if len(values) == 1 else values)
+    networks = []
     for arch, weights, checkpoint in zip(*columns, strict=True):
         if arch is None:
             raise InputError("weights of no network; expected --arch NAME")
-        yield arch, weights, checkpoint
-
-
-def _from_weights(
-    named: Iterable[tuple[str, str | None, pathlib.Path | None]], options: Options, kind: Kind
-) -> Iterator[Network]:
-    for arch, weights, checkpoint in named:
-        yield from_weights(
-            arch, weights, checkpoint,
-            ema=options.ema, orientation=options.orientation, kind=kind,
-        )  # fmt: skip
+        networks.append(
+            NetworkOptions(
+                arch=arch,
+                weights=weights,
+                checkpoint=checkpoint,
+                ema=options.ema,
+                orientation=options.orientation,
+            )
+        )
+    return networks
 
 
 def _check_fits(network: Network, source: "data.Source", views: Views) -> None:
-    if network.dataset is not None and network.class_names != source.class_names:
+    name, trained_on = network.card.source, network.card.training_data
+    if trained_on not in (None, IMAGENET) and network.classes != source.class_names:
         raise InputError(
-            f"{network.name} was trained on the classes of {network.dataset!r}, not {source.name!r}"
+            f"{name} was trained on the classes of {trained_on!r}, not {source.name!r}"
         )
-    if len(network.class_names) != len(source.class_names):
+    if len(network.classes) != len(source.class_names):
         raise InputError(
-            f"{network.name} tells {len(network.class_names)} classes apart, {source.name!r} has "
+            f"{name} tells {len(network.classes)} classes apart, {source.name!r} has "
             f"{len(source.class_names)}"
         )
-    if len(network.statistics[0]) != source.channels:
+    channels = network.input_shape[-1]
+    if channels != source.channels:
         raise InputError(
-            f"{network.name} reads images of {len(network.statistics[0])} channels; those of "
-            f"{source.name!r} have {source.channels}"
+            f"{name} reads images of {channels} channels; those of {source.name!r} have "
+            f"{source.channels}"
         )
-    check_views(views, network.plan)
+    network.check_views(views)
 
 
 def _batches(

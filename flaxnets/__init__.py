@@ -1,48 +1,55 @@
 """The classic image-classification networks as Flax modules, exact to torchvision.
 
-from flaxnets import create_model, list_models, load_weights, from_torch, to_torch
+from flaxnets import pretrained, create_model, list_models, load_weights, from_torch, to_torch
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from flaxnets.errors import InputError
-
-if TYPE_CHECKING:
-    from flaxnets.convert import from_torch, to_torch
-    from flaxnets.models import create_model, list_models
-    from flaxnets.weights import WeightsWarning, list_weights, load_weights, published_weights
-
 __version__ = "0.1.0"
-__all__ = [
-    "InputError",
-    "WeightsWarning",
-    "create_model",
-    "from_torch",
-    "list_models",
-    "list_weights",
-    "load_weights",
-    "published_weights",
-    "to_torch",
-]
 
-# Imported at the first use: the scripts import flaxnets.terminal before jax, which takes seconds.
+# What the package exports, and where it is. Imported at the first use: the scripts import
+# flaxnets.terminal before jax, which takes seconds.
 _MODULES = {
+    "InputError": "errors",
+    "Network": "inference.network",
     "WeightsWarning": "weights",
     "create_model": "models",
+    "feature_info": "inference.features",
     "from_torch": "convert",
     "list_models": "models",
     "list_weights": "weights",
     "load_weights": "weights",
+    "pretrained": "inference.opening",
     "published_weights": "weights",
     "to_torch": "convert",
 }
+__all__ = list(_MODULES)  # pyright: ignore[reportUnsupportedDunderAll]
+
+if TYPE_CHECKING:  # the same for tools that read the code; a test compares
+    from flaxnets.convert import from_torch as from_torch
+    from flaxnets.convert import to_torch as to_torch
+    from flaxnets.errors import InputError as InputError
+    from flaxnets.inference.features import feature_info as feature_info
+    from flaxnets.inference.network import Network as Network
+    from flaxnets.inference.opening import pretrained as pretrained
+    from flaxnets.models import create_model as create_model
+    from flaxnets.models import list_models as list_models
+    from flaxnets.weights import WeightsWarning as WeightsWarning
+    from flaxnets.weights import list_weights as list_weights
+    from flaxnets.weights import load_weights as load_weights
+    from flaxnets.weights import published_weights as published_weights
 
 
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return getattr(importlib.import_module(f"flaxnets.{_MODULES[name]}"), name)
-    if name in _MODULES.values():  # flaxnets.models, after `import flaxnets` alone
+    if name in (
+        "convert",
+        "inference",
+        "models",
+        "weights",
+    ):  # flaxnets.models, after `import flaxnets` alone
         return importlib.import_module(f"flaxnets.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

@@ -89,6 +89,8 @@ class Conv(nn.Module):
     The kernel is `(height, width, C / groups, features)`. Padding counts pixels on both sides, or
     is a pair for height and width: XLA's "SAME" differs from torch at stride 2.
 
+    Without `features` it gives its input: where the head of a network was (`num_classes=0`).
+
     Raises InputError if the kernel does not fit the padded input.
     """
 
@@ -105,6 +107,8 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
+        if not self.features:
+            return x.astype(self.dtype)
         size, padding, dilation = map(_pair, (self.kernel_size, self.padding, self.dilation))
         channels = x.shape[-1] // self.groups
         kernel = self.param(
@@ -125,7 +129,8 @@ class Linear(nn.Module):
     layer after the convolutions: its kernel `(h, w, C, features)` covers a patch of the map, so
     `(N, h, w, C) -> (N, 1, 1, features)` and a larger map gives one vector a position. torch
     flattens the same patch to `C * h * w` numbers; `flaxnets.convert` moves the axes. With
-    `dilation` the patch samples every `dilation`-th position.
+    `dilation` the patch samples every `dilation`-th position. Without `features` it gives its
+    input, as `Conv`.
 
     Raises InputError if the map is smaller than the patch.
     """
@@ -140,6 +145,8 @@ class Linear(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
+        if not self.features:
+            return x.astype(self.dtype)
         # The two leaves have two names because a patch kernel has a convolution's rank: the
         # converter could not tell them apart on the way back to torch.
         leaf = "patch_kernel" if self.patch else "kernel"

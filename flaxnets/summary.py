@@ -48,8 +48,9 @@ def summarize(model: nn.Module, input_shape: tuple[int, ...]) -> list[Layer]:
 
     def record(next_fun, args, kwargs, context):
         output = next_fun(*args, **kwargs)
+        is_call = context.method_name == "__call__"
         is_layer = isinstance(context.module, Conv | Linear | BatchNorm)
-        if is_layer and context.method_name == "__call__":
+        if is_call and is_layer and "params" in context.module.variables:  # a head may have none
             calls.append(_layer(context.module, output))
         return output
 

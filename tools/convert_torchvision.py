@@ -5,7 +5,8 @@
     python tools/convert_torchvision.py --arch vgg19 --workdir runs/vgg19-digits --out vgg19.pth
 
 Both formats hold torch's keys in torch's layout. The suffix of the file that is written decides
-which one it is; only a .pth needs torch. Auxiliary heads are in it if the weights have them.
+which one it is; only a .pth needs torch. Auxiliary heads are in it if the weights have them. A
+.safetensors of a run has all that it takes to call the network: `flaxnets.pretrained(FILE)`.
 """
 
 if __name__ == "__main__":  # first, for the other imports take seconds
@@ -17,13 +18,12 @@ import importlib.util
 import pathlib
 
 import jax
+import numpy as np
 import tyro
 from safetensors.numpy import save_file
 
-from flaxnets import create_model, published_weights, to_torch
+from flaxnets import create_model, pretrained, published_weights, to_torch
 from flaxnets.errors import InputError, one_of
-from flaxnets.inference.run import read_config
-from flaxnets.runs.checkpoints import Checkpoints
 from flaxnets.terminal import arguments, one_sentence_errors
 from flaxnets.weights import load_into
 from flaxnets.weights.files import SUFFIXES
@@ -53,30 +53,38 @@ def main(
         raise InputError(f"writing {out} takes torch; install it, or write .safetensors")
     if ema and checkpoint is None:
         raise InputError("--ema is about a file of weights; expected --checkpoint FILE beside it")
+    network = None
     if checkpoint is not None:
         variables = load_into(model, checkpoint, model.input_shape, ema=ema)
     elif weights is not None:
         variables = load_into(model, published_weights(arch, weights), model.input_shape)
     elif workdir is not None:
-        trained = read_config(workdir)["arch"]
-        if trained != arch:
-            raise InputError(f"{workdir} holds {trained!r}, not {arch!r}")
-        variables = Checkpoints(workdir / "checkpoints", read_only=True).restore_variables()
+        network = pretrained(workdir)
+        if network.arch != arch:
+            raise InputError(f"{workdir} holds {network.arch!r}, not {arch!r}")
+        variables = network.variables
     else:
         raise InputError("give one of --checkpoint, --weights and --workdir")
 
     converted = to_torch(variables)
     out.parent.mkdir(parents=True, exist_ok=True)
+    if network is not None and out.suffix == ".safetensors":
+        network.save(out)
+    else:
+        _write(out, arch, converted)
+    count = sum(value.size for value in jax.tree.leaves(variables["params"]))
+    print(f"{out}: {arch}, {count:,} parameters in {len(converted)} arrays")
+
+
+def _write(out: pathlib.Path, arch: str, state_dict: dict[str, np.ndarray]) -> None:
     partial = out.with_name(out.name + ".part")  # never half a file under the final name
     if out.suffix == ".safetensors":
-        save_file(converted, partial, metadata={"arch": arch})
+        save_file(state_dict, partial, metadata={"arch": arch})
     else:
         import torch
 
-        torch.save({key: torch.from_numpy(value) for key, value in converted.items()}, partial)
+        torch.save({key: torch.from_numpy(value) for key, value in state_dict.items()}, partial)
     partial.replace(out)
-    count = sum(value.size for value in jax.tree.leaves(variables["params"]))
-    print(f"{out}: {arch}, {count:,} parameters in {len(converted)} arrays")
 
 
 if __name__ == "__main__":

@@ -15,16 +15,15 @@ if __name__ == "__main__":  # first, for the other imports take seconds
 
 import dataclasses
 import pathlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import tyro
 from jax import export
 
-from flaxnets import create_model
+from flaxnets import create_model, pretrained
 from flaxnets.errors import InputError
-from flaxnets.inference.network import from_weights
-from flaxnets.inference.run import load_run
 from flaxnets.kernels.folding import folded_norms
 from flaxnets.kernels.platform import on_every_platform
 from flaxnets.terminal import arguments, one_sentence_errors
@@ -50,25 +49,23 @@ class Options:
 
 def main(options: Options) -> None:
     if options.workdir is not None:
-        run = load_run(options.workdir)
-        model, variables = run.model, run.variables
-        size, channels = run.plan.size, len(run.statistics[0])
-        input_shape = (size, size, channels)
+        network = pretrained(options.workdir)
+        model, variables, input_shape = network.model, network.variables, network.input_shape
     elif options.arch is not None:
         fields = {} if options.num_classes is None else {"num_classes": options.num_classes}
-        model = create_model(options.arch, **fields)
-        input_shape = tuple(model.input_shape)
+        model: Any = create_model(options.arch, **fields)
+        input_shape = model.input_shape
         if options.image_size is not None:
             input_shape = (options.image_size, options.image_size, input_shape[-1])
         if options.checkpoint is not None:
-            network = from_weights(options.arch, checkpoint=options.checkpoint)
+            network = pretrained(options.arch, options.checkpoint)
             model, variables = network.model, network.variables
-            classes = len(network.class_names)
-            if options.num_classes not in (None, classes):
+            if options.num_classes not in (None, model.num_classes):
                 raise InputError(
-                    f"{options.checkpoint} tells {classes} classes apart, not {options.num_classes}"
+                    f"{options.checkpoint} tells {model.num_classes} classes apart, not "
+                    f"{options.num_classes}"
                 )
-            input_shape = (*input_shape[:2], len(network.statistics[0]))
+            input_shape = (*input_shape[:2], network.input_shape[-1])
         else:
             variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, *input_shape)))
     else:
@@ -81,8 +78,8 @@ def main(options: Options) -> None:
             return model.apply(variables, images)
 
     # The variables are given, so that the programs of all platforms share them.
-    network = jax.jit(lambda images: on_every_platform(logits)(variables, images))
-    exported = export.export(network, platforms=options.platforms)(images)
+    function = jax.jit(lambda images: on_every_platform(logits)(variables, images))
+    exported = export.export(function, platforms=options.platforms)(images)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     partial = options.out.with_name(options.out.name + ".part")
     partial.write_bytes(exported.serialize())

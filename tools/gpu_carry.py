@@ -33,7 +33,10 @@ def main() -> None:
     if options.wheels:
         download(options.wheels, options.python_version, options.out)
     if options.data_dir:
-        np.savez_compressed(options.out / "cifar10.npz", **packed(options.data_dir))
+        import tensorflow_datasets as tfds
+
+        builder = tfds.builder("cifar10", data_dir=options.data_dir)
+        np.savez_compressed(options.out / "cifar10.npz", **packed(builder))
     for path in sorted(options.out.iterdir()):
         print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
 
@@ -48,12 +51,13 @@ def download(packages: list[str], version: str, out: pathlib.Path) -> None:
     )  # fmt: skip
 
 
-def packed(data_dir: str) -> Any:
-    """Of both splits: the files of all images behind each other, where each ends, and its class."""
+def packed(builder: Any) -> Any:
+    """Return, of both splits, the files of all images behind each other, where each of them ends,
+    and the classes.
+    """
     import tensorflow_datasets as tfds
 
     found: dict[str, np.ndarray] = {}
-    builder: Any = tfds.builder("cifar10", data_dir=data_dir)
     decoders: Any = {"image": tfds.decode.SkipDecoding()}
     for split in ("train", "test"):
         stream = builder.as_dataset(split=split, decoders=decoders)

@@ -56,13 +56,13 @@ PARTS = [
     Part("speed:alexnet", 80),
 ]
 TINY = [
-    Part("logits:resnet18", 100, together=True),
-    Part("step:resnet18", 100, together=True),
-    Part("speed:resnet18", 100),
-    Part("variants:resnet18", 100),
-    Part("profile:resnet18", 60),
-    Part("cifar", 60),
-    Part("feed", 60),
+    Part("logits:resnet18", 600, together=True),
+    Part("step:resnet18", 600, together=True),
+    Part("speed:resnet18", 600),
+    Part("variants:resnet18", 600),
+    Part("profile:resnet18", 600),
+    Part("cifar", 600),
+    Part("feed", 600),
 ]
 
 
@@ -125,6 +125,10 @@ def parse() -> argparse.Namespace:
         parser.error(f"--minutes is {options.minutes}; expected more than 0")
     if options.cifar and not pathlib.Path(options.cifar).is_file():
         parser.error(f"--cifar {options.cifar} is no file; expected that of tools/gpu_carry.py")
+    kinds = {part.name.partition(":")[0] for part in PARTS}
+    for name in options.only or ():
+        if name.partition(":")[0] not in kinds:
+            parser.error(f"--only {name}; expected {', '.join(sorted(kinds))}, and :NETWORK")
     return options
 
 

@@ -23,24 +23,17 @@ import numpy as np
 import tyro
 
 from flaxnets.errors import InputError
-from flaxnets.inference.network import Network, from_weights, from_workdir
+from flaxnets.inference.network import Network
+from flaxnets.inference.options import NetworkOptions
 from flaxnets.layers import Conv
 from flaxnets.runs.figures import literal
 from flaxnets.terminal import arguments, one_sentence_errors
 
 
-@dataclasses.dataclass(frozen=True)
-class Options:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(NetworkOptions):
     out: pathlib.Path
     """Picture to write."""
-    arch: str | None = None
-    """Name of a network: flaxnets.list_models()."""
-    weights: str | None = None
-    """Published weights, such as IMAGENET1K_V1."""
-    checkpoint: pathlib.Path | None = None
-    """A file of weights under torch's keys instead."""
-    workdir: pathlib.Path | None = None
-    """A run of train.py instead of a name and weights."""
 
 
 def first_filters(network: Network) -> tuple[str, np.ndarray]:
@@ -48,21 +41,20 @@ def first_filters(network: Network) -> tuple[str, np.ndarray]:
 
     Raises InputError if the network has none.
     """
-    found: list[tuple[str, np.ndarray]] = []
+    first: list[tuple[str, np.ndarray]] = []
 
     def record(next_function, args, kwargs, context):
-        if isinstance(context.module, Conv) and not found:
+        if isinstance(context.module, Conv) and not first:
             kernel = context.module.variables["params"]["kernel"]
-            found.append((".".join(context.module.path), np.asarray(kernel)))
+            first.append((".".join(context.module.path), np.asarray(kernel)))
         return next_function(*args, **kwargs)
 
-    size, channels = network.plan.size, len(network.statistics[0])
-    images = jnp.zeros((1, size, size, channels))
+    images = jnp.zeros((1, *network.input_shape))
     with nn.intercept_methods(record):
         jax.eval_shape(lambda: network.model.apply(network.variables, images))
-    if not found:
+    if not first:
         raise InputError(f"{network.arch} has no convolution")
-    return found[0]
+    return first[0]
 
 
 def tiles(kernel: np.ndarray) -> np.ndarray:
@@ -75,12 +67,7 @@ def tiles(kernel: np.ndarray) -> np.ndarray:
 
 
 def main(options: Options) -> None:
-    if options.workdir is not None:
-        network = from_workdir(options.workdir)
-    elif options.arch is not None:
-        network = from_weights(options.arch, options.weights, options.checkpoint)
-    else:
-        raise InputError("nothing to draw; expected --arch NAME with weights, or --workdir DIR")
+    network = options.open()
     name, kernel = first_filters(network)
     images = tiles(kernel)
     channels = kernel.shape[2]
@@ -88,11 +75,11 @@ def main(options: Options) -> None:
     rows = math.ceil(len(images) / columns)
     figure = matplotlib.figure.Figure(figsize=(0.6 * columns, 0.6 * rows + 0.4))
     axes = figure.subplots(rows, columns, squeeze=False).flat
-    for each in axes:
-        each.set_axis_off()
-    for each, image in zip(figure.axes, images, strict=False):
-        each.imshow(np.squeeze(image), cmap="gray", vmin=0, vmax=1)
-    figure.suptitle(literal(f"{network.name}: {name}"), fontsize=9)
+    for axis in axes:
+        axis.set_axis_off()
+    for axis, image in zip(figure.axes, images, strict=False):
+        axis.imshow(np.squeeze(image), cmap="gray", vmin=0, vmax=1)
+    figure.suptitle(literal(f"{network.card.source}: {name}"), fontsize=9)
     figure.savefig(options.out, dpi=120)
     height, width = kernel.shape[:2]
     print(f"{options.out}: {kernel.shape[3]} filters of {height}x{width}x{channels}, {name}")

@@ -70,14 +70,14 @@ def main(dataset: str, data_dir: str | None = None) -> None:
     watched = track(images, "measuring", size)
     count, covariance = rgb_covariance(watched)
     values, vectors = principal_components(covariance)
-    found = {
+    components = {
         "dataset": dataset,
         "images": size,
         "pixels": count,
         "eigenvalues": values.round(6).tolist(),
         "eigenvectors": vectors.round(6).tolist(),
     }
-    print(json_text(found, indent=2))
+    print(json_text(components, indent=2))
 
 
 if __name__ == "__main__":

@@ -76,6 +76,14 @@ def convolutionize(
     return FullyConvolutional(layers, len(layers), (1, 1), flax)
 
 
+def finest_map(network: nn.Module) -> nn.Module:
+    """Return the network as a map, of all offsets of its last pool where `offset_pooling` is a
+    field of it. Raises InputError if it has no map.
+    """
+    fields: dict[str, Any] = {"offset_pooling": True} if hasattr(network, "offset_pooling") else {}
+    return convolutionize(network).clone(**fields)
+
+
 def _output_shape(layer: Layer, shape: tuple[int, ...]) -> tuple[int, ...]:
     def output(x: Array) -> Any:
         if isinstance(layer, nn.Module):
@@ -137,16 +145,16 @@ def cell_stride(model: nn.Module, input_shape: tuple[int, int, int]) -> tuple[fl
 def map_shape(model: nn.Module, input_shape: tuple[int, int, int]) -> tuple[int, int]:
     """(H', W') of the network's map for images of `input_shape`, without computing it."""
     x = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
-    dense = convolutionize(model)
-    output = jax.eval_shape(lambda x: dense.init_with_output(jax.random.key(0), x)[0], x)
+    as_map = convolutionize(model)
+    output = jax.eval_shape(lambda x: as_map.init_with_output(jax.random.key(0), x)[0], x)
     return output.shape[1:3]
 
 
 def log_probability_maps(model: nn.Module, variables: Any, images: Array) -> tuple[Array, Array]:
     """Return the logarithms of `probability_maps`, also where a probability rounds to zero."""
-    dense = convolutionize(model)
+    as_map = convolutionize(model)
     with folded_norms():
-        logits: Any = [dense.apply(variables, x) for x in (images, images[:, :, ::-1])]
+        logits: Any = [as_map.apply(variables, x) for x in (images, images[:, :, ::-1])]
     straight, mirrored = (jax.nn.log_softmax(x.astype(jnp.float32)) for x in logits)
     return straight, mirrored[:, :, ::-1]
 
@@ -171,8 +179,8 @@ def probability_maps(model: nn.Module, variables: Any, images: Array) -> tuple[A
 
 def log_multi_scale(model: nn.Module, variables: Any, scales: Sequence[Array]) -> Array:
     """Return the logarithms of `multi_scale`, which keep their order where scores are zero."""
-    maps = [each for images in scales for each in log_probability_maps(model, variables, images)]
-    maxima = jnp.stack([each.max((1, 2)) for each in maps])
+    maps = [side for images in scales for side in log_probability_maps(model, variables, images)]
+    maxima = jnp.stack([side.max((1, 2)) for side in maps])
     return jax.nn.logsumexp(maxima, 0) - math.log(len(maxima))
 
 

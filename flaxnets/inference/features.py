@@ -1,29 +1,40 @@
-"""Activations inside a network, by the torch name of the layer that gives them."""
+"""Activations inside a network: by the torch name of the layer that gives them, or by stride."""
 
-from collections.abc import Sequence
+import contextlib
+import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
 
-from flaxnets.errors import one_of
+from flaxnets.errors import InputError, one_of
+from flaxnets.layers import Linear, Sequential
 
 BEFORE_RELU = "before_relu"  # of a norm
+SPAN = 1152  # pixels: a multiple of the strides of every network here, 2^7 * 9
+STRIDES = (4, 8, 16, 32)  # of most networks for photographs
 
 
 def feature_names(model: nn.Module, variables: Any, x: jax.Array) -> list[str]:
-    """The names that `features` accepts: modules, and functions in a Sequential by their index."""
-    shapes = jax.eval_shape(lambda: _capture(model, variables, x, lambda *_: True))
+    """Return the names that `features` accepts: modules, and functions in a Sequential by their
+    index.
+    """
+    shapes = jax.eval_shape(lambda: _capture(model, variables, x, lambda _: True))
     return list(shapes)
 
 
 def features(
     model: nn.Module, variables: Any, x: jax.Array, names: Sequence[str]
 ) -> dict[str, jax.Array]:
-    """The outputs of the layers `names` in evaluation, such as "layer3.1.conv2" or "features.28".
+    """Return the outputs of the layers `names` in evaluation, such as "layer3.1.conv2" or
+    "features.28".
 
     Args:
+        model: a network.
+        variables: those of `model.init`.
         x: images (N, H, W, C), normalised as for `model.apply`.
         names: of modules, joined by dots as in torch.
 
@@ -37,27 +48,163 @@ def features(
     for name in names:
         one_of(known, name, "layer")
     wanted = set(names)
-    found = _capture(model, variables, x, lambda module, _: ".".join(module.path) in wanted)
-    return {name: found[name] for name in names}
+    outputs = _capture(model, variables, x, lambda module: ".".join(module.path) in wanted)
+    return {name: outputs[name] for name in names}
 
 
-def _capture(model, variables, x, capture) -> dict[str, jax.Array]:
+@dataclasses.dataclass(frozen=True)
+class Level:
+    """The last map of one stride, `(N, H / stride, W / stride, channels)`."""
+
+    stride: int
+    name: str
+    """torch's name of the layer that gives it: of a norm, with its ReLU."""
+    channels: int
+
+
+def feature_info(model: nn.Module) -> tuple[Level, ...]:
+    """Return the last map of each stride of a network, the finest first, from shapes alone.
+
+    Maps are those on the network's main road, before its first fully connected layer: outputs of
+    its modules, of the layers of its Sequentials, and what it sows between them. A map grows with
+    the picture, by a pixel for every `stride` of them. It is empty for a network without
+    convolutions.
+    """
+    model = _without_head(model)
+    if not hasattr(model, "dense"):
+        return ()
+    height, width, channels = model.input_shape
+    variables = jax.eval_shape(
+        model.init, jax.random.key(0), jnp.zeros((1, height, width, channels))
+    )
+    maps, larger = (
+        _main_road(model, variables, (height + more, width + more, channels)) for more in (0, SPAN)
+    )
+    levels: dict[int, Level] = {}
+    for name, shape in maps.items():
+        growth = larger[name][1] - shape[1] if len(shape) == 4 else 0
+        if growth > 0:
+            stride = round(SPAN / growth)
+            levels[stride] = Level(stride, name, shape[-1])
+    return tuple(levels[stride] for stride in sorted(levels))
+
+
+def pyramid(
+    model: nn.Module,
+    variables: Any,
+    x: jax.Array,
+    strides: Sequence[int] = STRIDES,
+    info: Sequence[Level] | None = None,
+) -> list[jax.Array]:
+    """Return the last map of each of `strides` in evaluation, as the next layer reads it.
+
+    Under `jax.jit` nothing deeper than the deepest of them is computed.
+
+    Args:
+        model: a network of the library.
+        variables: those of `model.init`; the head's are not needed.
+        x: images (N, H, W, C), normalised as for `model.apply`.
+        strides: in pixels.
+        info: `feature_info(model)`, if it is at hand.
+
+    Returns:
+        Maps in the order of `strides`, whose channels `feature_info` tells.
+
+    Raises:
+        InputError: the network has no map of a stride.
+    """
+    levels = {level.stride: level for level in info or feature_info(model)}
+    if not levels:
+        raise InputError(f"{type(model).__name__} has no convolutions, so no maps")
+    for stride in strides:
+        if stride not in levels:
+            known = ", ".join(map(str, levels))
+            raise InputError(f"the network has no map of stride {stride}; expected some of {known}")
+    names = [levels[stride].name for stride in strides]
+
+    outputs = _capture(
+        _without_head(model),
+        variables,
+        x,
+        lambda module: ".".join(module.path) in names,
+        before_relu=False,
+    )
+    return [outputs[name] for name in names]
+
+
+def _without_head(model: Any) -> Any:
+    """Return the network without what is not needed for its maps."""
+    fields: dict[str, Any] = {"remat": False} if hasattr(model, "remat") else {}
+    return model.headless().clone(**fields) if hasattr(model, "headless") else model
+
+
+def _main_road(
+    model: nn.Module, variables: Any, input_shape: tuple[int, ...]
+) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the outputs on the main road, in the order in which they are made."""
+    roads: set[tuple[str, ...]] = {()}  # paths of the network and its Sequentials
+    ends: set[tuple[str, ...]] = set()  # of Linear layers
+
+    def capture(module: nn.Module) -> bool:
+        if isinstance(module, Sequential):
+            roads.add(module.path)
+        if isinstance(module, Linear):
+            ends.add(module.path)
+        return True
+
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def trace(variables: Any, x: jax.Array) -> None:
+        for path, output in _intermediates(model, variables, x, capture).items():
+            if path in ends:
+                break
+            is_on_road = all(path[:depth] in roads for depth in range(len(path)))
+            if path and is_on_road:
+                shapes[".".join(path)] = output.shape
+
+    jax.eval_shape(trace, variables, jax.ShapeDtypeStruct((1, *input_shape), jnp.float32))
+    return shapes
+
+
+def _capture(
+    model: nn.Module,
+    variables: Any,
+    x: jax.Array,
+    capture: Callable[[nn.Module], bool],
+    *,
+    before_relu: bool = True,
+) -> dict[str, jax.Array]:
+    """Return outputs by their dotted names; of norms, unless told otherwise, before their ReLU,
+    which in torch is a layer of its own.
+    """
+
     def sow_before_relu(next_function, args, kwargs, context):
-        """In torch the ReLU that a norm takes along is a layer of its own."""
         if not kwargs.get("relu"):
             return next_function(*args, **kwargs)
         y = next_function(*args, **kwargs | {"relu": False})
         context.module.sow("intermediates", BEFORE_RELU, y)
         return nn.relu(y)
 
-    with nn.intercept_methods(sow_before_relu):
-        _, state = model.apply(
-            variables, x, capture_intermediates=capture, mutable=["intermediates"]
-        )
-    captured: dict[Any, Any] = flatten_dict(state["intermediates"])
-    found = {}
-    for path, outputs in captured.items():
-        name = ".".join(part for part in path if part not in ("__call__", BEFORE_RELU))
-        if name and (name not in found or path[-1] == BEFORE_RELU):  # the network has no name
-            found[name] = outputs[-1]
-    return found
+    with nn.intercept_methods(sow_before_relu) if before_relu else contextlib.nullcontext():
+        outputs = _intermediates(model, variables, x, capture)
+    named = {".".join(path): output for path, output in outputs.items() if path}
+    norms = [name for name in named if name.endswith(f".{BEFORE_RELU}")]
+    return named | {name.removesuffix(f".{BEFORE_RELU}"): named.pop(name) for name in norms}
+
+
+def _intermediates(
+    model: Any, variables: Any, x: jax.Array, capture: Callable[[nn.Module], bool]
+) -> dict[tuple[str, ...], jax.Array]:
+    """Return the outputs of the modules that `capture` chooses, and what modules sow, by path, in
+    the order of the calls.
+    """
+
+    def chosen(module: nn.Module, method: str) -> bool:
+        return method == "__call__" and capture(module)
+
+    _, state = model.apply(variables, x, capture_intermediates=chosen, mutable=["intermediates"])
+    outputs: dict[Any, Any] = flatten_dict(state["intermediates"])
+    return {
+        path[:-1] if path[-1] == "__call__" else path: values[-1]
+        for path, values in outputs.items()
+    }

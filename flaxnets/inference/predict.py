@@ -14,13 +14,31 @@ import numpy as np
 from jax import lax
 
 from flaxnets.inference.views import mean_log_probabilities, view_logits
-from flaxnets.training.inputs import normalize
+from flaxnets.recipes import Statistics
 from flaxnets.training.objective import scores
+from flaxnets.training.on_device import normalize
 from flaxnets.training.parallel import AXIS, DataParallel
 
 
+def predict_views(
+    model: nn.Module, variables: Any, views: Sequence[jax.Array], statistics: Any
+) -> tuple[list[jax.Array], jax.Array]:
+    """Return what a network says of images as they are decoded: every prediction is made here.
+
+    Args:
+        views: uint8 (N, V, H, W, C) for each size of view.
+        statistics: mean and deviation of each channel, by which they are normalised.
+
+    Returns:
+        Logits (N, V, classes) or maps of them for each size of view (`view_logits`), and the
+        logarithms (N, classes) of the probabilities averaged over all views.
+    """
+    logits = [view_logits(model, variables, normalize(x, *statistics)) for x in views]
+    return logits, mean_log_probabilities(logits)
+
+
 def make_predict_step(
-    model: nn.Module, statistics: tuple[Sequence[float], Sequence[float]]
+    model: nn.Module, statistics: Statistics
 ) -> Callable[[Any, dict[str, jax.Array]], dict[str, jax.Array]]:
     """Return `(variables, batch with "mask") -> {"log_probabilities", "label", "mask"}`, whose
     results (N, classes), (N,) and (N,) are those of the whole batch, on every device.
@@ -31,8 +49,8 @@ def make_predict_step(
 
     def predict_step(variables: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         images = [value for key, value in batch.items() if key.startswith("image")]
-        views = [normalize(x if x.ndim == 5 else x[:, None], *statistics) for x in images]
-        means = mean_log_probabilities([view_logits(model, variables, x) for x in views])
+        views = [x if x.ndim == 5 else x[:, None] for x in images]
+        _, means = predict_views(model, variables, views, statistics)
         own = {"log_probabilities": means, "label": batch["label"], "mask": batch["mask"]}
         return lax.all_gather(own, AXIS, tiled=True)
 
@@ -43,7 +61,7 @@ def predict(
     model: nn.Module,
     variables: Any,
     batches: Iterable[dict[str, np.ndarray]],
-    statistics: tuple[Sequence[float], Sequence[float]],
+    statistics: Statistics,
     parallel: DataParallel,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return log-probabilities (N, classes), float32, and labels (N,), int32, of every example

@@ -1,66 +1,71 @@
 """A network that `experiments/train.py` trained, read back from its workdir."""
 
-import dataclasses
+import contextlib
 import pathlib
 from typing import Any
 
-import flax.linen as nn
 import jax.numpy as jnp
 
 from flaxnets.data.plan import Plan, evaluation_plan
 from flaxnets.errors import InputError
+from flaxnets.inference.network import Card, Network
 from flaxnets.models import create_model
 from flaxnets.recipes import Kind, Preprocessing
 from flaxnets.runs.checkpoints import Checkpoints
 from flaxnets.runs.files import read_json
 
-
-@dataclasses.dataclass(frozen=True)
-class TrainedRun:
-    """The network with its variables, and what it was trained on."""
-
-    path: pathlib.Path
-    arch: str
-    dataset: str
-    model: nn.Module
-    variables: Any
-    plan: Plan  # of evaluation
-    statistics: tuple[tuple[float, ...], tuple[float, ...]]  # as `data.Source.statistics`
-    class_names: tuple[str, ...]
+CONFIG = "config.json"
 
 
 def read_config(path: pathlib.Path) -> dict[str, Any]:
-    """What a run was asked for. Raises InputError if `path` is not the workdir of a run."""
-    config = path / "config.json"
+    """Return what a run was asked for. Raises InputError if `path` is not the workdir of a run."""
+    config = path / CONFIG
     if not config.is_file():
-        raise InputError(f"{path} is not the workdir of a training run: it has no config.json")
+        raise InputError(f"{path} is not the workdir of a training run: it has no {CONFIG}")
     return read_json(config)
 
 
-def load_run(path: pathlib.Path) -> TrainedRun:
-    """The newest intact checkpoint of the run in `path`.
+def load_run(path: pathlib.Path) -> Network:
+    """Return the network of the newest intact checkpoint of the run in `path`, with the plan of its
+    evaluation. Of the checkpoint, the variables alone are read.
 
     Raises InputError if there is none, or if its config.json is not one that a run wrote.
     """
     config = read_config(path)
     try:
         mean, std = config["statistics"]
-        class_names = tuple(config["class_names"])
+        classes = tuple(config["class_names"])
         described: dict[str, Any] = {
-            "arch": str(config["arch"]),
-            "dataset": str(config["dataset"]),
             "model": create_model(
-                config["arch"], num_classes=len(class_names) or 1, dtype=jnp.dtype(config["dtype"])
+                config["arch"], num_classes=len(classes) or 1, dtype=jnp.dtype(config["dtype"])
             ),
-            "plan": _evaluation_plan(config),
+            "preprocessing": _evaluation_plan(config),
             "statistics": (tuple(mean), tuple(std)),
+            "classes": classes,
         }
+        dataset = str(config["dataset"])
     except InputError:
         raise
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path / 'config.json'} is not that of a training run") from error
-    variables = Checkpoints(path / "checkpoints", read_only=True).restore_variables()
-    return TrainedRun(path=path, variables=variables, class_names=class_names, **described)
+        raise InputError(f"{path / CONFIG} is not that of a training run") from error
+    checkpoints = Checkpoints(path / "checkpoints", read_only=True)
+    variables = checkpoints.restore_variables()
+    card = Card(str(path), dataset, _accuracy(path, checkpoints.latest_step))
+    return Network(variables=variables, card=card, **described)
+
+
+def _accuracy(path: pathlib.Path, step: int | None) -> dict[str, float]:
+    """Return what the run's summary says of the weights of that step, if it is about them."""
+    with contextlib.suppress(OSError, InputError, KeyError, TypeError):
+        summary = read_json(path / "summary.json")
+        if summary["steps"] == step:
+            # Of the moving averages, where there are some: those are the variables.
+            values = {
+                name: summary.get(f"ema_{name}", summary.get(name))
+                for name in ("top1", "top5", "loss")
+            }
+            return {name: value for name, value in values.items() if value is not None}
+    return {}
 
 
 def _evaluation_plan(config: dict[str, Any]) -> Plan:
@@ -75,5 +80,5 @@ def _evaluation_plan(config: dict[str, Any]) -> Plan:
         kind = "rows"
     elif not dataset.startswith("folder:") and (resize == size or ":" in dataset):
         kind = "small images"
-    how = Preprocessing(image_size=size, resize=resize, orientation="stored")
-    return evaluation_plan(how, kind, channels)
+    preprocessing = Preprocessing(image_size=size, resize=resize, orientation="stored")
+    return evaluation_plan(preprocessing, kind, channels)

@@ -27,7 +27,7 @@ from flaxnets.data.pixels.decode import as_array
 from flaxnets.data.pixels.resize import cover, scale_short_side
 from flaxnets.data.plan import Plan
 from flaxnets.errors import InputError
-from flaxnets.inference.dense import SIX_SCALES, convolutionize
+from flaxnets.inference.dense import SIX_SCALES, finest_map
 from flaxnets.kernels.folding import folded_norms
 
 Views: TypeAlias = Literal["center", "ten-crop", "random-10", "multi-scale"]
@@ -62,7 +62,7 @@ def check_views(views: Views, plan: Plan) -> None:
     if views != "center" and not isinstance(plan.window, CenterCrop):
         raise InputError(
             f"this network reads the whole picture at {plan.size}x{plan.size} pixels, of which "
-            f"there are no {views} views; expected --views center"
+            f"there are no {views} views; expected the view 'center'"
         )
 
 
@@ -99,10 +99,7 @@ def for_views(model: nn.Module, views: Views) -> nn.Module:
     """The network as it reads such views: for multi-scale it gives a map, of all offsets of the
     last pool where that is a field of it. Raises InputError if it has no map.
     """
-    if views != "multi-scale":
-        return model
-    dense: Any = convolutionize(model)
-    return dense.clone(offset_pooling=True) if hasattr(model, "offset_pooling") else dense
+    return finest_map(model) if views == "multi-scale" else model
 
 
 def view_logits(model: nn.Module, variables: Any, images: jax.Array) -> jax.Array:

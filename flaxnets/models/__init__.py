@@ -2,8 +2,7 @@
 
 import dataclasses
 import fnmatch
-
-import flax.linen as nn
+from typing import Any
 
 from flaxnets.errors import InputError, one_of
 from flaxnets.models import (
@@ -25,6 +24,7 @@ from flaxnets.models import (
     vgg,
     wide_resnet,
 )
+from flaxnets.models.base import Model
 
 FAMILIES = {
     "lenet": lenet.VARIANTS,
@@ -45,6 +45,7 @@ FAMILIES = {
     "mcdnn": mcdnn.VARIANTS,
     "mlp": mlp.VARIANTS,
 }
+LINENS_OWN = ("parent", "name")  # fields of every module
 VARIANTS = {name: build for family in FAMILIES.values() for name, build in family.items()}
 
 
@@ -53,14 +54,15 @@ def list_models(pattern: str = "*") -> list[str]:
     return [name for name in VARIANTS if fnmatch.fnmatchcase(name, pattern)]
 
 
-def create_model(arch: str, /, **fields) -> nn.Module:
+def create_model(arch: str, /, **fields) -> Model:
     """The network `arch` as a linen module, whose own name (`name`) is one of the fields.
 
     Every network has the fields `num_classes`, `dtype` (of the computation; parameters stay
     float32), `remat` (the backward pass recomputes activations instead of storing them) and, but
     for the multilayer perceptrons, `dense` (a map of logits instead of their mean); its class
     documents the others. Its attribute `input_shape` is the (height, width, channels) of its paper;
-    other sizes and channel counts work too.
+    other sizes and channel counts work too. With `num_classes=0` the network is headless and gives
+    `(N, model.num_features)`, without auxiliary heads.
 
         model = create_model("vgg16", num_classes=10, dtype=jnp.bfloat16)
         variables = model.init(jax.random.key(0), jnp.zeros((1, *model.input_shape)))
@@ -72,6 +74,30 @@ def create_model(arch: str, /, **fields) -> nn.Module:
     known = [f.name for f in dataclasses.fields(build.func) if f.name != "parent"]
     for field in fields:
         one_of(known, field, f"field of {arch}")
-    if fields.get("num_classes", 1) < 1:
-        raise InputError(f"num_classes is {fields['num_classes']}; expected at least 1")
+    num_classes = fields.get("num_classes")
+    if num_classes is not None and num_classes < 0:
+        raise InputError(f"num_classes is {num_classes}; expected at least 1, or 0 for no head")
+    if num_classes == 0 and "aux_logits" in known:
+        fields["aux_logits"] = False  # not by a clone, which is no part of the module that asks
     return build(**fields)
+
+
+def describe(model: Model) -> tuple[str, dict[str, Any]]:
+    """Return the name and the fields with which `create_model` makes this network.
+
+    Raises InputError if it is none of the library's.
+    """
+    descriptions = []
+    for name, build in VARIANTS.items():
+        if build.func is type(model):
+            variant = build()
+            fields = [
+                f.name for f in dataclasses.fields(variant) if f.name not in ("parent", "name")
+            ]
+            own = {f: getattr(model, f) for f in fields if getattr(model, f) != getattr(variant, f)}
+            if own.keys().isdisjoint(fields[: len(build.args)]):  # those cannot be given again
+                descriptions.append((name, own))
+    if not descriptions:
+        raise InputError(f"{type(model).__name__} is no network of the library")
+    free = {"num_classes", "dtype"}  # which a name says nothing about
+    return min(descriptions, key=lambda described: len(described[1].keys() - free))

@@ -22,9 +22,10 @@ from flaxnets.layers import (
     max_pool,
     relu,
 )
+from flaxnets.models.base import Model
 
 
-class AlexNet(nn.Module):
+class AlexNet(Model):
     """`(N, H, W, C)`, 224x224x3 in torchvision, to logits `(N, num_classes)`; 63 pixels at least.
 
     With `dense`: the map `(N, H', W', num_classes)` of logits at every 6x6 patch of the features
@@ -72,7 +73,7 @@ class AlexNet(nn.Module):
         return x if self.dense else average_positions(x)
 
 
-class AlexNet2012(nn.Module):
+class AlexNet2012(Model):
     """`(N, H, W, C)`, 224x224x3 in the paper, to logits `(N, num_classes)`; 195 pixels at least.
 
     Layers 2, 4 and 5 are split in two groups, one for each of the paper's two GPUs. The paper's

@@ -26,6 +26,7 @@ from flaxnets.layers import (
     he_normal_fan_out,
     max_pool,
 )
+from flaxnets.models.base import Model
 
 # Figure 5: widths of the 1x1, the 3x3 reduction, the 3x3, the double 3x3 reduction and the double
 # 3x3; the pool and its projection. Without 1x1 and projection ("pass through") the stride is 2.
@@ -87,7 +88,7 @@ class Inception(nn.Module):
         return jnp.concatenate(outputs, -1)
 
 
-class BNInception(nn.Module):
+class BNInception(Model):
     """`(N, H, W, C)`, 224x224x3 in the paper, to logits `(N, num_classes)`; any size.
 
     The first convolution is separable: eight 7x7 filters on each channel, then 1x1; without

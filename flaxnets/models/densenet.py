@@ -25,6 +25,7 @@ from flaxnets.layers import (
     he_normal_fan_in,
     max_pool,
 )
+from flaxnets.models.base import Model
 
 Moments = tuple[Array, Array]  # mean and variance of each channel over the batch
 
@@ -63,7 +64,7 @@ class Transition(nn.Module):
         return avg_pool(2)(self.dropout()(self.conv(x.shape[-1] // 2, 1, name="conv")(y)))
 
 
-class DenseNet(nn.Module):
+class DenseNet(Model):
     """`(N, H, W, C)`, 224x224x3 in the paper, to logits `(N, num_classes)`; 29 pixels at least.
 
     `depths` counts the layers of each block. With `small_images`, 32x32x3 in the paper and 4 pixels
@@ -118,6 +119,7 @@ class DenseNet(nn.Module):
                 both = moments, norm5.moments(maps[-1])
                 moments = jax.tree.map(lambda *parts: jnp.concatenate(parts), *both)
             x = jnp.concatenate(maps, -1)
+            self.sow("intermediates", f"features.denseblock{block}", x)  # for those who ask for it
         x = norm5(x, moments, relu=True)
         if not self.dense:
             x = average_positions(x)

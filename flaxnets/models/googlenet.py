@@ -27,6 +27,7 @@ from flaxnets.layers import (
     max_pool,
     relu,
 )
+from flaxnets.models.base import Model
 
 # Table 1: widths of the 1x1, the 3x3 reduction, the 3x3, the 5x5 reduction, the 5x5 and the pool's
 # projection, in the order of the network.
@@ -104,7 +105,7 @@ class AuxiliaryHead(nn.Module):
         return average_positions(self.linear(self.num_classes, name="fc2")(self.dropout()(x)))
 
 
-class GoogLeNet(nn.Module):
+class GoogLeNet(Model):
     """`(N, H, W, C)`, 224x224x3 in the paper, to logits `(N, num_classes)`; 15 pixels at least.
 
     With `dense`: the map `(N, H', W', num_classes)` of logits at every position of the features.

@@ -25,6 +25,7 @@ from flaxnets.layers import (
     max_pool,
     relu,
 )
+from flaxnets.models.base import Model
 
 # Three stages: channels, and the highway layers behind the plain convolution that sets them.
 STAGES = {
@@ -52,7 +53,7 @@ class Highway(nn.Module):
         return h * t + x * (1 - t)
 
 
-class HighwayCIFAR(nn.Module):
+class HighwayCIFAR(Model):
     """`(N, H, W, C)`, 32x32x3 in the paper, to logits `(N, num_classes)`; 4 pixels at least.
 
     The layers are numbered through as in the authors' files, "fc" is their "ip2". Dropout has one
@@ -107,7 +108,7 @@ class HighwayCIFAR(nn.Module):
         )(dropout()(x))
 
 
-class HighwayMLP(nn.Module):
+class HighwayMLP(Model):
     """`(N, H, W, C)`, 28x28x1 in the paper, to logits `(N, num_classes)`; 28 pixels at least.
 
     A plain layer over the image and highway layers, `depth` in all, then the linear output layer.

@@ -29,6 +29,7 @@ from flaxnets.layers import (
     max_pool,
     relu,
 )
+from flaxnets.models.base import Model
 
 V = 0  # no padding: convolutions marked "V" in the figures; all others keep the grid
 MAX = max_pool(3, 2)
@@ -143,7 +144,7 @@ class Residual(nn.Module):
         return relu(x) if self.relu else x
 
 
-class InceptionResNet(nn.Module):
+class InceptionResNet(Model):
     """`(N, H, W, C)`, 299x299x3 in the paper, to logits `(N, num_classes)`; 75 pixels at least.
 
     With `dense`: the map `(N, H', W', num_classes)` of logits at every position of the last

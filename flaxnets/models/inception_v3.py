@@ -22,6 +22,7 @@ from flaxnets.layers import (
     imagenet_to_unit_range,
     max_pool,
 )
+from flaxnets.models.base import Model
 
 # A branch is a name and a chain of convolutions (features, kernel). Two kernels stand for two
 # convolutions side by side, whose outputs are concatenated.
@@ -140,7 +141,7 @@ class AuxiliaryHead(nn.Module):
         return average_positions(linear(adaptive_avg_pool(1)(x)))
 
 
-class InceptionV3(nn.Module):
+class InceptionV3(Model):
     """`(N, H, W, C)`, 299x299x3 in the paper, to logits `(N, num_classes)`; 75 pixels at least,
     and 299 to train with the auxiliary head. `modules` names the rows of `MIXED` to build.
 

@@ -24,6 +24,7 @@ from flaxnets.layers import (
     avg_pool,
     max_pool,
 )
+from flaxnets.models.base import Model
 
 V = 0  # no padding: convolutions marked "V" in the figures; all others keep the grid
 MAX = max_pool(3, 2)
@@ -125,7 +126,7 @@ class InceptionC(nn.Module):
         return jnp.concatenate(outputs, -1)
 
 
-class InceptionV4(nn.Module):
+class InceptionV4(Model):
     """`(N, H, W, C)`, 299x299x3 in the paper, to logits `(N, num_classes)`; 75 pixels at least.
 
     With `dense`: the map `(N, H', W', num_classes)` of logits at every position of the last

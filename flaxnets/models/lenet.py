@@ -20,9 +20,10 @@ from flaxnets.layers import (
     max_pool,
     relu,
 )
+from flaxnets.models.base import Model
 
 
-class LeNet5(nn.Module):
+class LeNet5(Model):
     """`(N, H, W, C)`, 28x28x1 in the lecture, to logits `(N, num_classes)`; 28 pixels at least.
 
     Larger images give the mean of the class scores over positions, or with `dense` their map

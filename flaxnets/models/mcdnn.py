@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from flaxnets.layers import Array, Conv, Dtype, Linear, Sequential, average_positions, max_pool
+from flaxnets.models.base import Model
 
 
 def scaled_tanh(x: Array) -> Array:
@@ -26,7 +27,7 @@ def uniform(key: Array, shape: tuple[int, ...], dtype: Dtype = jnp.float32) -> A
     return jax.random.uniform(key, shape, dtype, -0.05, 0.05)
 
 
-class MCDNN(nn.Module):
+class MCDNN(Model):
     """`(N, H, W, C)`, 29x29x1 in the paper, to logits `(N, num_classes)`; 29 pixels at least.
 
     Larger images give the mean of the class scores over positions, or with `dense` their map

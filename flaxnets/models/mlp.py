@@ -11,9 +11,10 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from flaxnets.layers import Array, Dtype, Linear, Sequential, relu
+from flaxnets.models.base import Model
 
 
-class MLP(nn.Module):
+class MLP(Model):
     """`(N, features)` or images `(N, H, W, C)` to `(N, num_classes)`; linear if nothing is hidden.
 
     Images are flattened as in torch, channels first. The first layer reads all of its input at

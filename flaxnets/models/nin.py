@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from flaxnets.layers import Array, Conv, Dtype, average_positions, max_pool, relu
+from flaxnets.models.base import Model
 
 # A row is an mlpconv layer: kernel, stride and padding of its convolution; the widths of that and
 # of the two 1x1 convolutions (the last row's third is the number of classes), and the standard
@@ -58,7 +59,7 @@ class MLPConv(nn.Module):
         return x
 
 
-class NIN(nn.Module):
+class NIN(Model):
     """`(N, H, W, C)` to class scores `(N, num_classes)`, the mean of each class's map (3.2).
 
     The scores are not negative, for the maps come out of a ReLU. `nin_cifar`: 32x32x3 in the paper,

@@ -20,9 +20,10 @@ from flaxnets.layers import (
     max_pool,
     relu,
 )
+from flaxnets.models.base import Model
 
 
-class OverFeat(nn.Module):
+class OverFeat(Model):
     """`(N, H, W, C)` to logits `(N, num_classes)`; images of `input_shape` at least.
 
     Larger images give the mean of the class scores over positions, or with `dense` their map

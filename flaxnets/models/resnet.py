@@ -27,6 +27,7 @@ from flaxnets.layers import (
     max_pool,
     relu_of_sum,
 )
+from flaxnets.models.base import Model
 
 # Table 1: residual blocks in the stages conv2_x to conv5_x.
 DEPTHS = {
@@ -85,7 +86,7 @@ class Bottleneck(Block):
         return relu_of_sum(y + self.shortcut(x, 4 * self.features))
 
 
-class ResNet(nn.Module):
+class ResNet(Model):
     """`(N, H, W, C)`, 224x224x3 in the paper, to logits `(N, num_classes)`; any image size.
 
     A stage's 3x3 convolutions have `groups` groups of `width_per_group` channels in the first

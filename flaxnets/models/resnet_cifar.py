@@ -27,6 +27,7 @@ from flaxnets.layers import (
     he_normal_fan_out,
     relu_of_sum,
 )
+from flaxnets.models.base import Model
 
 
 def pad_shortcut(x: Array, features: int, stride: int) -> Array:
@@ -50,7 +51,7 @@ class BasicBlock(nn.Module):
         return relu_of_sum(y + pad_shortcut(x, self.features, self.stride))
 
 
-class ResNetCIFAR(nn.Module):
+class ResNetCIFAR(Model):
     """`(N, H, W, C)`, 32x32x3 in the paper, to logits `(N, num_classes)`; any image size.
 
     `depth` is 6n + 2: a first convolution, three stages of n blocks with 16, 32 and 64 features on
@@ -115,7 +116,7 @@ class Bottleneck(nn.Module):
         return relu_of_sum(y + x)
 
 
-class ResNeXtCIFAR(nn.Module):
+class ResNeXtCIFAR(Model):
     """`(N, H, W, C)`, 32x32x3 in the paper, to logits `(N, num_classes)`; any image size.
 
     Three stages of three bottlenecks, whose 3x3 convolutions have `groups` groups of 64, 128 and

@@ -23,6 +23,7 @@ from flaxnets.layers import (
     max_pool,
     relu,
 )
+from flaxnets.models.base import Model
 
 # Table 1: the widths of the 3x3 convolutions between the max pools. (Column C, with 1x1
 # convolutions, and A-LRN have no torchvision counterpart.)
@@ -34,7 +35,7 @@ COLUMNS = {
 }
 
 
-class VGG(nn.Module):
+class VGG(Model):
     """`(N, H, W, C)`, 224x224x3 in the paper, to logits `(N, num_classes)`; 32 pixels at least.
 
     With `dense`: the map `(N, H', W', num_classes)` of logits at every 7x7 patch of the features

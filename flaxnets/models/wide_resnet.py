@@ -22,6 +22,7 @@ from flaxnets.layers import (
     average_positions,
     he_normal_fan_out,
 )
+from flaxnets.models.base import Model
 
 
 class WideBlock(nn.Module):
@@ -43,7 +44,7 @@ class WideBlock(nn.Module):
         return x + self.conv(self.features, 3, padding=1, name="conv2")(y)
 
 
-class WideResNet(nn.Module):
+class WideResNet(Model):
     """`(N, H, W, C)`, 32x32x3 in the paper, to logits `(N, num_classes)`; any image size.
 
     `depth` is 6n + 4: a first convolution, three stages of n blocks, three projections. `widen` is

@@ -5,7 +5,7 @@ variables = load_weights("vgg16", checkpoint="mine.safetensors")
 """
 
 from flaxnets.weights.files import WeightsWarning
-from flaxnets.weights.loading import find_weights, load_into, load_weights
+from flaxnets.weights.loading import find_weights, load_into, load_model, load_weights
 from flaxnets.weights.published import PublishedWeights, list_weights, published_weights
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "find_weights",
     "list_weights",
     "load_into",
+    "load_model",
     "load_weights",
     "published_weights",
 ]

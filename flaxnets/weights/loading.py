@@ -4,6 +4,7 @@ import functools
 import math
 import pathlib
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -43,7 +44,7 @@ def load_weights(
         name: torchvision's name of the weights, or "DEFAULT" for the most accurate.
         num_classes: as many as the weights tell apart unless given. If given, what the weights lack
             is freshly initialised: the last layer (also of auxiliary heads) if they tell another
-            number apart, a head or an auxiliary head that they do not have.
+            number apart, a head or an auxiliary head that they do not have. 0 leaves out the head.
         in_channels: as many as the weights read unless given; the kernel of the first convolution
             is summed over its channels for one, repeated and scaled for another number, as in
             timm's `adapt_input_conv` (timm/models/_manipulate.py).
@@ -70,7 +71,7 @@ def load_weights(
         raise InputError(f"in_channels is {in_channels}; expected at least 1")
     model: Any = create_model(arch, **fields)
     start = published_weights(arch, name) if checkpoint is None else pathlib.Path(checkpoint)
-    return load_into(
+    return load_model(
         model,
         start,
         model.input_shape,
@@ -78,16 +79,26 @@ def load_weights(
         in_channels=in_channels,
         ema=ema,
         seed=seed,
-    )
+    )[1]
 
 
-def find_weights(arch: str, given: str) -> PublishedWeights | pathlib.Path:
-    """What a user gave on the command line: the name of published weights, or a file."""
-    path = pathlib.Path(given)
-    return path if path.suffix or path.exists() else published_weights(arch, given)
+def find_weights(arch: str, name_or_path: str) -> PublishedWeights | pathlib.Path:
+    """Return published weights by their name, or the file that a user names instead."""
+    path = pathlib.Path(name_or_path)
+    return path if path.suffix or path.exists() else published_weights(arch, name_or_path)
 
 
 def load_into(
+    model: Any,
+    start: PublishedWeights | pathlib.Path,
+    input_shape: tuple[int, ...],
+    **options: Any,
+) -> Any:
+    """Return the variables of `load_model`."""
+    return load_model(model, start, input_shape, **options)[1]
+
+
+def load_model(
     model: Any,
     start: PublishedWeights | pathlib.Path,
     input_shape: tuple[int, ...],
@@ -96,7 +107,7 @@ def load_into(
     in_channels: int | None = None,
     ema: bool = False,
     seed: int = 0,
-) -> Any:
+) -> tuple[Any, Any, int]:
     """Do what `load_weights` does, for a network at hand.
 
     Args:
@@ -104,30 +115,53 @@ def load_into(
         start: published weights or a file.
         input_shape: (height, width, channels) to initialise it with.
         num_classes, in_channels: those of the weights unless given.
+
+    Returns:
+        The network with as many classes and auxiliary heads as its variables have, those variables,
+        and how many channels it reads.
     """
     published = isinstance(start, PublishedWeights)
     path = fetch(start) if published else start
     fresh = start.fresh if published else None
-    if getattr(model, "transform_input", False):  # for RGB only; no variable depends on it
+    if num_classes == 0:
+        model = model.headless()
+    original, (*size, channels) = model, input_shape
+    if hasattr(model, "transform_input"):  # for RGB only; no variable depends on it
         model = model.clone(transform_input=False)
-    shapes = _shapes(model, input_shape)
+    like = _trace(model, input_shape)
+    shapes = _shapes(like)
     auxiliary: set[str] = set()
     if hasattr(model, "aux_logits"):
-        others = _shapes(model, input_shape, aux_logits=not model.aux_logits)
+        other = model.clone(aux_logits=not model.aux_logits, num_classes=model.num_classes or 1)
+        others = _shapes(_trace(other, input_shape))
         auxiliary = shapes.keys() ^ others.keys()
     state_dict = read_weights(path, shapes.keys() | auxiliary, ema=ema)
     state_dict = {key: v for key, v in state_dict.items() if not key.endswith(IGNORED)}
     lacking = (auxiliary & shapes.keys()) - state_dict.keys()
     if lacking and num_classes is None:
+        original = original.clone(aux_logits=False)
         model, lacking = model.clone(aux_logits=False), set()
-        shapes = {key: shape for key, shape in shapes.items() if key not in auxiliary}
+        like = _trace(model, input_shape)
+        shapes = _shapes(like)
     for key in auxiliary - shapes.keys():  # torchvision's files have the heads always
         state_dict.pop(key, None)
+    usual = model.num_classes
+    is_as_it_is = (
+        not fresh
+        and in_channels in (None, channels)
+        and num_classes in (None, usual)
+        and state_dict.keys() == shapes.keys()
+        and all(fits(value, shapes[key]) for key, value in state_dict.items())
+    )
+    if is_as_it_is:
+        return original.clone(num_classes=usual), from_torch(state_dict, like), channels
 
     # The heads, and what reads the image, are what changes with their number.
-    usual, (*size, channels) = model.num_classes, input_shape
-    heads = _changed(shapes, _shapes(model, input_shape, num_classes=usual + 1))
-    stem = _changed(shapes, _shapes(model, (*size, channels + 1)))
+    wider = _shapes(_trace(model.clone(num_classes=usual + 1), input_shape))
+    heads = _changed(shapes, wider)
+    stem = _changed(shapes, _shapes(_trace(model, (*size, channels + 1))))
+    if not usual:
+        state_dict = {k: v for k, v in state_dict.items() if k in shapes or k not in wider}
 
     renewed = [key for key in shapes if fresh and re.match(fresh, key)]
     fixed = {key: shape for key, shape in shapes.items() if key not in (*auxiliary, *stem)}
@@ -142,10 +176,10 @@ def load_into(
         )
     renewed += absent
     known = [state_dict[key] for key in heads if key in state_dict and key not in renewed]
-    given = {len(value) for value in known if value.ndim}
-    told = max(given, default=usual)
-    num_classes = num_classes or told
-    if given - {num_classes}:
+    counts = {len(value) for value in known if value.ndim}
+    told = max(counts, default=usual)
+    num_classes = told if num_classes is None else num_classes
+    if counts - {num_classes}:
         others = [key for key in heads if key not in lacking]
         renewed = list(dict.fromkeys([*renewed, *others]))
     for key in stem:
@@ -154,16 +188,17 @@ def load_into(
             continue  # no convolution, or a separable one
         read, channels = kernel.shape[1], in_channels or kernel.shape[1]
         if read != channels:
-            how = "summed over its" if channels == 1 else "repeated and scaled from"
-            warn(f"{key} is {how} {read} channels for images of {channels}", above=2)
+            change = "summed over its" if channels == 1 else "repeated and scaled from"
+            warn(f"{key} is {change} {read} channels for images of {channels}", above=2)
             state_dict[key] = adapt_input_channels(kernel.astype(np.float32), channels)
 
+    channels = in_channels or channels
     model = model.clone(num_classes=num_classes)
-    images = jnp.zeros((1, *size, in_channels or channels))
+    images = jnp.zeros((1, *size, channels))
     init = functools.partial(model.init, jax.random.key(seed), images)
     if renewed:
         modules = ", ".join(dict.fromkeys(key.rpartition(".")[0] for key in renewed))
-        had = f"{told} classes" if given else "none"
+        had = f"{told} classes" if counts else "none"
         left = f"; {list_keys('left out', unused)}" if absent and unused else ""
         warn(
             f"freshly initialised for {num_classes} classes (the weights have {had}): "
@@ -176,8 +211,9 @@ def load_into(
     if absent:
         state_dict = {key: value for key, value in state_dict.items() if key not in unused}
     if renewed or lacking:
-        state_dict |= _initial(init, {*renewed, *lacking})
-    return from_torch(state_dict, jax.eval_shape(init))
+        state_dict |= to_torch(unflatten_dict(_initial(init, {*renewed, *lacking})))
+    variables = from_torch(state_dict, jax.eval_shape(init))
+    return original.clone(num_classes=num_classes), variables, channels
 
 
 def _without_head(
@@ -213,10 +249,13 @@ def _without_head(
     return wrong if of_head and not of_body and len(wrong) < len(shapes) else []
 
 
-def _shapes(model, input_shape, **fields) -> dict[str, tuple[int, ...]]:
-    """Flax's shapes under torch's keys."""
-    images = jnp.zeros((1, *input_shape))
-    like = jax.eval_shape(model.clone(**fields).init, jax.random.key(0), images)
+def _trace(model: Any, input_shape: tuple[int, ...]) -> Any:
+    """Return the shapes of the network's variables."""
+    return jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *input_shape)))
+
+
+def _shapes(like: Any) -> dict[str, tuple[int, ...]]:
+    """Return Flax's shapes under torch's keys."""
     leaves, keys = jax.tree.leaves(like), jax.tree.leaves(torch_keys(like))
     return {key: leaf.shape for key, leaf in zip(keys, leaves, strict=True)}
 
@@ -225,17 +264,33 @@ def _changed(shapes: dict[str, tuple], others: dict[str, tuple]) -> list[str]:
     return [key for key, shape in shapes.items() if others[key] != shape]
 
 
-def _initial(init, wanted: set[str]) -> StateDict:
-    """`model.init`'s own values of some variables; the compiler leaves the others out."""
+def _initial(init: Callable[[], Any], wanted: set[str]) -> dict[Any, Any]:
+    """Return `model.init`'s own values of some variables by their paths; the compiler leaves the
+    others out.
+    """
 
     @jax.jit
-    def chosen():
+    def chosen() -> dict[Any, Any]:
         variables = init()
         keys: dict[Any, Any] = flatten_dict(torch_keys(variables))
         values: dict[Any, Any] = flatten_dict(variables)
         return unflatten_dict({p: v for p, v in values.items() if keys[p] in wanted})
 
-    return to_torch(chosen())
+    return flatten_dict(chosen())
+
+
+def with_fresh_head(
+    model: Any, variables: Any, input_shape: tuple[int, ...], num_classes: int, key: jax.Array
+) -> tuple[Any, Any]:
+    """Return the network and its variables with a new head of `num_classes` outputs, drawn by
+    `key`; the other variables are kept.
+    """
+    model = model.clone(num_classes=num_classes)
+    shapes = _shapes(_trace(model, input_shape))
+    wider = _shapes(_trace(model.clone(num_classes=num_classes + 1), input_shape))
+    init = functools.partial(model.init, key, jnp.zeros((1, *input_shape)))
+    head = _initial(init, set(_changed(shapes, wider)))
+    return model, unflatten_dict(flatten_dict(variables) | head)
 
 
 def adapt_input_channels(kernel: np.ndarray, channels: int) -> np.ndarray:
@@ -244,10 +299,10 @@ def adapt_input_channels(kernel: np.ndarray, channels: int) -> np.ndarray:
     For one channel the sum over C, so that a grey image gives what it gave as equal channels; for
     other numbers the channels in turn, scaled to keep the size of their sum.
     """
-    given = kernel.shape[1]
-    if channels == given:
+    own = kernel.shape[1]
+    if channels == own:
         return kernel
     if channels == 1:
         return kernel.sum(1, keepdims=True)
-    repeated = np.tile(kernel, (1, math.ceil(channels / given), 1, 1))[:, :channels]
-    return repeated * kernel.dtype.type(given / channels)
+    repeated = np.tile(kernel, (1, math.ceil(channels / own), 1, 1))[:, :channels]
+    return repeated * kernel.dtype.type(own / channels)

@@ -5,9 +5,13 @@ them state what comparison does not.
 import importlib
 import pkgutil
 
+from flaxnets.models import VARIANTS
+
 CASES = {
     name: case
     for module in pkgutil.iter_modules(__path__)
     if not module.name.startswith("test_")
     for name, case in importlib.import_module(f"{__name__}.{module.name}").CASES.items()
 }
+# The first network of each class.
+CLASSES = list({build.func: name for name, build in reversed(VARIANTS.items())}.values())[::-1]

@@ -13,14 +13,15 @@ from safetensors.numpy import save_file
 from sklearn.datasets import load_sample_images
 
 from experiments.classify import Options, main
-from flaxnets import InputError, create_model, to_torch
+from flaxnets import InputError, create_model, pretrained, to_torch
 from flaxnets.data.pixels.crop import CenterCrop
 from flaxnets.data.pixels.decode import Decode, as_array
 from flaxnets.data.pixels.resize import Resize, cover, scale_short_side
 from flaxnets.data.plan import Plan
 from flaxnets.data.source import IMAGENET_STATISTICS
-from flaxnets.inference.network import from_weights, imagenet_class_names
-from flaxnets.inference.pictures import own_statistics
+from flaxnets.inference.inputs import own_statistics
+from flaxnets.inference.network import imagenet_class_names
+from flaxnets.inference.options import NetworkOptions
 from flaxnets.inference.views import (
     check_views,
     for_views,
@@ -30,7 +31,7 @@ from flaxnets.inference.views import (
     view_logits,
     views_of,
 )
-from flaxnets.training.inputs import normalize
+from flaxnets.training.on_device import normalize
 from flaxnets.training.state import jit_once
 from scripts import command, script
 from tools.torchvision_import import torchvision
@@ -225,8 +226,8 @@ def small(tmp_path_factory):
 
 
 def test_classes_and_channels_are_read_off_the_file(small, tmp_path, files, capsys):
-    network = from_weights("lenet5", checkpoint=small)
-    assert network.plan == Plan((Decode(1), CenterCrop(32, 28)))
+    network = pretrained("lenet5", small)
+    assert network.preprocessing == Plan((Decode(1), CenterCrop(32, 28)))
     assert network.statistics == ((0.485,), (0.229,))
     (found,) = classified(capsys, files[0], arch="lenet5", checkpoint=small, top=99)
     assert sorted(row["class"] for row in found["classes"]) == [f"class {i}" for i in range(7)]
@@ -234,14 +235,13 @@ def test_classes_and_channels_are_read_off_the_file(small, tmp_path, files, caps
 
     names = tmp_path / "names.txt"
     names.write_text("a\nb\nc\nd\ne\nf\ng\n")
-    network = from_weights("lenet5", checkpoint=small, class_names=names)
-    assert network.class_names == tuple("abcdefg")
+    options = NetworkOptions(arch="lenet5", checkpoint=small, class_names=names)
+    assert options.open().classes == tuple("abcdefg")
     names.write_bytes(b"\xef\xbb\xbfa\r\nb\r\nc\r\nd\r\ne\r\nf\r\n\xc3\xa9\r\n")  # Windows' Notepad
-    network = from_weights("lenet5", checkpoint=small, class_names=names)
-    assert network.class_names == tuple("abcdefé")
+    assert options.open().classes == tuple("abcdefé")
     names.write_text("a\nb\n")
     with pytest.raises(InputError, match=r"names.txt has 2 lines; the network tells 7 classes"):
-        from_weights("lenet5", checkpoint=small, class_names=names)
+        options.open()
 
 
 def test_odd_pictures(small, tmp_path, capsys):

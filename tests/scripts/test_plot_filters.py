@@ -9,7 +9,7 @@ from flaxnets import InputError, create_model
 from flaxnets.data.pixels.decode import Decode
 from flaxnets.data.pixels.resize import Resize
 from flaxnets.data.plan import Plan
-from flaxnets.inference.network import Network
+from flaxnets.inference.network import Card, Network
 from flaxnets.training.state import jit_once
 from tools import plot_filters
 
@@ -19,7 +19,7 @@ def network(arch: str, channels: int = 3) -> Network:
     size = model.input_shape[0]
     plan, statistics = Plan((Decode(channels), Resize(size))), ((0.5,) * channels,) * 2
     variables = jit_once(model.init)(jax.random.key(0), jnp.zeros((1, size, size, channels)))
-    return Network(arch, arch, model, variables, plan, statistics, ())
+    return Network(model, variables, plan, statistics, (), Card(arch))
 
 
 def test_the_first_convolution_is_drawn_with_zero_as_grey():

@@ -13,7 +13,7 @@ SHELL = re.findall(r"```bash\n(.*?)```", REUSE, re.DOTALL)
 
 def test_the_examples_in_one_process():
     *examples, loading = PYTHON
-    assert len(examples) == 3
+    assert len(examples) == 4
     assert "exported.call" in loading
     namespace: dict[str, object] = {}
     for example in examples:

@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from experiments import dense as draw
-from flaxnets import InputError, create_model, list_models, to_torch
+from flaxnets import InputError, create_model, list_models, pretrained, to_torch
 from flaxnets.inference.dense import (
     SIX_SCALES,
     average_maps,
@@ -23,7 +23,6 @@ from flaxnets.inference.dense import (
     probability_maps,
 )
 from flaxnets.inference.features import features
-from flaxnets.inference.network import from_weights
 from flaxnets.layers import (
     BatchNorm,
     Conv,
@@ -35,7 +34,7 @@ from flaxnets.layers import (
     max_pool,
 )
 from flaxnets.models import FAMILIES
-from flaxnets.training.inputs import normalize
+from flaxnets.training.on_device import normalize
 
 # Narrow where the network has a field for it.
 OVERFEAT = {"channels": (6, 16, 32, 64, 64), "hidden_features": (48, 64)}
@@ -379,7 +378,7 @@ def test_a_picture_is_drawn_with_its_map(lenet, capsys):
     draw.main(draw.Options(**options, image_size=40))
     lines = capsys.readouterr().out.splitlines()
 
-    statistics = from_weights("lenet5", checkpoint=options["checkpoint"]).statistics
+    statistics = pretrained("lenet5", options["checkpoint"]).statistics
     x = normalize(jnp.asarray(pixels)[None, ..., None], *statistics)
     probabilities = np.asarray(probability_maps(model, variables, x)[0][0])
     assert lines[0] == "4x9 cells, 4 pixels apart, of 60x40 pixels"

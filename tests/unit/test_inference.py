@@ -150,7 +150,7 @@ def test_columns_are_averaged(tmp_path, capsys):
     np.testing.assert_array_equal(stored["probabilities"], np.exp(logs))
     best = stored["probabilities"].mean(0).argmax(1)
     assert results[2]["top1"] == pytest.approx(np.mean(best == stored["labels"]))
-    assert load_run(runs[0]).class_names == tuple("0123456789")
+    assert load_run(runs[0]).classes == tuple("0123456789")
     with Image.open(tmp_path / "confusion.png") as image:
         assert image.size == (600, 480)
 
@@ -329,5 +329,5 @@ def test_images_read_whole_have_no_views(tmp_path):
         evaluate.main(evaluate.Options(**options, views="ten-crop"))
     assert str(raised.value) == (
         "this network reads the whole picture at 28x28 pixels, of which there are no ten-crop "
-        "views; expected --views center"
+        "views; expected the view 'center'"
     )

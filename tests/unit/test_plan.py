@@ -16,16 +16,15 @@ from PIL import Image, ImageOps
 
 from experiments import evaluate, train
 from feeds import train_batches
-from flaxnets import InputError, data
+from flaxnets import InputError, data, pretrained
 from flaxnets.data import Plan, evaluation_plan, open_source, training_plan
 from flaxnets.data.pixels.colour import IMAGENET_EIGENVALUES, IMAGENET_EIGENVECTORS
 from flaxnets.data.pixels.crop import CenterCrop, RandomResizedCrop
 from flaxnets.data.pixels.decode import Decode, UnreadablePicture, read_file
 from flaxnets.data.pixels.resize import Resize
-from flaxnets.inference.network import from_workdir
 from flaxnets.inference.views import views_of
 from flaxnets.recipes import Preprocessing
-from flaxnets.training.inputs import cropped, shifted
+from flaxnets.training.on_device import cropped, shifted
 from prepared import Tiny, TinyPhotos
 
 PHOTO = Image.fromarray(sklearn.datasets.load_sample_image("flower.jpg")).resize((97, 61))
@@ -383,17 +382,19 @@ def test_a_run_its_evaluation_and_classification_are_fed_the_same(
     }
     np.testing.assert_array_equal(images["train"], images["evaluate"])
 
-    source, network = open_source(dataset, data_dir), from_workdir(tmp_path)
+    source, network = open_source(dataset, data_dir), pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["kind"] == source.kind
-    assert Plan.from_json(config["plan"]["evaluation"]) == network.plan
-    assert network.plan.orientation == options["--orientation"]
+    assert Plan.from_json(config["plan"]["evaluation"]) == network.preprocessing
+    assert network.preprocessing.orientation == options["--orientation"]
     for (raw, _), expected in zip(source.examples("test"), images["train"], strict=True):
         if isinstance(raw, np.ndarray):  # as a file, which people classify
             buffer = io.BytesIO()
             Image.fromarray(raw.squeeze()).save(buffer, "PNG")
             raw = buffer.getvalue()
-        np.testing.assert_array_equal(views_of(raw, network.plan, "center")["image"][0], expected)
+        np.testing.assert_array_equal(
+            views_of(raw, network.preprocessing, "center")["image"][0], expected
+        )
 
 
 @pytest.mark.parametrize(
@@ -425,7 +426,7 @@ def test_a_run_from_before_plans_still_opens(dataset, size, resize, window, tmp_
     }  # fmt: skip
     config["input_shape"] = [size, size, 1]
     file.write_text(json.dumps(config))
-    assert from_workdir(tmp_path / "run").plan == Plan((Decode(1, "stored"), window))
+    assert pretrained(tmp_path / "run").preprocessing == Plan((Decode(1, "stored"), window))
 
 
 def test_a_run_from_before_plans_goes_on(tmp_path, monkeypatch):

@@ -28,10 +28,10 @@ from flaxnets import (
     list_models,
     list_weights,
     load_weights,
+    pretrained,
     published_weights,
     to_torch,
 )
-from flaxnets.inference.network import from_weights
 from flaxnets.layers import imagenet_to_unit_range
 from flaxnets.training.state import jit_once
 from flaxnets.weights import PublishedWeights, published
@@ -650,9 +650,9 @@ def test_a_file_without_auxiliary_heads(arch, modules, tmp_path):
     ]
     assert found.keys() == complete.keys()
     assert_same({key: found[key] for key in values}, values)
-    network = from_weights(arch, checkpoint=path)
+    network = pretrained(arch, path)
     assert_same(to_torch(network.variables), values)
-    assert len(network.class_names) == 1000
+    assert len(network.classes) == 1000
 
 
 @pytest.mark.parametrize("auxiliary", [True, False])
@@ -675,7 +675,7 @@ def test_the_published_googlenet_converts(auxiliary, tmp_path, monkeypatch):
 
 def test_scripts_choose_the_averages(tmp_path, lenet):
     from experiments import evaluate
-    from flaxnets.inference.network import NetworkOptions
+    from flaxnets.inference.options import NetworkOptions
     from flaxnets.recipes import recipe_for
     from flaxnets.runs.initial import initial_weights
     from flaxnets.runs.options import Options
@@ -686,9 +686,8 @@ def test_scripts_choose_the_averages(tmp_path, lenet):
     network = NetworkOptions(arch="lenet5", checkpoint=path, ema=True).open()
     assert_same(to_torch(network.variables), halves)
     options = evaluate.Options(arch=("lenet5",), checkpoint=(path,), ema=True)
-    named = evaluate._named_weights(options)
-    (network,) = evaluate._from_weights(named, options, "small images")
-    assert_same(to_torch(network.variables), halves)
+    (named,) = evaluate._named_weights(options)
+    assert_same(to_torch(named.open("small images").variables), halves)
 
     options = Options(recipe_for("lenet5", "small images"), "lenet5", init_from=str(path), ema=True)
     model, own = create_model("lenet5"), ((0.5,), (0.5,))
@@ -703,7 +702,7 @@ def test_scripts_choose_the_averages(tmp_path, lenet):
     for refused in (
         lambda: NetworkOptions(workdir=tmp_path, ema=True).open(),
         lambda: NetworkOptions(arch="alexnet", weights="IMAGENET1K_V1", ema=True).open(),
-        lambda: list(evaluate._named_weights(evaluate.Options(ema=True))),
+        lambda: evaluate._named_weights(evaluate.Options(ema=True)),
         lambda: initial_weights(
             dataclasses.replace(options, init_from=None), model, (28, 28, 1), own
         ),
@@ -740,7 +739,7 @@ def broken(directory: pathlib.Path) -> None:
             "unknown weights of vgg16 'IMAGENET1K_V2'; did you mean 'IMAGENET1K_V1'?",
         ),
         ({}, "no weights of 'lenet5' are published by torchvision; give a checkpoint file"),
-        ({"num_classes": 0}, "num_classes is 0; expected at least 1"),
+        ({"num_classes": -1}, "num_classes is -1; expected at least 1, or 0 for no head"),
         ({"in_channels": 0}, "in_channels is 0; expected at least 1"),
         ({"dens": True}, "unknown field of lenet5 'dens'; did you mean 'dense'?"),
         ({"checkpoint": "none.pth"}, "no file none.pth; tools/convert_torchvision.py writes one"),

@@ -208,16 +208,28 @@ class Picture:
     def _decoded(self) -> Image.Image:
         with _one_sentence(self._name):
             image = Image.open(io.BytesIO(self._encoded))
-            image.load()
-            exchanged, down, across = TURNS[_orientation(image) if self._is_turned else 1]
-            converted = _converted(image, self._mode)
-            if exchanged:
-                converted = converted.transpose(Image.Transpose.TRANSPOSE)
-            if down:
-                converted = converted.transpose(Image.Transpose.FLIP_TOP_BOTTOM)
-            if across:
-                converted = converted.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-            return converted
+            return _turned(image, self._mode, self._is_turned)
+
+
+def pixels_of(image: Image.Image, decode: Decode, name: str = "the picture") -> np.ndarray:
+    """Return uint8 (height, width, channels) of an opened Pillow image, as `decode` has them of its
+    file. Raises UnreadablePicture if it is damaged.
+    """
+    with _one_sentence(name):
+        return as_array(_turned(image, MODES[decode.channels], decode.orientation == "upright"))
+
+
+def _turned(image: Image.Image, mode: str, is_turned: bool) -> Image.Image:
+    image.load()
+    exchanged, down, across = TURNS[_orientation(image) if is_turned else 1]
+    converted = _converted(image, mode)
+    if exchanged:
+        converted = converted.transpose(Image.Transpose.TRANSPOSE)
+    if down:
+        converted = converted.transpose(Image.Transpose.FLIP_TOP_BOTTOM)
+    if across:
+        converted = converted.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return converted
 
 
 @contextlib.contextmanager

@@ -1,0 +1,229 @@
+"""The one door to trained networks: `flaxnets.pretrained`."""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from flaxnets.convert import from_torch, torch_keys
+from flaxnets.data.plan import Plan, evaluation_plan
+from flaxnets.data.source import IMAGENET_STATISTICS
+from flaxnets.errors import InputError, one_of
+from flaxnets.inference import saved
+from flaxnets.inference.network import (
+    IMAGENET,
+    Card,
+    Network,
+    class_names,
+    imagenet_class_names,
+)
+from flaxnets.inference.run import load_run
+from flaxnets.models import VARIANTS, create_model, describe
+from flaxnets.recipes import Kind, Orientation, Preprocessing, Statistics, recipe_for
+from flaxnets.weights import PublishedWeights, find_weights, load_model, published_weights
+from flaxnets.weights.files import read_weights
+
+LICENCE = "BSD-3-Clause, as torchvision; ImageNet's terms may apply to the weights"
+
+
+def pretrained(
+    source: str | os.PathLike | tuple[Any, Any],
+    weights: str | os.PathLike | None = None,
+    *,
+    preprocessing: Plan | str | None = None,
+    statistics: Statistics | None = None,
+    classes: Sequence[str] | None = None,
+    orientation: Orientation | None = None,
+    kind: Kind = "photographs",
+    ema: bool = False,
+    **fields: Any,
+) -> Network:
+    """Return a trained network that can be called.
+
+        network = pretrained("resnet50", "IMAGENET1K_V2")  # published weights
+        network = pretrained("resnet50", "mine.pth")  # a file of weights, of torch or safetensors
+        network = pretrained("runs/vgg19-digits")  # what experiments/train.py wrote
+        network = pretrained("mine.safetensors")  # what network.save wrote
+        network = pretrained((model, variables))  # at hand
+
+    Args:
+        source: name of a network; the directory of a run, or a file that `network.save` wrote; or a
+            module with its variables.
+        weights: of a network by name: the name of published weights, "IMAGENET1K_V1" unless given,
+            or a file.
+        preprocessing: a plan, or the name of published weights whose plan and statistics are taken.
+            Unless given it is that of the run, of the published weights, or of the network's recipe
+            for data of that `kind`.
+        statistics: mean and deviation of each channel of pixels in 0..1. Unless given they are as
+            the plan's, and ImageNet's for weights of which nothing is known.
+        classes: their names. Unless given they are as the run's, ImageNet's where there are 1000,
+            or numbered.
+        orientation: of pictures, "upright" or as "stored"; that of the run, or upright, unless
+            given.
+        kind: of the data that a network by name, or one at hand, was trained on.
+        ema: take the average weights of a file that has raw ones as well.
+        fields: of a network by name, as for `create_model`; `num_classes` as for `load_weights`.
+
+    Raises:
+        InputError: for wrong names, and files that are absent, broken or of another network.
+    """
+    row = preprocessing if isinstance(preprocessing, str) else None
+    if isinstance(source, str) and source in VARIANTS:
+        start = _start(source, weights)
+        _check_start(start, source, ema, fields.get("num_classes"))
+        model: Any = create_model(source, **fields)
+        if hasattr(model, "aux_logits") and "aux_logits" not in fields:
+            model = model.clone(aux_logits=False)  # for training, and some files lack them
+        model, variables, channels = load_model(
+            model, start, model.input_shape, num_classes=fields.get("num_classes"), ema=ema
+        )
+        if isinstance(start, PublishedWeights):
+            row = row or start.name
+        plan, known = _prepared(source, row, kind, channels)
+        outputs = _classes(source, kind, model.num_classes)
+        card = _card(start)
+        network = Network(model, jax.device_put(variables), plan, known, outputs, card)
+    elif weights is not None or ema or fields:
+        names = ["weights"] * (weights is not None) + ["ema"] * ema + list(fields)
+        if isinstance(source, str):
+            one_of(VARIANTS, source, "architecture")
+        raise InputError(f"{', '.join(names)}: for a network by its name, not one with its weights")
+    elif isinstance(source, tuple):
+        network = _at_hand(*source, row, kind, preprocessing, statistics)
+    else:
+        network = _stored(source)
+    own: dict[str, Any] = {}
+    if isinstance(preprocessing, Plan):
+        own["preprocessing"] = preprocessing
+    if statistics is not None:
+        own["statistics"] = statistics
+    if classes is not None:
+        own["classes"] = class_names(classes, network.model.num_classes)
+    own["preprocessing"] = oriented(own.get("preprocessing", network.preprocessing), orientation)
+    return dataclasses.replace(network, **own)
+
+
+def oriented(plan: Plan, orientation: Orientation | None) -> Plan:
+    """Return the plan with another orientation of pictures, if one is given."""
+    if orientation is None or not plan.operations:
+        return plan
+    decode = dataclasses.replace(plan.decode, orientation=orientation)
+    return Plan((decode, *plan.operations[1:]))
+
+
+def _start(arch: str, weights: str | os.PathLike | None) -> PublishedWeights | pathlib.Path:
+    if weights is None:
+        return published_weights(arch)
+    return find_weights(arch, weights) if isinstance(weights, str) else pathlib.Path(weights)
+
+
+def _check_start(
+    start: PublishedWeights | pathlib.Path, arch: str, ema: bool, num_classes: int | None
+) -> None:
+    if isinstance(start, PublishedWeights):
+        if ema:
+            raise InputError(f"{start.name} of {arch} has no average weights; expected a file")
+        if not start.classes and num_classes is None:
+            raise InputError(
+                f"the weights {start.name} of {arch} are features only, without classes"
+            )
+
+
+def _prepared(arch: str, row: str | None, kind: Kind, channels: int) -> tuple[Plan, Statistics]:
+    """Return how a network reads images of so many channels: as the published weights `row` do, or
+    by its recipe for data of that kind.
+    """
+    if row is None:
+        mean, std = IMAGENET_STATISTICS
+        values = recipe_for(arch, kind).preprocessing
+    else:
+        published, kind = published_weights(arch, row), "photographs"
+        mean, std = published.statistics
+        values = Preprocessing(
+            image_size=published.crop,
+            resize=published.resize,
+            interpolation=published.interpolation,
+        )
+    return evaluation_plan(values, kind, channels), (mean[:channels], std[:channels])
+
+
+def _classes(arch: str, kind: Kind, count: int) -> tuple[str, ...]:
+    if kind == "rows" and recipe_for(arch, kind).loss == "squared_error":
+        return ()
+    return imagenet_class_names() if count == 1000 else class_names(None, count)
+
+
+def _card(start: PublishedWeights | pathlib.Path) -> Card:
+    if isinstance(start, PublishedWeights):
+        accuracy = {"top1": start.top1 / 100, "top5": start.top5 / 100} if start.classes else {}
+        return Card(f"{start.arch} {start.name}", IMAGENET, accuracy, LICENCE)
+    return Card(str(start))
+
+
+def _stored(source: Any) -> Network:
+    """Return the network of a run's directory, or of a file that `network.save` wrote."""
+    if not isinstance(source, str | os.PathLike):
+        raise InputError(
+            f"a network is asked for of a {type(source).__name__}; expected a name, a path, or a "
+            "module with its variables, (model, variables)"
+        )
+    path = pathlib.Path(source)
+    if path.is_file():
+        return _saved(path)
+    if isinstance(source, str) and path.name == source and not path.suffix and not path.exists():
+        one_of(VARIANTS, source, "architecture")  # mistyped
+    return load_run(path)
+
+
+def _saved(path: pathlib.Path) -> Network:
+    model, described = saved.read_header(path)
+    try:
+        mean, std = described["statistics"]
+        network = Network(
+            model,
+            variables=None,
+            preprocessing=Plan.from_json(described["preprocessing"]),
+            statistics=(tuple(mean), tuple(std)),
+            classes=tuple(described["classes"]),
+            card=Card(**described["card"]),
+        )
+        like = _shapes(model, network.input_shape)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path} has a header that network.save did not write") from error
+    state_dict = read_weights(path, jax.tree.leaves(torch_keys(like)))
+    return dataclasses.replace(network, variables=jax.device_put(from_torch(state_dict, like)))
+
+
+def _at_hand(
+    model: Any,
+    variables: Any,
+    row: str | None,
+    kind: Kind,
+    preprocessing: Plan | str | None,
+    statistics: Statistics | None,
+) -> Network:
+    card = Card(f"{type(model).__name__} at hand")
+    if isinstance(preprocessing, Plan) and statistics is not None:
+        classes = class_names(None, getattr(model, "num_classes", 0))
+        return Network(model, variables, preprocessing, statistics, classes, card)
+    try:
+        arch, _ = describe(model)
+    except InputError as error:
+        raise InputError(f"{error}; expected its preprocessing, a plan, and statistics") from error
+    shapes = jax.tree.map(jnp.shape, variables)
+    *size, usual = model.input_shape
+    for channels in (usual, 1, 3, 4):
+        if jax.tree.map(lambda leaf: leaf.shape, _shapes(model, (*size, channels))) == shapes:
+            break
+    else:
+        raise InputError(f"the variables are not those of this {type(model).__name__}")
+    plan, known = _prepared(arch, row, kind, channels)
+    return Network(model, variables, plan, known, _classes(arch, kind, model.num_classes), card)
+
+
+def _shapes(model: Any, input_shape: tuple[int, ...]) -> Any:
+    return jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *input_shape)))

@@ -1,0 +1,79 @@
+"""How the options of a script name one trained network."""
+
+import dataclasses
+import pathlib
+
+from flaxnets.errors import InputError, one_of
+from flaxnets.inference.network import Network
+from flaxnets.inference.opening import pretrained
+from flaxnets.models import VARIANTS
+from flaxnets.recipes import Kind, Orientation
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NetworkOptions:
+    """The options of a script that name one trained network."""
+
+    arch: str | None = None
+    """Name of a network: flaxnets.list_models()."""
+    weights: str | None = None
+    """Published weights such as IMAGENET1K_V1; beside --checkpoint, their preprocessing alone."""
+    checkpoint: pathlib.Path | None = None
+    """A file of weights instead, of safetensors or torch."""
+    ema: bool = False
+    """Take the average weights of a --checkpoint that has raw ones as well."""
+    class_names: pathlib.Path | None = None
+    """Text file with a line for each class; ImageNet's unless given."""
+    workdir: pathlib.Path | None = None
+    """A run of train.py, or a file of network.save, instead of a name and weights."""
+    orientation: Orientation | None = None
+    """Pictures are turned upright as EXIF says, or taken as they are stored (torchvision's
+    reading); as in the run, or upright, unless given."""
+
+    def open(self, kind: Kind = "photographs") -> Network:
+        """Return the network; `kind` of data decides about the preprocessing of files.
+
+        Raises InputError for what is missing, contradictory or wrong.
+        """
+        if self.workdir is not None:
+            if self.arch or self.weights or self.checkpoint or self.ema:
+                raise InputError(
+                    "--workdir names a network with its weights; give nothing beside it"
+                )
+            network = pretrained(self.workdir, orientation=self.orientation)
+        elif self.arch is None:
+            raise InputError("no network given; expected --arch NAME or --workdir DIR")
+        else:
+            network = self._named(one_of(VARIANTS, self.arch, "architecture"), kind)
+        if self.class_names is None:
+            return network
+        names = _lines(self.class_names)
+        if len(names) != network.model.num_classes:
+            raise InputError(
+                f"{self.class_names} has {len(names)} lines; the network tells "
+                f"{network.model.num_classes} classes apart"
+            )
+        return dataclasses.replace(network, classes=names)
+
+    def _named(self, arch: str, kind: Kind) -> Network:
+        if self.ema and self.checkpoint is None:
+            raise InputError("average weights are asked for of no file; expected --checkpoint FILE")
+        if self.weights is None and self.checkpoint is None:
+            raise InputError(
+                f"no weights of {arch} given; expected --weights NAME or --checkpoint FILE"
+            )
+        return pretrained(
+            arch,
+            self.checkpoint or self.weights,
+            preprocessing=self.weights,
+            ema=self.ema,
+            orientation=self.orientation,
+            kind=kind,
+        )
+
+
+def _lines(path: pathlib.Path) -> tuple[str, ...]:
+    try:
+        return tuple(path.read_text("utf-8-sig").splitlines())
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read class names from {path} ({error})") from error

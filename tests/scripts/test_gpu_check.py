@@ -1,0 +1,104 @@
+"""The prepared run on a GPU, on a CPU: every part gives its figures; no test looks at a time."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from benchmarking import gpu
+
+from prepared import Tiny, noise
+from tools import gpu_carry, gpu_check
+
+
+class Small(Tiny):
+    """Two splits under CIFAR-10's names."""
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples(7), "test": self._generate_examples(3)}
+
+
+def rows(directory):
+    found = {}
+    for line in (directory / "results.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        found.setdefault(row.pop("part"), []).append(row)
+    return found
+
+
+@pytest.mark.slow
+def test_every_part_gives_its_figures(tmp_path):
+    command = [sys.executable, gpu_check.__file__, "--out", str(tmp_path), "--tiny"]
+    result = subprocess.run([*command, "--minutes", "15"], capture_output=True, text=True)
+    assert result.returncode == 0, (tmp_path / "log.txt").read_text()
+    found = rows(tmp_path)
+    assert set(found) == {"hardware", *(part.name for part in gpu_check.TINY)}
+    exact, _ = found["logits:resnet18"]
+    assert exact["logits_error"] < 1e-5
+    assert exact["folded_error"] < 1e-5
+    assert exact["bfloat16_correlation"] > 0.999
+    step, _ = found["step:resnet18"]
+    assert step["params_error"] == step["statistics_error"] == step["mappings_differ"] == 0
+    train, infer, _ = found["speed:resnet18"]
+    assert (train["mode"], infer["mode"]) == ("train", "infer")
+    for row in (train, infer):
+        ours, theirs = row["ours_images_per_second"], row["torch.compile_images_per_second"]
+        assert row["speed_over_torch"] == pytest.approx(ours / theirs)
+    variants = [(row["mode"], row["variant"]) for row in found["variants:resnet18"][:-1]]
+    assert variants == [
+        ("infer", "ours"), ("infer", "unfolded"), ("infer", "xla_stem"),
+        ("train", "ours"), ("train", "xla_pools"), ("train", "xla_relu"), ("train", "xla_stem"),
+    ]  # fmt: skip
+    busy, shares, *longest, _ = found["profile:resnet18"]
+    assert sum(shares["shares"].values()) <= 1
+    assert len(longest) == 10
+    assert busy["busy_seconds"] * 1e3 >= sum(row["milliseconds"] for row in longest)
+    learnt, _ = found["cifar"]
+    assert learnt["epochs"] == len(learnt["accuracies"]) == 1
+    assert [row.get("of") for row in found["feed"]] == ["JPEG", "memory", None]
+
+
+def test_what_does_not_fit_is_left_out_and_what_fails_is_told(tmp_path):
+    command = [sys.executable, gpu_check.__file__, "--out", str(tmp_path), "--tiny", "--only"]
+    early = subprocess.run([*command, "feed", "--minutes", "0.01"], capture_output=True)
+    assert early.returncode == 0
+    wrong = subprocess.run([*command, "profile:no_network"], capture_output=True)
+    assert wrong.returncode == 1
+    found = rows(tmp_path)
+    assert [set(row) for row in found["feed"]] == [{"at", "left_out"}]
+    assert found["profile:no_network"][0]["error"] == "failed with status 1"
+    assert "unknown architecture 'no_network'" in (tmp_path / "log.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--minutes", "0"], "--minutes is 0.0; expected more than 0"),
+        (["--cifar", "absent.npz"], "--cifar absent.npz is no file"),
+        (["--only", "sped:vgg19"], "--only sped:vgg19; expected cifar, feed, logits"),
+    ],
+)
+def test_bad_values_are_refused(arguments, sentence, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["gpu_check.py", "--out", str(tmp_path), *arguments])
+    with pytest.raises(SystemExit) as status:
+        gpu_check.main()
+    assert status.value.code == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_images_travel_as_they_are_stored(tmp_path):
+    builder = Small(data_dir=tmp_path)
+    builder.download_and_prepare()
+    file = tmp_path / "small.npz"
+    packed = gpu_carry.packed(builder)
+    np.savez_compressed(file, **packed)
+    assert packed["ends_train"][-1] == len(packed["encoded_train"])
+    with np.load(gpu._decoded(str(file))) as arrays:
+        images, labels = arrays["x_train"], arrays["y_train"]
+        assert (len(images), len(arrays["x_test"])) == (7, 3)
+    stored = {example["image"].tobytes() for example in tfds.as_numpy(builder.as_dataset("train"))}
+    assert {image.tobytes() for image in images} == stored
+    assert {image.tobytes() for image in images} == {noise(16, 16, i).tobytes() for i in range(7)}
+    assert sorted(labels) == [0, 0, 0, 0, 1, 1, 1]

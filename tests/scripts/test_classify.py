@@ -31,7 +31,7 @@ from flaxnets.inference.views import (
     view_logits,
     views_of,
 )
-from flaxnets.training.inputs import normalize
+from flaxnets.training.on_device import normalize
 from flaxnets.training.state import jit_once
 from scripts import command, script
 from tools.torchvision_import import torchvision

@@ -7,6 +7,9 @@ import shutil
 import tempfile
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# Programs are compiled more often than they run here: LLVM's level 0 takes a quarter of the time.
+# `XLA_FLAGS= pytest`, as CI does once a week, compiles them as users do.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import jax
 import pytest

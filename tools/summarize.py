@@ -169,17 +169,18 @@ def main(options: Options) -> None:
         if options != Options(table=options.table, json=options.json):
             raise InputError("--table has networks of its own; leave out every option but --json")
         rows = TABLES[one_of(TABLES, options.table, "table")]()
-        found, footer = {"table": options.table, "rows": rows}, []
+        title, footer = options.table, []
+        found = {"table": options.table, "rows": rows}
     else:
         model, input_shape = network(options)
         layers = summarize(model, input_shape)
+        title = f"{options.arch} on {'x'.join(map(str, input_shape))}"
         rows, footer = [dataclasses.asdict(layer) for layer in layers], footers(layers)
         sums = totals(layers)
         found = {"arch": options.arch, "input_shape": input_shape, "totals": sums, "layers": rows}
     if options.json:
         print(json_text(found, indent=2))
     else:
-        title = options.table or f"{options.arch} on {'x'.join(map(str, input_shape))}"
         print_table(title, rows, footer)
 
 

@@ -12,6 +12,8 @@ import importlib
 
 import torch
 
+_LIBRARY = []  # the declarations live as long as the library object
+
 
 def _import():
     try:
@@ -20,7 +22,7 @@ def _import():
         if "torchvision::" not in str(error):
             raise
     library = torch.library.Library("torchvision", "DEF")
-    _import.library = library  # the declarations live as long as the library object
+    _LIBRARY.append(library)
     library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     return importlib.import_module("torchvision")

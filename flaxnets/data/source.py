@@ -7,7 +7,7 @@ of measured features: a float32 image of one pixel, with a channel for each feat
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import numpy as np
@@ -67,7 +67,7 @@ class Source:
 
     def training_order(
         self, batch_size: int, seed: int, start_step: int, shard: Shard, repeats: int
-    ) -> Iterator[Sequence[Any]]:
+    ) -> Iterator[Any]:
         """Yield the elements of this process in one batch after another, from a step on, without
         end: batches run across the ends of passes, and every pass has an order of its own.
         """
@@ -103,7 +103,9 @@ class InMemory(Source):
         """True if memory has the pixels, False if it has the paths of pictures."""
         return self.images["train"].dtype.kind != "U"
 
-    def training_order(self, batch_size, seed, start_step, shard, repeats):
+    def training_order(
+        self, batch_size: int, seed: int, start_step: int, shard: Shard, repeats: int
+    ) -> Iterator[Any]:
         index, count = shard
         local = batch_size // count
         size = len(self.labels["train"])

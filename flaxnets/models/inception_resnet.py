@@ -182,7 +182,7 @@ class InceptionResNet(Model):
             if reduction:
                 x = Mixed(REDUCTIONS[self.version][grid], conv, name=reduction)(x)
         if self.version == "v2":
-            x = residual(branches, scale=1.0, relu=False, name="block8")(x)
+            x = residual(RESIDUALS["v2"][-1], scale=1.0, relu=False, name="block8")(x)
             x = conv(1536, 1, name="conv2d_7b")(x)
         if not self.dense:
             x = average_positions(x)

@@ -1,6 +1,7 @@
 """Facts about highway networks that the comparison of every network does not state."""
 
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -92,7 +93,8 @@ def test_a_closed_gate_carries_and_an_open_one_transforms():
     np.testing.assert_array_equal(closed.apply(variables, x), x)
 
     variables = open_.init(jax.random.key(0), x)
-    transformed = nn.relu(conv(4).apply({"params": variables["params"]["H"]}, x))
+    transformed: Any = conv(4).apply({"params": variables["params"]["H"]}, x)
+    transformed = nn.relu(transformed)
     np.testing.assert_array_equal(open_.apply(variables, x), transformed)
 
 

@@ -1,6 +1,7 @@
 """What the papers state about GoogLeNet, BN-Inception and Inception v3, and their fields."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -150,7 +151,7 @@ def test_auxiliary_losses_reach_the_trunk_as_in_torch(name):
 
     outputs = reference.double().train()(parity.nchw(x).double())
     theirs = {head: getattr(outputs, head) for head in names}
-    sum(logits.log_softmax(1)[:, 0].mean() for logits in theirs.values()).backward()
+    torch.stack([logits.log_softmax(1)[:, 0].mean() for logits in theirs.values()]).sum().backward()
     reached = {key: p.grad for key, p in reference.named_parameters() if p.grad is not None}
     assert not {key for key in reached if key.startswith(BEHIND[name])}
 
@@ -162,7 +163,8 @@ def test_auxiliary_losses_reach_the_trunk_as_in_torch(name):
             mutable=["batch_stats", "aux_logits"],
             rngs={"dropout": jax.random.key(0)},
         )
-        sown = {head: logits for head, (logits,) in updates["aux_logits"].items()}
+        aux_logits: Any = updates["aux_logits"]
+        sown = {head: logits for head, (logits,) in aux_logits.items()}
         return sum(jax.nn.log_softmax(logits)[:, 0].mean() for logits in sown.values()), sown
 
     with jax.enable_x64():

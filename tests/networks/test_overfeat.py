@@ -77,12 +77,12 @@ def test_offset_pooling_interleaves_the_maps_of_all_offsets():
     assert grid.shape[1:3] == (6, 6)
 
     with torch.no_grad():
-        *layers, pool = reference.features
+        *layers, pool = reference.get_submodule("features").children()
         features = torch.nn.Sequential(*layers)(parity.nchw(x))
         assert features.shape[2:] == (20, 20)
         for row, column in np.ndindex(6, 6):
             patch = pool(features[:, :, row : row + 15, column : column + 15])
-            expected = reference.classifier(patch.flatten(1))
+            expected = reference.get_submodule("classifier")(patch.flatten(1))
             assert parity.relative_error(grid[:, row, column], expected) < 1e-5
 
     plain = jax.jit(model.clone(dense=True).apply)(variables, x)  # offset 0 alone

@@ -1,6 +1,7 @@
 """Facts about the residual networks that the comparison of every network does not state."""
 
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -85,8 +86,9 @@ def test_the_bottleneck_of_the_paper_has_the_same_tree_and_torch_with_its_stride
     paper = create_model("resnet50", stride_in_1x1=True, **fields)
     assert shapes(paper) == shapes(model)
     assert count(shapes(create_model("resnet50", stride_in_1x1=True))["params"]) == 25_557_032
-    for layer in (reference.layer2, reference.layer3, reference.layer4):
-        layer[0].conv1.stride, layer[0].conv2.stride = (2, 2), (1, 1)
+    for layer in ("layer2", "layer3", "layer4"):
+        for conv, stride in (("conv1", (2, 2)), ("conv2", (1, 1))):
+            vars(reference.get_submodule(f"{layer}.0.{conv}"))["stride"] = stride
     for size in (64, 49):
         x = parity.images(size)
         assert parity.logits_error(paper, reference, x) < 1e-5
@@ -222,7 +224,7 @@ def test_the_shortcut_without_parameters_subsamples_and_appends_zeros():
 
 
 def test_a_wide_block_drops_activations_between_its_convolutions_only():
-    block = functools.partial(
+    block: Any = functools.partial(
         WideBlock, 4, functools.partial(Conv, use_bias=False),
         functools.partial(BatchNorm, use_running_average=True),
     )  # fmt: skip
@@ -261,7 +263,7 @@ def test_no_block_computes_the_sums_of_earlier_blocks_again():
         model = create_model("resnet20_cifar", depth=depth)
         x = jnp.zeros((1, *model.input_shape))
         compiled = jax.jit(model.apply).lower(shapes(model), x).compile()
-        return compiled.as_text().count(" add(")
+        return str(compiled.as_text()).count(" add(")
 
     shallow, middle, deep = map(additions, (20, 38, 56))
     assert deep - middle < 1.1 * (middle - shallow)  # 1.7 with `nn.relu`

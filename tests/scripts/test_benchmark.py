@@ -6,7 +6,7 @@ import io
 import os
 import signal
 from types import SimpleNamespace
-from typing import get_args
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -159,7 +159,7 @@ def test_the_time_of_operations_is_that_of_a_device_once(monkeypatch):
     monkeypatch.setattr(jax.profiler, "ProfileData", data)
     program = '  %fusion.1 = f32[2] fusion(%p), metadata={op_name="jit(f)/transpose(jvp(A))/add"}'
     trained = []
-    ours = SimpleNamespace(train=lambda: trained.append(jnp.ones(2).block_until_ready()))
+    ours: Any = SimpleNamespace(train=lambda: trained.append(jnp.ones(2).block_until_ready()))
     shares, busy = profiling.operations(ours, program)
     assert shares == pytest.approx({"add, backward": 0.9, "unnamed": 0.1})
     assert busy == pytest.approx(10 / len(trained))

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+from typing import Any
 
 import jax
 import numpy as np
@@ -28,7 +29,7 @@ from flaxnets.runs.progress import TIMED
 from flaxnets.training.optimizer import make_optimizer
 from flaxnets.training.parallel import DataParallel
 from flaxnets.training.state import create_state, init_variables
-from scripts import command
+from scripts import command, output
 
 SMALL = Preprocessing(image_size=28, resize=28, pad=2)
 TEST_EXAMPLES = 355
@@ -137,7 +138,7 @@ def test_a_signal_to_one_stops_all_and_one_process_goes_on(tmp_path, train_on_fo
         lambda index: [],
         lambda index: {**slurm, "SLURM_PROCID": str(index), "SLURM_LOCALID": str(index)},
     )
-    assert started[0].stdout.readline().startswith("epoch    1/4000")
+    assert output(started[0]).readline().startswith("epoch    1/4000")
     started[1].send_signal(signal.SIGTERM)
     (first, errors, status), others = outputs(started)
     assert (errors, status) == ("", 130)
@@ -297,7 +298,7 @@ def three_files(tmp_path_factory) -> str:
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
 def test_records_are_shared_by_file_or_else_one_by_one(count, three_files):
     """Three files: two processes have files of their own, and unequal shares; four read all."""
-    source = open_source("numbered", three_files)
+    source: Any = open_source("numbered", three_files)
     assert [len(source.splits[split].filepaths) for split in ("train", "test")] == [3, 3]
     for split, size in (("train", 7), ("test", 5)):
         for seed in (None, (0, 1)):

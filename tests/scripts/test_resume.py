@@ -14,6 +14,7 @@ import sys
 import time
 import types
 import zlib
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -42,7 +43,7 @@ from flaxnets.training.optimizer import make_optimizer
 from flaxnets.training.parallel import DataParallel
 from flaxnets.training.program import Feed, make_program
 from flaxnets.training.state import create_state
-from scripts import script
+from scripts import output, script
 
 RECIPE = Recipe(
     batch_size=16, epochs=2, learning_rate=0.05, patience=1,
@@ -92,7 +93,7 @@ def start(path, feed, *, skip_non_finite=False, **options):
 
 def saved(path):
     variables = Checkpoints(path / "checkpoints", read_only=True).restore_variables()
-    return {key: zlib.crc32(value) for key, value in flat(variables).items()}
+    return {key: zlib.crc32(value.tobytes()) for key, value in flat(variables).items()}
 
 
 def flat(tree):
@@ -186,9 +187,11 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bits(tmp_path):
 def test_tensorboard_is_told_where_the_run_went_on(tmp_path, monkeypatch):
     """Within the second of its start, too, which is all that a log's name has of the time."""
     from tensorboardX import event_file_writer
-    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.proto import event_pb2
 
     from flaxnets.data.tfds import tf
+
+    Event = vars(event_pb2)["Event"]  # which protobuf makes as it is imported
 
     # The clock stands still at the present: a writer that an earlier test left waits for its
     # next flush, a time it had from the true clock, and years ahead are more than it can wait.
@@ -285,7 +288,7 @@ def test_a_checkpoint_deleted_while_they_are_listed_is_no_error(tmp_path, monkey
     path = tmp_path / "checkpoints"
     three_checkpoints(path)
     whole = saved(tmp_path)
-    metadata = ocp.path.step.Metadata
+    metadata: Any = ocp.path.step.Metadata
     commit_timestamp = metadata.commit_timestamp.fget
 
     def deleted(of):
@@ -572,7 +575,7 @@ def test_a_second_run_in_the_same_workdir_is_refused_until_the_first_is_gone(tmp
     )
     command = [sys.executable, "-c", hold, str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
-        assert other.stdout.readline() == "held\n"
+        assert output(other).readline() == "held\n"
         before = contents(tmp_path)
         with pytest.raises(InputError, match=r"another process is training in .*; wait for"):
             Workdir(tmp_path, {"epochs": 9})

@@ -1,4 +1,4 @@
-"""The scripts as a user runs them: a process each."""
+"""The scripts as a user runs them."""
 
 import json
 import pathlib
@@ -8,15 +8,20 @@ import signal
 import subprocess
 import sys
 import time
+from typing import Any
 
+import jax
 import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
 
 from experiments import train as train_script
+from feeds import in_memory
 from flaxnets import data
-from scripts import ROOT, command, script
+from flaxnets.training.parallel import DataParallel
+from scripts import ROOT, command, output, refusal, script
+from tools import convert_torchvision
 
 SUMMARY = {
     "arch", "dataset", "parameters", "epochs", "steps", "top1", "top5", "loss",
@@ -56,7 +61,7 @@ def test_training_prints_only_our_lines_and_resumes_after_a_kill(tmp_path):
 
     # Killed somewhere after its third epoch, it goes on from there and not from the start.
     with start_training(workdir) as running:
-        for line in running.stdout:
+        for line in output(running):
             if line.startswith("epoch   30"):
                 break
         running.send_signal(signal.SIGKILL)
@@ -130,10 +135,10 @@ def test_an_epoch_of_many_passes_is_said_at_the_start(dry, tmp_path):
 
 def test_control_c_saves_and_says_how_to_go_on(tmp_path):
     with start_training(tmp_path) as running:
-        running.stdout.readline()
+        output(running).readline()
         time.sleep(0.2)
         running.send_signal(signal.SIGINT)
-        last = running.stdout.read().splitlines()[-1]
+        last = output(running).read().splitlines()[-1]
     assert running.returncode == 130
     assert last.startswith("stopped and saved at step ")
     assert last.endswith("--epochs 4000 --workdir " + str(tmp_path))
@@ -142,28 +147,48 @@ def test_control_c_saves_and_says_how_to_go_on(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--arch", "lenet6"], "error: unknown architecture 'lenet6'; did you mean 'lenet5'?\n"),
-        (["--batch-size", "0"], "error: batch size is 0; expected a positive number\n"),
-        (["--init-from", "none.safetensors"], "error: no file none.safetensors; tools/convert_"),
-        (["--dataset", "folder:nowhere"], "error: no directory nowhere; a folder data set has"),
-        (["--dataset", "diabetes"], "error: lenet5 does not read rows; expected one of softmax_"),
-        (["--image-size", "8"], "error: the images are too small for this network: a window of"),
-        (["--train-size", "8"], "error: the images are too small for this network: a window of"),
-        (
-            ["--gradient-accumulation", "3"],
-            "error: batch size 64 does not divide over 1 devices, in",
-        ),
-        (["--no-decay", "layer1.*"], "error: no decay 'layer1.*' matches no parameter; the first"),
-        (["--max-bad-images", "-1"], "error: max bad images is -1; expected zero or more\n"),
+        (["--arch", "lenet6"], "unknown architecture 'lenet6'; did you mean 'lenet5'?"),
+        (["--batch-size", "0"], "batch size is 0; expected a positive number"),
+        (["--init-from", "none.safetensors"], "no file none.safetensors; tools/convert_"),
+        (["--dataset", "folder:nowhere"], "no directory nowhere; a folder data set has"),
+        (["--dataset", "diabetes"], "lenet5 does not read rows; expected one of softmax_"),
+        (["--image-size", "8"], "the images are too small for this network: a window of"),
+        (["--train-size", "8"], "the images are too small for this network: a window of"),
+        (["--gradient-accumulation", "3"], "batch size 64 does not divide over 1 devices, in"),
+        (["--no-decay", "layer1.*"], "no decay 'layer1.*' matches no parameter; the first"),
+        (["--max-bad-images", "-1"], "max bad images is -1; expected zero or more"),
         (
             ["--decoded-gigabytes", "-1"],
-            "error: decoded gigabytes is -1.0; expected a finite number from 0 on\n",
+            "decoded gigabytes is -1.0; expected a finite number from 0 on",
         ),
-        (["--keep", "0"], "error: keep is 0; expected at least 1 checkpoint\n"),
-        (["--recipe", "torchvision-v1"], "error: recipe torchvision-v1 does not train lenet5; exp"),
+        (["--keep", "0"], "keep is 0; expected at least 1 checkpoint"),
+        (["--recipe", "torchvision-v1"], "recipe torchvision-v1 does not train lenet5; exp"),
+        (
+            ["--arch", "softmax_regression", "--train-size", "6"],
+            "train size is 6; softmax_regression reads images of one size, expected 8 or 0",
+        ),
+        (
+            ["--arch", "perceptron", "--dataset", "diabetes", "--loss", "cross_entropy"],
+            "diabetes has numbers to predict, not classes; expected the loss squared_error",
+        ),
     ],
 )
-def test_bad_input_gets_one_sentence_and_status_2(arguments, sentence, tmp_path):
+def test_bad_input_gets_one_sentence(arguments, sentence, tmp_path, monkeypatch):
+    one = jax.devices()[:1]
+    monkeypatch.setattr(train_script, "DataParallel", lambda mapping: DataParallel(mapping, one))
+    monkeypatch.chdir(tmp_path)
+    assert refusal(train_script.main, ["--arch", "lenet5", *arguments]).startswith(sentence)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--arch", "lenet6"], "error: unknown architecture 'lenet6'; did you mean 'lenet5'?\n"),
+        (["--image-size", "8"], "error: the images are too small for this network: a window of"),
+    ],
+)
+def test_bad_input_ends_the_script_with_status_2(arguments, sentence, tmp_path):
     result = train(*arguments, cwd=tmp_path)
     assert result.returncode == 2
     assert result.stderr.startswith(sentence)
@@ -210,8 +235,8 @@ def test_the_name_of_a_bundled_data_set_tells_its_kind_and_labels(name):
 
 @pytest.mark.parametrize("dataset", ["digits", "npz:scans.npz", "breast_cancer"])
 def test_what_is_in_memory_is_trained_on_without_tensorflow(dataset, tmp_path):
-    source = data.open_source("digits")
-    arrays = {
+    source = in_memory("digits")
+    arrays: dict[str, Any] = {
         f"{letter}_{split}": part[split]
         for letter, part in (("x", source.images), ("y", source.labels))
         for split in source.sizes
@@ -258,11 +283,6 @@ def test_numbers_are_predicted_through_the_same_script(tmp_path):
     assert summary["parameters"] == 11 * 128 + 129
     assert summary["loss"] < 0.8  # 1: the mean for everyone
     assert (tmp_path / "run/learning_curve.png").read_bytes().startswith(b"\x89PNG")
-    refused = script(*arguments, "--loss", "cross_entropy", "--workdir", tmp_path / "other")
-    assert refused.returncode == 2
-    assert refused.stderr == (
-        "error: diabetes has numbers to predict, not classes; expected the loss squared_error\n"
-    )
 
 
 def test_weights_travel_from_torch_and_back(tmp_path):
@@ -294,17 +314,18 @@ def test_weights_travel_from_torch_and_back(tmp_path):
         np.testing.assert_allclose(value, loaded[key], atol=1e-8)
 
     (tmp_path / "half.safetensors").write_bytes((tmp_path / "b.safetensors").read_bytes()[:5000])
-    for arguments, sentence in [
-        (["--checkpoint", tmp_path / "half.safetensors"], "is not a complete safetensors file"),
-        (["--checkpoint", tmp_path / "none.pth"], "no file"),
-        (["--weights", "IMAGENET1K_V9"], "no weights of 'lenet5' are published"),
-        ([], "give one of --checkpoint, --weights and --workdir"),
+    out = tmp_path / "e.safetensors"
+    refused = script(*convert, "--checkpoint", tmp_path / "half.safetensors", "--out", out)
+    assert refused.returncode == 2
+    assert "is not a complete safetensors file" in refused.stderr
+    assert refused.stderr.count("\n") == 1
+    for options, sentence in [
+        ({"checkpoint": tmp_path / "none.pth"}, "no file"),
+        ({"weights": "IMAGENET1K_V9"}, "no weights of 'lenet5' are published"),
+        ({}, "give one of --checkpoint, --weights and --workdir"),
     ]:
-        refused = script(*convert, *arguments, "--out", tmp_path / "e.safetensors")
-        assert refused.returncode == 2, refused.stderr
-        assert sentence in refused.stderr
-        assert refused.stderr.count("\n") == 1
-    assert not list(tmp_path.glob("e.*"))
+        assert sentence in refusal(convert_torchvision.main, "lenet5", out, **options)
+    assert not out.exists()
 
 
 def test_the_augmentation_is_drawn(tmp_path):
@@ -314,19 +335,9 @@ def test_the_augmentation_is_drawn(tmp_path):
     assert (tmp_path / "grid.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_network_of_one_size_is_not_trained_at_another():
-    refused = script(
-        "experiments/train.py", "--arch", "softmax_regression", "--train-size", 6, "--dry-run"
-    )
-    assert refused.returncode == 2
-    assert refused.stderr == (
-        "error: train size is 6; softmax_regression reads images of one size, expected 8 or 0\n"
-    )
-
-
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library allocates")
 def test_freed_memory_is_kept():
-    """That of an intermediate result of 128 MiB, 32,768 pages, in a thread of XLA's."""
+    """That of an intermediate result of 128 MiB, in a thread of XLA's: the same pages again."""
     program = """
 import resource, statistics, sys
 import jax, jax.numpy as jnp
@@ -344,11 +355,10 @@ for _ in range(41):
 print(statistics.median(faults))
 """
     faults = {
-        how: int(subprocess.check_output([sys.executable, "-c", program, how]))
-        for how in ("kept", "given back")
+        memory: int(subprocess.check_output([sys.executable, "-c", program, memory]))
+        for memory in ("kept", "given back")
     }
-    assert faults["kept"] < 1000
-    assert faults["given back"] > 32_000
+    assert 10 * faults["kept"] < faults["given back"]
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from flaxnets import InputError, terminal
 from flaxnets.runs import progress
-from scripts import ROOT, command, script
+from scripts import ROOT, command, errors, output, script
 
 SCRIPTS = sorted(
     str(path.relative_to(ROOT))
@@ -58,7 +58,7 @@ def without_packages(tmp_path):
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_control_c_during_imports_is_one_line(name, without_packages):
     with started(command(name), env=without_packages) as process:
-        assert process.stdout.readline() == "importing\n"
+        assert output(process).readline() == "importing\n"
         process.send_signal(signal.SIGINT)
         assert process.communicate() == ("", INTERRUPTED)
     assert process.returncode == 130
@@ -88,7 +88,7 @@ with one_sentence_errors():
 def test_control_c_at_work_is_one_line(work, times, sentence):
     program = [sys.executable, "-c", AT_WORK.format(work=work)]
     with started(program) as process:
-        assert process.stdout.readline() == "working\n"
+        assert output(process).readline() == "working\n"
         for _ in range(times):
             with pytest.raises(subprocess.TimeoutExpired):
                 process.wait(0.3)
@@ -116,8 +116,8 @@ def test_control_c_twice_while_saving_leaves_what_was_saved(tmp_path):
     arguments = ["--arch", "softmax_regression", "--workdir", tmp_path, "--epochs"]
     training = [sys.executable, "-c", SAVING_FOR_EVER, *command(TRAIN, *arguments, 9)[1:]]
     with started(training) as process:
-        assert process.stdout.readline().startswith("epoch 1/9")
-        assert process.stdout.readline() == "saving\n"
+        assert output(process).readline().startswith("epoch 1/9")
+        assert output(process).readline() == "saving\n"
         for _ in range(2):
             with pytest.raises(subprocess.TimeoutExpired):
                 process.wait(0.3)
@@ -156,9 +156,9 @@ def test_a_closed_output_is_quiet(closed, name, arguments, tmp_path):
 def test_a_reader_that_leaves_ends_a_run_quietly(tmp_path):
     run = command(TRAIN, "--arch", "softmax_regression", "--epochs", 4000, "--workdir", tmp_path)
     with started(run) as process:
-        assert process.stdout.readline().startswith("epoch    1/4000")
-        process.stdout.close()
-        assert process.stderr.read() == ""
+        assert output(process).readline().startswith("epoch    1/4000")
+        output(process).close()
+        assert errors(process).read() == ""
     assert process.returncode == 1
 
 
@@ -178,9 +178,10 @@ def on_terminal(program, columns):
     ours, its = pty.openpty()
     fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     environment = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES")}
-    streams = {"stdin": its, "stdout": its, "stderr": its}
     run = [sys.executable, "-c", "from flaxnets.terminal import *\nquiet()\n" + program]
-    with subprocess.Popen(run, env=environment | {"TERM": "xterm"}, **streams) as process:
+    with subprocess.Popen(
+        run, env=environment | {"TERM": "xterm"}, stdin=its, stdout=its, stderr=its
+    ) as process:
         os.close(its)
         shown = b""
         with contextlib.suppress(OSError):  # the other end is closed

@@ -53,9 +53,11 @@ LARGE_MAPS = {
 
 
 def arrays(name):
-    shape, *geometry, size = (CONVOLUTIONS | TO_ONE_PIXEL | LARGE_MAPS)[name]
-    x = jnp.asarray(parity.images(size, channels=shape[2] * geometry[3]))
-    return x, jax.random.normal(jax.random.key(0), shape), tuple(geometry)
+    cases = CONVOLUTIONS | TO_ONE_PIXEL | LARGE_MAPS
+    shape, stride, padding, dilation, groups, size = cases[name]
+    geometry = (stride, padding, dilation, groups)
+    x = jnp.asarray(parity.images(size, channels=shape[2] * groups))
+    return x, jax.random.normal(jax.random.key(0), shape), geometry
 
 
 def assert_same_derivatives(ours, native, operands):
@@ -70,11 +72,11 @@ def assert_same_derivatives(ours, native, operands):
 def test_convolution_without_onednn_equals_xla(name, monkeypatch):
     monkeypatch.setattr(onednn, "available", lambda: False)
     x, kernel, geometry = arrays(name)
-    program = jax.jit(lambda *pair: conv2d(*pair, *geometry)).lower(x, kernel).as_text()
+    program = jax.jit(lambda x, kernel: conv2d(x, kernel, *geometry)).lower(x, kernel).as_text()
     assert "dot_general" in program
     assert_same_derivatives(
-        lambda *pair: conv2d(*pair, *geometry),
-        lambda *pair: xla_convolution(*pair, geometry),
+        lambda x, kernel: conv2d(x, kernel, *geometry),
+        lambda x, kernel: xla_convolution(x, kernel, geometry),
         (x, kernel),
     )
 
@@ -84,8 +86,8 @@ def test_convolution_without_onednn_equals_xla(name, monkeypatch):
 def test_convolution_by_onednn_equals_xla(name):
     x, kernel, geometry = arrays(name)
     assert_same_derivatives(
-        lambda *pair: convolution._conv_by_onednn(*pair, geometry),
-        lambda *pair: xla_convolution(*pair, geometry),
+        lambda x, kernel: convolution._conv_by_onednn(x, kernel, geometry),
+        lambda x, kernel: xla_convolution(x, kernel, geometry),
         (x, kernel),
     )
 
@@ -94,12 +96,14 @@ def test_convolution_by_onednn_equals_xla(name):
 def test_a_convolution_to_one_pixel_is_one_matrix_product(name):
     """With oneDNN, which would multiply the padding too, and without."""
     x, kernel, geometry = arrays(name)
-    convolve = jax.jit(lambda *pair: conv2d(*pair, *geometry))
+    convolve = jax.jit(lambda x, kernel: conv2d(x, kernel, *geometry))
     program = convolve.lower(x, kernel).as_text()
     assert program.count("dot_general") == 1
     assert onednn.CONVOLUTION not in program
     assert convolve(x, kernel).shape == (len(x), 1, 1, kernel.shape[3])
-    assert_same_derivatives(convolve, lambda *pair: xla_convolution(*pair, geometry), (x, kernel))
+    assert_same_derivatives(
+        convolve, lambda x, kernel: xla_convolution(x, kernel, geometry), (x, kernel)
+    )
     none = x[:0].astype(jnp.bfloat16), kernel.astype(jnp.bfloat16)
     assert convolve(*none).dtype == jnp.bfloat16
 
@@ -154,7 +158,7 @@ def test_a_convolution_with_its_bias_is_rounded_once(name, dtype, library):
     bias = jax.random.normal(jax.random.key(1), kernel.shape[-1:])
     with jax.enable_x64():
         wide = [jnp.asarray(np.asarray(each, np.float64)) for each in (x, kernel, bias)]
-        exact = np.asarray(xla_convolution(*wide[:2], geometry) + wide[2])
+        exact = np.asarray(xla_convolution(wide[0], wide[1], geometry) + wide[2])
     y = jax.jit(lambda x, kernel, bias: conv2d(x, kernel, *geometry, bias=bias))(x, kernel, bias)
     assert_rounded_once(y, exact, dtype)
     if name != "only padding is met":
@@ -332,10 +336,10 @@ def test_gpu_and_tpu_keep_the_convolution_of_xla():
         with compiling_for(traced_for):
             return both.trace(x, kernel).lower(lowering_platforms=(platform,)).as_text()
 
-    native = program(lambda *pair: xla_convolution(*pair, geometry), "gpu", "cuda")
+    native = program(lambda x, kernel: xla_convolution(x, kernel, geometry), "gpu", "cuda")
     pairs = [("gpu", "cuda"), ("tpu", "tpu"), ("cpu", "cpu")]
     pairs += [("cpu", "cuda"), ("cpu", "tpu")] if onednn.available() else []
-    ours = {pair: program(lambda *pair: conv2d(*pair, *geometry), *pair) for pair in pairs}
+    ours = {pair: program(lambda x, kernel: conv2d(x, kernel, *geometry), *pair) for pair in pairs}
     on_cpu = ours.pop(("cpu", "cpu"))
     for found in ours.values():
         assert found.count("stablehlo.convolution") == 3

@@ -6,6 +6,7 @@ import itertools
 import os
 import pathlib
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,12 +15,11 @@ import sklearn.datasets
 from PIL import Image
 
 from experiments import train
-from feeds import eval_batches, train_batches
+from feeds import eval_batches, in_memory, train_batches
 from flaxnets import InputError, data
 from flaxnets.data import open_source, pipeline
 from flaxnets.data.folder import picture_suffixes
 from flaxnets.data.npz import ARRAYS
-from flaxnets.data.source import InMemory
 from flaxnets.errors import InputWarning
 from flaxnets.recipes import Preprocessing
 from prepared import Tiny, TinyPhotos, noise
@@ -54,7 +54,7 @@ def pictures(tmp_path, photographs) -> pathlib.Path:
 @pytest.mark.parametrize("batch_size", [8, 64, 355, 1000])
 @pytest.mark.parametrize("processes", [1, 2, 3])
 def test_every_example_is_counted_once(batch_size, processes):
-    source = open_source("digits")
+    source = in_memory("digits")
     seen, numbers = [], set()
     for index in range(processes):
         size = batch_size * processes
@@ -112,11 +112,16 @@ def test_an_epoch_has_every_example_and_the_next_other_augmentation():
 def letters(flip=True):
     """Forty images of 8x8, each the only one with its label; none is the same backwards."""
     images = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), np.uint8)
-    base = vars(open_source("digits")) | {"name": "letters", "channels": 3, "flip": flip}
-    labels = np.arange(40, dtype=np.int32)
-    splits = {"images": images, "labels": labels}
-    given = {name: dict.fromkeys(("train", "test"), value) for name, value in splits.items()}
-    return InMemory(**base | given | {"sizes": {"train": 40, "test": 40}})
+    splits = ("train", "test")
+    return dataclasses.replace(
+        in_memory("digits"),
+        name="letters",
+        channels=3,
+        flip=flip,
+        sizes=dict.fromkeys(splits, 40),
+        images=dict.fromkeys(splits, images),
+        labels=dict.fromkeys(splits, np.arange(40, dtype=np.int32)),
+    )
 
 
 WHOLE = Preprocessing(image_size=8, resize=8, pad=1, pca_std=0.0)
@@ -187,7 +192,9 @@ def test_more_small_images_than_memory_is_given_are_resized_in_every_epoch(monke
     source, how = letters(), dataclasses.replace(WHOLE, image_size=12, pad=0, flip=False)
     kept = next(train_batches(source, 40, how))
     plan = data.training_plan(how, source)
-    assert data.training_as_fed(source, plan).images["train"].nbytes == 40 * 12 * 12 * 3
+    resized = data.training_as_fed(source, plan)
+    assert resized is not None
+    assert resized.images["train"].nbytes == 40 * 12 * 12 * 3
     monkeypatch.setattr("flaxnets.data.pipeline.MAX_RESIZED", 40 * 12 * 12 * 3 - 1)
     assert data.training_as_fed(source, plan) is None
     streamed = next(train_batches(source, 40, how))
@@ -196,7 +203,7 @@ def test_more_small_images_than_memory_is_given_are_resized_in_every_epoch(monke
 
 
 def test_processes_share_the_examples():
-    source = open_source("digits")
+    source = in_memory("digits")
     shares = [source.share("train", (index, 4)) for index in range(4)]
     assert sum(shares) == source.sizes["train"] == 1442
     orders = [list(source.evaluation_order("train", (i, 4))) for i in range(4)]
@@ -205,7 +212,7 @@ def test_processes_share_the_examples():
 
 
 def test_digits_are_split_by_class_and_never_mirrored():
-    source = open_source("digits")
+    source = in_memory("digits")
     assert source.sizes == {"train": 1442, "test": 355}
     assert not source.flip
     assert np.bincount(source.labels["test"]).min() == 34
@@ -216,7 +223,7 @@ def test_digits_are_split_by_class_and_never_mirrored():
 
 
 def test_rows_of_features_are_standardised_by_the_training_split():
-    cancer, diabetes = open_source("breast_cancer"), open_source("diabetes")
+    cancer, diabetes = in_memory("breast_cancer"), in_memory("diabetes")
     assert (cancer.kind, diabetes.kind) == ("rows", "rows")
     assert cancer.class_names == ("malignant", "benign")
     assert diabetes.class_names == ()
@@ -388,7 +395,7 @@ def test_a_folder_is_read_as_torchvision_reads_it(tmp_path, photographs):
     (inside / "linked" / "round").symlink_to(inside)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        source = open_source(f"folder:{tmp_path}")
+        source = in_memory(f"folder:{tmp_path}")
     folder = torchvision.datasets.ImageFolder
     for split, name in (("train", "train"), ("test", "val")):
         if name == "train":
@@ -448,6 +455,10 @@ def arrays(names=KERAS, size=(12, 12, 3), classes=4):
     return dict(zip(names, (images[:9], labels[:9], images[9:], labels[9:]), strict=True))
 
 
+def save(file: pathlib.Path, arrays: dict[str, Any]) -> None:
+    np.savez_compressed(file, **arrays)
+
+
 @pytest.mark.parametrize("names", ARRAYS)
 @pytest.mark.parametrize("size", [(12, 12), (12, 12, 1), (12, 12, 3)])
 @pytest.mark.parametrize("column", [True, False])  # MedMNIST's labels are (N, 1)
@@ -455,7 +466,7 @@ def test_a_file_of_arrays(names, size, column, tmp_path):
     given = arrays(names, size)
     for name in names[1::2]:
         given[name] = given[name][:, None] if column else given[name]
-    np.savez_compressed(tmp_path / "mine.npz", **given)
+    save(tmp_path / "mine.npz", given)
     source = open_source(f"npz:{tmp_path}/mine.npz")
     assert (source.name, source.kind, source.image_size) == ("mine", "small images", 12)
     assert source.class_names == ("0", "1", "2", "3")
@@ -475,7 +486,7 @@ def test_a_file_of_arrays(names, size, column, tmp_path):
 
 def test_the_name_of_a_file_of_arrays_says_what_it_is(tmp_path):
     for name in ("mnist", "letters"):
-        np.savez(tmp_path / f"{name}.npz", **arrays(size=(28, 28)))
+        save(tmp_path / f"{name}.npz", arrays(size=(28, 28)))
     mnist, letters = (open_source(f"npz:{tmp_path}/{name}.npz") for name in ("mnist", "letters"))
     assert not mnist.flip
     assert mnist.statistics == ((0.1307,), (0.3081,))
@@ -528,7 +539,7 @@ def prepared(tmp_path_factory):
 
 
 def test_small_images_of_tfds_are_kept_decoded(prepared):
-    source = open_source("tiny", prepared)
+    source = in_memory("tiny", prepared)
     assert source.image_size == 16
     assert source.class_names == ("left", "right")
     assert source.sizes == {"train": 7, "test": 3}
@@ -561,7 +572,7 @@ def test_wrong_data_sets_get_one_sentence(tmp_path):
 
 
 def test_batches_that_cannot_be_divided():
-    source = open_source("digits")
+    source = in_memory("digits")
     with pytest.raises(InputError, match="batch size 0; expected a positive multiple"):
         next(train_batches(source, 0, SMALL))
     with pytest.raises(InputError, match="batch size 5; expected a positive multiple of the 2"):

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import re
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -79,7 +80,8 @@ def test_values_and_gradients(groups, use_bias):
 
     def results(variables, x):
         def loss(variables, x):
-            return jnp.square(block.apply(variables, x)).mean()
+            outputs: Any = block.apply(variables, x)
+            return jnp.square(outputs).mean()
 
         both = jax.value_and_grad(loss, (0, 1))
         return both(variables, x), jax.vmap(both, (None, 0))(variables, jnp.stack([x, -x]))
@@ -152,7 +154,7 @@ def test_each_convolution_is_computed_once():
     block, x = Block(), jnp.asarray(parity.images(6, channels=4))
     variables = variables_of(block, x)
     with as_on_gpu():
-        program = jax.jit(block.apply).lower(variables, x).compile().as_text()
+        program = str(jax.jit(block.apply).lower(variables, x).compile().as_text())
     assert len(re.findall(r" (convolution|dot)\(", program)) == 2  # XLA makes a product of the 1x1
 
 
@@ -161,11 +163,12 @@ def test_bfloat16_is_as_exact():
     x = jnp.asarray(parity.images(16, channels=4))
     half = Block(dtype=jnp.bfloat16)
     variables = variables_of(half, x)
-    exact = Block().apply(variables, x)
+    exact: Any = Block().apply(variables, x)
 
     @jax.jit
     def error():
-        return jnp.abs(half.apply(variables, x) - exact).mean()
+        outputs: Any = half.apply(variables, x)
+        return jnp.abs(outputs - exact).mean()
 
     apart = error()
     with as_on_gpu():

@@ -29,9 +29,11 @@ def assert_equals_torch(ours, theirs, x, tolerance=1e-6):
     y, gradient, weights = gradient_like(ours, jnp.asarray(x))
     inputs = parity.nchw(x).requires_grad_()
     expected = theirs(inputs)
-    (expected * parity.nchw(weights)).sum().backward()
+    (theirs_gradient,) = torch.autograd.grad((expected * parity.nchw(weights)).sum(), inputs)
     np.testing.assert_allclose(y, expected.detach().numpy().transpose(0, 2, 3, 1), atol=tolerance)
-    np.testing.assert_allclose(gradient, inputs.grad.numpy().transpose(0, 2, 3, 1), atol=tolerance)
+    np.testing.assert_allclose(
+        gradient, theirs_gradient.numpy().transpose(0, 2, 3, 1), atol=tolerance
+    )
 
 
 @pytest.mark.parametrize("ceil_mode", [False, True])
@@ -143,7 +145,7 @@ def test_local_response_norm_sums_where_torch_averages():
 def test_batch_norm_keeps_torchs_running_statistics():
     theirs = torch.nn.BatchNorm2d(3)
     ours = layers.BatchNorm(use_running_average=False)
-    variables = ours.init(jax.random.key(0), jnp.zeros((2, 4, 4, 3)))
+    variables: Any = ours.init(jax.random.key(0), jnp.zeros((2, 4, 4, 3)))
     assert float(variables["batch_stats"]["mean"].sum()) == 0  # initialising is no training step
     for seed in range(3):
         x = parity.images(4, seed=seed) * 3 + 1
@@ -211,7 +213,9 @@ def test_batch_norm_has_the_derivatives_of_its_formula():
     for derivative in (gradients, second):
         found, expected = (derivative(norm)(x, params) for norm in (ours, formula))
         for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4 * jnp.abs(other).max())
+            np.testing.assert_allclose(
+                one, other, rtol=1e-4, atol=1e-4 * float(jnp.abs(other).max())
+            )
 
 
 def test_synchronised_batch_norm_equals_one_large_batch():
@@ -222,6 +226,7 @@ def test_synchronised_batch_norm_equals_one_large_batch():
         lambda part: norm.apply(variables, part, mutable=["batch_stats"]), axis_name="batch"
     )
     y, updates = apply(x.reshape(4, 2, 4, 4, 3))
+    whole: Any
     expected, whole = norm.clone(axis_name=None).apply(variables, x, mutable=["batch_stats"])
     np.testing.assert_allclose(y.reshape(x.shape), expected, atol=1e-5)
     for name in ("mean", "var"):
@@ -289,9 +294,11 @@ def test_a_stack_in_bfloat16_deviates_no_more_than_torchs_autocast():
     theirs = torch.nn.Sequential(
         *(m for _ in range(12) for m in (torch.nn.Conv2d(16, 16, 3, padding=1), torch.nn.ReLU()))
     )
-    for module in theirs[::2]:
-        torch.nn.init.kaiming_normal_(module.weight)
-        torch.nn.init.normal_(module.bias)
+    for module in theirs.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            torch.nn.init.kaiming_normal_(module.weight)
+            assert module.bias is not None
+            torch.nn.init.normal_(module.bias)
     conv = functools.partial(layers.Conv, 16, 3, padding=1, dtype=jnp.bfloat16)
     ours = layers.Sequential([f for _ in range(12) for f in (conv(), layers.relu)])
     x = parity.images(16, channels=16, batch=8)
@@ -356,10 +363,10 @@ def test_layers_work_under_jaxs_switches(name, switch):
     with parity.SWITCHES[switch]():
         ours = found()
     # bfloat16 has 8 bits
-    close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-4)
-    if "bfloat16" in name:
-        close = functools.partial(np.testing.assert_allclose, rtol=1e-2, atol=1e-2)
-    jax.tree.map(lambda a, b: close(*(np.asarray(x, np.float32) for x in (a, b))), ours, expected)
+    rtol, atol = (1e-2, 1e-2) if "bfloat16" in name else (1e-5, 1e-4)
+    for one, other in zip(*map(jax.tree.leaves, (ours, expected)), strict=True):
+        one, other = (np.asarray(x, np.float32) for x in (one, other))
+        np.testing.assert_allclose(one, other, rtol=rtol, atol=atol)
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -389,12 +396,12 @@ def test_linear_over_a_patch_is_a_convolution_on_larger_maps():
     layer = layers.Linear(5, patch=(2, 3))
     x = jnp.asarray(parity.images(4))
     variables = layer.init(jax.random.key(0), x[:, :2, :3])
-    whole = layer.apply(variables, x)
+    whole: Any = layer.apply(variables, x)
     assert whole.shape == (2, 3, 2, 5)
     for row in range(3):
         for column in range(2):
             patch = x[:, row : row + 2, column : column + 3]
-            one = layer.apply(variables, patch)
+            one: Any = layer.apply(variables, patch)
             assert one.shape == (2, 1, 1, 5)
             np.testing.assert_allclose(whole[:, row, column], one[:, 0, 0], atol=1e-5)
 
@@ -431,7 +438,7 @@ def test_lax_is_not_asked_for_same_padding():
         1, 3, 2, 1, kernel_init=nn.initializers.ones, bias_init=nn.initializers.zeros
     )
     x = jnp.ones((1, 4, 4, 1))
-    y = layer.apply(layer.init(jax.random.key(0), x), x)
+    y: Any = layer.apply(layer.init(jax.random.key(0), x), x)
     same = lax.conv_general_dilated(
         x, jnp.ones((3, 3, 1, 1)), (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
     )

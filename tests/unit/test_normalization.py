@@ -46,7 +46,7 @@ def is_chosen(*arrays, relu=True):
 
 def assert_close(found, expected):
     for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-4, atol=2e-5 * jnp.abs(other).max())
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=2e-5 * float(jnp.abs(other).max()))
 
 
 @onednn_only
@@ -114,7 +114,7 @@ def test_what_onednn_does_not_have_or_does_slowly_stays_with_xla():
 @pytest.mark.parametrize("formulation", ["_moments_in_turn", "_moments_at_once"])
 def test_moments_of_values_far_from_zero(formulation):
     """E[x^2] - E[x]^2 would lose all digits of the variance."""
-    x = parity.images(9, channels=3) + np.float32([1000, -3000, 5000])
+    x = parity.images(9, channels=3) + np.array([1000, -3000, 5000], np.float32)
     mean, var = getattr(normalization, formulation)(jnp.asarray(x), None)
     x = x.astype(np.float64)
     np.testing.assert_allclose(mean, x.mean((0, 1, 2)), rtol=1e-6)

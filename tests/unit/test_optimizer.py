@@ -1,6 +1,7 @@
 """Schedules, optimisers, decay by name, and the moving average; against torch where it has them."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +35,7 @@ PIXELS = ((0.5,) * 3, (0.25,) * 3)
 def rates(steps_per_epoch=10, **values):
     recipe = dataclasses.replace(RECIPE, learning_rate=1.0, **values)
     schedule = learning_rate_schedule(recipe, steps_per_epoch)
-    return [float(schedule(step)) for step in range(recipe.epochs * steps_per_epoch)]
+    return [float(np.asarray(schedule(step))) for step in range(recipe.epochs * steps_per_epoch)]
 
 
 def torch_rates(steps, scheduler, **arguments):
@@ -261,7 +262,7 @@ def test_the_moving_average_copies_in_warm_up_and_then_trails_behind(tmp_path):
     recipe = dataclasses.replace(RECIPE, ema_decay=0.75, ema_steps=2, warmup_epochs=0.5)
     rule = averaging_rule(recipe, steps_per_epoch=6)  # 3 steps of warm-up
     history = [state for state, _ in trained(recipe, 2, count=7, average=rule)]
-    expected = None
+    expected = newest = None
     for step, state in enumerate(history):
         newest = {"params": state.params, "model_state": state.model_state}
         if step % 2 == 0:
@@ -297,7 +298,7 @@ def test_the_step_trains_on_blended_images_and_classes(values):
     images, targets = batch_augmentation.mixup_or_cutmix(
         images, jax.nn.one_hot(np.arange(16) % 4, 4), blending, recipe.mixup, recipe.cutmix
     )
-    logits = model.apply(variables, images, train=True)
+    logits: Any = model.apply(variables, images, train=True)
     expected = -(targets * jax.nn.log_softmax(logits)).sum(1).mean()
     assert float(history[1][1]["loss"]) == pytest.approx(float(expected), rel=1e-5)
     right = (logits.argmax(1) == targets.argmax(1)).mean()

@@ -31,6 +31,7 @@ from flaxnets.data.pixels.crop import (
 from flaxnets.data.pixels.decode import Decode, Picture, UnreadablePicture, as_array, read_file
 from flaxnets.data.pixels.jpeg import hats
 from flaxnets.data.pixels.resize import (
+    Interpolation,
     Resize,
     cover,
     resize_window,
@@ -248,7 +249,8 @@ def test_windows_of_jpegs_are_resized_nearly_as_torchvision_does_it(photograph, 
     )
     aliased = without[0].numpy().transpose(1, 2, 0)
     assert max(size) <= 224 or mean < 0.6 * differences(aliased, theirs)[0]
-    for interpolation, fast in (("bilinear", False), ("bicubic", True)):  # these are Pillow's
+    exact_ones: tuple[tuple[Interpolation, bool], ...] = (("bilinear", False), ("bicubic", True))
+    for interpolation, fast in exact_ones:  # these are Pillow's
         pillows = Image.fromarray(image).resize((224, 224), Image.Resampling[interpolation.upper()])
         np.testing.assert_array_equal(resize_window(image, 224, interpolation, fast), pillows)
 
@@ -268,8 +270,9 @@ def test_the_filter_is_pils_hat_at_the_pixels(factor):
 
 def test_windows_of_photographs_are_close_to_torchvisions(photograph):
     means = []
+    rows, columns = photograph.shape[:2]
     for seed in range(60):
-        top, left, height, width = random_window(*photograph.shape[:2], Random(seed))
+        top, left, height, width = random_window(rows, columns, Random(seed))
         window = np.ascontiguousarray(photograph[top : top + height, left : left + width])
         theirs = np.asarray(Image.fromarray(window).resize((224, 224), BILINEAR))
         means.append(
@@ -312,7 +315,8 @@ def draw(height: int, width: int, count: int) -> np.ndarray:
 
 @pytest.mark.parametrize("size", [(300, 400), (64, 200), (200, 64), (33, 33)])
 def test_windows_are_distributed_as_torchvisions(size):
-    ours = draw(*size, 3000)
+    height, width = size
+    ours = draw(height, width, 3000)
     image, crop = torch.empty(1, *size), torchvision.transforms.RandomResizedCrop
     torch.manual_seed(0)
     draws = (crop.get_params(image, [0.08, 1.0], [3 / 4, 4 / 3]) for _ in range(3000))
@@ -331,7 +335,8 @@ def test_a_window_that_never_fits_is_the_largest_in_the_centre(size):
     image, crop = torch.empty(1, *size), torchvision.transforms.RandomResizedCrop
     expected = crop.get_params(image, [1.0, 1.0], [3 / 4, 4 / 3])
     long = int(np.argmax(size))
-    windows = draw(*size, 50)
+    height, width = size
+    windows = draw(height, width, 50)
     assert (windows[:, 2 + long] <= 27).all()  # 20 * 4 / 3
     assert tuple(expected) in {tuple(window) for window in windows.tolist()}
 
@@ -339,7 +344,8 @@ def test_a_window_that_never_fits_is_the_largest_in_the_centre(size):
 def torchvisions_window(
     image: np.ndarray, seed: int, size: int, interpolation: str = "bilinear"
 ) -> np.ndarray:
-    window = random_window(*image.shape[:2], Random(seed))
+    height, width = image.shape[:2]
+    window = random_window(height, width, Random(seed))
     mode = torchvision.transforms.InterpolationMode(interpolation)
     cut = functional.resized_crop(Image.fromarray(image), *window, [size, size], mode)
     return np.asarray(cut)

@@ -15,7 +15,7 @@ import sklearn.datasets
 from PIL import Image, ImageOps
 
 from experiments import evaluate, train
-from feeds import train_batches
+from feeds import in_memory, train_batches
 from flaxnets import InputError, data, pretrained
 from flaxnets.data import Plan, evaluation_plan, open_source, training_plan
 from flaxnets.data.pixels.colour import IMAGENET_EIGENVALUES, IMAGENET_EIGENVECTORS
@@ -291,7 +291,7 @@ def test_the_shift_of_colours_has_its_covariance_in_what_the_network_is_fed(kind
     else:
         images = np.asarray(PHOTO.resize((8, 8)))[None].repeat(4, 0)
         given = {"images": {"train": images, "test": images}, "channels": 3, "flip": True}
-        source = dataclasses.replace(open_source("digits"), **given, sizes={"train": 4, "test": 4})
+        source = dataclasses.replace(in_memory("digits"), **given, sizes={"train": 4, "test": 4})
         source = dataclasses.replace(source, labels=dict.fromkeys(source.labels, np.arange(4)))
     how = Preprocessing(image_size=8, resize=9, policy="none", pca_std=0.1)
     plain = dataclasses.replace(how, pca_std=0.0)

@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import signal
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 import parity
-from feeds import eval_batches, train_batches
+from feeds import eval_batches, in_memory, train_batches
 from flaxnets import InputError, create_model, data, to_torch
 from flaxnets.layers import BatchNorm, Conv, Linear, max_pool
 from flaxnets.recipes import Preprocessing, Recipe, recipe_for
@@ -349,8 +350,9 @@ def test_masked_evaluation_counts_every_example_on_every_device_count():
         assert counts.pop().is_integer()
     np.testing.assert_allclose([r["loss"] for r in found], found[0]["loss"], rtol=1e-5)
     (images,) = eval_batches(source, 355, RECIPE.preprocessing)
-    logits = model.apply(variables, normalize(images["image"], *source.statistics))
-    expected = np.asarray(losses(logits, images["label"], "cross_entropy"))
+    pixels = normalize(jnp.asarray(images["image"]), *source.statistics)
+    logits: Any = model.apply(variables, pixels)
+    expected = np.asarray(losses(logits, jnp.asarray(images["label"]), "cross_entropy"))
     for examples in worst:  # the 16 with the largest losses, those first
         largest = np.sort(expected)[::-1][:16]
         np.testing.assert_allclose([e.loss for e in examples], largest, rtol=1e-5)
@@ -557,7 +559,7 @@ def test_linear_regression_comes_near_least_squares(tmp_path):
     """The diabetes data, through the same loop and step: within 2% of the exact solution's error on
     the training split, and the checkpoint of the smallest error is kept.
     """
-    source = data.open_source("diabetes")
+    source = in_memory("diabetes")
     recipe = recipe_for("linear_regression", "rows")
     feed = feed_from_source(source, recipe, test_batch_size=96)
     workdir = Workdir(tmp_path, {})

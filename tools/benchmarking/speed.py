@@ -69,7 +69,7 @@ class Ours:
         variables = init_variables(model, self.input_shape, recipe, 0)
         self.state = self.parallel.replicate(create_state(variables, optimizer, recipe))
         pixel = (0.5,) * channels, (0.25,) * channels
-        self.train_step = self.parallel.map(
+        self.train_step: Any = self.parallel.map(
             make_train_step(model, optimizer, pixel, recipe), donate_state=True
         )
 

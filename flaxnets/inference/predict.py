@@ -26,6 +26,8 @@ def predict_views(
     """Return what a network says of images as they are decoded: every prediction is made here.
 
     Args:
+        model: a network.
+        variables: of the network.
         views: uint8 (N, V, H, W, C) for each size of view.
         statistics: mean and deviation of each channel, by which they are normalised.
 

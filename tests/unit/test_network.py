@@ -488,8 +488,10 @@ def test_a_new_head_keeps_all_else():
             jit_once(new.model.init)(jax.random.key(5), jnp.zeros((1, *network.input_shape)))
         )
         for key, value in to_torch(variables).items():
-            expected = fresh[key] if key.startswith(head) else value
-            np.testing.assert_array_equal(kept[key], expected, key)
+            if key.startswith(head):  # in a program of its own, which rounds in another order
+                np.testing.assert_allclose(kept[key], fresh[key], rtol=1e-6)
+            else:
+                np.testing.assert_array_equal(kept[key], value, key)
         assert kept[f"{head}.weight"].shape[0] == 3
     assert new.card.source == "NIN at hand, with a new head"
     with pytest.raises(InputError, match="2 class names are given; the network has 3 classes"):

@@ -100,6 +100,8 @@ def test_the_smallest_image_and_one_sentence_for_a_smaller_one(name):
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
     logits: Any = jax.eval_shape(model.apply, variables, x)
     assert (logits.shape, logits.dtype) == ((2, 3), jnp.bfloat16)
+    wide: Any = jax.eval_shape(model.apply, variables, jnp.zeros((2, side, side + 32, 1)))
+    assert wide.shape == (2, 3)
     scores: Any = jax.eval_shape(model.clone(dense=True).apply, variables, x)
     assert scores.shape == (2, 1, 1, 3)
     if side > 1:

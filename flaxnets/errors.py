@@ -15,8 +15,8 @@ class InputWarning(UserWarning):
 
 
 def shown(name: object) -> str:
-    """Return the name of a file, or of anything, as text that any terminal and any file takes: a
-    name of bytes that are no UTF-8 keeps those as "\\xe9".
+    r"""Return the name of a file, or of anything, as text that any terminal and any file takes: a
+    name of bytes that are no UTF-8 keeps those as "\xe9".
     """
     return os.fsencode(str(name)).decode("utf-8", "backslashreplace")
 

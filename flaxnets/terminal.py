@@ -213,6 +213,7 @@ def one_sentence_errors() -> Iterator[None]:
 
 
 def say_error(sentence: str) -> None:
+    """Print `error: ` and the sentence on standard error."""
     print(f"error: {sentence}", file=sys.stderr, flush=True)
 
 

@@ -15,8 +15,8 @@ from jax import lax
 
 from flaxnets.inference.views import mean_log_probabilities, view_logits
 from flaxnets.recipes import Statistics
-from flaxnets.training.inputs import normalize
 from flaxnets.training.objective import scores
+from flaxnets.training.on_device import normalize
 from flaxnets.training.parallel import AXIS, DataParallel
 
 

@@ -1,4 +1,4 @@
-"""What a run leaves behind beside its checkpoints, all in one directory:
+"""What a run leaves behind beside its checkpoints, all in one directory.
 
 `config.json` (what was asked for), `metrics.jsonl` (a line an epoch), `tensorboard/`,
 `learning_curve.png` and `summary.json`; `bad_images.json` if there were some, and `lock`.

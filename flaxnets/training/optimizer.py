@@ -18,6 +18,7 @@ from flaxnets.training.state import Average, PyTree, TrainState
 
 
 def warmup_steps(recipe: Recipe, steps_per_epoch: int) -> int:
+    """Return how many steps the learning rate rises at the start."""
     return round(recipe.warmup_epochs * steps_per_epoch)
 
 

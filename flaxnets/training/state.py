@@ -91,6 +91,7 @@ def init_variables(
 def create_state(
     variables: PyTree, optimizer: optax.GradientTransformation, recipe: Recipe
 ) -> TrainState:
+    """Return the state before the first step, with `variables` and an optimiser that saw none."""
     params = variables["params"]
     model_state = {name: tree for name, tree in variables.items() if name != "params"}
     start = {"params": params, "model_state": model_state}

@@ -170,7 +170,7 @@ def load_model(
         instead = "; " + list_keys("instead", unused) if unused else ""
         raise InputError(
             f"{path} has no head to classify with ({list_keys('missing', main)}{instead}); train "
-            f"one with train.py --init-from, or give num_classes for a fresh one"
+            f"one from these weights (init from), or give num_classes for a fresh one"
         )
     renewed += absent
     known = [state_dict[key] for key in heads if key in state_dict and key not in renewed]

@@ -120,6 +120,20 @@ def converted(model, reference: torch.nn.Module, x: np.ndarray):
     return from_torch(reference.state_dict(), initial_shapes(model, x))
 
 
+def recomputed_parts(jaxpr) -> int:
+    """Return how many parts of a program `jax.checkpoint` marks, at any depth of it."""
+    count = 0
+    for equation in jaxpr.eqns:
+        count += "remat" in equation.primitive.name
+        for value in jax.tree.leaves(
+            list(equation.params.values()), is_leaf=lambda leaf: hasattr(leaf, "eqns")
+        ):
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                count += recomputed_parts(inner)
+    return count
+
+
 def relative_error(ours, theirs, floor: float = 0.0) -> float:
     """max |ours - theirs| / max |theirs|"""
     ours, theirs = np.asarray(ours), np.asarray(theirs)

@@ -5,6 +5,8 @@ them state what comparison does not.
 import importlib
 import pkgutil
 
+import pytest
+
 from flaxnets.models import VARIANTS
 
 CASES = {
@@ -13,5 +15,10 @@ CASES = {
     if not module.name.startswith("test_")
     for name, case in importlib.import_module(f"{__name__}.{module.name}").CASES.items()
 }
+# For tests that trace a network whole: those of deeper variants are slow.
+EVERY_NETWORK = [
+    pytest.param(name, marks=[pytest.mark.slow] if case.deeper else [])
+    for name, case in CASES.items()
+]
 # The first network of each class.
 CLASSES = list({build.func: name for name, build in reversed(VARIANTS.items())}.values())[::-1]

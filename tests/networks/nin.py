@@ -59,6 +59,20 @@ def nin_imagenet(num_classes: int = 1000) -> nn.Module:
     return he_normal(layers)
 
 
+# The same rows with few channels; dropout after the pool as in the authors' two files.
+THIN = {
+    "nin_cifar": (
+        (5, 1, 2, (8, 6, 4), (0.3,) * 3, True),
+        (5, 1, 2, (8, 8, 8), (0.3,) * 3, True),
+        (3, 1, 1, (8, 8), (0.3,) * 3, False),
+    ),
+    "nin_imagenet": (
+        (11, 4, 0, (8, 8, 8), (0.2,) * 3, False),
+        (5, 1, 2, (8, 8, 8), (0.3,) * 3, False),
+        (3, 1, 1, (8, 8, 8), (0.3,) * 3, True),
+        (3, 1, 1, (8, 8), (0.3,) * 3, False),
+    ),
+}
 CASES = {
     # the paper gives no counts; nin_imagenet's weights are the 29 MB of the authors' Caffe file
     "nin_cifar": Case(966_986, sizes=(32, 27), train_size=16, reference=nin_cifar),

@@ -19,9 +19,6 @@ SMALL = {
     "highway19_cifar": {"stages": ((4, 1), (6, 2), (8, 1))},
     "highway_mlp": {"depth": 4, "width": 7},
 }
-HIGHWAY_LAYERS = {"highway19_cifar": 4, "highway_mlp": 3}
-SIZE = {"highway19_cifar": 8, "highway_mlp": 28}  # of the images, in pixels
-every_class = pytest.mark.parametrize("name", SMALL)
 
 
 def small(name: str, **fields):
@@ -130,44 +127,3 @@ def test_dropout_acts_in_training_only():
     assert calls == [0.2] * 4  # the input, two pools, the averaged map
     assert np.any(logits(0) != logits(1))
     np.testing.assert_array_equal(logits(0, train=False), logits(1, train=False))
-
-
-@every_class
-def test_remat_has_the_same_tree_and_gradients(name):
-    def loss(params, model, x):
-        return jnp.square(model.apply({"params": params}, x)).sum()
-
-    with jax.enable_x64():
-        model = small(name, dtype=jnp.float64)
-        remat = model.clone(remat=True)
-        x = jnp.asarray(parity.images(SIZE[name], channels=model.input_shape[-1]), jnp.float64)
-        params = jit_once(model.init)(jax.random.key(0), x)["params"]
-        assert shapes(remat) == shapes(model)
-        gradients = parity.jit_quickly(jax.grad(loss), static_argnums=1)
-        results = [gradients(params, m, x) for m in (model, remat)]
-        for ours, theirs in zip(*map(jax.tree.leaves, results), strict=True):
-            np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-12)
-        recomputed = str(gradients.trace(params, remat, x).jaxpr)
-    assert recomputed.count("= remat2[") >= HIGHWAY_LAYERS[name]
-
-
-@every_class
-def test_dense_logits_average_to_the_logits(name):
-    model = small(name)
-    x = parity.images(SIZE[name] + 3, channels=model.input_shape[-1])
-    variables = jit_once(model.init)(jax.random.key(0), x)
-    dense = jax.jit(model.clone(dense=True).apply)(variables, x)
-    positions = 2 if name == "highway19_cifar" else 4
-    assert dense.shape == (2, positions, positions, 3)
-    logits = jax.jit(model.apply)(variables, x)
-    np.testing.assert_allclose(dense.mean((1, 2)), logits, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize(("name", "smallest"), [("highway19_cifar", 4), ("highway_mlp", 28)])
-def test_the_smallest_image_and_one_sentence_for_a_smaller_one(name, smallest):
-    model = small(name, dtype=jnp.bfloat16)
-    variables = shapes(model, 1, smallest, smallest, 2)
-    logits = jax.eval_shape(model.apply, variables, jnp.zeros((2, smallest, smallest, 2)))
-    assert (logits.shape, logits.dtype) == ((2, 3), jnp.bfloat16)
-    with pytest.raises(ValueError, match="the images are too small for this network"):
-        shapes(model, 1, smallest - 1, smallest, 2)

@@ -242,26 +242,6 @@ def test_bn_inception_takes_any_image(size):
     assert jax.eval_shape(model.apply, shapes(model), images).shape == (1, 1000)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_channels_and_dense_map(name):
-    """Any channel count; the mean of the dense map is the logits."""
-    size = 107 if name == "inception_v3" else 64
-    model = create_model(name, num_classes=10)
-    rng = np.random.default_rng(0)
-
-    def random(leaf):  # of a size that keeps the signal through many layers
-        fan_in = np.prod(leaf.shape[:-1])
-        return (rng.standard_normal(leaf.shape) / fan_in**0.5 + (leaf.ndim == 1)).astype("f")
-
-    variables = jax.tree.map(random, shapes(model, size, channels=1))
-    variables["batch_stats"] = jax.tree.map(np.abs, variables["batch_stats"])
-    both = jax.jit(lambda *args: (model.apply(*args), model.clone(dense=True).apply(*args)))
-    logits, dense = both(variables, parity.images(size, channels=1))
-    assert dense.shape == (2, 2, 2, 10)
-    assert parity.relative_error(dense.mean((1, 2)), logits) < 1e-5
-    assert np.ptp(dense, axis=(1, 2)).max() > 0.01 * abs(logits).max()
-
-
 def training_loss(params, rest, model, x):
     logits, updates = model.apply({"params": params, **rest}, x, train=True, mutable=True)
     return jax.nn.log_softmax(logits)[:, 0].mean(), updates

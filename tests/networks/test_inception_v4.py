@@ -74,40 +74,6 @@ def test_residuals_are_scaled_as_section_3_3_advises():
     assert all(0.1 <= scale <= 0.3 for scale in inception_resnet.SCALES)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_any_channels_classes_and_dtype(name):
-    model = create_model(name, num_classes=7, dtype=jnp.bfloat16)
-    variables = shapes(model, 139, channels=1)
-    logits = jax.eval_shape(model.apply, variables, jnp.zeros((2, 139, 107, 1)))
-    assert (logits.shape, logits.dtype) == ((2, 7), jnp.bfloat16)
-    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_smallest_images(name):
-    model = create_model(name, **ONE_OF_EACH)
-    variables = shapes(model)
-    dense = model.clone(dense=True)
-    assert jax.eval_shape(dense.apply, variables, jnp.zeros((1, 75, 75, 3))).shape == (1, 1, 1, 10)
-    with pytest.raises(ValueError, match="images are too small for this network"):
-        jax.eval_shape(model.apply, variables, jnp.zeros((1, 75, 74, 3)))
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_dense_map_averages_to_the_logits(name):
-    model, reference = parity.build_pair(name, CASES[name], **ONE_OF_EACH)
-    x = parity.images(107)
-
-    @jax.jit
-    def both(variables, x):
-        return model.clone(dense=True).apply(variables, x), model.apply(variables, x)
-
-    grid, logits = both(parity.converted(model, reference, x), x)
-    assert grid.shape == (2, 2, 2, 10)
-    assert parity.relative_error(grid[:, 0, 0], grid[:, 1, 1]) > 1e-3  # the positions differ
-    assert parity.relative_error(grid.mean((1, 2)), logits) < 1e-5
-
-
 @pytest.mark.parametrize(
     ("name", "blocks"),
     [("inception_v4", 8), ("inception_resnet_v1", 3), ("inception_resnet_v2", 4)],

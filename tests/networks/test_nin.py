@@ -10,21 +10,8 @@ import pytest
 import parity
 from flaxnets import create_model, to_torch
 from flaxnets.training.state import jit_once
+from networks.nin import THIN
 
-# The same rows with few channels; dropout behind the pool as in the authors' two files.
-THIN = {
-    "nin_cifar": (
-        (5, 1, 2, (8, 6, 4), (0.3,) * 3, True),
-        (5, 1, 2, (8, 8, 8), (0.3,) * 3, True),
-        (3, 1, 1, (8, 8), (0.3,) * 3, False),
-    ),
-    "nin_imagenet": (
-        (11, 4, 0, (8, 8, 8), (0.2,) * 3, False),
-        (5, 1, 2, (8, 8, 8), (0.3,) * 3, False),
-        (3, 1, 1, (8, 8, 8), (0.3,) * 3, True),
-        (3, 1, 1, (8, 8), (0.3,) * 3, False),
-    ),
-}
 SIZE = {"nin_cifar": 12, "nin_imagenet": 67}  # of the images, in pixels
 both = pytest.mark.parametrize("name", THIN)
 
@@ -107,34 +94,3 @@ def test_dropout_follows_the_pools_of_the_authors_and_acts_in_training_only(name
     assert model.dropout_rate == 0.5
     assert np.any(scores(0) != scores(1))
     np.testing.assert_array_equal(scores(0, train=False), scores(1, train=False))
-
-
-@both
-def test_remat_has_the_same_tree_and_gradients(name):
-    def loss(params, model, x):
-        return jnp.square(model.apply({"params": params}, x)).sum()
-
-    with jax.enable_x64():
-        model, x = (
-            thin(name, dtype=jnp.float64),
-            jnp.asarray(parity.images(SIZE[name]), jnp.float64),
-        )
-        remat = model.clone(remat=True)
-        params = jit_once(model.init)(jax.random.key(0), x)["params"]
-        assert shapes(remat) == shapes(model)
-        gradients = parity.jit_quickly(jax.grad(loss), static_argnums=1)
-        results = [gradients(params, m, x) for m in (model, remat)]
-        for ours, theirs in zip(*map(jax.tree.leaves, results), strict=True):
-            np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-12)
-        recomputed = str(gradients.trace(params, remat, x).jaxpr)
-    assert recomputed.count("= remat2[") >= len(model.mlpconvs)
-
-
-@pytest.mark.parametrize(("name", "smallest"), [("nin_cifar", 4), ("nin_imagenet", 39)])
-def test_the_smallest_image_and_one_sentence_for_a_smaller_one(name, smallest):
-    model = thin(name, dtype=jnp.bfloat16)
-    variables = shapes(model, 1, smallest, smallest, 1)
-    scores = jax.eval_shape(model.apply, variables, jnp.zeros((2, smallest, smallest, 1)))
-    assert (scores.shape, scores.dtype) == ((2, 3), jnp.bfloat16)
-    with pytest.raises(ValueError, match="the images are too small for this network"):
-        shapes(model, 1, smallest - 1, smallest, 1)

@@ -19,7 +19,6 @@ SIDES = {
     "overfeat_accurate": (108, 30, 15, 15, 15, 15),
 }
 NATIVE = {"overfeat_fast": 231, "overfeat_accurate": 221}
-STRIDE = {"overfeat_fast": 4 * 2 * 2 * 2, "overfeat_accurate": 2 * 3 * 2 * 3}
 
 
 def narrow_pair(name: str, **fields):
@@ -42,29 +41,6 @@ def test_map_sizes_of_the_tables(name):
     assert [maps[name].shape for name in layers] == [
         (1, side, side, width) for side, width in table
     ]
-
-
-@pytest.mark.parametrize("name", SIDES)
-def test_smallest_images_are_the_papers(name):
-    model = create_model(name, num_classes=7, **CASES[name].train_fields)
-    size = NATIVE[name]
-    x = jnp.zeros((1, size, size, 1))
-    variables = jax.eval_shape(model.init, jax.random.key(0), x)
-    dense = model.clone(dense=True)
-    assert jax.eval_shape(dense.apply, variables, x).shape == (1, 1, 1, 7)
-    with pytest.raises(ValueError, match="images are too small for this network"):
-        jax.eval_shape(model.apply, variables, x[:, :, 1:])
-
-
-@pytest.mark.parametrize("name", SIDES)
-def test_dense_map_averages_to_the_logits(name):
-    model, _, variables = narrow_pair(name)
-    x = parity.images(NATIVE[name] + STRIDE[name])
-    grid = jax.jit(model.clone(dense=True).apply)(variables, x)
-    assert grid.shape[1:3] == (2, 2)
-    assert np.asarray(grid).std((1, 2)).min() > 0  # the positions differ
-    logits = jax.jit(model.apply)(variables, x)
-    assert parity.relative_error(grid.mean((1, 2)), logits) < 1e-5
 
 
 def test_offset_pooling_interleaves_the_maps_of_all_offsets():

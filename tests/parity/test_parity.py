@@ -6,7 +6,7 @@ import pytest
 
 import parity
 from flaxnets import create_model, list_models
-from networks import CASES
+from networks import CASES, EVERY_NETWORK
 
 
 def trained_alike() -> list[list[str]]:
@@ -20,16 +20,11 @@ def trained_alike() -> list[list[str]]:
     return list(groups.values())
 
 
-def slow_if_deeper(name: str, value):
-    marks = pytest.mark.slow if CASES[name].deeper else ()
-    return pytest.param(value, id=name, marks=marks)
-
-
 def test_every_network_is_compared():
     assert set(CASES) == set(list_models())
 
 
-@pytest.mark.parametrize("name", [slow_if_deeper(name, name) for name in CASES])
+@pytest.mark.parametrize("name", EVERY_NETWORK)
 def test_parameter_count_logits_and_round_trip(name, record_parity):
     case = CASES[name]
     model, reference = parity.build_pair(name, case)
@@ -47,7 +42,13 @@ def test_parameter_count_logits_and_round_trip(name, record_parity):
     assert parity.round_trip_is_exact(variables, reference)
 
 
-@pytest.mark.parametrize("names", [slow_if_deeper(names[0], names) for names in trained_alike()])
+@pytest.mark.parametrize(
+    "names",
+    [
+        pytest.param(names, id=names[0], marks=[pytest.mark.slow] if CASES[names[0]].deeper else [])
+        for names in trained_alike()
+    ],
+)
 def test_gradients_and_five_sgd_steps(names, record_parity):
     name, case = names[0], CASES[names[0]]
     model, reference = parity.build_pair(name, case, num_classes=10, **case.train_fields)

@@ -3,8 +3,10 @@
 import json
 import pathlib
 import subprocess
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -31,16 +33,17 @@ from flaxnets.inference.views import (
     view_logits,
     views_of,
 )
-from flaxnets.training.inputs import normalize
+from flaxnets.recipes import Interpolation
+from flaxnets.training.on_device import normalize
 from flaxnets.training.state import jit_once
-from scripts import command, script
+from scripts import command, errors, output, script
 from tools.torchvision_import import torchvision
 
 SCRIPT = "experiments/classify.py"
 PHOTOS = [Image.fromarray(photo) for photo in load_sample_images().images]  # 640 x 427
 
 
-def preset(crop, resize=256, interpolation="bilinear"):
+def preset(crop: int, resize: int = 256, interpolation: Interpolation = "bilinear") -> Plan:
     return Plan((Decode(3), CenterCrop(resize, crop, interpolation)))
 
 
@@ -59,7 +62,7 @@ def test_the_preset_is_torchvisions(crop, resize, interpolation):
             resize_size=resize,
             interpolation=torchvision.transforms.InterpolationMode(interpolation),
         )(photo)
-        ours = normalize(view, *IMAGENET_STATISTICS)[0]
+        ours = normalize(jnp.asarray(view), *IMAGENET_STATISTICS)[0]
         np.testing.assert_allclose(ours, reference.permute(1, 2, 0), atol=1e-6)
 
 
@@ -105,8 +108,11 @@ def test_multi_scale_is_the_mean_of_the_largest_probabilities_at_six_sizes():
     views = views_of(np.asarray(PHOTOS[0]), preset(221), "multi-scale")
     sizes = [(245, 245), (281, 317), (317, 389), (389, 461), (425, 497), (461, 569)]
     assert [x.shape for x in views.values()] == [(2, *size, 3) for size in sizes]
-    model = for_views(Grid(), "multi-scale")
-    logits = [view_logits(model, 3.0, x[None] / np.float32(255)) for x in views.values()]
+    grid: Any = Grid()
+    model = for_views(grid, "multi-scale")
+    logits = [
+        view_logits(model, 3.0, jnp.asarray(x[None] / np.float32(255))) for x in views.values()
+    ]
     vectors = []
     for size in sizes:
         picture = cover(PHOTOS[0], size)
@@ -140,10 +146,10 @@ def test_the_pictures_own_statistics_are_the_lectures():
     image = turned(PHOTOS[0])
     x = torchvision.transforms.ToTensor()(image)
     expected = 0.5 + 0.5 * (x - x.mean()) / x.std()
-    ours = normalize(as_array(image), *own_statistics(image))
+    ours = normalize(jnp.asarray(as_array(image)), *own_statistics(image))
     np.testing.assert_allclose(ours, expected.permute(1, 2, 0), atol=2e-5)
     one_colour = Image.new("RGB", (9, 9), (3, 3, 3))
-    ours = normalize(as_array(one_colour), *own_statistics(one_colour))
+    ours = normalize(jnp.asarray(as_array(one_colour)), *own_statistics(one_colour))
     np.testing.assert_allclose(ours, 0.5, atol=1e-6)
 
 
@@ -364,10 +370,10 @@ def test_the_script_says_one_sentence(small, files, tmp_path):
     assert other.stderr.count("\n") == 1
     with subprocess.Popen(
         command(SCRIPT, "--arch", "lenet5", "--checkpoint", small, "--", files[0]),
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     ) as unread:  # fmt: skip
-        unread.stdout.close()
-        assert (unread.wait(), unread.stderr.read()) == (1, b"")
+        output(unread).close()
+        assert (unread.wait(), errors(unread).read()) == (1, "")
     (tmp_path / "text.jpg").write_text("not a picture")
     text = script(SCRIPT, tmp_path / "text.jpg", "--arch", "lenet5", "--checkpoint", small)
     assert (text.returncode, text.stdout) == (2, "")

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -89,7 +90,7 @@ def test_bad_values_are_refused(arguments, sentence, tmp_path, monkeypatch, caps
 
 
 def test_images_travel_as_they_are_stored(tmp_path):
-    builder = Small(data_dir=tmp_path)
+    builder: Any = Small(data_dir=tmp_path)
     builder.download_and_prepare()
     file = tmp_path / "small.npz"
     packed = gpu_carry.packed(builder)
@@ -98,7 +99,8 @@ def test_images_travel_as_they_are_stored(tmp_path):
     with np.load(gpu._decoded(str(file))) as arrays:
         images, labels = arrays["x_train"], arrays["y_train"]
         assert (len(images), len(arrays["x_test"])) == (7, 3)
-    stored = {example["image"].tobytes() for example in tfds.as_numpy(builder.as_dataset("train"))}
+    examples = tfds.as_numpy(builder.as_dataset("train"))
+    stored = {example["image"].tobytes() for example in examples}
     assert {image.tobytes() for image in images} == stored
     assert {image.tobytes() for image in images} == {noise(16, 16, i).tobytes() for i in range(7)}
     assert sorted(labels) == [0, 0, 0, 0, 1, 1, 1]

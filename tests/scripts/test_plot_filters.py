@@ -17,7 +17,8 @@ from tools import plot_filters
 def network(arch: str, channels: int = 3) -> Network:
     model = create_model(arch)
     size = model.input_shape[0]
-    plan, statistics = Plan((Decode(channels), Resize(size))), ((0.5,) * channels,) * 2
+    plan = Plan((Decode(channels), Resize(size)))
+    statistics = (0.5,) * channels, (0.5,) * channels
     variables = jit_once(model.init)(jax.random.key(0), jnp.zeros((1, size, size, channels)))
     return Network(model, variables, plan, statistics, (), Card(arch))
 

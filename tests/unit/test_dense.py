@@ -2,6 +2,7 @@
 
 import functools
 import pathlib
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -34,7 +35,7 @@ from flaxnets.layers import (
     max_pool,
 )
 from flaxnets.models import FAMILIES
-from flaxnets.training.inputs import normalize
+from flaxnets.training.on_device import normalize
 
 # Narrow where the network has a field for it.
 OVERFEAT = {"channels": (6, 16, 32, 64, 64), "hidden_features": (48, 64)}
@@ -47,7 +48,7 @@ NARROW = {
 }
 
 
-def initialized(model, *shape, dtype=np.float32):
+def initialized(model, *shape: int, dtype: type = np.float32):
     """Images (1, *shape) and random variables for them, biases and statistics too."""
     rng = np.random.default_rng(0)
 
@@ -191,7 +192,7 @@ def test_a_list_of_layers_becomes_a_map_with_the_same_variables(head, wrapped):
     assert jax.tree.map(jnp.shape, variables) == jax.tree.map(
         jnp.shape, dict(dense.init(jax.random.key(1), x))
     )
-    scores = dense.apply(variables, x)
+    scores: Any = dense.apply(variables, x)
     assert scores.shape == (1, 1, 1, 3)
     np.testing.assert_array_equal(scores.reshape(1, 3), network.apply(variables, x).reshape(1, 3))
 
@@ -207,7 +208,7 @@ def test_a_list_of_layers_becomes_a_map_with_the_same_variables(head, wrapped):
 def test_a_plain_list_is_a_sequential():
     layers = [*FEATURES, *HEADS["ours"]]
     x, variables = initialized(Sequential(layers), 12, 10, 2)
-    scores = convolutionize(layers, (12, 10, 2)).apply(variables, x)
+    scores: Any = convolutionize(layers, (12, 10, 2)).apply(variables, x)
     np.testing.assert_array_equal(scores[0, 0], Sequential(layers).apply(variables, x))
 
 
@@ -215,7 +216,7 @@ def test_what_cannot_be_a_map():
     layers = [*FEATURES, *HEADS["ours"]]
     for size in (None, (12, 10)):
         with pytest.raises(InputError, match=r"; expected the \(height, width, channels\) of the"):
-            convolutionize(layers, size)
+            convolutionize(layers, size)  # pyright: ignore[reportArgumentType]
     with pytest.raises(InputError, match="Dense reads its input at one size and has no map"):
         convolutionize(nn.Dense(3))
     _, variables = initialized(Sequential(layers), 12, 10, 2)
@@ -260,9 +261,10 @@ def test_offset_pooling_is_the_map_of_each_offset_interleaved(
     one, two, three = sorted(params)
     expected = np.full(fine.shape, np.nan)
     for down, right in np.ndindex(stride, stride):
-        y = max_pool(window, stride)(unpooled[:, down:, right:])
-        y = nn.relu(Linear(first, patch=(patch, patch)).apply({"params": params[one]}, y))
-        y = nn.relu(Linear(second).apply({"params": params[two]}, y))
+        y: Any = max_pool(window, stride)(unpooled[:, down:, right:])
+        y = Linear(first, patch=(patch, patch)).apply({"params": params[one]}, y)
+        y = Linear(second).apply({"params": params[two]}, nn.relu(y))
+        y = nn.relu(y)
         y = Linear(3).apply({"params": params[three]}, y)
         expected[:, down::stride, right::stride] = y
     assert close(fine, expected)

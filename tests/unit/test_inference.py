@@ -4,6 +4,7 @@ import functools
 import json
 import pathlib
 import shutil
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +16,8 @@ from safetensors.numpy import save_file
 from sklearn.datasets import load_sample_images
 
 from experiments import classify, evaluate
-from feeds import eval_batches
-from flaxnets import InputError, create_model, data, to_torch
+from feeds import eval_batches, in_memory
+from flaxnets import InputError, create_model, to_torch
 from flaxnets.data.pixels.resize import cover
 from flaxnets.inference.dense import log_multi_scale, multi_scale
 from flaxnets.inference.predict import accuracy, mean_of_members, predict
@@ -32,13 +33,13 @@ from tools.torchvision_import import torchvision
 
 @pytest.mark.parametrize("mapping", ["shard_map", "pmap"])
 def test_every_example_is_predicted_once_in_order_on_any_number_of_devices(mapping):
-    source = data.open_source("digits")
+    source = in_memory("digits")
     recipe = recipe_for("lenet5", source.kind)
     model = create_model("lenet5")
     variables = init_variables(model, (28, 28, 1), recipe, 0)
     images = np.concatenate([b["image"] for b in eval_batches(source, 71, recipe.preprocessing)])
     (mean,), (std,) = source.statistics
-    logits = model.apply(variables, (images / np.float32(255) - mean) / std)
+    logits: Any = model.apply(variables, (images / np.float32(255) - mean) / std)
     for devices in (1, 8):
         parallel = DataParallel(mapping, jax.devices()[:devices])
         batches = eval_batches(source, 64, recipe.preprocessing)
@@ -155,7 +156,7 @@ def test_columns_are_averaged(tmp_path, capsys):
         assert image.size == (600, 480)
 
     # The network of a run names scans in files as it was evaluated.
-    scans = data.open_source("digits").images["test"][..., 0]
+    scans = in_memory("digits").images["test"][..., 0]
     paths = [tmp_path / f"{index}.png" for index in range(0, 355, 50)]
     for path in paths:
         Image.fromarray(scans[int(path.stem)]).convert("RGB").save(path)

@@ -39,7 +39,7 @@ from flaxnets.inference.features import Level, feature_info, pyramid
 from flaxnets.inference.network import Card, Network, imagenet_class_names
 from flaxnets.models import describe
 from flaxnets.summary import summarize, totals
-from flaxnets.training.inputs import normalize
+from flaxnets.training.on_device import normalize
 from flaxnets.training.state import jit_once
 from flaxnets.weights import PublishedWeights, loading, published
 from scripts import ROOT

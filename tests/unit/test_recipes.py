@@ -8,14 +8,15 @@ import jax.numpy as jnp
 import pytest
 
 from experiments import train
-from flaxnets import InputError, create_model, list_models
+from flaxnets import InputError, create_model
 from flaxnets.convert import torch_keys
 from flaxnets.recipes import recipe_for
 from flaxnets.recipes.torchvision import VERSIONS
+from networks import EVERY_NETWORK
 
 
 @pytest.mark.parametrize("kind", ["photographs", "small images"])
-@pytest.mark.parametrize("name", list_models())
+@pytest.mark.parametrize("name", EVERY_NETWORK)
 def test_a_row_whose_images_fit_the_network(name, kind):
     recipe = recipe_for(name, kind)
     recipe.check()

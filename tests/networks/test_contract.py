@@ -1,0 +1,137 @@
+"""What every class of networks promises, tried on a small one of each: the map of `dense=True`, the
+smallest image, and what `remat=True` recomputes.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import parity
+from flaxnets import create_model
+from networks import CASES
+from networks.nin import THIN
+
+ONE_OF_EACH = {"depths": (1, 1, 1)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Small:
+    """Fields that make a network cheap, and what holds for it then."""
+
+    fields: dict[str, Any]
+    size: int  # of images, in pixels, whose map has `cells` x `cells` positions
+    cells: int
+    smallest: int  # side of the smallest image, in pixels
+    # Parts that `remat=True` recomputes, in a comparison of gradients; 0 leaves it to other tests.
+    recomputed: int = 0
+
+
+SMALL = {
+    "densenet121": Small({"depths": (1, 2, 1, 1), "growth_rate": 4}, 70, 2, 29),
+    "densenet_bc_100_12": Small({"depths": (2, 1, 1), "growth_rate": 4}, 32, 8, 4, recomputed=4),
+    "resnet18": Small({"depths": (1, 1)}, 64, 8, 1, recomputed=2),
+    "resnet50": Small({"depths": (1, 1)}, 64, 8, 1, recomputed=2),
+    "resnet20_cifar": Small({"depth": 8}, 32, 8, 1, recomputed=3),
+    "resnext29_8x64d_cifar": Small({"groups": 1}, 32, 8, 1, recomputed=9),
+    "wrn_16_4": Small({"depth": 10, "widen": 1}, 32, 8, 1, recomputed=3),
+    "nin_cifar": Small({"mlpconvs": THIN["nin_cifar"]}, 12, 3, 4, recomputed=3),
+    "nin_imagenet": Small({"mlpconvs": THIN["nin_imagenet"]}, 99, 2, 39, recomputed=4),
+    "highway19_cifar": Small({"stages": ((4, 1), (6, 2), (8, 1))}, 11, 2, 4, recomputed=4),
+    "highway_mlp": Small({"depth": 4, "width": 7}, 31, 4, 28, recomputed=3),
+    "overfeat_fast": Small(CASES["overfeat_fast"].train_fields, 231 + 32, 2, 231),
+    "overfeat_accurate": Small(CASES["overfeat_accurate"].train_fields, 221 + 36, 2, 221),
+    "mcdnn_mnist": Small({}, 35, 2, 29),
+    "googlenet": Small({}, 64, 2, 15),
+    "bn_inception": Small({}, 64, 2, 1),
+    "inception_v3": Small({}, 107, 2, 75),
+    "inception_v4": Small(ONE_OF_EACH, 107, 2, 75),
+    "inception_resnet_v1": Small(ONE_OF_EACH, 107, 2, 75),
+    "inception_resnet_v2": Small(ONE_OF_EACH, 107, 2, 75),
+}
+
+
+def small(name: str, **fields):
+    return create_model(name, num_classes=3, **SMALL[name].fields, **fields)
+
+
+def random_variables(model, x: np.ndarray):
+    """Values of a size that keeps the signal through many layers."""
+    rng = np.random.default_rng(0)
+
+    def random(leaf):
+        fan_in = np.prod(leaf.shape[:-1])
+        return rng.standard_normal(leaf.shape, np.float32) / np.float32(fan_in**0.5) + np.float32(
+            leaf.ndim == 1
+        )
+
+    variables = jax.tree.map(random, parity.initial_shapes(model, x))
+    if "batch_stats" in variables:
+        variables["batch_stats"] = jax.tree.map(np.abs, variables["batch_stats"])
+    return variables
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_the_mean_of_the_map_is_the_logits(name):
+    """Of images of one channel, which every network takes."""
+    case, model = SMALL[name], small(name)
+    x = parity.images(case.size, channels=1)
+    variables = random_variables(model, x)
+
+    @jax.jit
+    def both(variables, x):
+        return model.apply(variables, x), model.clone(dense=True).apply(variables, x)
+
+    logits, scores = map(np.asarray, both(variables, x))
+    assert scores.shape == (2, case.cells, case.cells, 3)
+    assert parity.relative_error(scores.mean((1, 2)), logits) < 1e-5
+    assert np.ptp(scores, axis=(1, 2)).max() > 1e-3 * abs(logits).max()  # the positions differ
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_the_smallest_image_and_one_sentence_for_a_smaller_one(name):
+    """In bfloat16, of one channel."""
+    side, model = SMALL[name].smallest, small(name, dtype=jnp.bfloat16)
+    x = jnp.zeros((2, side, side, 1))
+    variables = jax.eval_shape(model.init, jax.random.key(0), x)
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
+    logits: Any = jax.eval_shape(model.apply, variables, x)
+    assert (logits.shape, logits.dtype) == ((2, 3), jnp.bfloat16)
+    wide: Any = jax.eval_shape(model.apply, variables, jnp.zeros((2, side, side + 32, 1)))
+    assert wide.shape == (2, 3)
+    scores: Any = jax.eval_shape(model.clone(dense=True).apply, variables, x)
+    assert scores.shape == (2, 1, 1, 3)
+    if side > 1:
+        for smaller in (x[:, 1:], x[:, :, 1:]):
+            with pytest.raises(ValueError, match="the images are too small for this network"):
+                jax.eval_shape(model.apply, variables, smaller)
+
+
+@pytest.mark.parametrize("name", [name for name, case in SMALL.items() if case.recomputed])
+def test_remat_has_the_same_tree_gradients_and_statistics(name):
+    """In float64, in training mode, with dropout of one key."""
+
+    def loss(params, rest, model, x):
+        logits, updates = model.apply(
+            {"params": params, **rest}, x, train=True, mutable=[*rest],
+            rngs={"dropout": jax.random.key(1)},
+        )  # fmt: skip
+        return jnp.square(logits).sum(), updates
+
+    with jax.enable_x64():
+        model = small(name, dtype=jnp.float64)
+        remat = model.clone(remat=True)
+        x = parity.images(SMALL[name].size, channels=model.input_shape[-1]).astype(np.float64)
+        shapes = parity.initial_shapes(model, x)
+        assert parity.initial_shapes(remat, x) == shapes
+        rest = random_variables(model, x)
+        params = rest.pop("params")
+        gradients = parity.jit_quickly(jax.grad(loss, has_aux=True), static_argnums=2)
+        ours, expected = (gradients(params, rest, m, x) for m in (remat, model))
+        traced = gradients.trace(params, rest, remat, x)
+    for one, other in zip(*map(jax.tree.leaves, (ours, expected)), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-9 * np.abs(other).max())
+    assert parity.recomputed_parts(traced.jaxpr.jaxpr) >= SMALL[name].recomputed

@@ -23,7 +23,7 @@ import tyro
 from flaxnets.errors import InputError, shown
 from flaxnets.inference.network import AnyViews, Network, Normalization
 from flaxnets.inference.options import NetworkOptions
-from flaxnets.runs.workdir import json_text
+from flaxnets.runs.files import json_text
 from flaxnets.terminal import arguments, compilation_cache, one_sentence_errors, say_error
 
 

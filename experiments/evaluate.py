@@ -35,8 +35,8 @@ from flaxnets.inference.views import (
 )
 from flaxnets.recipes import Orientation
 from flaxnets.runs.figures import literal
+from flaxnets.runs.files import json_text
 from flaxnets.runs.progress import track
-from flaxnets.runs.workdir import json_text
 from flaxnets.terminal import arguments, compilation_cache, one_sentence_errors, reuse_memory
 from flaxnets.training.parallel import DataParallel
 

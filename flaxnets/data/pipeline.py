@@ -63,7 +63,7 @@ def train_batches(
     the examples, another draw an epoch. The place of a picture that cannot be read is taken by the
     next one in the order of the files, augmented as it would have been.
 
-    What `plan` leaves to the training step (`flaxnets.training.inputs`) is drawn here:
+    What `plan` leaves to the training step (`flaxnets.training.on_device`) is drawn here:
     `"offset"`, int32 (N, [y, x]) in 0..2 * pad, `"mirrored"`, bool (N,), and `"colour"`, float32
     (N, 3). `keep(images)` says how images that stay in memory are taken from those of all examples,
     by their indices (`DataParallel.keep`).

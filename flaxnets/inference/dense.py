@@ -21,6 +21,7 @@ from flaxnets.layers import Sequential
 Array = jax.Array
 Layer = Callable[..., Any]  # a module, or a function of an array
 
+SPAN = 1152  # pixels: a multiple of the strides of every network here, 2^7 * 9
 # arXiv:1312.6229, Table 5: (height, width) of the six scales of the accurate network.
 SIX_SCALES = ((245, 245), (281, 317), (317, 389), (389, 461), (425, 497), (461, 569))
 
@@ -28,7 +29,8 @@ SIX_SCALES = ((245, 245), (281, 317), (317, 389), (389, 461), (425, 497), (461, 
 def convolutionize(
     network: nn.Module | Sequence[Layer], input_size: tuple[int, int, int] | None = None
 ) -> nn.Module:
-    """The network as a map: `(N, H, W, C)` to logits `(N, H', W', classes)`, same variables.
+    """Return the network as a map: `(N, H, W, C)` to logits `(N, H', W', classes)`, with the same
+    variables.
 
     A network of the library becomes `network.clone(dense=True)`. A list of layers, or a Sequential
     (ours or flax's), becomes a module that leaves the layers alone as long as their output grows
@@ -120,7 +122,7 @@ class FullyConvolutional(nn.Module):
 
 
 def _windows(x: Array, window: tuple[int, int]) -> Array:
-    """(N, H, W, C) to every window of it, (N, H', W', height, width, C)."""
+    """Return every window of (N, H, W, C): (N, H', W', height, width, C)."""
     (_, height, width, _), (rows, columns) = x.shape, window
     if height < rows or width < columns:
         raise InputError(
@@ -133,17 +135,16 @@ def _windows(x: Array, window: tuple[int, int]) -> Array:
 
 
 def cell_stride(model: nn.Module, input_shape: tuple[int, int, int]) -> tuple[float, float]:
-    """Pixels between the cells of a network's map, (down, right); `input_shape` is (H, W, C)."""
+    """Return the pixels between cells of a network's map, (down, right), for images (H, W, C)."""
     height, width, channels = input_shape
-    span = 1152  # a multiple of the strides of every network here: 2^7 * 9
     before, after = (
-        map_shape(model, (height + more, width + more, channels)) for more in (0, span)
+        map_shape(model, (height + more, width + more, channels)) for more in (0, SPAN)
     )
-    return span / (after[0] - before[0]), span / (after[1] - before[1])
+    return SPAN / (after[0] - before[0]), SPAN / (after[1] - before[1])
 
 
 def map_shape(model: nn.Module, input_shape: tuple[int, int, int]) -> tuple[int, int]:
-    """(H', W') of the network's map for images of `input_shape`, without computing it."""
+    """Return (H', W') of the network's map for images of `input_shape`, without computing it."""
     x = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
     as_map = convolutionize(model)
     output = jax.eval_shape(lambda x: as_map.init_with_output(jax.random.key(0), x)[0], x)
@@ -164,6 +165,7 @@ def probability_maps(model: nn.Module, variables: Any, images: Array) -> tuple[A
 
     Args:
         model: a network with a map; `offset_pooling` gives a finer one where it is a field.
+        variables: of the network.
         images: (N, H, W, C), normalised as for `model.apply`.
 
     Returns:
@@ -192,6 +194,8 @@ def multi_scale(model: nn.Module, variables: Any, scales: Sequence[Array]) -> Ar
     open; maxima of different positions add up to more than one.
 
     Args:
+        model: a network with a map.
+        variables: of the network.
         scales: the same pictures at each scale, (N, H, W, C) each; the paper's are `SIX_SCALES`.
 
     Raises:
@@ -201,7 +205,7 @@ def multi_scale(model: nn.Module, variables: Any, scales: Sequence[Array]) -> Ar
 
 
 def average_maps(maps: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]]) -> np.ndarray:
-    """The mean of maps of one picture at several scales, on the cells of the last one.
+    """Return the mean of maps of one picture at several scales, on the cells of the last one.
 
     Args:
         maps: (H', W', classes) each, of any numbers of cells.
@@ -224,6 +228,6 @@ def average_maps(maps: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]]) -
 
 
 def _interpolation(count: int, finer: int, scale: float) -> np.ndarray:
-    """(finer, count): weights of `count` cells at the places of `finer` ones, both centred."""
+    """Return (finer, count): weights of `count` cells at places of `finer` ones, both centred."""
     places = (count - 1) / 2 + (np.arange(finer) - (finer - 1) / 2) * scale
     return np.stack([np.interp(places, np.arange(count), row) for row in np.eye(count)], 1)

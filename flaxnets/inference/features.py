@@ -11,10 +11,10 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
 
 from flaxnets.errors import InputError, one_of
+from flaxnets.inference.dense import SPAN
 from flaxnets.layers import Linear, Sequential
 
 BEFORE_RELU = "before_relu"  # of a norm
-SPAN = 1152  # pixels: a multiple of the strides of every network here, 2^7 * 9
 STRIDES = (4, 8, 16, 32)  # of most networks for photographs
 
 

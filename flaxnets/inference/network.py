@@ -36,7 +36,7 @@ from flaxnets.inference.predict import predict_views
 from flaxnets.inference.views import VIEWS_PER_SIZE, Views, check_views, views_of
 from flaxnets.models import describe
 from flaxnets.recipes import Statistics
-from flaxnets.training.inputs import normalize
+from flaxnets.training.on_device import normalize
 from flaxnets.weights.loading import with_fresh_head
 
 AnyViews: TypeAlias = Views | Literal["whole"]

@@ -92,7 +92,7 @@ def pretrained(
         )
         if isinstance(start, PublishedWeights):
             row = row or start.name
-        plan, known = _prepared(source, row, kind, channels, statistics)
+        plan, known = _prepared(source, model, row, kind, channels, statistics)
         outputs = _classes(source, kind, model.num_classes)
         card = _card(start)
         network = Network(model, jax.device_put(variables), plan, known, outputs, card)
@@ -106,6 +106,10 @@ def pretrained(
         network = _at_hand(*source, row, kind, preprocessing, statistics)
     else:
         network = _stored(source)
+        if row is not None:
+            arch, model, channels = network.arch, network.model, network.input_shape[-1]
+            plan, known = _prepared(arch, model, row, kind, channels, statistics)
+            network = dataclasses.replace(network, preprocessing=plan, statistics=known)
     own: dict[str, Any] = {}
     if isinstance(preprocessing, Plan):
         own["preprocessing"] = preprocessing
@@ -144,7 +148,12 @@ def _check_start(
 
 
 def _prepared(
-    arch: str, row: str | None, kind: Kind, channels: int, statistics: Statistics | None
+    arch: str,
+    model: Any,
+    row: str | None,
+    kind: Kind,
+    channels: int,
+    statistics: Statistics | None,
 ) -> tuple[Plan, Statistics]:
     """Return how a network reads images of so many channels: as the published weights `row` do, or
     by its recipe for data of that kind.
@@ -157,6 +166,8 @@ def _prepared(
     else:
         published, kind = published_weights(arch, row), "photographs"
         mean, std = published.statistics
+        if getattr(model, "transform_input", False):  # then the network does that part itself
+            mean, std = published.mean, published.std
         values = Preprocessing(
             image_size=published.crop,
             resize=published.resize,
@@ -239,7 +250,7 @@ def _at_hand(
             break
     else:
         raise InputError(f"the variables are not those of this {type(model).__name__}")
-    plan, known = _prepared(arch, row, kind, channels, statistics)
+    plan, known = _prepared(arch, model, row, kind, channels, statistics)
     return Network(model, variables, plan, known, _classes(arch, kind, model.num_classes), card)
 
 

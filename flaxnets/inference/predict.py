@@ -15,8 +15,8 @@ from jax import lax
 
 from flaxnets.inference.views import mean_log_probabilities, view_logits
 from flaxnets.recipes import Statistics
-from flaxnets.training.inputs import normalize
 from flaxnets.training.objective import scores
+from flaxnets.training.on_device import normalize
 from flaxnets.training.parallel import AXIS, DataParallel
 
 
@@ -26,6 +26,8 @@ def predict_views(
     """Return what a network says of images as they are decoded: every prediction is made here.
 
     Args:
+        model: a network.
+        variables: of the network.
         views: uint8 (N, V, H, W, C) for each size of view.
         statistics: mean and deviation of each channel, by which they are normalised.
 

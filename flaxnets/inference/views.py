@@ -58,7 +58,7 @@ def random_crops(image: np.ndarray, crop: int, seed: Sequence[int], count: int =
 
 
 def check_views(views: Views, plan: Plan) -> None:
-    """Raises InputError if they make no sense for a network that is fed by that plan."""
+    """Raise InputError if they make no sense for a network that is fed by that plan."""
     if views != "center" and not isinstance(plan.window, CenterCrop):
         raise InputError(
             f"this network reads the whole picture at {plan.size}x{plan.size} pixels, of which "
@@ -96,8 +96,8 @@ VIEWS_PER_SIZE = {"center": 1, "ten-crop": 10, "random-10": 10, "multi-scale": 2
 
 
 def for_views(model: nn.Module, views: Views) -> nn.Module:
-    """The network as it reads such views: for multi-scale it gives a map, of all offsets of the
-    last pool where that is a field of it. Raises InputError if it has no map.
+    """Return the network as it reads such views: for multi-scale it gives a map, of all offsets of
+    the last pool where that is a field of it. Raises InputError if it has no map.
     """
     return finest_map(model) if views == "multi-scale" else model
 

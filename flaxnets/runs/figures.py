@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from flaxnets.training.inputs import cropped, shifted
+from flaxnets.training.on_device import cropped, shifted
 
 PICTURED = 16  # images of a picture
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from flaxnets.recipes import Recipe
-from flaxnets.training.inputs import cropped, normalize, shifted
+from flaxnets.training.on_device import cropped, normalize, shifted
 from flaxnets.training.state import Batch
 
 # Zhong et al. 2017, section 3, as torchvision's RandomErasing has it: the rectangle's share of the

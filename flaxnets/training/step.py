@@ -16,8 +16,8 @@ from jax import lax
 from flaxnets.kernels.folding import folded_norms
 from flaxnets.recipes import Loss, Recipe
 from flaxnets.training.batch_augmentation import augmented
-from flaxnets.training.inputs import normalize
 from flaxnets.training.objective import Objective, make_objective, scores
+from flaxnets.training.on_device import normalize
 from flaxnets.training.optimizer import unless_frozen
 from flaxnets.training.parallel import AXIS
 from flaxnets.training.state import Average, Batch, Metrics, PyTree, StepFunction, TrainState

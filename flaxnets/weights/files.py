@@ -110,14 +110,14 @@ def read_weights(path: pathlib.Path, keys: Collection[str], *, ema: bool = False
     averages = [match for match in matches if match.is_average]
     raw = [match for match in matches if not match.is_average]
     if ema and not averages:
-        raise InputError(f"{path} holds no average weights, only raw ones; leave out ema (--ema)")
+        raise InputError(f"{path} holds no average weights, only raw ones; leave out ema")
     if not matches:  # of another network: the converter says what is missing
         return max((arrays for _, arrays in found), key=len)
     chosen = max(averages if ema or not raw else raw, key=lambda match: match.rank)
     if averages and not chosen.is_average:
         warn(
             f"{path} holds raw weights ({chosen.name or 'at its top'}) and average weights "
-            f"({averages[0].name}): the raw ones are taken; ema=True, or --ema, takes the averages",
+            f"({averages[0].name}): the raw ones are taken; ema=True takes the averages",
             above=3,
         )
     prefixes = {match.prefix for match in matches if match.place == chosen.place}

@@ -109,7 +109,10 @@ def load_model(
         model: a network of the library.
         start: published weights or a file.
         input_shape: (height, width, channels) to initialise it with.
-        num_classes, in_channels: those of the weights unless given.
+        num_classes: that of the weights unless given; 0 for no head.
+        in_channels: those of the weights unless given.
+        ema: take the average weights of a file that has raw ones as well.
+        seed: of what is freshly initialised.
 
     Returns:
         The network with as many classes and auxiliary heads as its variables have, those variables,
@@ -167,7 +170,7 @@ def load_model(
         instead = "; " + list_keys("instead", unused) if unused else ""
         raise InputError(
             f"{path} has no head to classify with ({list_keys('missing', main)}{instead}); train "
-            f"one with train.py --init-from, or give num_classes for a fresh one"
+            f"one from these weights (init from), or give num_classes for a fresh one"
         )
     renewed += absent
     known = [state_dict[key] for key in heads if key in state_dict and key not in renewed]
@@ -289,10 +292,11 @@ def with_fresh_head(
 
 
 def adapt_input_channels(kernel: np.ndarray, channels: int) -> np.ndarray:
-    """A convolution's kernel (O, C, h, w) for images of another number of channels, as timm has it.
+    """Return a convolution's kernel (O, C, h, w) for images of another number of channels, as timm
+    has it.
 
-    For one channel the sum over C, so that a grey image gives what it gave as equal channels; for
-    other numbers the channels in turn, scaled to keep the size of their sum.
+    For one channel it is the sum over C, so that a grey image gives what it gave as equal channels;
+    for other numbers the channels in turn, scaled to keep the size of their sum.
     """
     own = kernel.shape[1]
     if channels == own:

@@ -57,12 +57,14 @@ class PublishedWeights:
 
 
 def list_weights(arch: str) -> list[str]:
-    """Names of the published weights of a network; empty for most that torchvision lacks."""
+    """Return the names of the published weights of a network; none for most that torchvision
+    lacks.
+    """
     return [published.name for published in WEIGHTS if published.arch == arch]
 
 
 def published_weights(arch: str, name: str = "IMAGENET1K_V1") -> PublishedWeights:
-    """A row of `WEIGHTS`; the name "DEFAULT" is torchvision's for the most accurate.
+    """Return a row of `WEIGHTS`; the name "DEFAULT" is torchvision's for the most accurate.
 
     Raises InputError for an unknown network or name.
     """

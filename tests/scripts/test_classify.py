@@ -34,7 +34,7 @@ from flaxnets.inference.views import (
     views_of,
 )
 from flaxnets.recipes import Interpolation
-from flaxnets.training.inputs import normalize
+from flaxnets.training.on_device import normalize
 from flaxnets.training.state import jit_once
 from scripts import command, errors, output, script
 from tools.torchvision_import import torchvision

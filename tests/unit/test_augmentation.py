@@ -17,7 +17,7 @@ from flaxnets import InputError
 from flaxnets.data import open_source
 from flaxnets.recipes import Preprocessing
 from flaxnets.training import batch_augmentation as on_device
-from flaxnets.training.inputs import crop_and_flip
+from flaxnets.training.on_device import crop_and_flip
 from tools.torchvision_import import torchvision
 
 v2 = importlib.import_module("torchvision.transforms.v2")

@@ -35,7 +35,7 @@ from flaxnets.layers import (
     max_pool,
 )
 from flaxnets.models import FAMILIES
-from flaxnets.training.inputs import normalize
+from flaxnets.training.on_device import normalize
 
 # Narrow where the network has a field for it.
 OVERFEAT = {"channels": (6, 16, 32, 64, 64), "hidden_features": (48, 64)}

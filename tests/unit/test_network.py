@@ -39,7 +39,7 @@ from flaxnets.inference.features import Level, feature_info, pyramid
 from flaxnets.inference.network import Card, Network, imagenet_class_names
 from flaxnets.models import describe
 from flaxnets.summary import summarize, totals
-from flaxnets.training.inputs import normalize
+from flaxnets.training.on_device import normalize
 from flaxnets.training.state import jit_once
 from flaxnets.weights import PublishedWeights, loading, published
 from scripts import ROOT
@@ -160,6 +160,25 @@ def test_other_channels(lenet, tmp_path):
         pytest.raises(InputError, match="the statistics of 5 channels are not known; expected"),
     ):
         pretrained("lenet5", tmp_path / "a.safetensors", in_channels=5)
+
+
+def test_published_weights_bring_their_preprocessing(lenet, tmp_path, monkeypatch):
+    """Also to a file, and to a network that brings its images to [-1, 1] itself."""
+    row = published.published_weights("googlenet")
+    monkeypatch.setattr(published, "WEIGHTS", (dataclasses.replace(row, arch="lenet5"),))
+    save_file(to_torch(lenet.variables), tmp_path / "a.safetensors")
+    lenet.save(tmp_path / "b.safetensors")
+    for network in (
+        pretrained("lenet5", tmp_path / "a.safetensors", preprocessing="IMAGENET1K_V1"),
+        pretrained(tmp_path / "b.safetensors", preprocessing="IMAGENET1K_V1"),
+        pretrained((lenet.model, lenet.variables), preprocessing="IMAGENET1K_V1"),
+    ):
+        assert network.preprocessing == Plan((Decode(3), CenterCrop(256, 224)))
+        assert network.statistics == ((0.5,) * 3, (0.5,) * 3)
+    monkeypatch.setattr(published, "WEIGHTS", (row,))
+    model, variables = initialized("googlenet", num_classes=2, transform_input=True)
+    network = pretrained((model, variables), preprocessing="IMAGENET1K_V1")
+    assert network.statistics == (row.mean, row.std)
 
 
 def test_a_run_of_train(tmp_path, monkeypatch, capsys):
@@ -469,8 +488,10 @@ def test_a_new_head_keeps_all_else():
             jit_once(new.model.init)(jax.random.key(5), jnp.zeros((1, *network.input_shape)))
         )
         for key, value in to_torch(variables).items():
-            expected = fresh[key] if key.startswith(head) else value
-            np.testing.assert_array_equal(kept[key], expected, key)
+            if key.startswith(head):  # in a program of its own, which rounds in another order
+                np.testing.assert_allclose(kept[key], fresh[key], rtol=1e-6)
+            else:
+                np.testing.assert_array_equal(kept[key], value, key)
         assert kept[f"{head}.weight"].shape[0] == 3
     assert new.card.source == "NIN at hand, with a new head"
     with pytest.raises(InputError, match="2 class names are given; the network has 3 classes"):
@@ -493,8 +514,8 @@ def test_a_headless_network_has_no_classes():
 @pytest.mark.parametrize(
     ("arch", "levels"),
     [
-        ("resnet18", 5), ("resnext50_32x4d", 5), ("wide_resnet50_2", 5), ("vgg16_bn", 6),
-        ("densenet121", 5), ("inception_v3", 5), ("inception_resnet_v2", 5),
+        ("resnet18", 5), ("resnext50_32x4d", 5), ("vgg16_bn", 6), ("densenet121", 5),
+        ("inception_v3", 5), pytest.param("inception_resnet_v2", 5, marks=pytest.mark.slow),
     ],
 )  # fmt: skip
 def test_channels_and_strides_are_timms(arch, levels):

@@ -13,7 +13,7 @@ from flaxnets import InputError, create_model
 from flaxnets.recipes import Recipe
 from flaxnets.runs.checkpoints import Checkpoints
 from flaxnets.training import batch_augmentation
-from flaxnets.training.inputs import normalize
+from flaxnets.training.on_device import normalize
 from flaxnets.training.optimizer import (
     after_epoch,
     averaging_rule,

@@ -24,7 +24,7 @@ from flaxnets.data.pixels.decode import Decode, UnreadablePicture, read_file
 from flaxnets.data.pixels.resize import Resize
 from flaxnets.inference.views import views_of
 from flaxnets.recipes import Preprocessing
-from flaxnets.training.inputs import cropped, shifted
+from flaxnets.training.on_device import cropped, shifted
 from prepared import Tiny, TinyPhotos
 
 PHOTO = Image.fromarray(sklearn.datasets.load_sample_image("flower.jpg")).resize((97, 61))

@@ -26,8 +26,8 @@ from flaxnets.runs.loop import Interrupted, fit
 from flaxnets.runs.progress import TIMED
 from flaxnets.runs.workdir import Workdir
 from flaxnets.training.batch_norms import check_batch_norms
-from flaxnets.training.inputs import normalize
 from flaxnets.training.objective import losses, scores
+from flaxnets.training.on_device import normalize
 from flaxnets.training.optimizer import after_epoch, learning_rate_schedule, make_optimizer
 from flaxnets.training.parallel import DataParallel
 from flaxnets.training.program import Feed, Program, make_program

@@ -521,7 +521,7 @@ def test_raw_and_average_weights(checkpoint, raw, average, tmp_path, lenet):
     assert_same(to_torch(found), values)
     assert [str(warning.message) for warning in warned] == [
         f"{path} holds raw weights ({raw}) and average weights ({average}): the raw ones are "
-        "taken; ema=True, or --ema, takes the averages"
+        "taken; ema=True takes the averages"
     ]
     assert warned[0].filename == __file__
     halves = {key: value * np.float32(0.5) for key, value in values.items()}
@@ -587,7 +587,8 @@ def test_a_file_without_a_head(change, missing, left, tmp_path, lenet):
         load_weights("lenet5", checkpoint=path)
     assert str(raised.value) == (
         f"{path} has no head to classify with (missing: classifier.4.bias, classifier.4.weight"
-        f"{missing}); train one with train.py --init-from, or give num_classes for a fresh one"
+        f"{missing}); train one from these weights (init from), or give num_classes "
+        f"for a fresh one"
     )
     with pytest.warns(WeightsWarning) as warned:
         found = to_torch(load_weights("lenet5", checkpoint=path, num_classes=10, seed=3))
@@ -698,7 +699,7 @@ def test_scripts_choose_the_averages(tmp_path, lenet):
     initial = initial_weights(raw, model, (28, 28, 1), own)
     assert_same(to_torch(initial.variables), values)
     (note,) = initial.notes
-    assert "the raw ones are taken; ema=True, or --ema, takes" in note
+    assert "the raw ones are taken; ema=True takes" in note
     for refused in (
         lambda: NetworkOptions(workdir=tmp_path, ema=True).open(),
         lambda: NetworkOptions(arch="alexnet", weights="IMAGENET1K_V1", ema=True).open(),

@@ -40,7 +40,7 @@ from flaxnets.kernels.folding import folded_norms
 from flaxnets.kernels.platform import plain, platform
 from flaxnets.recipes import Preprocessing, recipe_for
 from flaxnets.terminal import reuse_memory
-from flaxnets.training.inputs import cropped
+from flaxnets.training.on_device import cropped
 from flaxnets.training.optimizer import make_optimizer
 from flaxnets.training.parallel import DataParallel
 from flaxnets.training.state import create_state, init_variables

@@ -16,7 +16,7 @@ from benchmarking.common import Options, Row, installed, spread
 from flaxnets import create_model, data
 from flaxnets.data.pipeline import CORES
 from flaxnets.recipes import Preprocessing
-from flaxnets.training.inputs import cropped
+from flaxnets.training.on_device import cropped
 
 ROOM = 4 * 10**9  # bytes, for photographs that are decoded once
 Rate = Callable[[], float]  # measures images a second

@@ -31,7 +31,7 @@ from flaxnets.kernels.platform import plain, platform
 from flaxnets.recipes import recipe_for
 from flaxnets.summary import summarize, totals
 from flaxnets.terminal import quiet, reuse_memory
-from flaxnets.training.inputs import normalize
+from flaxnets.training.on_device import normalize
 from flaxnets.training.optimizer import make_optimizer
 from flaxnets.training.parallel import DataParallel
 from flaxnets.training.state import create_state, init_variables

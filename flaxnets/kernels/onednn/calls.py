@@ -17,8 +17,9 @@ to an error that XLA has made of a message. A ctypes callback takes Python's loc
 it back while oneDNN computes.
 
 **What is copied.** The structs below, from jaxlib's include/xla/ffi/api/c_api.h (in the folder
-`jax.ffi.include_dir()`; version 0.3 in jaxlib 0.10), under its names without "XLA_FFI_". A struct
-may end earlier here, as fields are only ever added at the end.
+`jax.ffi.include_dir()`), under its names without "XLA_FFI_". A struct may end earlier here, as
+fields are only ever added at the end. Versions 0.2 to 0.4 of the interface, in jaxlib 0.8.1 to
+0.11.2, agree; only `InternalExtension` was called `Extension_Base` before 0.4.
 
 **What breaks if it changes.** The header says that XLA supports every version of the interface for
 at least twelve months, and that fields move only when XLA_FFI_API_MAJOR does. The handler claims
@@ -165,10 +166,10 @@ CallFrame = _struct(
     args=Args, rets=Rets, attrs=Attrs,
 )  # fmt: skip
 # What XLA hangs on a call frame to ask for the handler's version, instead of calling it.
-Extension_Base = _struct("Extension_Base", struct_size=_SIZE, type=_INT, next=_POINTER)
+InternalExtension = _struct("InternalExtension", struct_size=_SIZE, type=_INT, next=_POINTER)
 Metadata = _struct("Metadata", struct_size=_SIZE, api_version=Api_Version, traits=ctypes.c_uint32)
 Metadata_Extension = _struct(
-    "Metadata_Extension", extension_base=Extension_Base, metadata=ctypes.POINTER(Metadata)
+    "Metadata_Extension", extension_base=InternalExtension, metadata=ctypes.POINTER(Metadata)
 )
 
 _last_call = [-math.inf]  # seconds of time.monotonic()

@@ -19,7 +19,7 @@ from flaxnets.runs.figures import draw_batch
 from flaxnets.runs.options import RunOptions
 from flaxnets.runs.processes import agreed, signals_as_flag
 from flaxnets.runs.progress import Clock, profiler, terminal_progress
-from flaxnets.runs.workdir import Row, Workdir
+from flaxnets.runs.workdir import EpochRow, Workdir
 from flaxnets.training.guard import all_finite
 from flaxnets.training.optimizer import after_epoch
 from flaxnets.training.program import Program
@@ -49,7 +49,7 @@ def fit(
     *,
     title: str = "",
     options: RunOptions | None = None,
-) -> Row:
+) -> EpochRow:
     """Train to the recipe's last epoch, from the workdir's newest checkpoint if it has one.
 
     Returns:
@@ -202,7 +202,7 @@ class _Loop:
         self.checkpoints.save(self.state, dataclasses.asdict(self.counts), error)
         self._saved_at = time.monotonic()
 
-    def end_epoch(self) -> Row:
+    def end_epoch(self) -> EpochRow:
         """Evaluate, log and save; return the row of the epoch."""
         row = self._row()
         # What people use is the average, where there is one.
@@ -216,7 +216,7 @@ class _Loop:
         self.clock.restart()
         return row
 
-    def _row(self) -> Row:
+    def _row(self) -> EpochRow:
         program, counts = self.program, self.counts
         test, worst = self._evaluated(self.state.variables)
         steps = counts.sums["steps"]

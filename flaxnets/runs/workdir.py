@@ -22,7 +22,7 @@ from flaxnets.runs.files import json_text, locked, read_json, write_whole
 from flaxnets.runs.processes import all_or_none
 from flaxnets.runs.same_run import check_same_run
 
-Row = dict[str, Any]  # of metrics.jsonl: an epoch
+EpochRow = dict[str, Any]  # a line of metrics.jsonl
 Config = dict[str, Any]
 
 
@@ -70,7 +70,7 @@ class Workdir:
     def checkpoints(self) -> pathlib.Path:
         return self.path / "checkpoints"
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[EpochRow]:
         """Return the epochs logged so far; a number that was not finite is NaN."""
         if not self._metrics.exists():
             return []
@@ -107,7 +107,7 @@ class Workdir:
             )
         return self._writer
 
-    def log(self, row: Row) -> None:
+    def log(self, row: EpochRow) -> None:
         """One epoch."""
         with self._metrics.open("a") as file:
             file.write(json_text(row) + "\n")
@@ -176,10 +176,10 @@ class Follower(Workdir):
     def forget_after(self, step: int) -> None:
         self._rows = [row for row in self._rows if row["step"] <= step]
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[EpochRow]:
         return self._rows
 
-    def log(self, row: Row) -> None:
+    def log(self, row: EpochRow) -> None:
         self._rows.append(row)
 
     def scalar(self, name: str, value: float, step: int) -> None:

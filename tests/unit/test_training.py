@@ -493,7 +493,9 @@ def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path):
 def leave_batches_on_the_host(monkeypatch):
     """The step is given NumPy's arrays, and takes them to the devices by itself."""
     shard = DataParallel.shard
-    monkeypatch.setattr(DataParallel, "shard", lambda *given: jax.device_get(shard(*given)))
+    monkeypatch.setattr(
+        DataParallel, "shard", lambda self, batch: jax.device_get(shard(self, batch))
+    )
 
 
 def leave_the_state_on_the_host(monkeypatch):

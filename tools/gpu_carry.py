@@ -9,6 +9,11 @@ stored, and downloads wheels for another Python, which are installed there by
     PYTHONPATH=site python3 tools/gpu_check.py --out found --cifar carried/cifar10.npz
 """
 
+if __name__ == "__main__":  # first, for the other imports take seconds
+    from flaxnets.terminal import quiet
+
+    quiet()
+
 import argparse
 import pathlib
 import subprocess
@@ -16,6 +21,9 @@ import sys
 from typing import Any
 
 import numpy as np
+
+from flaxnets.errors import InputError
+from flaxnets.terminal import one_sentence_errors
 
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 
@@ -43,12 +51,13 @@ def main() -> None:
 
 def download(packages: list[str], version: str, out: pathlib.Path) -> None:
     platforms = [word for name in PLATFORMS for word in ("--platform", name)]
-    subprocess.run(
+    found = subprocess.run(
         [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:",
          "--python-version", version, "--implementation", "cp", *platforms, "-d", str(out),
          *packages],
-        check=True,
     )  # fmt: skip
+    if found.returncode:
+        raise InputError(f"pip found no wheels of {', '.join(packages)} for Python {version}")
 
 
 def packed(builder: Any) -> Any:
@@ -69,4 +78,5 @@ def packed(builder: Any) -> Any:
 
 
 if __name__ == "__main__":
-    main()
+    with one_sentence_errors():
+        main()

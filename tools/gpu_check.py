@@ -13,22 +13,33 @@ else of what flaxnets is installed with; simplejpeg makes reading faster. `tools
 packs what a machine without a network lacks.
 """
 
+import sys
+
+if __name__ == "__main__":
+    sys.path.append(f"{sys.path[0]}/..")  # where flaxnets is not installed
+    if "--part" not in sys.argv:
+        from flaxnets.terminal import quiet
+
+        quiet()
+
 import argparse
-import concurrent.futures
+import contextlib
 import dataclasses
 import json
 import os
 import pathlib
 import platform
+import signal
 import subprocess
-import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from importlib import metadata
 from typing import Any
 
-TOOLS = pathlib.Path(__file__).resolve().parent
+from flaxnets.errors import InputError
+from flaxnets.terminal import one_sentence_errors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,9 +69,9 @@ PARTS = [
 TINY = [
     Part("logits:resnet18", 600, together=True),
     Part("step:resnet18", 600, together=True),
-    Part("speed:resnet18", 600),
-    Part("variants:resnet18", 600),
-    Part("profile:resnet18", 600),
+    Part("speed:lenet5", 600),
+    Part("variants:lenet5", 600),
+    Part("profile:lenet5", 600),
     Part("cifar", 600),
     Part("feed", 600),
 ]
@@ -75,10 +86,20 @@ class Results:
         self.log = (directory / "log.txt").open("ab")
         self.start = time.monotonic()
         self.failed = False
+        self.running: set[int] = set()  # process groups
         self._lock = threading.Lock()
 
     def seconds(self) -> float:
         return time.monotonic() - self.start
+
+    @contextlib.contextmanager
+    def none_left_running(self) -> Iterator[None]:
+        """End the parts with whatever ends this process."""
+        try:
+            yield
+        finally:
+            for group in list(self.running):
+                os.killpg(group, signal.SIGKILL)
 
     def write(self, part: str, row: dict[str, Any]) -> None:
         with self._lock:
@@ -100,10 +121,18 @@ def main() -> int:
     results = Results(options.out)
     results.write("hardware", hardware())
     deadline = 60 * options.minutes
-    with tempfile.TemporaryDirectory() as cache:
+    with tempfile.TemporaryDirectory() as cache, results.none_left_running():
         together = [part for part in parts if part.together]
-        with concurrent.futures.ThreadPoolExecutor(len(together) or 1) as pool:
-            list(pool.map(lambda part: run(part, options, results, deadline, cache), together))
+        work = [
+            threading.Thread(
+                target=run, args=(part, options, results, deadline, cache), daemon=True
+            )
+            for part in together
+        ]
+        for thread in work:
+            thread.start()
+        for thread in work:
+            thread.join()
         for part in parts:
             if not part.together:
                 run(part, options, results, deadline, cache)
@@ -122,13 +151,13 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--part", help=argparse.SUPPRESS)  # in a process of its own
     options = parser.parse_args()
     if options.minutes <= 0:
-        parser.error(f"--minutes is {options.minutes}; expected more than 0")
+        raise InputError(f"--minutes is {options.minutes}; expected more than 0")
     if options.cifar and not pathlib.Path(options.cifar).is_file():
-        parser.error(f"--cifar {options.cifar} is no file; expected that of tools/gpu_carry.py")
+        raise InputError(f"--cifar {options.cifar} is no file; expected gpu_carry.py's")
     kinds = {part.name.partition(":")[0] for part in PARTS}
     for name in options.only or ():
         if name.partition(":")[0] not in kinds:
-            parser.error(f"--only {name}; expected {', '.join(sorted(kinds))}, and :NETWORK")
+            raise InputError(f"--only {name}; expected {', '.join(sorted(kinds))}, and :NETWORK")
     return options
 
 
@@ -162,16 +191,21 @@ def run(
         command, stdout=subprocess.PIPE, stderr=results.log, text=True,
         env=environment(part, options.tiny, cache), start_new_session=True,
     )  # fmt: skip
-    timer = threading.Timer(min(part.seconds, left), lambda: os.killpg(process.pid, 9))
+    results.running.add(process.pid)
+    seconds = min(part.seconds, left)
+    timer = threading.Timer(seconds, os.killpg, (process.pid, signal.SIGKILL))
     timer.start()
     assert process.stdout is not None
     for line in process.stdout:
         results.write(part.name, json.loads(line))
     status = process.wait()
     timer.cancel()
+    results.running.discard(process.pid)
     if status:
         results.failed = True
-        ended = "ended after its time" if status == -9 else f"failed with status {status}"
+        ended = (
+            "ended after its time" if status == -signal.SIGKILL else f"failed with status {status}"
+        )
         results.write(part.name, {"error": ended})
     results.write(part.name, {"seconds": round(time.monotonic() - start, 1)})
 
@@ -195,7 +229,6 @@ def environment(part: Part, tiny: bool, cache: str) -> dict[str, str]:
 
 
 def work(options: argparse.Namespace) -> None:
-    sys.path[:0] = [str(TOOLS.parent), str(TOOLS)]
     figures = os.fdopen(os.dup(1), "w")  # what packages print goes to the log
     os.dup2(2, 1)
     from benchmarking.gpu import PARTS as functions
@@ -209,4 +242,5 @@ if __name__ == "__main__":
     if "--part" in sys.argv:
         work(parse())
     else:
-        sys.exit(main())
+        with one_sentence_errors():
+            sys.exit(main())

@@ -1,8 +1,12 @@
 """The prepared run on a GPU, on a CPU: every part gives its figures; no test looks at a time."""
 
+import contextlib
 import json
+import pathlib
+import signal
 import subprocess
 import sys
+import time
 from typing import Any
 
 import numpy as np
@@ -10,6 +14,7 @@ import pytest
 import tensorflow_datasets as tfds
 from benchmarking import gpu
 
+from flaxnets import InputError
 from prepared import Tiny, noise
 from tools import gpu_carry, gpu_check
 
@@ -42,17 +47,17 @@ def test_every_part_gives_its_figures(tmp_path):
     assert exact["bfloat16_correlation"] > 0.999
     step, _ = found["step:resnet18"]
     assert step["params_error"] == step["statistics_error"] == step["mappings_differ"] == 0
-    train, infer, _ = found["speed:resnet18"]
+    train, infer, _ = found["speed:lenet5"]
     assert (train["mode"], infer["mode"]) == ("train", "infer")
     for row in (train, infer):
         ours, theirs = row["ours_images_per_second"], row["torch.compile_images_per_second"]
         assert row["speed_over_torch"] == pytest.approx(ours / theirs)
-    variants = [(row["mode"], row["variant"]) for row in found["variants:resnet18"][:-1]]
+    variants = [(row["mode"], row["variant"]) for row in found["variants:lenet5"][:-1]]
     assert variants == [
         ("infer", "ours"), ("infer", "unfolded"), ("infer", "xla_stem"),
         ("train", "ours"), ("train", "xla_pools"), ("train", "xla_relu"), ("train", "xla_stem"),
     ]  # fmt: skip
-    busy, shares, *longest, _ = found["profile:resnet18"]
+    busy, shares, *longest, _ = found["profile:lenet5"]
     assert sum(shares["shares"].values()) <= 1
     assert len(longest) == 10
     assert busy["busy_seconds"] * 1e3 >= sum(row["milliseconds"] for row in longest)
@@ -81,12 +86,33 @@ def test_what_does_not_fit_is_left_out_and_what_fails_is_told(tmp_path):
         (["--only", "sped:vgg19"], "--only sped:vgg19; expected cifar, feed, logits"),
     ],
 )
-def test_bad_values_are_refused(arguments, sentence, tmp_path, monkeypatch, capsys):
+def test_bad_values_are_refused(arguments, sentence, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["gpu_check.py", "--out", str(tmp_path), *arguments])
-    with pytest.raises(SystemExit) as status:
+    with pytest.raises(InputError, match=sentence):
         gpu_check.main()
-    assert status.value.code == 2
-    assert sentence in capsys.readouterr().err
+
+
+def processes_of(directory) -> int:
+    """Return how many processes have the directory in their command."""
+    count = 0
+    for path in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # one that has just ended
+            count += str(directory).encode() in path.read_bytes()
+    return count
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at processes in /proc")
+def test_an_interrupt_leaves_no_part_running(tmp_path):
+    command = [sys.executable, gpu_check.__file__, "--out", str(tmp_path), "--tiny"]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes) as process:
+        while processes_of(tmp_path) < 3:  # the two parts that run together
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate()
+    assert (errors, process.returncode) == ("interrupted\n", 130)
+    while processes_of(tmp_path):
+        time.sleep(0.1)
 
 
 def test_images_travel_as_they_are_stored(tmp_path):

@@ -300,7 +300,7 @@ def test_a_stack_in_bfloat16_deviates_no_more_than_torchs_autocast():
             assert module.bias is not None
             torch.nn.init.normal_(module.bias)
     conv = functools.partial(layers.Conv, 16, 3, padding=1, dtype=jnp.bfloat16)
-    ours = layers.Sequential([f for _ in range(12) for f in (conv(), layers.relu)])
+    ours = layers.Sequential(tuple(f for _ in range(12) for f in (conv(), layers.relu)))
     x = parity.images(16, channels=16, batch=8)
     y = np.asarray(ours.apply(parity.converted(ours, theirs, x), x), np.float64)
     with torch.no_grad():

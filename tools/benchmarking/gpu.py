@@ -190,10 +190,7 @@ def _pictures(count: int, side: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _asked(arch: str, tiny: bool) -> Options:
-    size = 32 if tiny else None
-    return Options(
-        batch_size=2 if tiny else BATCH.get(arch, 256), dtype="bfloat16", image_size=size
-    )
+    return Options(batch_size=2 if tiny else BATCH.get(arch, 256), dtype="bfloat16")
 
 
 def speeds(arch: str, tiny: bool) -> Iterator[Row]:

@@ -33,7 +33,6 @@ from flaxnets import (
     to_torch,
 )
 from flaxnets.layers import imagenet_to_unit_range
-from flaxnets.training.state import jit_once
 from flaxnets.weights import PublishedWeights, published
 from flaxnets.weights.files import torchvision_keys
 from flaxnets.weights.loading import adapt_input_channels
@@ -336,7 +335,7 @@ def test_other_classes_get_a_fresh_last_layer(tmp_path, lenet):
     ]
     assert warned[0].filename == __file__
     model = create_model("lenet5", num_classes=4)
-    initial = to_torch(jit_once(model.init)(jax.random.key(5), jnp.zeros((1, 28, 28, 1))))
+    initial = to_torch(jax.jit(model.init)(jax.random.key(5), jnp.zeros((1, 28, 28, 1))))
     expected = values | {k: v for k, v in initial.items() if k.startswith("classifier.4.")}
     assert_same(to_torch(found), expected)
 
@@ -596,7 +595,7 @@ def test_a_file_without_a_head(change, missing, left, tmp_path, lenet):
         f"freshly initialised for 10 classes (the weights have none): classifier.4{left}"
     ]
     fresh = to_torch(
-        jit_once(create_model("lenet5").init)(jax.random.key(3), np.zeros((1, 28, 28, 1)))
+        jax.jit(create_model("lenet5").init)(jax.random.key(3), np.zeros((1, 28, 28, 1)))
     )
     assert_same(found, fresh | without_head(lenet[1]))
 

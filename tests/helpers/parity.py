@@ -107,12 +107,7 @@ def nchw(x: np.ndarray) -> torch.Tensor:
 
 def initial_shapes(model, x: np.ndarray):
     """Return the shapes of the variables that the model makes for such images."""
-    return _initial_shapes(model, x.shape)
-
-
-@functools.lru_cache(maxsize=4)  # a test asks several times, and deep networks take seconds
-def _initial_shapes(model, shape: tuple[int, ...]):
-    return jax.eval_shape(model.init, jax.random.key(0), jnp.zeros(shape))
+    return jax.eval_shape(model.init, jax.random.key(0), jnp.asarray(x))
 
 
 def converted(model, reference: torch.nn.Module, x: np.ndarray):

@@ -350,8 +350,8 @@ def test_gpu_and_tpu_keep_the_convolution_of_xla():
     assert "feature_group_count = 32" not in on_cpu
 
 
-@pytest.mark.parametrize("size", [(7, 9), (11, 12), (16, 13)], ids=str)
-@pytest.mark.parametrize("window", [(1, 1), (3, 3), (7, 7), (5, 3)], ids=str)
+@pytest.mark.parametrize("size", [(7, 9), (16, 13)], ids=str)
+@pytest.mark.parametrize("window", [(3, 3), (7, 7), (5, 3)], ids=str)
 @pytest.mark.parametrize("stride", [(2, 2), (4, 4), (2, 3)], ids=str)
 @pytest.mark.parametrize("padding", [(0, 0), (3, 2)], ids=str)
 def test_a_stride_is_channels(size, window, stride, padding):

@@ -15,7 +15,7 @@ CASES = {
     if not module.name.startswith("test_")
     for name, case in importlib.import_module(f"{__name__}.{module.name}").CASES.items()
 }
-# For tests that trace a network whole: those of deeper variants are slow, and those of many modules.
+# For tests that trace a network whole: deeper variants are slow, and networks of many modules.
 MANY_MODULES = {
     "densenet121", "inception_v3", "inception_v4", "inception_resnet_v1", "inception_resnet_v2",
 }  # fmt: skip

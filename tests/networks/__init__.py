@@ -15,9 +15,12 @@ CASES = {
     if not module.name.startswith("test_")
     for name, case in importlib.import_module(f"{__name__}.{module.name}").CASES.items()
 }
-# For tests that trace a network whole: those of deeper variants are slow.
+# For tests that trace a network whole: deeper variants are slow, and networks of many modules.
+MANY_MODULES = {
+    "densenet121", "inception_v3", "inception_v4", "inception_resnet_v1", "inception_resnet_v2",
+}  # fmt: skip
 EVERY_NETWORK = [
-    pytest.param(name, marks=[pytest.mark.slow] if case.deeper else [])
+    pytest.param(name, marks=[pytest.mark.slow] if case.deeper or name in MANY_MODULES else [])
     for name, case in CASES.items()
 ]
 # The first network of each class.

@@ -111,6 +111,7 @@ def test_the_smallest_image_and_one_sentence_for_a_smaller_one(name):
 
 
 @pytest.mark.parametrize("name", [name for name, case in SMALL.items() if case.recomputed])
+@pytest.mark.slow
 def test_remat_has_the_same_tree_gradients_and_statistics(name):
     """In float64, in training mode, with dropout of one key."""
 

@@ -33,6 +33,7 @@ def shapes(variables):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.slow
 def test_features_and_maps_are_torchs(family):
     """Features are what torch's head reads; maps are those of its layers of the same names."""
     name = next(iter(FAMILIES[family]))

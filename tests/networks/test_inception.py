@@ -142,6 +142,7 @@ BEHIND = {
 
 
 @pytest.mark.parametrize("name", AUXILIARY)
+@pytest.mark.slow
 def test_auxiliary_losses_reach_the_trunk_as_in_torch(name):
     """Logits of the heads by name, and the gradients of their losses alone, in float64."""
     names, size = AUXILIARY[name]

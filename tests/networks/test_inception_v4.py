@@ -86,6 +86,7 @@ def test_remat_recomputes_every_block_of_the_same_tree(name, blocks):
     assert sum("remat" in eqn.primitive.name for eqn in jaxpr.eqns) == blocks
 
 
+@pytest.mark.slow
 def test_remat_changes_neither_gradients_nor_statistics():
     name = "inception_resnet_v1"
     model, reference = parity.build_pair(name, CASES[name], **ONE_OF_EACH)

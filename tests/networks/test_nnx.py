@@ -15,6 +15,7 @@ MUTABLE = ["batch_stats", "aux_logits"]
 
 
 @pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.slow
 def test_a_network_of_each_class_trains_in_shapes(name):
     model = create_model(name, num_classes=7)
     x = jnp.zeros((2, *model.input_shape))

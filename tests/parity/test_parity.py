@@ -8,6 +8,12 @@ import parity
 from flaxnets import create_model, from_torch, list_models
 from networks import CASES, EVERY_NETWORK
 
+# Compiled in seconds; between them every kind of layer.
+QUICK = {
+    "lenet5", "mlp", "perceptron", "softmax_regression", "linear_regression", "mcdnn_mnist",
+    "nin_cifar", "highway_mlp", "highway19_cifar", "resnet20_cifar", "densenet_bc_100_12", "vgg11",
+}  # fmt: skip
+
 
 def trained_alike() -> list[list[str]]:
     """Return the networks in groups that are one and the same network once `train_fields` cut
@@ -47,7 +53,7 @@ def test_parameter_count_logits_and_round_trip(name, record_parity):
 @pytest.mark.parametrize(
     "names",
     [
-        pytest.param(names, id=names[0], marks=[pytest.mark.slow] if CASES[names[0]].deeper else [])
+        pytest.param(names, id=names[0], marks=[] if names[0] in QUICK else [pytest.mark.slow])
         for names in trained_alike()
     ],
 )

@@ -30,6 +30,7 @@ from tools import benchmark
 
 
 @pytest.mark.parametrize("mode", ["infer", "train"])
+@pytest.mark.slow
 def test_speed(mode):
     """86,400 + 153,600 in the convolutions, 30,720 + 10,080 + 840 behind."""
     options = common.Options(mode=mode, batch_size=4, rounds=2, vs=("torchvision", "plain"))
@@ -45,6 +46,7 @@ def test_speed(mode):
     assert row["ratio"] == pytest.approx(row["seconds"] / row["torch_seconds"])
 
 
+@pytest.mark.slow
 def test_speed_beside_torchvision():
     options = common.Options(mode="infer", batch_size=1, rounds=1, image_size=64)
     row = speed.measure_speed("resnet18", options)
@@ -222,6 +224,7 @@ def test_what_crops_share_is_counted():
     assert dense.measure_dense("mlp", common.Options()) == {"note": "no map"}
 
 
+@pytest.mark.slow
 def test_reading_of_images_in_memory():
     options = common.Options(mode="data", batch_size=8, steps=3, rounds=1)
     row = reading.measure_reading("resnet18", options)
@@ -243,6 +246,7 @@ def pictures(tmp_path) -> str:
     return f"folder:{tmp_path}"
 
 
+@pytest.mark.slow
 def test_reading_of_photographs(pictures):
     options = common.Options(
         mode="data", batch_size=4, steps=2, rounds=1, image_size=32, dataset=pictures
@@ -253,6 +257,7 @@ def test_reading_of_photographs(pictures):
     assert row["decoded_once_per_second"] > 0
 
 
+@pytest.mark.slow
 def test_a_start(pictures, monkeypatch):
     """Pictures are read without TensorFlow."""
     commands, seconds = [], starting._seconds
@@ -280,6 +285,7 @@ def test_a_batch_divides_over_the_devices():
         speed.measure_speed("mlp", common.Options(batch_size=3, devices=2))
 
 
+@pytest.mark.slow
 def test_all_is_a_table(tmp_path, capsys):
     out = tmp_path / "all.csv"
     benchmark.main(common.Options(arch=("mlp",), all=True, rounds=1, out=out))

@@ -98,6 +98,7 @@ def assert_same_run(ours: pathlib.Path, theirs: pathlib.Path):
             assert round(a[name] * TEST_EXAMPLES, 6) == round(b[name] * TEST_EXAMPLES, 6)
 
 
+@pytest.mark.slow
 def test_two_processes_give_what_one_gives(tmp_path, train_on_four_devices):
     """Parameters, metrics and checkpoint; process 0 alone prints."""
     address = f"localhost:{free_port()}"
@@ -123,6 +124,7 @@ def test_two_processes_give_what_one_gives(tmp_path, train_on_four_devices):
     assert len(summary["devices"]) == 4
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_stops_all_and_one_process_goes_on(tmp_path, train_on_four_devices):
     """Found by JAX as under srun; the run of two processes is saved at the same step by both, and
     one process with four devices takes it to where a run that was never stopped comes.

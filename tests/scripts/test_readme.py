@@ -4,6 +4,8 @@ import re
 import subprocess
 import sys
 
+import pytest
+
 from scripts import ROOT, script
 
 REUSE = (ROOT / "README.md").read_text().split("## Reuse")[1].split("\n## ")[0]
@@ -11,6 +13,7 @@ PYTHON = re.findall(r"```python\n(.*?)```", REUSE, re.DOTALL)
 SHELL = re.findall(r"```bash\n(.*?)```", REUSE, re.DOTALL)
 
 
+@pytest.mark.slow
 def test_the_examples_in_one_process():
     *examples, loading = PYTHON
     assert len(examples) == 4
@@ -20,6 +23,7 @@ def test_the_examples_in_one_process():
         exec(compile(example, "README.md", "exec"), namespace)
 
 
+@pytest.mark.slow
 def test_the_exported_file_runs_without_the_library(tmp_path):
     _, name, *arguments = SHELL[0].split()
     assert name == "tools/export.py"

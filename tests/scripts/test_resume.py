@@ -158,6 +158,7 @@ def killing(feed, at, path, kept=()):
     return dataclasses.replace(feed, train=train)
 
 
+@pytest.mark.slow
 def test_a_run_killed_again_and_again_ends_with_the_same_bits(tmp_path):
     """Before its first checkpoint, in an epoch, between epochs with half a line of metrics written,
     and with its newest checkpoint damaged: parameters, statistics and metrics are those of a run
@@ -674,6 +675,7 @@ def test_another_number_of_examples_is_said_once(tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_a_finished_run_asked_for_fewer_epochs_stays_as_it_is(tmp_path):
     arguments = ["experiments/train.py", "--arch", "softmax_regression", "--workdir", tmp_path]
     assert script(*arguments, "--epochs", 3).returncode == 0
@@ -700,6 +702,7 @@ def test_a_workdir_that_cannot_be_written_is_one_sentence(tmp_path):
         Workdir(tmp_path, {})
 
 
+@pytest.mark.slow
 def test_a_full_disk_loses_nothing(tmp_path):
     """The second run cannot write a file of its workdir; the third goes on from the first."""
     arguments = ["experiments/train.py", "--arch", "softmax_regression", "--workdir", tmp_path]

@@ -40,6 +40,7 @@ def start_training(workdir):
     return subprocess.Popen(run, text=True, stdout=subprocess.PIPE)
 
 
+@pytest.mark.slow
 def test_training_prints_only_our_lines_and_resumes_after_a_kill(tmp_path):
     workdir = tmp_path / "run"
     first = train("--epochs", 2, "--workdir", workdir, "--profile", 3)
@@ -79,6 +80,7 @@ def test_training_prints_only_our_lines_and_resumes_after_a_kill(tmp_path):
     assert "holds a run with arch 'lenet5', not 'vgg11'" in refused.stderr
 
 
+@pytest.mark.slow
 def test_a_dry_run_tells_what_the_run_would_be_and_writes_nothing(tmp_path):
     modern = [
         "--recipe",
@@ -112,6 +114,7 @@ def test_a_dry_run_tells_what_the_run_would_be_and_writes_nothing(tmp_path):
 
 
 @pytest.mark.parametrize(("parallel", "kept"), [("shard_map", 1442 * 64), ("pmap", 0)])
+@pytest.mark.slow
 def test_a_dry_run_counts_the_images_that_stay_on_the_device(parallel, kept, tmp_path):
     arguments = ["--arch", "mlp", "--batch-size", 8, "--dry-run", "--parallel", parallel]
     result = script("experiments/train.py", *arguments, cwd=tmp_path)
@@ -133,6 +136,7 @@ def test_an_epoch_of_many_passes_is_said_at_the_start(dry, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_control_c_saves_and_says_how_to_go_on(tmp_path):
     with start_training(tmp_path) as running:
         output(running).readline()
@@ -234,6 +238,7 @@ def test_the_name_of_a_bundled_data_set_tells_its_kind_and_labels(name):
 
 
 @pytest.mark.parametrize("dataset", ["digits", "npz:scans.npz", "breast_cancer"])
+@pytest.mark.slow
 def test_what_is_in_memory_is_trained_on_without_tensorflow(dataset, tmp_path):
     source = in_memory("digits")
     arrays: dict[str, Any] = {
@@ -285,6 +290,7 @@ def test_numbers_are_predicted_through_the_same_script(tmp_path):
     assert (tmp_path / "run/learning_curve.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_weights_travel_from_torch_and_back(tmp_path):
     """A .pth to safetensors and back, bit by bit; train.py starts from the file."""
     import parity
@@ -336,6 +342,7 @@ def test_the_augmentation_is_drawn(tmp_path):
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library allocates")
+@pytest.mark.slow
 def test_freed_memory_is_kept():
     """That of an intermediate result of 128 MiB, in a thread of XLA's: the same pages again."""
     program = """

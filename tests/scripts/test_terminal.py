@@ -112,6 +112,7 @@ runpy.run_path({str(ROOT / TRAIN)!r}, run_name="__main__")
 """
 
 
+@pytest.mark.slow
 def test_control_c_twice_while_saving_leaves_what_was_saved(tmp_path):
     arguments = ["--arch", "softmax_regression", "--workdir", tmp_path, "--epochs"]
     training = [sys.executable, "-c", SAVING_FOR_EVER, *command(TRAIN, *arguments, 9)[1:]]
@@ -307,6 +308,7 @@ runpy.run_path({str(ROOT / TRAIN)!r}, run_name="__main__")
 """
 
 
+@pytest.mark.slow
 def test_a_run_without_home_and_cache_says_so_in_one_line(tmp_path):
     arguments = ["--arch", "softmax_regression", "--epochs", "1", "--workdir", "run"]
     training = [sys.executable, "-c", WITHOUT_HOME, *command(TRAIN, *arguments)[1:]]

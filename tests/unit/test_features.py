@@ -21,6 +21,7 @@ from networks import CASES
         ("densenet_bc_100_12", ["features.denseblock1.denselayer2.conv1", "features.norm5"]),
     ],
 )
+@pytest.mark.slow
 def test_activations_are_those_of_torchs_hooks(arch, names):
     model, reference = parity.build_pair(arch, CASES[arch], num_classes=10)
     x = parity.images(min(64, model.input_shape[0]))

@@ -125,6 +125,7 @@ def test_a_network_that_gives_nan_is_evaluated_to_valid_json(tmp_path, capsys):
     assert [row["top1"] == 0 for row in results] == [True, False, True]
 
 
+@pytest.mark.slow
 def test_columns_are_averaged(tmp_path, capsys):
     """Two columns of MCDNN: the mean of their probabilities, and each alone."""
     runs = [tmp_path / f"column{seed}" for seed in range(2)]

@@ -67,6 +67,7 @@ def test_values_and_gradients_are_those_of_the_formula(size, channels, relu):
 
 @onednn_only
 @pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.slow
 def test_derivatives_of_any_order_and_vmap(relu):
     x, *parameters = operands()
     weights = jnp.cos(jnp.arange(x.size)).reshape(x.shape)

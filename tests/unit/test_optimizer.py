@@ -236,6 +236,7 @@ def assert_equal_states(one, other, atol):
 
 
 @pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.slow
 def test_accumulated_gradients_are_those_of_the_whole_batch(devices):
     """For a network without batch norm; the sums are taken in another order."""
     whole = trained(RECIPE, devices, arch="lenet5")
@@ -243,6 +244,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(devices):
     assert_equal_states(trained(recipe, devices, arch="lenet5"), whole, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_synchronised_batch_norm_sees_the_whole_batch():
     recipe = dataclasses.replace(RECIPE, sync_batch_norm=True)
     ((one, _),) = trained(RECIPE, 1, count=1)
@@ -281,6 +283,7 @@ def test_the_moving_average_copies_in_warm_up_and_then_trails_behind(tmp_path):
 
 
 @pytest.mark.parametrize("values", [{"mixup": 0.4}, {"cutmix": 1.0}, {"mixup": 0.2, "cutmix": 1.0}])
+@pytest.mark.slow
 def test_the_step_trains_on_blended_images_and_classes(values):
     """The metrics tell: they are those of the images that the network saw."""
     recipe = dataclasses.replace(RECIPE, random_erasing=0.5, **values)

@@ -350,6 +350,7 @@ def datasets(tmp_path_factory):
 
 @pytest.mark.filterwarnings("ignore:a batch of 8 images is larger than the data set")
 @pytest.mark.parametrize("seed", range(10))
+@pytest.mark.slow
 def test_a_run_its_evaluation_and_classification_are_fed_the_same(
     seed, datasets, tmp_path, monkeypatch
 ):

@@ -134,6 +134,7 @@ def without_switches():
 
 
 @pytest.mark.parametrize("switch", parity.SWITCHES)
+@pytest.mark.slow
 def test_a_step_works_under_jaxs_switches(switch, without_switches):
     with parity.SWITCHES[switch]():
         found = run(Small(), "shard_map", 1, steps=1)
@@ -274,6 +275,7 @@ def test_scores_count_the_five_best_and_no_ties():
 
 
 @pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.slow
 def test_what_is_frozen_keeps_its_bits(remat):
     """Parameters and running statistics under the patterns, which have no optimiser state either;
     the others move as if the frozen part were a constant function.
@@ -423,6 +425,7 @@ def test_a_run_starts_from_the_variables_that_it_is_given(average):
 
 @pytest.mark.parametrize("initialization", ["source", "he_normal"])
 @pytest.mark.parametrize("arch", ["lenet5", "resnet20_cifar"])
+@pytest.mark.slow
 def test_initial_values_have_the_bits_of_a_fully_optimised_program(arch, initialization):
     recipe = dataclasses.replace(RECIPE, initialization=initialization)
     arguments = create_model(arch), (32, 32, 3), recipe, 5
@@ -558,6 +561,7 @@ def test_the_last_and_the_best_checkpoint_are_kept(tmp_path):
     assert kept == {best, rows[-2]["step"], rows[-1]["step"]}
 
 
+@pytest.mark.slow
 def test_linear_regression_comes_near_least_squares(tmp_path):
     """The diabetes data, through the same loop and step: within 2% of the exact solution's error on
     the training split, and the checkpoint of the smallest error is kept.
@@ -583,6 +587,7 @@ def test_linear_regression_comes_near_least_squares(tmp_path):
     assert residual / len(x) <= error < 1.02 * residual / len(x)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_moves_to_another_number_of_devices(tmp_path):
     one = dataclasses.replace(RECIPE, epochs=1)
     start(tmp_path, one, devices=4)

@@ -63,13 +63,13 @@ class Options:
     ema: bool = False
     """Start from the average weights of a file that has raw ones as well."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the computation; parameters are float32."""
+    """Type that the network computes in; parameters are float32."""
     remat: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
     parallel: Mapping = "shard_map"
     """How the step is mapped onto the devices."""
     seed: int = 0
-    """Of initialisation, data order, augmentation and dropout."""
+    """Seed of initialisation, data order, augmentation and dropout."""
     compilation_cache: bool = True
     """Keep compiled programs in the user's cache directory, for the next start."""
     on_nan: Literal["stop", "skip"] = "stop"

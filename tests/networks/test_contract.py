@@ -76,7 +76,7 @@ def random_variables(model, x: np.ndarray):
 
 @pytest.mark.parametrize("name", SMALL)
 def test_the_mean_of_the_map_is_the_logits(name):
-    """Of images of one channel, which every network takes."""
+    """Images have one channel, which every network takes."""
     case, model = SMALL[name], small(name)
     x = parity.images(case.size, channels=1)
     variables = random_variables(model, x)

@@ -344,7 +344,7 @@ def test_the_augmentation_is_drawn(tmp_path):
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library allocates")
 @pytest.mark.slow
 def test_freed_memory_is_kept():
-    """That of an intermediate result of 128 MiB, in a thread of XLA's: the same pages again."""
+    """A thread of XLA's gets the pages of its last intermediate result of 128 MiB again."""
     program = """
 import resource, statistics, sys
 import jax, jax.numpy as jnp

@@ -74,7 +74,7 @@ def assert_close(found, expected):
 
 @pytest.mark.parametrize(("groups", "use_bias"), [(1, False), (2, True)])
 def test_values_and_gradients(groups, use_bias):
-    """Of images, parameters and statistics, also under `jax.vmap`."""
+    """Gradients of images, parameters and statistics are the same, also under `jax.vmap`."""
     block, x = Block(groups, use_bias), jnp.asarray(parity.images(6, channels=4))
     variables = variables_of(block, x)
 

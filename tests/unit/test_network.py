@@ -340,7 +340,7 @@ def test_shapes_are_traced_once_for_weights_that_fit(tmp_path, monkeypatch):
 
 
 def test_weights_without_their_head(tmp_path):
-    """Of a network with auxiliary heads, which a headless one does not have either."""
+    """A headless network drops the weights of auxiliary heads too."""
     expected = to_torch(initialized("googlenet", num_classes=3)[1])
     path = tmp_path / "a.safetensors"
     save_file(expected, path)

@@ -41,7 +41,7 @@ def xlas_header() -> str:
 
 
 def fields(header: str, name: str) -> list[tuple[str, str]]:
-    """Of a struct in c_api.h: the names of its fields and their types."""
+    """Return the names and types of the fields of a struct in c_api.h."""
     (body,) = re.findall(rf"struct XLA_FFI_{name} {{(.*?)}}", header, re.DOTALL)
     body = re.sub(r"_XLA_FFI_API_STRUCT_FIELD\((\w+)\)", r"\1* \1", body)
     declared = [line.strip() for line in body.split(";") if line.strip()]
@@ -50,7 +50,7 @@ def fields(header: str, name: str) -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize("name", STRUCTS)
 def test_a_struct_is_that_of_xlas_header(name):
-    """The same fields in the same order and of the same sizes; the header's may go on."""
+    """Fields have the same order and sizes; the header may have more at the end."""
     declared = fields(xlas_header(), name)
     ours = STRUCTS[name]._fields_
     assert [field for field, *_ in ours] == [field for field, _ in declared][: len(ours)]
@@ -99,7 +99,7 @@ def constants(header: str) -> dict[str, int]:
 
 
 def test_the_constants_are_those_of_onednns_headers():
-    """Of another version 3 than the library's, that of torch: they have stayed."""
+    """The header is torch's, of another version 3 than the library: the numbers are the same."""
     names = ("dnnl_common_types.h", "dnnl_types.h", "dnnl_version.h")
     text = "\n".join((TORCH / name).read_text() for name in names)
     header = constants(without_comments(text))

@@ -31,7 +31,7 @@ import numpy as np
 
 from benchmarking import learning, speed
 from benchmarking.common import Contender, Options, Row, alternate, peak_gigabytes, spread, timed
-from benchmarking.profiling import TRACED, large_copy, traced
+from benchmarking.profiling import TRACED, large_copy, nanoseconds_of_steps
 from benchmarking.speed import Ours, matrix_product, multiply_adds, side_of_product
 from benchmarking.traffic import traffic
 from flaxnets import create_model, data, from_torch
@@ -361,13 +361,7 @@ def profile(arch: str, tiny: bool) -> Iterator[Row]:
     ours.train_step = compiled = ours.train_step.lower(ours.state, ours.batch).compile()
     for _ in range(3):
         ours.train()
-    nanoseconds: collections.Counter[str] = collections.Counter()
-    with tempfile.TemporaryDirectory() as directory:
-        with jax.profiler.trace(directory):
-            for _ in range(TRACED):
-                ours.train()
-        for name, duration in traced(pathlib.Path(directory)):
-            nanoseconds[name] += duration
+    nanoseconds = nanoseconds_of_steps(ours)
     kinds = {name: (kind, size) for name, kind, size in traffic(compiled.as_text())}
     total = nanoseconds.total()
     yield {"busy_seconds": total / TRACED / 1e9, "operations": len(nanoseconds)}

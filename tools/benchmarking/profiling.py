@@ -68,16 +68,24 @@ def operations(ours: Ours, program: str) -> tuple[dict[str, float], float]:
     """
     kinds = {name: kind(path) for name, path in OPERATION.findall(program)}
     nanoseconds: collections.Counter[str] = collections.Counter()
+    for name, duration in nanoseconds_of_steps(ours).items():
+        nanoseconds[kinds.get(name, "unnamed")] += duration
+    total = nanoseconds.total()
+    shares = {name: value / total for name, value in nanoseconds.most_common()}
+    return shares, total / TRACED / 1e9
+
+
+def nanoseconds_of_steps(ours: Ours) -> collections.Counter[str]:
+    """Return the nanoseconds of XLA's operations, by their names, in `TRACED` training steps."""
+    found: collections.Counter[str] = collections.Counter()
     with tempfile.TemporaryDirectory() as directory:
         with jax.profiler.trace(directory):
             for _ in range(TRACED):
                 ours.train()
         for name, duration in traced(pathlib.Path(directory)):
             if not name.startswith(CONTAINERS):
-                nanoseconds[kinds.get(name, "unnamed")] += duration
-    total = nanoseconds.total()
-    shares = {name: value / total for name, value in nanoseconds.most_common()}
-    return shares, total / TRACED / 1e9
+                found[name] += duration
+    return found
 
 
 def kind(path: str) -> str:

@@ -158,9 +158,8 @@ Computation = dict[str, Instruction]
 
 
 def traffic(text: str) -> Iterator[tuple[str, str, int]]:
-    """Of a compiled program: its operations, by their names and as --mode profile calls them, and
-    the bytes that each reads and writes; where it takes no more than slices of an array, those of
-    the slices.
+    """Yield each operation of a compiled program: its name, what --mode profile calls it, and the
+    bytes that it reads and writes. Where it takes only slices of an array, these are the slices'.
     """
     computations: dict[str, Computation] = {}
     entry = ""

@@ -1,0 +1,109 @@
+"""What several families of torchvision share: its `ops.misc`, `ops.StochasticDepth`, and torch's
+activations and layer norm as those networks set them.
+"""
+
+import functools
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+
+from flaxnets.layers import Array, Conv, Dtype, Initializer, Size, relu, torch_default
+
+Activation = Callable[[Array], Array]
+
+relu6 = jax.nn.relu6
+silu = jax.nn.silu
+sigmoid = jax.nn.sigmoid
+hard_swish = jax.nn.hard_swish
+hard_sigmoid = jax.nn.hard_sigmoid
+
+
+def gelu(x: Array) -> Array:
+    """Return x times the normal distribution function of x, torch's `GELU`; jax's own default is an
+    approximation.
+    """
+    return jax.nn.gelu(x, approximate=False)
+
+
+# torch's: epsilon 1e-5, and a variance that is no difference of two large means.
+LayerNorm = functools.partial(nn.LayerNorm, epsilon=1e-5, use_fast_variance=False)
+
+
+def pair_of(kernel_size: Size) -> tuple[int, int]:
+    """Return the height and width of a kernel."""
+    return (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
+
+
+class ConvNormActivation(nn.Module):
+    """A convolution without bias that keeps the map's size up to its stride (`0`), its norm (`1`)
+    and an activation, or none.
+    """
+
+    features: int
+    conv: Callable[..., nn.Module]
+    norm: Callable[..., nn.Module]
+    kernel_size: Size = 3
+    stride: Size = 1
+    groups: int = 1
+    activation: Activation | None = relu
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        height, width = pair_of(self.kernel_size)
+        x = self.conv(
+            self.features,
+            (height, width),
+            self.stride,
+            ((height - 1) // 2, (width - 1) // 2),
+            groups=self.groups,
+            use_bias=False,
+            name="0",
+        )(x)
+        norm = self.norm(name="1")
+        if self.activation is relu:
+            return norm(x, relu=True)
+        return norm(x) if self.activation is None else self.activation(norm(x))
+
+
+class SqueezeExcitation(nn.Module):
+    """A factor for each channel, computed from the means of all channels by two layers: Hu et al.
+    2017, "Squeeze-and-Excitation Networks" (arXiv:1709.01507), section 3.
+
+    Its input and output are maps (N, H, W, C); between the layers there are `features` numbers.
+    """
+
+    features: int
+    activation: Activation = relu
+    gate: Activation = sigmoid
+    kernel_init: Initializer = torch_default
+    bias_init: Initializer | None = None  # None: torch's default
+    dtype: Dtype = None
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        conv = functools.partial(
+            Conv,
+            kernel_size=1,
+            kernel_init=self.kernel_init,
+            bias_init=self.bias_init,
+            dtype=self.dtype or x.dtype,
+        )
+        y = x.mean((1, 2), keepdims=True)
+        y = self.activation(conv(self.features, name="fc1")(y))
+        return x * self.gate(conv(x.shape[-1], name="fc2")(y))
+
+
+class StochasticDepth(nn.Module):
+    """A residual branch that is left out for a share `rate` of the images in training, and divided
+    by the share that keeps it: Huang et al. 2016, "Deep Networks with Stochastic Depth"
+    (arXiv:1603.09382), in torchvision's mode "row". Draws from the stream "dropout".
+    """
+
+    rate: float
+    train: bool
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        axes = tuple(range(1, x.ndim))
+        return nn.Dropout(self.rate, broadcast_dims=axes, deterministic=not self.train)(x)

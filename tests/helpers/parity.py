@@ -73,8 +73,8 @@ class Case:
 
 
 def build_pair(name: str, case: Case, **fields):
-    """Our module and torch's, whose norms have statistics that a wrong wiring cannot hide
-    behind and whose dropout has rate 0, so that both compute one function in training too.
+    """Our module and torch's, whose norms have statistics that a wrong wiring cannot hide behind,
+    and which leave nothing out by chance, so that both compute one function in training too.
     """
     torch.manual_seed(0)
     if case.reference is None:
@@ -87,12 +87,14 @@ def build_pair(name: str, case: Case, **fields):
             module.bias.data.uniform_(-0.2, 0.2)
             module.get_buffer("running_mean").uniform_(-0.2, 0.2)
             module.get_buffer("running_var").uniform_(0.5, 1.5)
-        elif isinstance(module, torch.nn.Dropout):
+        elif isinstance(module, torch.nn.LayerNorm):
+            module.weight.data.uniform_(0.5, 1.5)
+            module.bias.data.uniform_(-0.2, 0.2)
+        elif isinstance(module, (torch.nn.Dropout, torchvision.ops.StochasticDepth)):
             module.p = 0.0
     model = create_model(name, **fields)
-    if hasattr(model, "dropout_rate"):
-        model = model.clone(dropout_rate=0.0)
-    return model, reference
+    rates = {f: 0.0 for f in ("dropout_rate", "stochastic_depth_rate") if hasattr(model, f)}
+    return model.clone(**rates), reference
 
 
 def images(size: int, batch: int = 2, channels: int = 3, seed: int = 0) -> np.ndarray:

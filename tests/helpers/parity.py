@@ -72,6 +72,18 @@ class Case:
     training_bound: float = 1e-9
 
 
+@dataclasses.dataclass(frozen=True)
+class Small:
+    """Fields that make a network cheap, and what holds for it then."""
+
+    fields: dict[str, Any]
+    size: int  # of images, in pixels, whose map has `cells` x `cells` positions
+    cells: int
+    smallest: int  # side of the smallest image, in pixels
+    # Parts that `remat=True` recomputes, in a comparison of gradients; 0 leaves it to other tests.
+    recomputed: int = 0
+
+
 def build_pair(name: str, case: Case, **fields):
     """Our module and torch's, whose norms have statistics that a wrong wiring cannot hide behind,
     and which leave nothing out by chance, so that both compute one function in training too.
@@ -93,7 +105,9 @@ def build_pair(name: str, case: Case, **fields):
         elif isinstance(module, (torch.nn.Dropout, torchvision.ops.StochasticDepth)):
             module.p = 0.0
     model = create_model(name, **fields)
-    rates = {f: 0.0 for f in ("dropout_rate", "stochastic_depth_rate") if hasattr(model, f)}
+    rates: dict[str, Any] = {
+        f: 0.0 for f in ("dropout_rate", "stochastic_depth_rate") if hasattr(model, f)
+    }
     return model.clone(**rates), reference
 
 

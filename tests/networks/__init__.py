@@ -1,5 +1,7 @@
-"""What each family is compared with: one file of `CASES` a family, gathered here. The tests beside
-them state what comparison does not.
+"""What each family is compared with, a file a family, gathered here: `CASES` by network; `SMALL`, a
+cheap one of each class, for `test_contract.py`; and `HEAD`, what reads the features in torch's
+module (called on a map, its features are the mean). The tests beside them state what comparison
+does not.
 """
 
 import importlib
@@ -9,12 +11,18 @@ import pytest
 
 from flaxnets.models import VARIANTS
 
-CASES = {
-    name: case
+FAMILIES = {
+    module.name: importlib.import_module(f"{__name__}.{module.name}")
     for module in pkgutil.iter_modules(__path__)
     if not module.name.startswith("test_")
-    for name, case in importlib.import_module(f"{__name__}.{module.name}").CASES.items()
 }
+CASES = {name: case for family in FAMILIES.values() for name, case in family.CASES.items()}
+SMALL = {
+    name: small
+    for family in FAMILIES.values()
+    for name, small in getattr(family, "SMALL", {}).items()
+}
+HEADS = {name: family.HEAD for name, family in FAMILIES.items()}
 # For tests that trace a network whole: deeper variants are slow, and networks of many modules.
 MANY_MODULES = {
     "densenet121", "inception_v3", "inception_v4", "inception_resnet_v1", "inception_resnet_v2",

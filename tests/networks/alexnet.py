@@ -41,3 +41,4 @@ CASES = {
         reference=alexnet_2012,
     ),
 }
+HEAD = "classifier.6"

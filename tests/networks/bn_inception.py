@@ -5,7 +5,7 @@ from collections import OrderedDict
 import torch
 from torch import nn
 
-from parity import Case
+from parity import Case, Small
 
 
 def unit(c_in: int, c_out: int, size: int, stride: int = 1) -> nn.Module:
@@ -80,3 +80,7 @@ def bn_inception(num_classes: int = 1000, separable_stem: bool = True) -> nn.Mod
 
 
 CASES = {"bn_inception": Case(11_278_528, train_size=96, reference=bn_inception)}
+SMALL = {
+    "bn_inception": Small({}, 64, 2, 1),
+}
+HEAD = "fc"

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from parity import Case
+from parity import Case, Small
 from tools.torchvision_import import torchvision
 
 LAYERS = {
@@ -64,3 +64,8 @@ CASES = {
         "densenet_bc_190_40": (25_624_430, (16,), 1),
     }.items()
 }
+SMALL = {
+    "densenet121": Small({"depths": (1, 2, 1, 1), "growth_rate": 4}, 70, 2, 29),
+    "densenet_bc_100_12": Small({"depths": (2, 1, 1), "growth_rate": 4}, 32, 8, 4, recomputed=4),
+}
+HEAD = "classifier"

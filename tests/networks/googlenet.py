@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from parity import Case
+from parity import Case, Small
 from tools.torchvision_import import torchvision
 
 
@@ -22,3 +22,7 @@ CASES = {
         13_004_888, train_size=96, reference=googlenet, train_fields={"aux_dropout_rate": 0.0}
     ),
 }
+SMALL = {
+    "googlenet": Small({}, 64, 2, 15),
+}
+HEAD = "fc"

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from parity import Case
+from parity import Case, Small
 
 
 class Highway(nn.Module):
@@ -82,3 +82,8 @@ CASES = {
     ),
     "highway_mlp": Case(85_660, sizes=(28,), train_size=28, reference=highway_mlp),
 }
+SMALL = {
+    "highway19_cifar": Small({"stages": ((4, 1), (6, 2), (8, 1))}, 11, 2, 4, recomputed=4),
+    "highway_mlp": Small({"depth": 4, "width": 7}, 31, 4, 28, recomputed=3),
+}
+HEAD = "fc"

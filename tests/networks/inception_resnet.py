@@ -7,7 +7,7 @@ import timm
 import torch
 from torch import nn
 
-from parity import Case
+from parity import Case, Small
 
 
 def inception_resnet_v2(
@@ -130,3 +130,8 @@ CASES = {
         reference=inception_resnet_v2,
     ),
 }
+SMALL = {
+    "inception_resnet_v1": Small({"depths": (1, 1, 1)}, 107, 2, 75),
+    "inception_resnet_v2": Small({"depths": (1, 1, 1)}, 107, 2, 75),
+}
+HEAD = "classif"

@@ -5,7 +5,7 @@ tests/networks/test_inception.py compares the gradients of that.
 
 from torch import nn
 
-from parity import Case
+from parity import Case, Small
 from tools.torchvision_import import torchvision
 
 KEPT = ("Mixed_5b", "Mixed_5c", "Mixed_6a", "Mixed_6e", "Mixed_7a", "Mixed_7b")
@@ -29,3 +29,7 @@ CASES = {
         reference=inception_v3,
     ),
 }
+SMALL = {
+    "inception_v3": Small({}, 107, 2, 75),
+}
+HEAD = "fc"

@@ -3,7 +3,7 @@
 import timm
 from torch import nn
 
-from parity import Case
+from parity import Case, Small
 
 
 def inception_v4(depths: tuple[int, int, int] = (4, 7, 3), num_classes: int = 1000) -> nn.Module:
@@ -29,3 +29,7 @@ CASES = {
         reference=inception_v4,
     )
 }
+SMALL = {
+    "inception_v4": Small({"depths": (1, 1, 1)}, 107, 2, 75),
+}
+HEAD = "last_linear"

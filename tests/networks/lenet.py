@@ -24,3 +24,4 @@ def lenet5(num_classes: int = 10) -> nn.Module:
 
 
 CASES = {"lenet5": Case(44_426, sizes=(28,), train_size=28, reference=lenet5)}
+HEAD = "classifier.4"

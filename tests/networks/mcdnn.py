@@ -5,7 +5,7 @@ from collections import OrderedDict
 import torch
 from torch import nn
 
-from parity import Case
+from parity import Case, Small
 
 
 class ScaledTanh(nn.Module):
@@ -27,3 +27,7 @@ def mcdnn_mnist(num_classes: int = 10) -> nn.Module:
 
 # 34 pixels leave some over in both pools
 CASES = {"mcdnn_mnist": Case(76_040, sizes=(29, 34), train_size=29, reference=mcdnn_mnist)}
+SMALL = {
+    "mcdnn_mnist": Small({}, 35, 2, 29),
+}
+HEAD = "classifier.2"

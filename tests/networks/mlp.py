@@ -28,3 +28,4 @@ CASES = {
     "mlp": case(42_634, 64, 128, 128, 128),
     "linear_regression": case(11, 10, num_classes=1, pixels=1),
 }
+HEAD = "classifier.0"

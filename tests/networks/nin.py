@@ -4,7 +4,7 @@ from collections import OrderedDict
 
 from torch import nn
 
-from parity import Case
+from parity import Case, Small
 
 
 def mlpconv(
@@ -78,3 +78,8 @@ CASES = {
     "nin_cifar": Case(966_986, sizes=(32, 27), train_size=16, reference=nin_cifar),
     "nin_imagenet": Case(7_595_176, train_size=67, train_optimization=1, reference=nin_imagenet),
 }
+SMALL = {
+    "nin_cifar": Small({"mlpconvs": THIN["nin_cifar"]}, 12, 3, 4, recomputed=3),
+    "nin_imagenet": Small({"mlpconvs": THIN["nin_imagenet"]}, 99, 2, 39, recomputed=4),
+}
+HEAD = "mlpconv3.cccp2"

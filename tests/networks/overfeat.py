@@ -8,7 +8,7 @@ from collections import OrderedDict
 
 from torch import nn
 
-from parity import Case
+from parity import Case, Small
 
 
 def fast(
@@ -78,3 +78,8 @@ CASES = {
         reference=accurate,
     ),
 }
+SMALL = {
+    "overfeat_fast": Small(CASES["overfeat_fast"].train_fields, 231 + 32, 2, 231),
+    "overfeat_accurate": Small(CASES["overfeat_accurate"].train_fields, 221 + 36, 2, 221),
+}
+HEAD = "classifier.6"

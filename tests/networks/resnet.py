@@ -9,7 +9,7 @@ import functools
 
 from torch import nn
 
-from parity import Case
+from parity import Case, Small
 from tools.torchvision_import import torchvision
 
 
@@ -55,3 +55,8 @@ CASES = {
     )
     for name, count in PARAMETERS.items()
 }
+SMALL = {
+    "resnet18": Small({"depths": (1, 1)}, 64, 8, 1, recomputed=2),
+    "resnet50": Small({"depths": (1, 1)}, 64, 8, 1, recomputed=2),
+}
+HEAD = "fc"

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from parity import Case
+from parity import Case, Small
 
 
 class BasicBlock(nn.Module):
@@ -113,3 +113,8 @@ CASES |= {
     )
     for groups, count in RESNEXTS.items()
 }
+SMALL = {
+    "resnet20_cifar": Small({"depth": 8}, 32, 8, 1, recomputed=3),
+    "resnext29_8x64d_cifar": Small({"groups": 1}, 32, 8, 1, recomputed=9),
+}
+HEAD = "fc"

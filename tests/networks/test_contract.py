@@ -2,7 +2,6 @@
 smallest image, and what `remat=True` recomputes.
 """
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -12,46 +11,7 @@ import pytest
 
 import parity
 from flaxnets import create_model
-from networks import CASES
-from networks.nin import THIN
-
-ONE_OF_EACH = {"depths": (1, 1, 1)}
-
-
-@dataclasses.dataclass(frozen=True)
-class Small:
-    """Fields that make a network cheap, and what holds for it then."""
-
-    fields: dict[str, Any]
-    size: int  # of images, in pixels, whose map has `cells` x `cells` positions
-    cells: int
-    smallest: int  # side of the smallest image, in pixels
-    # Parts that `remat=True` recomputes, in a comparison of gradients; 0 leaves it to other tests.
-    recomputed: int = 0
-
-
-SMALL = {
-    "densenet121": Small({"depths": (1, 2, 1, 1), "growth_rate": 4}, 70, 2, 29),
-    "densenet_bc_100_12": Small({"depths": (2, 1, 1), "growth_rate": 4}, 32, 8, 4, recomputed=4),
-    "resnet18": Small({"depths": (1, 1)}, 64, 8, 1, recomputed=2),
-    "resnet50": Small({"depths": (1, 1)}, 64, 8, 1, recomputed=2),
-    "resnet20_cifar": Small({"depth": 8}, 32, 8, 1, recomputed=3),
-    "resnext29_8x64d_cifar": Small({"groups": 1}, 32, 8, 1, recomputed=9),
-    "wrn_16_4": Small({"depth": 10, "widen": 1}, 32, 8, 1, recomputed=3),
-    "nin_cifar": Small({"mlpconvs": THIN["nin_cifar"]}, 12, 3, 4, recomputed=3),
-    "nin_imagenet": Small({"mlpconvs": THIN["nin_imagenet"]}, 99, 2, 39, recomputed=4),
-    "highway19_cifar": Small({"stages": ((4, 1), (6, 2), (8, 1))}, 11, 2, 4, recomputed=4),
-    "highway_mlp": Small({"depth": 4, "width": 7}, 31, 4, 28, recomputed=3),
-    "overfeat_fast": Small(CASES["overfeat_fast"].train_fields, 231 + 32, 2, 231),
-    "overfeat_accurate": Small(CASES["overfeat_accurate"].train_fields, 221 + 36, 2, 221),
-    "mcdnn_mnist": Small({}, 35, 2, 29),
-    "googlenet": Small({}, 64, 2, 15),
-    "bn_inception": Small({}, 64, 2, 1),
-    "inception_v3": Small({}, 107, 2, 75),
-    "inception_v4": Small(ONE_OF_EACH, 107, 2, 75),
-    "inception_resnet_v1": Small(ONE_OF_EACH, 107, 2, 75),
-    "inception_resnet_v2": Small(ONE_OF_EACH, 107, 2, 75),
-}
+from networks import SMALL
 
 
 def small(name: str, **fields):

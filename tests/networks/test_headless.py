@@ -14,16 +14,8 @@ from flaxnets.convert import torch_keys
 from flaxnets.inference.features import feature_info, pyramid
 from flaxnets.models import FAMILIES
 from flaxnets.summary import summarize, totals
-from networks import CASES, CLASSES
+from networks import CASES, CLASSES, HEADS
 
-# What reads the features, in torch's module; where it is called on a map, features are its mean.
-HEADS = {
-    "lenet": "classifier.4", "alexnet": "classifier.6", "overfeat": "classifier.6",
-    "vgg": "classifier.6", "nin": "mlpconv3.cccp2", "googlenet": "fc", "bn_inception": "fc",
-    "inception_v3": "fc", "inception_v4": "last_linear", "inception_resnet": "classif",
-    "resnet": "fc", "resnet_cifar": "fc", "wide_resnet": "fc", "densenet": "classifier",
-    "highway": "fc", "mcdnn": "classifier.2", "mlp": "classifier.0",
-}  # fmt: skip
 NORMS = ("bn1", "features.norm0")  # whose ReLU is a layer of its own in torch
 
 

@@ -37,3 +37,4 @@ CASES = {
     )
     for name, count in PARAMETERS.items()
 }
+HEAD = "classifier.6"

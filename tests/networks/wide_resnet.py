@@ -5,7 +5,7 @@ from collections import OrderedDict
 
 from torch import nn
 
-from parity import Case
+from parity import Case, Small
 
 
 class WideBlock(nn.Module):
@@ -59,3 +59,7 @@ CASES = {
     )
     for (depth, widen), count in SIZES.items()
 }
+SMALL = {
+    "wrn_16_4": Small({"depth": 10, "widen": 1}, 32, 8, 1, recomputed=3),
+}
+HEAD = "fc"

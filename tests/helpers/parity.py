@@ -103,7 +103,7 @@ def build_pair(name: str, case: Case, **fields):
             module.weight.data.uniform_(0.5, 1.5)
             module.bias.data.uniform_(-0.2, 0.2)
         elif isinstance(module, (torch.nn.Dropout, torchvision.ops.StochasticDepth)):
-            module.p = 0.0
+            module.p = 0.0  # pyright: ignore[reportArgumentType]
     model = create_model(name, **fields)
     rates: dict[str, Any] = {
         f: 0.0 for f in ("dropout_rate", "stochastic_depth_rate") if hasattr(model, f)

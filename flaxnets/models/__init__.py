@@ -6,6 +6,7 @@ from typing import Any
 
 from flaxnets.errors import InputError, one_of
 from flaxnets.models import (
+    airbench,
     alexnet,
     bn_inception,
     densenet,
@@ -42,6 +43,7 @@ FAMILIES = {
     "wide_resnet": wide_resnet.VARIANTS,
     "densenet": densenet.VARIANTS,
     "highway": highway.VARIANTS,
+    "airbench": airbench.VARIANTS,
     "mcdnn": mcdnn.VARIANTS,
     "mlp": mlp.VARIANTS,
 }

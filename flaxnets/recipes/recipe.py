@@ -9,7 +9,9 @@ from flaxnets.models import list_models
 Kind: TypeAlias = Literal["photographs", "small images", "rows"]
 Statistics: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]  # mean, deviation a channel
 Loss: TypeAlias = Literal["cross_entropy", "squared_error"]
-Schedule: TypeAlias = Literal["constant", "plateau", "step", "multistep", "cosine", "one_cycle"]
+Schedule: TypeAlias = Literal[
+    "constant", "plateau", "step", "multistep", "cosine", "linear", "one_cycle"
+]
 Crop: TypeAlias = Literal["random", "random_resized"]
 PolicyName: TypeAlias = Literal[
     "none",
@@ -42,8 +44,10 @@ class Preprocessing:
     flip: bool = True
     """Mirror half of the training images, where that keeps the label."""
     policy: PolicyName = "none"
-    """What else is done to a training image: TrivialAugment-wide, RandAugment (2 operations,
-    magnitude 9 of 31), or one of AutoAugment's learnt policies."""
+    """What else is done to a training image: TrivialAugment-wide, RandAugment (two operations), or
+    one of AutoAugment's learnt policies."""
+    policy_magnitude: int = 9
+    """Strength of RandAugment's operations, from 0 to 30."""
     grayscale: float = 0.0
     """Probability that a training image loses its colours (RGB images)."""
     interpolation: Interpolation = "bilinear"
@@ -60,6 +64,10 @@ class Preprocessing:
         _check_positive(self, "image_size", "repeats")
         _check_not_negative(self, "train_size", "pad", "pca_std")
         _check_share(self, "grayscale")
+        if not 0 <= self.policy_magnitude <= 30:
+            raise InputError(
+                f"policy magnitude is {self.policy_magnitude}; expected a number from 0 to 30"
+            )
         if self.resize_max and self.resize_max < self.resize:
             raise InputError(
                 f"resize max {self.resize_max} is smaller than resize {self.resize}; expected 0 or "
@@ -85,11 +93,16 @@ class Recipe:
     """Passes over the training images."""
     learning_rate: float
     """Peak learning rate."""
-    optimizer: Literal["sgd", "rmsprop", "adamw", "lars", "lamb"] = "sgd"
-    """SGD with momentum, RMSProp (decay 0.9, epsilon 1), Adam with decoupled weight decay, or for
-    large batches LARS (You et al. 2017) and LAMB (You et al. 2019)."""
+    optimizer: Literal["sgd", "rmsprop", "rmsprop_torch", "adamw", "lars", "lamb"] = "sgd"
+    """SGD with momentum, RMSProp of TensorFlow (epsilon inside the root, momentum of updates) or of
+    torch (epsilon outside, momentum of gradients), Adam with decoupled weight decay, or for large
+    batches LARS (You et al. 2017) and LAMB (You et al. 2019)."""
     momentum: float = 0.9
     """Of SGD, RMSProp and LARS; Adam's and LAMB's first decay rate."""
+    rmsprop_decay: float = 0.9
+    """Decay rate of RMSProp's mean of squared gradients."""
+    rmsprop_epsilon: float = 1.0
+    """What RMSProp adds to that mean (rmsprop) or to its root (rmsprop_torch)."""
     nesterov: bool = False
     """Nesterov's form of the momentum (SGD, LARS)."""
     clip_norm: float = 0.0
@@ -99,7 +112,7 @@ class Recipe:
     weight_decay: float = 5e-4
     """Added to the gradient as weight_decay * parameter (adamw, lamb: to the update)."""
     decay_norms: bool = True
-    """Whether the scales and biases of batch norms decay too."""
+    """Whether the scales and biases of norms decay too."""
     no_decay: tuple[str, ...] = ()
     """Patterns of torch keys ("*.bias") whose parameters do not decay."""
     schedule: Schedule = "plateau"
@@ -114,7 +127,7 @@ class Recipe:
     patience: int = 5
     """Epochs without a smaller validation error before the plateau schedule acts."""
     final_rate: float = 0.0
-    """Learning rate at the end of the cosine schedule."""
+    """Learning rate at the end of the cosine and linear schedules."""
     warmup_epochs: float = 0.0
     """Epochs in which the rate rises: linearly, or as a cosine in the one-cycle schedule."""
     warmup_factor: float = 0.0
@@ -160,8 +173,15 @@ class Recipe:
         _check_positive(self, "batch_size", "epochs", "learning_rate", "factor", "patience")
         _check_not_negative(self, "momentum", "weight_decay", "warmup_epochs", "aux_weight")
         _check_positive(self, "gradient_accumulation", "step_epochs", "ema_steps")
+        _check_positive(self, "rmsprop_epsilon")
         _check_not_negative(self, "clip_norm", "final_rate", "mixup", "cutmix")
-        for name in ("label_smoothing", "warmup_factor", "random_erasing", "ema_decay"):
+        for name in (
+            "label_smoothing",
+            "warmup_factor",
+            "random_erasing",
+            "ema_decay",
+            "rmsprop_decay",
+        ):
             _check_share(self, name)
         if self.loss == "squared_error" and (self.mixup or self.cutmix):
             raise InputError("mixup and CutMix blend classes; expected the cross_entropy loss")

@@ -35,6 +35,8 @@ def learning_rate_schedule(recipe: Recipe, steps_per_epoch: int) -> optax.Schedu
     if recipe.schedule == "cosine":
         floor = recipe.final_rate / peak
         after = optax.cosine_decay_schedule(peak, max(total - warmup, 1), alpha=floor)
+    elif recipe.schedule == "linear":
+        after = optax.linear_schedule(peak, recipe.final_rate, max(total - warmup, 1))
     elif recipe.schedule in ("step", "multistep"):
         milestones = recipe.milestones
         if recipe.schedule == "step":
@@ -124,7 +126,7 @@ def decays(recipe: Recipe, params: PyTree) -> PyTree:
 
 
 def _is_scale(path: tuple) -> bool:
-    return path[-1].key == "scale"  # batch normalisation alone has one
+    return path[-1].key == "scale"  # norms alone have one
 
 
 def _rule(recipe: Recipe, schedule: optax.Schedule) -> optax.GradientTransformation:
@@ -142,8 +144,15 @@ def _rule(recipe: Recipe, schedule: optax.Schedule) -> optax.GradientTransformat
         case "sgd":
             rule = optax.chain(coupled, optax.sgd(schedule, momentum, nesterov=recipe.nesterov))
         case "rmsprop":
-            moving = optax.rmsprop(schedule, decay=0.9, eps=1.0, momentum=momentum)
-            rule = optax.chain(coupled, moving)
+            by_root = optax.rmsprop(
+                schedule, recipe.rmsprop_decay, recipe.rmsprop_epsilon, momentum=momentum
+            )
+            rule = optax.chain(coupled, by_root)
+        case "rmsprop_torch":
+            by_root = optax.scale_by_rms(
+                recipe.rmsprop_decay, recipe.rmsprop_epsilon, eps_in_sqrt=False
+            )
+            rule = optax.chain(coupled, by_root, optax.sgd(schedule, momentum))
         case "adamw":
             rule = optax.adamw(schedule, b1=momentum, weight_decay=decay, mask=decayed)
         case "lamb":

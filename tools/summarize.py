@@ -54,6 +54,7 @@ PUBLISHED: dict[str, dict[str, int | str]] = {
         "resnext50_32x4d": 25_028_904, "resnext101_32x8d": 88_791_336,
         "resnext101_64x4d": 83_455_272,
         "wide_resnet50_2": 68_883_240, "wide_resnet101_2": 126_886_696,
+        "mobilenet_v2": 3_504_872,
     },
     "timm": {"inception_v4": 42_679_816, "inception_resnet_v2": 55_843_464},
     "Krizhevsky et al. 2012, abstract": {"alexnet_2012": "60 M"},

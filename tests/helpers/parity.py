@@ -82,6 +82,7 @@ class Small:
     smallest: int  # side of the smallest image, in pixels
     # Parts that `remat=True` recomputes, in a comparison of gradients; 0 leaves it to other tests.
     recomputed: int = 0
+    linear: bool = True  # its head, so that the mean of the map is the logits
 
 
 def build_pair(name: str, case: Case, **fields):

@@ -34,7 +34,7 @@ def random_variables(model, x: np.ndarray):
     return variables
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", [name for name, case in SMALL.items() if case.linear])
 def test_the_mean_of_the_map_is_the_logits(name):
     """Images have one channel, which every network takes."""
     case, model = SMALL[name], small(name)

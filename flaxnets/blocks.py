@@ -30,6 +30,14 @@ def gelu(x: Array) -> Array:
 LayerNorm = functools.partial(nn.LayerNorm, epsilon=1e-5, use_fast_variance=False)
 
 
+def round_channels(channels: float, divisor: int = 8) -> int:
+    """Return the multiple of `divisor` nearest to a scaled number of channels, or the next one
+    where that would lose more than a tenth of them: the rule of the MobileNets' authors.
+    """
+    rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
+    return rounded if rounded >= 0.9 * channels else rounded + divisor
+
+
 def pair_of(kernel_size: Size) -> tuple[int, int]:
     """Return the height and width of a kernel."""
     return (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size

@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict
 
 from flaxnets.errors import InputError, one_of
 from flaxnets.inference.dense import SPAN
-from flaxnets.layers import Linear, Sequential
+from flaxnets.layers import Conv, Linear, Sequential
 
 BEFORE_RELU = "before_relu"  # of a norm
 STRIDES = (4, 8, 16, 32)  # of most networks for photographs
@@ -144,12 +144,15 @@ def _main_road(
     """Return the shapes of the outputs on the main road, in the order in which they are made."""
     roads: set[tuple[str, ...]] = {()}  # paths of the network and its Sequentials
     ends: set[tuple[str, ...]] = set()  # of Linear layers
+    identities: set[tuple[str, ...]] = set()  # of modules that give their input
 
     def capture(module: nn.Module) -> bool:
         if isinstance(module, Sequential):
             roads.add(module.path)
         if isinstance(module, Linear):
             ends.add(module.path)
+        if isinstance(module, nn.Dropout) or (isinstance(module, Conv) and not module.features):
+            identities.add(module.path)
         return True
 
     shapes: dict[str, tuple[int, ...]] = {}
@@ -159,7 +162,7 @@ def _main_road(
             if path in ends:
                 break
             is_on_road = all(path[:depth] in roads for depth in range(len(path)))
-            if path and is_on_road:
+            if path and is_on_road and path not in identities:
                 shapes[".".join(path)] = output.shape
 
     jax.eval_shape(trace, variables, jax.ShapeDtypeStruct((1, *input_shape), jnp.float32))

@@ -82,6 +82,7 @@ class Small:
     smallest: int  # side of the smallest image, in pixels
     # Parts that `remat=True` recomputes, in a comparison of gradients; 0 leaves it to other tests.
     recomputed: int = 0
+    linear: bool = True  # its head, so that the mean of the map is the logits
 
 
 def build_pair(name: str, case: Case, **fields):
@@ -103,7 +104,7 @@ def build_pair(name: str, case: Case, **fields):
             module.weight.data.uniform_(0.5, 1.5)
             module.bias.data.uniform_(-0.2, 0.2)
         elif isinstance(module, (torch.nn.Dropout, torchvision.ops.StochasticDepth)):
-            module.p = 0.0
+            module.p = 0.0  # pyright: ignore[reportArgumentType]
     model = create_model(name, **fields)
     rates: dict[str, Any] = {
         f: 0.0 for f in ("dropout_rate", "stochastic_depth_rate") if hasattr(model, f)

@@ -43,7 +43,8 @@ MOBILENET_V2 = replace(
 
 # 8 GPUs with 128 images each, 600 epochs, torch's RMSProp (decay 0.9, epsilon 0.0316) with rate
 # 0.064 times 0.973 every two epochs, decay 1e-5, AutoAugment, erasing. The published weights are
-# the mean of the last three checkpoints that improved the accuracy, which no value here asks for.
+# the mean of the last three checkpoints that improved the accuracy; tools/convert_torchvision.py
+# takes the mean of a run's newest ones.
 MOBILENET_V3 = Recipe(
     batch_size=1024, epochs=600, learning_rate=0.064, weight_decay=1e-5,
     optimizer="rmsprop_torch", rmsprop_decay=0.9, rmsprop_epsilon=0.0316,

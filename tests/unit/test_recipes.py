@@ -150,7 +150,8 @@ COMMANDS = {
         "weight_decay": 1e-5, "lr_step_size": 2, "lr_gamma": 0.973,
         "auto_augment": "auto_augment_imagenet", "random_erase": 0.2,
     },
-    "shufflenet_v2_x[12]_[05]": NEW,
+    "shufflenet_v2_x1_5": NEW,
+    "shufflenet_v2_x2_0": NEW,
     "mnasnet[01]_[37]*": NEW,
     "efficientnet_v2_s": NEW | {
         "train_crop_size": 300, "val_crop_size": 384, "val_resize_size": 384,

@@ -8,6 +8,7 @@ from flaxnets.errors import InputError, one_of
 from flaxnets.models import (
     alexnet,
     bn_inception,
+    convnext,
     densenet,
     googlenet,
     highway,
@@ -22,6 +23,7 @@ from flaxnets.models import (
     resnet,
     resnet_cifar,
     vgg,
+    vit,
     wide_resnet,
 )
 from flaxnets.models.base import Model
@@ -41,6 +43,8 @@ FAMILIES = {
     "resnet_cifar": resnet_cifar.VARIANTS,
     "wide_resnet": wide_resnet.VARIANTS,
     "densenet": densenet.VARIANTS,
+    "convnext": convnext.VARIANTS,
+    "vit": vit.VARIANTS,
     "highway": highway.VARIANTS,
     "mcdnn": mcdnn.VARIANTS,
     "mlp": mlp.VARIANTS,

@@ -8,6 +8,7 @@ from flaxnets.errors import InputError, one_of
 from flaxnets.models import (
     alexnet,
     bn_inception,
+    convnext,
     densenet,
     googlenet,
     highway,
@@ -27,6 +28,7 @@ from flaxnets.models import (
     shufflenet_v2,
     squeezenet,
     vgg,
+    vit,
     wide_resnet,
 )
 from flaxnets.models.base import Model
@@ -51,6 +53,8 @@ FAMILIES = {
     "mobilenet_v3": mobilenet_v3.VARIANTS,
     "shufflenet_v2": shufflenet_v2.VARIANTS,
     "mnasnet": mnasnet.VARIANTS,
+    "convnext": convnext.VARIANTS,
+    "vit": vit.VARIANTS,
     "highway": highway.VARIANTS,
     "mcdnn": mcdnn.VARIANTS,
     "mlp": mlp.VARIANTS,

@@ -324,6 +324,7 @@ FOR_SMALL_IMAGES = matching(
     ("overfeat_fast", _at(ON_SMALL, 231)),
     ("nin_imagenet", _at(ON_SMALL, 96)),
     ("inception*", _at(ON_SMALL, 96)),
+    ("vit_h_14", _at(ON_SMALL, 28)),
     ("lenet5", LENET),
     ("vgg*", VGG_SMALL),
     ("resnet*_cifar", RESNET_CIFAR),

@@ -151,7 +151,7 @@ def training_plan(preprocessing: Preprocessing, source: Source) -> Plan:
     changes = (
         PadAndCrop(pad, preprocessing.padding) if source.kind == "small images" and pad else None,
         Flip(alternating=flip == "alternating") if flip != "none" and source.flip else None,
-        None if policy == "none" else Policy(policy, interpolation),
+        None if policy == "none" else Policy(policy, interpolation, preprocessing.policy_magnitude),
         Grayscale(preprocessing.grayscale) if preprocessing.grayscale and is_colour else None,
         Colour(preprocessing.pca_std) if preprocessing.pca_std and is_colour else None,
     )

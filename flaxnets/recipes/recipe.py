@@ -50,8 +50,10 @@ class Preprocessing:
     """Mirror half of the training images, where that keeps the label: at random; or alternating,
     another half in every other epoch (Jordan 2024, section 3.6; images in memory)."""
     policy: PolicyName = "none"
-    """What else is done to a training image: TrivialAugment-wide, RandAugment (2 operations,
-    magnitude 9 of 31), or one of AutoAugment's learnt policies."""
+    """What else is done to a training image: TrivialAugment-wide, RandAugment (two operations), or
+    one of AutoAugment's learnt policies."""
+    policy_magnitude: int = 9
+    """Strength of RandAugment's operations, from 0 to 30."""
     grayscale: float = 0.0
     """Probability that a training image loses its colours (RGB images)."""
     interpolation: Interpolation = "bilinear"
@@ -68,6 +70,10 @@ class Preprocessing:
         _check_positive(self, "image_size", "repeats")
         _check_not_negative(self, "train_size", "pad", "pca_std")
         _check_share(self, "grayscale")
+        if not 0 <= self.policy_magnitude <= 30:
+            raise InputError(
+                f"policy magnitude is {self.policy_magnitude}; expected a number from 0 to 30"
+            )
         if self.resize_max and self.resize_max < self.resize:
             raise InputError(
                 f"resize max {self.resize_max} is smaller than resize {self.resize}; expected 0 or "
@@ -93,12 +99,17 @@ class Recipe:
     """Passes over the training images."""
     learning_rate: float
     """Peak learning rate."""
-    optimizer: Literal["sgd", "rmsprop", "adamw", "lars", "lamb", "muon"] = "sgd"
-    """SGD with momentum, RMSProp (decay 0.9, epsilon 1), Adam with decoupled weight decay, for
-    large batches LARS (You et al. 2017) and LAMB (You et al. 2019), or Muon for kernels (Jordan et
-    al. 2024) and SGD for what else there is."""
+    optimizer: Literal["sgd", "rmsprop", "rmsprop_torch", "adamw", "lars", "lamb", "muon"] = "sgd"
+    """SGD with momentum, RMSProp of TensorFlow (epsilon inside the root, momentum of updates) or of
+    torch (epsilon outside, momentum of gradients), Adam with decoupled weight decay, for large
+    batches LARS (You et al. 2017) and LAMB (You et al. 2019), or Muon for kernels (Jordan et al.
+    2024) and SGD for what else there is."""
     momentum: float = 0.9
     """Of SGD, RMSProp and LARS; Adam's and LAMB's first decay rate."""
+    rmsprop_decay: float = 0.9
+    """Decay rate of RMSProp's mean of squared gradients."""
+    rmsprop_epsilon: float = 1.0
+    """What RMSProp adds to that mean (rmsprop) or to its root (rmsprop_torch)."""
     nesterov: bool = False
     """Nesterov's form of the momentum (SGD, LARS)."""
     muon_momentum: float = 0.95
@@ -112,7 +123,7 @@ class Recipe:
     weight_decay: float = 5e-4
     """Added to the gradient as weight_decay * parameter (adamw, lamb: to the update)."""
     decay_norms: bool = True
-    """Whether the scales and biases of batch norms decay too."""
+    """Whether the scales and biases of norms decay too."""
     no_decay: tuple[str, ...] = ()
     """Patterns of torch keys ("*.bias") whose parameters do not decay."""
     decay_factors: tuple[tuple[str, float], ...] = ()
@@ -182,7 +193,9 @@ class Recipe:
         _check_positive(self, "batch_size", "epochs", "learning_rate", "factor", "patience")
         _check_not_negative(self, "momentum", "weight_decay", "warmup_epochs", "aux_weight")
         _check_positive(self, "gradient_accumulation", "step_epochs", "ema_steps")
+        _check_positive(self, "rmsprop_epsilon")
         _check_not_negative(self, "clip_norm", "final_rate", "mixup", "cutmix")
+        _check_share(self, "rmsprop_decay")
         if not 0 <= self.muon_momentum < 1:
             raise InputError(
                 f"muon momentum is {self.muon_momentum}; expected a number from 0 to below 1"

@@ -132,7 +132,7 @@ def decays(recipe: Recipe, params: PyTree) -> PyTree:
 
 
 def _is_scale(path: tuple) -> bool:
-    return path[-1].key == "scale"  # batch normalisation alone has one
+    return path[-1].key == "scale"  # norms alone have one
 
 
 def _rule(recipe: Recipe, schedule: optax.Schedule) -> optax.GradientTransformation:
@@ -150,8 +150,15 @@ def _rule(recipe: Recipe, schedule: optax.Schedule) -> optax.GradientTransformat
         case "sgd":
             rule = optax.chain(coupled, optax.sgd(schedule, momentum, nesterov=recipe.nesterov))
         case "rmsprop":
-            moving = optax.rmsprop(schedule, decay=0.9, eps=1.0, momentum=momentum)
-            rule = optax.chain(coupled, moving)
+            by_root = optax.rmsprop(
+                schedule, recipe.rmsprop_decay, recipe.rmsprop_epsilon, momentum=momentum
+            )
+            rule = optax.chain(coupled, by_root)
+        case "rmsprop_torch":
+            by_root = optax.scale_by_rms(
+                recipe.rmsprop_decay, recipe.rmsprop_epsilon, eps_in_sqrt=False
+            )
+            rule = optax.chain(coupled, by_root, optax.sgd(schedule, momentum))
         case "adamw":
             rule = optax.adamw(schedule, b1=momentum, weight_decay=decay, mask=decayed)
         case "lamb":

@@ -67,6 +67,11 @@ def test_schedules_are_those_of_torch():
     np.testing.assert_allclose(
         cosine, torch_rates(20, torch_schedules.CosineAnnealingLR, T_max=20, eta_min=0.1), rtol=1e-5
     )
+    linear = rates(schedule="linear", final_rate=0.1)
+    falling = {"start_factor": 1.0, "end_factor": 0.1, "total_iters": 20}
+    np.testing.assert_allclose(
+        linear, torch_rates(20, torch_schedules.LinearLR, **falling), rtol=1e-5
+    )
     # optax counts the steps of each half where torch counts the intervals between them.
     one_cycle = rates(500, schedule="one_cycle")
     np.testing.assert_allclose(
@@ -141,6 +146,10 @@ def wavy(step, parameter):
             {"optimizer": "adamw", "weight_decay": 0.1},
             lambda groups: torch.optim.AdamW(groups, 0.05),
         ),
+        (
+            {"optimizer": "rmsprop_torch", "rmsprop_decay": 0.8, "rmsprop_epsilon": 0.0316},
+            lambda groups: torch.optim.RMSprop(groups, 0.05, 0.8, 0.0316, momentum=0.9),
+        ),
     ],
 )
 def test_steps_are_those_of_torch_with_norms_in_a_group_without_decay(values, reference):
@@ -161,7 +170,7 @@ def test_steps_are_those_of_torch_with_norms_in_a_group_without_decay(values, re
         np.testing.assert_allclose(leaf, wanted.detach().numpy(), atol=3e-6)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "rmsprop", "adamw", "lars", "lamb"])
+@pytest.mark.parametrize("optimizer", ["sgd", "rmsprop", "rmsprop_torch", "adamw", "lars", "lamb"])
 def test_what_does_not_decay_keeps_its_bits_without_a_gradient(optimizer):
     recipe = dataclasses.replace(
         RECIPE, optimizer=optimizer, weight_decay=0.1, decay_norms=False, no_decay=("*.bias",)

@@ -33,9 +33,9 @@ from flaxnets.inference.views import (
     view_logits,
     views_of,
 )
+from flaxnets.initializers import drawn
 from flaxnets.recipes import Interpolation
 from flaxnets.training.on_device import normalize
-from flaxnets.training.state import jit_once
 from scripts import command, errors, output, script
 from tools.torchvision_import import torchvision
 
@@ -226,7 +226,7 @@ def small(tmp_path_factory):
     """A network for 28 pixels, grey images and seven classes."""
     path = tmp_path_factory.mktemp("small") / "small.safetensors"
     model = create_model("lenet5", num_classes=7)
-    variables = jit_once(model.init)(jax.random.key(0), np.zeros((1, 28, 28, 1)))
+    variables = drawn(model.init)(jax.random.key(0), np.zeros((1, 28, 28, 1)))
     save_file(to_torch(variables), path)
     return path
 

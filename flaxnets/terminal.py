@@ -169,6 +169,14 @@ def arguments() -> list[str]:
     ]
 
 
+def command_line() -> list[str]:
+    """Return the words of the command that started this process, to start it again."""
+    spec = sys.modules["__main__"].__spec__
+    name = "" if spec is None else spec.name
+    script = ["-m", name] if name.startswith("flaxnets.") else sys.argv[:1]
+    return ["python", *script, *sys.argv[1:]]
+
+
 def _expanded(match: re.Match[str]) -> str:
     before, user = match.groups()
     home = _home() if user == "~" else os.path.expanduser(user)

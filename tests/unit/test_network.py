@@ -184,7 +184,7 @@ def test_published_weights_bring_their_preprocessing(lenet, tmp_path, monkeypatc
 def test_a_run_of_train(tmp_path, monkeypatch, capsys):
     import convert_torchvision
 
-    from experiments import evaluate, train
+    from flaxnets import evaluate, train
 
     monkeypatch.setattr(train, "join", lambda processes: None)
     run = tmp_path / "run"

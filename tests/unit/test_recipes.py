@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from experiments import train
-from flaxnets import InputError, create_model
+from flaxnets import InputError, create_model, train
 from flaxnets.convert import torch_keys
 from flaxnets.recipes import recipe_for
 from flaxnets.recipes.torchvision import VERSIONS

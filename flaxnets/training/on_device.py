@@ -1,5 +1,5 @@
-"""What the network is fed, made on the device from a batch as the host sends it: the crops and
-colours that the host's plan left to the step, and normalised values.
+"""Network input, made on the device from a batch as the host sends it: the crops and colour shifts
+that the host's plan leaves to the step, and normalised values.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,8 +21,8 @@ def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float]) ->
 
 
 def cropped(batch: Mapping[str, Any], pad: int) -> jax.Array:
-    """Return the images of a batch of `flaxnets.data.train_batches`, cropped and mirrored where it
-    says so (He et al. 2015, section 4.2).
+    """Return the images of a batch of `flaxnets.data.train_batches`, cropped and mirrored as the
+    batch says (He et al. 2015, section 4.2).
     """
     images = batch["image"]
     if "offset" not in batch and "mirrored" not in batch:
@@ -35,9 +35,9 @@ def cropped(batch: Mapping[str, Any], pad: int) -> jax.Array:
 
 
 def shifted(images: jax.Array, batch: Mapping[str, Any], unit: jax.Array | float) -> jax.Array:
-    """Return `images` (N, H, W, C) with the shift of colours that the batch has for each, if it has
-    any (Krizhevsky et al. 2012, section 4.1). `unit`, a number or C of them, is how far apart black
-    and white are in `images`.
+    """Return `images` (N, H, W, C) with each image's colour shift, if the batch has any (Krizhevsky
+    et al. 2012, section 4.1). `unit`, a number or C of them, is the distance from black to white in
+    `images`.
     """
     if "colour" not in batch:
         return images
@@ -48,8 +48,8 @@ def shifted(images: jax.Array, batch: Mapping[str, Any], unit: jax.Array | float
 def crop_and_flip(
     images: jax.Array, offsets: jax.Array, mirrored: jax.Array, pad: int
 ) -> jax.Array:
-    """The crop at offsets (N, [y, x]), each 0..2 * pad, of each padded image, its mirror image
-    where `mirrored` (N,).
+    """Return the crop at offsets (N, [y, x]), each 0..2 * pad, of each padded image, mirrored where
+    `mirrored` (N,) is true.
     """
     height, width = images.shape[1:3]
     padded = jnp.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))

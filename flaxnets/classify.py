@@ -1,11 +1,11 @@
-"""Says what is in pictures.
+"""Say what is in pictures.
 
     python -m flaxnets.classify dog.jpg cat.png --arch alexnet --weights IMAGENET1K_V1
     python -m flaxnets.classify dog.jpg --arch vgg16 --checkpoint FILE.safetensors
     python -m flaxnets.classify digit.png --workdir runs/lenet5-digits
 
-Prints for each picture the best classes, each with its score (the logit). A picture that cannot be
-read gets a sentence instead, and the status is 2 at the end.
+Print the best classes of each picture with their scores (logits). An unreadable picture gets a
+sentence instead, and the exit status is 2.
 """
 
 if __name__ == "__main__":  # first, for the other imports take seconds
@@ -36,15 +36,17 @@ class Options(NetworkOptions):
     top: int = 5
     """Classes to print."""
     probabilities: bool = False
-    """Per cent instead of scores (always, where several views are averaged)."""
+    """Print per cent instead of scores; several views always do."""
     views: AnyViews = "center"
-    """What of a picture the network sees: the centre; the corners and the centre, mirrored as well;
-    ten random crops; OverFeat's six scales; or all of it, not scaled."""
+    """Views whose class probabilities are averaged: the centre; corners and centre with their
+    mirror images; ten random crops; OverFeat's six scales; or the whole picture, not scaled.
+    """
     normalize: Normalization = "training"
-    """With the mean and deviation of the training data, or 0.5 + 0.5 * (x - mean) / std with
-    those of all values of the picture itself."""
+    """Normalise by mean and deviation of the training data, or of the picture itself: 0.5 + 0.5 *
+    (x - mean) / std.
+    """
     seed: int = 0
-    """Of random views."""
+    """Seed of random views."""
     json: bool = False
     """Print one JSON list."""
     compilation_cache: bool = True

@@ -1,11 +1,11 @@
-r"""Draws where in a picture a network sees a class.
+r"""Draw where in a picture a network sees a class.
 
     python -m flaxnets.dense photo.jpg --arch vgg16 --weights IMAGENET1K_V1 --class tabby \
         --out map.png
     python -m flaxnets.dense photo.jpg --workdir runs/vgg16-pets --class Maine --scales 6
 
-The network is applied to the whole picture as one filter. The figure has the picture, the
-probability of the class in every cell of the map over it, and the best class of every cell.
+The network is applied to the whole picture as one filter. The figure shows the picture, the
+probability of the class in every cell of the map, and the best class of every cell.
 """
 
 if __name__ == "__main__":  # first, for the other imports take seconds
@@ -36,7 +36,7 @@ from flaxnets.inference.options import NetworkOptions
 from flaxnets.runs.figures import literal
 from flaxnets.terminal import arguments, compilation_cache, one_sentence_errors, reuse_memory
 
-# Of matplotlib's cycle; C7 is its grey, for the classes behind the most frequent ones.
+# Matplotlib's colours; C7 is its grey, for all but the most frequent classes.
 COLORS, GREY = ("C0", "C1", "C2", "C3", "C4", "C5", "C6", "C8", "C9"), "C7"
 Box = tuple[float, float, float, float]
 
@@ -50,9 +50,9 @@ class Options(NetworkOptions):
     class_: Annotated[str, tyro.conf.arg(name="class")]
     """Name of the class to draw."""
     image_size: int | None = None
-    """Short side of the scaled picture, in pixels; twice what the network reads unless given."""
+    """Short side of the scaled picture, in pixels; twice the network's input unless given."""
     scales: Literal[1, 6] = 1
-    """6: OverFeat's scales, in proportion to what the network reads, and their mirror images."""
+    """6: OverFeat's scales, in proportion to the network's input, and their mirror images."""
     out: pathlib.Path = pathlib.Path("map.png")
     """File to draw to; .png, .pdf, .svg."""
     compilation_cache: bool = True
@@ -91,7 +91,7 @@ def main(options: Options) -> None:
     for index, count in counts[: len(COLORS)]:
         print(f"{count:5} {network.classes[index]}")
     named = [(index, f"{network.classes[index]} ({count})") for index, count in counts]
-    # Cells lie around the centre of the picture.
+    # Cells are centred on the picture.
     height, width = rows * down / 2, columns * right / 2
     middle, centre = shown.shape[0] / 2, shown.shape[1] / 2
     box = (centre - width, centre + width, middle + height, middle - height)
@@ -139,7 +139,7 @@ def draw(
     classes: list[tuple[int, str]],
     box: Box,
 ) -> Figure:
-    """Three panels.
+    """Return a figure of three panels: the picture, the probabilities, the best classes.
 
     Args:
         picture: uint8 (H, W, 1 or 3).

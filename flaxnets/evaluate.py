@@ -1,9 +1,9 @@
-"""Evaluates trained networks, one by one and together.
+"""Evaluate trained networks, one by one and together.
 
     python -m flaxnets.evaluate runs/mcdnn_mnist-digits runs/second-column runs/third-column
     python -m flaxnets.evaluate --arch resnet50 --weights IMAGENET1K_V1 --dataset imagenet2012
 
-Prints top-1 and top-5 accuracy over the whole test split for each network and, for several, of the
+Print top-1 and top-5 accuracy over the whole test split for each network and, for several, for the
 mean of their class probabilities.
 """
 
@@ -46,40 +46,45 @@ class Options:
     """What is asked for; the text under a field is its help."""
 
     workdirs: Annotated[tuple[pathlib.Path, ...], tyro.conf.Positional] = ()
-    """Directories of runs of train.py, or files of network.save, whose networks tell the same
-    classes apart."""
+    """Runs of train.py, or files of network.save, with the same classes."""
     arch: tuple[str, ...] = ()
-    """Names of networks whose weights are given by the two options that follow: one name for all
-    of them, or one for each."""
+    """Names of networks, for the weights that --weights or --checkpoint give: one name for all, or
+    one for each.
+    """
     weights: tuple[str, ...] = ()
     """Published weights such as IMAGENET1K_V1; beside --checkpoint, their preprocessing alone."""
     checkpoint: tuple[pathlib.Path, ...] = ()
-    """Files of weights (safetensors or torch), whose classes are in the order of the data set's."""
+    """Files of weights (safetensors or torch) with classes in the data set's order."""
     ema: bool = False
-    """Take the average weights of every --checkpoint that has raw ones as well."""
+    """Take the average weights of every --checkpoint that has raw and average ones."""
     dataset: str | None = None
-    """A name as in train.py; the one that the first run was trained on unless given."""
+    """Data set, named as in train.py; that of the first run unless given."""
     data_dir: str | None = None
-    """Where TensorFlow Datasets were prepared; TFDS_DATA_DIR otherwise."""
+    """Directory of prepared TensorFlow Datasets; TFDS_DATA_DIR unless given."""
     views: Views = "center"
-    """Of photographs, whose class probabilities are averaged: the centre; the corners and the
-    centre, mirrored as well; ten random crops; OverFeat's six scales."""
+    """Views of photographs whose class probabilities are averaged: the centre; corners and centre
+    with their mirror images; ten random crops; OverFeat's six scales.
+    """
     orientation: Orientation | None = None
-    """Pictures are turned upright as EXIF says, or taken as they are stored, which is how the
-    published accuracies were measured; as in the run, or upright, unless given."""
+    """Turn pictures upright as EXIF says, or take them as they are stored, as the published
+    accuracies were measured. Unless given: as in the run, or upright.
+    """
     seed: int = 0
-    """Of random views."""
+    """Seed of random views."""
     ensemble: bool = True
-    """Beside each of several networks, evaluate the mean of their class probabilities."""
+    """For several networks, also evaluate the mean of their class probabilities."""
     batch_size: int = 64
-    """Images, or views of images, per step, over all devices."""
+    """Images, or views of images, in a step, over all devices."""
     json: bool = False
     """Print JSON."""
     output: pathlib.Path | None = None
-    """NumPy file (.npz) to write to: `probabilities` and their logarithms `log_probabilities`
-    (networks, N, classes), and `labels` (N,)."""
+    """NumPy file (.npz) for `probabilities` and their logarithms `log_probabilities` (networks, N,
+    classes), and `labels` (N,).
+    """
     confusion: pathlib.Path | None = None
-    """Picture to draw the confusion matrix to: of the last line, the mean of several networks."""
+    """File for a picture of the confusion matrix: of the last line, so of the mean of several
+    networks.
+    """
     compilation_cache: bool = True
     """Keep compiled programs in the user's cache directory, for the next start."""
 
@@ -88,7 +93,7 @@ def main(options: Options) -> None:
     """Print the accuracy of each network and of their mean."""
     if options.compilation_cache:
         compilation_cache()
-    for path in (options.output, options.confusion):  # hours are not to be lost to a typing error
+    for path in (options.output, options.confusion):  # a typing error must not cost hours
         if path is not None and not path.absolute().parent.is_dir():
             raise InputError(f"cannot write {path}: no directory {path.parent}")
     if options.confusion is not None:
@@ -153,7 +158,7 @@ def main(options: Options) -> None:
 
 
 def _orientations(networks: list[Network], source: data.Source) -> str:
-    """How photographs were turned, for the title."""
+    """Return how photographs were turned, for the title."""
     if source.kind != "photographs":
         return ""
     words = {"upright": "turned upright", "stored": "read as they are stored"}
@@ -233,7 +238,7 @@ def draw_confusion(
     class_names: tuple[str, ...],
     title: str,
 ) -> None:
-    """For each true class, a row, the share of its examples that were taken for each class."""
+    """Draw a row for each true class: the share of its examples that were taken for each class."""
     count = len(class_names)
     matrix = np.zeros((count, count))
     np.add.at(matrix, (labels, guesses), 1)

@@ -27,6 +27,7 @@ from flaxnets.inference.network import IMAGENET, Network
 from flaxnets.inference.options import NetworkOptions
 from flaxnets.inference.predict import accuracy, mean_of_members, predict
 from flaxnets.inference.views import (
+    SHARES,
     VIEWS_PER_SIZE,
     Views,
     for_views,
@@ -62,9 +63,9 @@ class Options:
     data_dir: str | None = None
     """Directory of prepared TensorFlow Datasets; TFDS_DATA_DIR unless given."""
     views: Views = "center"
-    """Views of photographs whose class probabilities are averaged: the centre; corners and centre
-    with their mirror images; ten random crops; OverFeat's six scales.
-    """
+    """Views whose class probabilities are averaged. Of photographs: the centre; corners and centre
+    with their mirror images; ten random crops; OverFeat's six scales. Of any image: network input
+    and two shifts of it by a pixel, with their mirror images."""
     orientation: Orientation | None = None
     """Turn pictures upright as EXIF says, or take them as they are stored, as the published
     accuracies were measured. Unless given: as in the run, or upright.
@@ -124,7 +125,12 @@ def main(options: Options) -> None:
         watched = track(batches, network.card.source, count)
         model = for_views(network.model, options.views)
         log_probabilities, labels = predict(
-            model, network.variables, watched, network.statistics, parallel
+            model,
+            network.variables,
+            watched,
+            network.statistics,
+            parallel,
+            SHARES.get(options.views),
         )
         members.append(log_probabilities)
 

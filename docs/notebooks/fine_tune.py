@@ -48,7 +48,7 @@ write("few", (8, 9), 10)
 # `train` is what `python -m flaxnets.train` calls with the words of its command line.
 
 # %%
-common = ["--arch", "lenet5", "--image-size", "28", "--resize", "28", "--no-flip"]
+common = ["--arch", "lenet5", "--image-size", "28", "--resize", "28", "--flip", "none"]
 common += ["--batch-size", "40", "--pca-std", "0"]
 many = ["--dataset", f"folder:{folder}/many", "--workdir", f"{folder}/runs/many"]
 train([*common, *many, "--epochs", "6"])

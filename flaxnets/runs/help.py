@@ -32,7 +32,7 @@ MOVED = {
     "dataset": "data", "data_dir": "data", "max_bad_images": "data", "decoded_gigabytes": "data",
     "image_size": "data", "resize": "data", "interpolation": "data", "orientation": "data",
     "pixels": "data", "random_erasing": "augmentation", "mixup": "augmentation",
-    "cutmix": "augmentation", "workdir": "saving", "on_nan": "saving",
+    "cutmix": "augmentation", "workdir": "saving", "on_nan": "saving", "views": "data",
 }  # fmt: skip
 WIDTH = 100  # characters of a line of help at most
 
@@ -104,7 +104,7 @@ def _kind(hint: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    if value is None or value == ():
+    if value is None or value in ((), ""):
         return "none"
     if isinstance(value, bool):
         return "yes" if value else "no"

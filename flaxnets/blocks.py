@@ -26,8 +26,19 @@ def gelu(x: Array) -> Array:
     return jax.nn.gelu(x, approximate=False)
 
 
+# Uniform in +-1/sqrt(fan_out): TensorFlow's EfficientNets and MNASNets start their heads with it.
+uniform_fan_out = nn.initializers.variance_scaling(1 / 3, "fan_out", "uniform")
+
 # torch's: epsilon 1e-5, and a variance that is no difference of two large means.
 LayerNorm = functools.partial(nn.LayerNorm, epsilon=1e-5, use_fast_variance=False)
+
+
+def round_channels(channels: float, divisor: int = 8) -> int:
+    """Return the multiple of `divisor` nearest to a scaled number of channels, or the next one
+    where that would lose more than a tenth of them: the rule of the MobileNets' authors.
+    """
+    rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
+    return rounded if rounded >= 0.9 * channels else rounded + divisor
 
 
 def pair_of(kernel_size: Size) -> tuple[int, int]:

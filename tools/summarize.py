@@ -55,7 +55,11 @@ PUBLISHED: dict[str, dict[str, int | str]] = {
         "resnext101_64x4d": 83_455_272,
         "wide_resnet50_2": 68_883_240, "wide_resnet101_2": 126_886_696,
     },
-    "timm": {"inception_v4": 42_679_816, "inception_resnet_v2": 55_843_464},
+    "timm": {
+        "inception_v4": 42_679_816, "inception_resnet_v2": 55_843_464,
+        "efficientnet_lite0": 4_652_008, "efficientnet_lite1": 5_416_680,
+        "efficientnet_lite2": 6_092_072,
+    },
     "Krizhevsky et al. 2012, abstract": {"alexnet_2012": "60 M"},
     "Lin et al. 2013, the authors' files": {"nin_cifar": "0.97 M"},
     "the authors' nin_imagenet, 29 MB": {"nin_imagenet": "7.6 M"},

@@ -6,6 +6,7 @@ from typing import Any
 
 from flaxnets.errors import InputError, one_of
 from flaxnets.models import (
+    airbench,
     alexnet,
     bn_inception,
     convnext,
@@ -58,6 +59,7 @@ FAMILIES = {
     "vit": vit.VARIANTS,
     "efficientnet_lite": efficientnet_lite.VARIANTS,
     "highway": highway.VARIANTS,
+    "airbench": airbench.VARIANTS,
     "mcdnn": mcdnn.VARIANTS,
     "mlp": mlp.VARIANTS,
 }

@@ -12,28 +12,34 @@ from flaxnets.errors import InputError, one_of
 from flaxnets.recipes.papers import PAPERS
 from flaxnets.recipes.recipe import (
     Crop,
+    Flip,
     Interpolation,
     Kind,
     Loss,
     Orientation,
+    Padding,
     PolicyName,
     Preprocessing,
     Recipe,
     Statistics,
+    Views,
 )
 from flaxnets.recipes.torchvision import VERSIONS
 
 __all__ = [
     "Crop",
+    "Flip",
     "Interpolation",
     "Kind",
     "Loss",
     "Orientation",
+    "Padding",
     "PolicyName",
     "Preprocessing",
     "Recipe",
     "Statistics",
     "Version",
+    "Views",
     "recipe_for",
 ]
 

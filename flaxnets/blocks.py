@@ -63,6 +63,10 @@ class LayerNorm(nn.Module):
         return layer_norm(x, scale, bias, self.epsilon, variance).astype(self.dtype)
 
 
+# Uniform in +-1/sqrt(fan_out): TensorFlow's EfficientNets and MNASNets start their heads with it.
+uniform_fan_out = nn.initializers.variance_scaling(1 / 3, "fan_out", "uniform")
+
+
 def round_channels(channels: float, divisor: int = 8) -> int:
     """Return the multiple of `divisor` nearest to a scaled number of channels, or the next one
     where that would lose more than a tenth of them: the rule of the MobileNets' authors.

@@ -66,7 +66,11 @@ PUBLISHED: dict[str, dict[str, int | str]] = {
         "vit_b_16": 86_567_656, "vit_b_32": 88_224_232, "vit_l_16": 304_326_632,
         "vit_l_32": 306_535_400, "vit_h_14": 632_045_800,
     },
-    "timm": {"inception_v4": 42_679_816, "inception_resnet_v2": 55_843_464},
+    "timm": {
+        "inception_v4": 42_679_816, "inception_resnet_v2": 55_843_464,
+        "efficientnet_lite0": 4_652_008, "efficientnet_lite1": 5_416_680,
+        "efficientnet_lite2": 6_092_072,
+    },
     "Krizhevsky et al. 2012, abstract": {"alexnet_2012": "60 M"},
     "Lin et al. 2013, the authors' files": {"nin_cifar": "0.97 M"},
     "the authors' nin_imagenet, 29 MB": {"nin_imagenet": "7.6 M"},

@@ -22,6 +22,7 @@ from flaxnets.convert import (
     torch_keys,
 )
 from flaxnets.errors import InputError
+from flaxnets.initializers import drawn
 from flaxnets.models import create_model
 from flaxnets.weights.download import fetch
 from flaxnets.weights.files import StateDict, read_weights, warn
@@ -279,18 +280,15 @@ def _changed(shapes: dict[str, tuple], others: dict[str, tuple]) -> list[str]:
 
 
 def _initial(init: Callable[[], Any], wanted: set[str]) -> dict[Any, Any]:
-    """Return `model.init`'s own values of some variables by their paths; the compiler leaves the
-    others out.
-    """
+    """Return `model.init`'s own values of some variables by their paths; only they are drawn."""
 
-    @jax.jit
     def chosen() -> dict[Any, Any]:
         variables = init()
         keys: dict[Any, Any] = flatten_dict(torch_keys(variables))
         values: dict[Any, Any] = flatten_dict(variables)
         return unflatten_dict({p: v for p, v in values.items() if keys[p] in wanted})
 
-    return flatten_dict(chosen())
+    return flatten_dict(drawn(chosen)())
 
 
 def with_fresh_head(

@@ -23,7 +23,7 @@ import torch
 
 from flaxnets import create_model, from_torch, to_torch
 from flaxnets.convert import IGNORED, fits, torch_keys
-from flaxnets.training.state import jit_once
+from flaxnets.initializers import drawn
 from tools.torchvision_import import torchvision
 
 AUX_WEIGHT = 0.3
@@ -168,7 +168,7 @@ def unlike_initial_values(model, reference: torch.nn.Module, x: np.ndarray) -> l
     """Return torch's keys of the parameters whose initial values have another mean or deviation in
     our network, by more than six standard errors of two draws of that number of values.
     """
-    ours = to_torch(jit_once(model.init)(jax.random.key(0), jnp.asarray(x)))
+    ours = to_torch(drawn(model.init)(jax.random.key(0), jnp.asarray(x)))
     unlike = []
     for key, value in reference.named_parameters():
         theirs = value.detach().numpy()

@@ -14,9 +14,9 @@ import parity
 from flaxnets import create_model, to_torch
 from flaxnets.blocks import hard_swish, round_channels
 from flaxnets.inference.features import feature_info, pyramid
+from flaxnets.initializers import drawn
 from flaxnets.layers import BatchNorm, Conv
 from flaxnets.models.shufflenet_v2 import ShuffleUnit
-from flaxnets.training.state import jit_once
 from networks import CASES, SMALL
 from tools.torchvision_import import torchvision
 
@@ -27,7 +27,7 @@ NAMES = (
 
 
 def initial(model):
-    return jit_once(model.init)(jax.random.key(0), jnp.zeros((1, *model.input_shape)))
+    return drawn(model.init)(jax.random.key(0), jnp.zeros((1, *model.input_shape)))
 
 
 @pytest.mark.parametrize(

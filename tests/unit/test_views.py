@@ -9,14 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import evaluate, train
-from flaxnets import InputError, create_model, data, pretrained
+from flaxnets import InputError, create_model, data, evaluate, pretrained, train
+from flaxnets.initializers import drawn
 from flaxnets.recipes import recipe_for
 from flaxnets.runs.feed import training_examples
 from flaxnets.runs.files import read_json
 from flaxnets.training.on_device import crop_and_flip, normalize
 from flaxnets.training.parallel import DataParallel
-from flaxnets.training.state import jit_once
 from flaxnets.training.step import make_eval_step
 from flaxnets.training.views import MIRROR_AND_SHIFT, mirror_and_shift
 from flaxnets.training.whitening import whitening_kernel
@@ -43,7 +42,7 @@ def test_the_six_views_of_an_image():
 def test_evaluation_in_views_is_the_weighted_mean_of_probabilities():
     model = create_model("lenet5", num_classes=3)
     images = np.random.default_rng(0).integers(0, 256, (5, 28, 28, 1), np.uint8)
-    variables = jit_once(model.init)(jax.random.key(0), jnp.zeros((1, 28, 28, 1)))
+    variables = drawn(model.init)(jax.random.key(0), jnp.zeros((1, 28, 28, 1)))
     batch = {"image": images, "label": np.arange(5, dtype=np.int32) % 3, "mask": np.ones(5, "f4")}
     parallel = DataParallel(devices=jax.devices()[:1])
     step = parallel.map(make_eval_step(model, PIXELS, views="mirror-and-shift"))

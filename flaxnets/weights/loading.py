@@ -12,7 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from flaxnets.convert import IGNORED, fits, from_torch, list_keys, to_torch, torch_keys
+from flaxnets.convert import (
+    IGNORED,
+    fit_positions,
+    fits,
+    from_torch,
+    list_keys,
+    to_torch,
+    torch_keys,
+)
 from flaxnets.errors import InputError
 from flaxnets.models import create_model
 from flaxnets.weights.download import fetch
@@ -135,6 +143,11 @@ def load_model(
         auxiliary = shapes.keys() ^ others.keys()
     state_dict = read_weights(path, shapes.keys() | auxiliary, ema=ema)
     state_dict = {key: v for key, v in state_dict.items() if not key.endswith(IGNORED)}
+    read, state_dict = state_dict, fit_positions(state_dict, shapes)
+    for key, value in state_dict.items():
+        if value is not read[key]:
+            lengths = f"{read[key].shape[1]} to {value.shape[1]} positions"
+            warn(f"{key} is interpolated from {lengths}, for images of another size", above=2)
     lacking = (auxiliary & shapes.keys()) - state_dict.keys()
     if lacking and num_classes is None:
         original = original.clone(aux_logits=False)
@@ -149,7 +162,7 @@ def load_model(
         and in_channels in (None, channels)
         and num_classes in (None, usual)
         and state_dict.keys() == shapes.keys()
-        and all(fits(value, shapes[key]) for key, value in state_dict.items())
+        and all(fits(key, value, shapes[key]) for key, value in state_dict.items())
     )
     if is_as_it_is:
         return original.clone(num_classes=usual), from_torch(state_dict, like), channels
@@ -234,7 +247,7 @@ def _without_head(
         value, shape = state_dict.get(key), shapes[key]
         if value is None or value.ndim == 0:
             return True
-        return not fits(value, (*shape[:-1], len(value)) if key in head else shape)
+        return not fits(key, value, (*shape[:-1], len(value)) if key in head else shape)
 
     if not any(map(is_wrong, head)):
         return []

@@ -22,11 +22,11 @@ from flaxnets.data.pixels.resize import cover
 from flaxnets.inference.dense import log_multi_scale, multi_scale
 from flaxnets.inference.predict import accuracy, mean_of_members, predict
 from flaxnets.inference.run import load_run
-from flaxnets.inference.views import mean_log_probabilities
 from flaxnets.recipes import recipe_for
 from flaxnets.runs.files import json_text
 from flaxnets.training.parallel import DataParallel
 from flaxnets.training.state import init_variables, jit_once
+from flaxnets.training.views import mean_log_probabilities
 from scripts import script
 from tools.torchvision_import import torchvision
 

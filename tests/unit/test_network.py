@@ -473,7 +473,7 @@ def test_features_and_maps_by_name_and_stride(lenet):
     maps = lenet.pyramid(PHOTOS, strides=(4, 1))
     assert [each.shape for each in maps] == [(2, 4, 4, 16), (2, 24, 24, 6)]
     np.testing.assert_array_equal(maps[0], lenet.features(PHOTOS, ["features.5"])["features.5"])
-    with pytest.raises(InputError, match="MLP has no convolutions, so no maps"):
+    with pytest.raises(InputError, match="MLP reads images of one size and has no maps"):
         pretrained(initialized("softmax_regression")).pyramid(PHOTOS[0])
 
 

@@ -39,6 +39,10 @@ def gelu(x: Array) -> Array:
     return jax.nn.gelu(x, approximate=False)
 
 
+# Uniform in +-1/sqrt(fan_out): TensorFlow's EfficientNets start their heads with it.
+uniform_fan_out = nn.initializers.variance_scaling(1 / 3, "fan_out", "uniform")
+
+
 def identity(x: Array) -> Array:
     """Return `x`: torch's `Permute` between its layout and ours, which keeps its index in a
     Sequential.
@@ -61,10 +65,6 @@ class LayerNorm(nn.Module):
         scale = self.param("scale", nn.initializers.ones, x.shape[-1:], jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, x.shape[-1:], jnp.float32)
         return layer_norm(x, scale, bias, self.epsilon, variance).astype(self.dtype)
-
-
-# Uniform in +-1/sqrt(fan_out): TensorFlow's EfficientNets and MNASNets start their heads with it.
-uniform_fan_out = nn.initializers.variance_scaling(1 / 3, "fan_out", "uniform")
 
 
 def round_channels(channels: float, divisor: int = 8) -> int:

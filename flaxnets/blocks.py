@@ -4,14 +4,18 @@ torch's activations and layer norm as those networks set them.
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from flaxnets.kernels.attention import attention
+from flaxnets.kernels.geometry import relative_position_index as relative_position_index
 from flaxnets.kernels.matmul import linear
 from flaxnets.kernels.normalization import layer_norm
+from flaxnets.kernels.precision import plus_bias as plus_bias
+from flaxnets.kernels.precision import widened as widened
 from flaxnets.layers import (
     Array,
     Conv,
@@ -196,6 +200,24 @@ class SelfAttention(nn.Module):
         query *= (features // self.heads) ** -0.5
         y = Attention(name="attention")(query, key, value).reshape(*x.shape[:2], features)
         return Linear(features, bias_init=zeros, dtype=self.dtype, name="out_proj")(y)
+
+
+def to_windows(x: Any, window: tuple[int, int]) -> Any:
+    """Return an array (N, H, W, C), of whole windows, as (N, windows, positions, C), both in
+    reading order.
+    """
+    n, height, width, channels = x.shape
+    rows, columns = window
+    x = x.reshape(n, height // rows, rows, width // columns, columns, channels)
+    return x.swapaxes(2, 3).reshape(n, -1, rows * columns, channels)
+
+
+def from_windows(x: Array, size: tuple[int, int], window: tuple[int, int]) -> Array:
+    """Return the map (N, *size, C) whose windows (N, windows, positions, C) are given."""
+    n, *_, channels = x.shape
+    (height, width), (rows, columns) = size, window
+    x = x.reshape(n, height // rows, width // columns, rows, columns, channels)
+    return x.swapaxes(2, 3).reshape(n, height, width, channels)
 
 
 class FeedForward(nn.Module):

@@ -77,6 +77,9 @@ PUBLISHED: dict[str, dict[str, int | str]] = {
         "efficientnet_b7": 66_347_960,
         "efficientnet_v2_s": 21_458_488, "efficientnet_v2_m": 54_139_356,
         "efficientnet_v2_l": 118_515_272,
+        "swin_t": 28_288_354, "swin_s": 49_606_258, "swin_b": 87_768_224,
+        "swin_v2_t": 28_351_570, "swin_v2_s": 49_737_442, "swin_v2_b": 87_930_848,
+        "maxvit_t": 30_919_624,
     },
     "timm": {
         "inception_v4": 42_679_816, "inception_resnet_v2": 55_843_464,

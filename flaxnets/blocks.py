@@ -4,14 +4,18 @@ torch's activations and layer norm as those networks set them.
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from flaxnets.kernels.attention import attention
+from flaxnets.kernels.geometry import relative_position_index as relative_position_index
 from flaxnets.kernels.matmul import linear
 from flaxnets.kernels.normalization import layer_norm
+from flaxnets.kernels.precision import plus_bias as plus_bias
+from flaxnets.kernels.precision import widened as widened
 from flaxnets.layers import (
     Array,
     Conv,
@@ -39,6 +43,10 @@ def gelu(x: Array) -> Array:
     return jax.nn.gelu(x, approximate=False)
 
 
+# Uniform in +-1/sqrt(fan_out): TensorFlow's EfficientNets start their heads with it.
+uniform_fan_out = nn.initializers.variance_scaling(1 / 3, "fan_out", "uniform")
+
+
 def identity(x: Array) -> Array:
     """Return `x`: torch's `Permute` between its layout and ours, which keeps its index in a
     Sequential.
@@ -61,10 +69,6 @@ class LayerNorm(nn.Module):
         scale = self.param("scale", nn.initializers.ones, x.shape[-1:], jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, x.shape[-1:], jnp.float32)
         return layer_norm(x, scale, bias, self.epsilon, variance).astype(self.dtype)
-
-
-# Uniform in +-1/sqrt(fan_out): TensorFlow's EfficientNets and MNASNets start their heads with it.
-uniform_fan_out = nn.initializers.variance_scaling(1 / 3, "fan_out", "uniform")
 
 
 def round_channels(channels: float, divisor: int = 8) -> int:
@@ -196,6 +200,24 @@ class SelfAttention(nn.Module):
         query *= (features // self.heads) ** -0.5
         y = Attention(name="attention")(query, key, value).reshape(*x.shape[:2], features)
         return Linear(features, bias_init=zeros, dtype=self.dtype, name="out_proj")(y)
+
+
+def to_windows(x: Any, window: tuple[int, int]) -> Any:
+    """Return an array (N, H, W, C), of whole windows, as (N, windows, positions, C), both in
+    reading order.
+    """
+    n, height, width, channels = x.shape
+    rows, columns = window
+    x = x.reshape(n, height // rows, rows, width // columns, columns, channels)
+    return x.swapaxes(2, 3).reshape(n, -1, rows * columns, channels)
+
+
+def from_windows(x: Array, size: tuple[int, int], window: tuple[int, int]) -> Array:
+    """Return the map (N, *size, C) whose windows (N, windows, positions, C) are given."""
+    n, *_, channels = x.shape
+    (height, width), (rows, columns) = size, window
+    x = x.reshape(n, height // rows, width // columns, rows, columns, channels)
+    return x.swapaxes(2, 3).reshape(n, height, width, channels)
 
 
 class FeedForward(nn.Module):

@@ -27,7 +27,9 @@ class MLP(Model):
     remat: bool = False
     dtype: Dtype = jnp.float32
 
-    size_step = None
+    @property
+    def size_step(self) -> None:
+        """The first layer reads all pixels at once."""
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:

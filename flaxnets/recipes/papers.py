@@ -342,6 +342,7 @@ FOR_SMALL_IMAGES = matching(
     ("nin_imagenet", _at(ON_SMALL, 96)),
     ("inception*", _at(ON_SMALL, 96)),
     ("vit_h_14", _at(ON_SMALL, 28)),
+    ("maxvit_t", _at(ON_SMALL, 224)),
     ("lenet5", LENET),
     ("vgg*", VGG_SMALL),
     ("resnet*_cifar", RESNET_CIFAR),

@@ -1,7 +1,6 @@
 """The networks by name. Each family is one file that ends in a table, `VARIANTS`."""
 
 import dataclasses
-import fnmatch
 from typing import Any
 
 from flaxnets.errors import InputError, one_of
@@ -19,6 +18,7 @@ from flaxnets.models import (
     mlp,
     nin,
     overfeat,
+    preact_resnet,
     resnet,
     resnet_cifar,
     vgg,
@@ -39,6 +39,7 @@ FAMILIES = {
     "inception_resnet": inception_resnet.VARIANTS,
     "resnet": resnet.VARIANTS,
     "resnet_cifar": resnet_cifar.VARIANTS,
+    "preact_resnet": preact_resnet.VARIANTS,
     "wide_resnet": wide_resnet.VARIANTS,
     "densenet": densenet.VARIANTS,
     "highway": highway.VARIANTS,
@@ -47,11 +48,6 @@ FAMILIES = {
 }
 LINENS_OWN = ("parent", "name")  # fields of every module
 VARIANTS = {name: build for family in FAMILIES.values() for name, build in family.items()}
-
-
-def list_models(pattern: str = "*") -> list[str]:
-    """Names that match a shell pattern such as `"vgg*"`, family by family."""
-    return [name for name in VARIANTS if fnmatch.fnmatchcase(name, pattern)]
 
 
 def create_model(arch: str, /, **fields) -> Model:

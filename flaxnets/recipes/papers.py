@@ -121,6 +121,7 @@ RESNET_CIFAR = Recipe(
     batch_size=128, epochs=164, learning_rate=0.1, weight_decay=1e-4,
     schedule="multistep", milestones=(82, 123), preprocessing=_small(32),
 )  # fmt: skip
+# He et al. 2016, appendix: the same, and the first 400 iterations at 0.01.
 RESNET_CIFAR_DEEP = replace(RESNET_CIFAR, warmup_epochs=1.0)
 
 # Xie et al. 2016, section 5.3 and appendix A: batch 128, rate 0.1 divided by 10 at epochs 150 and
@@ -216,14 +217,17 @@ FOR_SMALL_IMAGES = matching(
     ("lenet5", LENET),
     ("vgg*", VGG_SMALL),
     ("resnet*_cifar", RESNET_CIFAR),
+    ("plain*_cifar", RESNET_CIFAR),
     ("resnet110_cifar", RESNET_CIFAR_DEEP),
     ("resnet1202_cifar", RESNET_CIFAR_DEEP),
+    ("preact_resnet*_cifar", RESNET_CIFAR_DEEP),
     ("resnext*_cifar", RESNEXT_CIFAR),
     ("wrn_*", WRN),
-    ("densenet_bc_*", DENSENET_CIFAR),
+    ("densenet_*", DENSENET_CIFAR),
     ("nin_cifar", NIN_CIFAR),
     ("highway*_cifar", HIGHWAY),
     ("highway_mlp", HIGHWAY_MLP),
+    ("plain_mlp", HIGHWAY_MLP),
     ("mcdnn_mnist", MCDNN),
     ("softmax_regression", PERCEPTRON),
     ("perceptron", PERCEPTRON),
@@ -238,6 +242,7 @@ FOR_PHOTOGRAPHS = matching(
     ("vgg*_bn", BASE),
     ("resnet??", RESNET),
     ("resnet???", RESNET),
+    ("plain??", RESNET),
     ("resnext*d", RESNEXT),
     ("wide_resnet*", BASE),
     ("densenet???", DENSENET),

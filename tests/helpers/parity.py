@@ -64,6 +64,9 @@ class Case:
     train_size: int = 64  # of the images for gradients and training steps
     reference: Callable[..., torch.nn.Module] | None = None  # None: torchvision's of that name
     train_fields: dict[str, Any] = dataclasses.field(default_factory=dict)  # of both modules
+    # Fields with which a network that only repeats its blocks is compared; its parameters are
+    # counted at full depth all the same (`test_summarize.py`).
+    shallow: dict[str, Any] = dataclasses.field(default_factory=dict)
     # Of LLVM: 1 where the convolutions of five steps cost more time than level 0 saves.
     train_optimization: int = 0
     deeper: bool = False  # a deeper or wider variant of a network that is compared as well: slow
@@ -94,7 +97,7 @@ def build_pair(name: str, case: Case, **fields):
     else:
         reference = case.reference(**fields)
     for module in reference.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
+        if isinstance(module, (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d)):
             module.weight.data.uniform_(0.5, 1.5)
             module.bias.data.uniform_(-0.2, 0.2)
             module.get_buffer("running_mean").uniform_(-0.2, 0.2)

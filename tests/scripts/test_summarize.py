@@ -33,7 +33,9 @@ TRUNCATED = {
     "resnext29_16x64d_cifar",
 }  # fmt: skip
 UNPUBLISHED = {
-    "lenet5", "highway_mlp", "mcdnn_mnist", "inception_resnet_v1",
+    "plain18", "plain34",
+    *(f"plain{depth}_cifar" for depth in (20, 32, 44, 56, 110)),
+    "lenet5", "highway_mlp", "plain_mlp", "mcdnn_mnist", "inception_resnet_v1",
     "softmax_regression", "perceptron", "mlp", "linear_regression",
 }  # fmt: skip
 

@@ -19,18 +19,22 @@ from flaxnets.models import (
     nin,
     overfeat,
     preact_resnet,
+    prelu_net,
     resnet,
     resnet_cifar,
     vgg,
     wide_resnet,
+    zfnet,
 )
 from flaxnets.models.base import Model
 
 FAMILIES = {
     "lenet": lenet.VARIANTS,
     "alexnet": alexnet.VARIANTS,
+    "zfnet": zfnet.VARIANTS,
     "overfeat": overfeat.VARIANTS,
     "vgg": vgg.VARIANTS,
+    "prelu_net": prelu_net.VARIANTS,
     "nin": nin.VARIANTS,
     "googlenet": googlenet.VARIANTS,
     "bn_inception": bn_inception.VARIANTS,

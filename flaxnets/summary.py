@@ -8,14 +8,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from flaxnets.blocks import Attention
 from flaxnets.layers import Array
 
-KERNELS = {"kernel", "patch_kernel"}  # leaves that multiply
+KERNELS = {"kernel", "patch_kernel", "in_proj_weight"}  # leaves that multiply
 
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """A module that owns parameters, for one image."""
+    """A module that owns parameters, or the products of an attention, for one image."""
 
     name: str  # the path of the module, joined by dots: its torch name
     kind: str
@@ -26,9 +27,12 @@ class Layer:
     auxiliary: bool = False
 
 
-def _layer(module: nn.Module, output: Array) -> Layer:
+def _layer(module: nn.Module, output: Array, inputs: tuple[Any, ...]) -> Layer:
     leaves = _own_parameters(module)
     neurons = multiply_adds = 0
+    if isinstance(module, Attention):  # queries by keys, and the weights by values
+        query, key = inputs[:2]
+        multiply_adds = 2 * math.prod(query.shape[1:]) * key.shape[-3]
     kernels = [leaf for name, leaf in leaves.items() if name in KERNELS]
     if kernels:
         neurons = math.prod(output.shape[1:])
@@ -56,8 +60,9 @@ def summarize(model: nn.Module, input_shape: tuple[int, ...]) -> list[Layer]:
     def record(next_fun, args, kwargs, context):
         output = next_fun(*args, **kwargs)
         is_call = context.method_name == "__call__"
-        if is_call and _own_parameters(context.module):
-            calls.append(_layer(context.module, output))
+        is_layer = isinstance(context.module, Attention) or _own_parameters(context.module)
+        if is_call and is_layer:
+            calls.append(_layer(context.module, output, args))
         return output
 
     def forward():  # a new function each time: JAX would not trace the same one again

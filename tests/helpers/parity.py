@@ -8,6 +8,7 @@ real difference (measured on AlexNet 2012, torch's float32 against its float64).
 
 import dataclasses
 import functools
+import math
 import platform
 import sys
 from collections.abc import Callable, Sequence
@@ -21,6 +22,8 @@ import pytest
 import torch
 
 from flaxnets import create_model, from_torch, to_torch
+from flaxnets.convert import IGNORED, fits, torch_keys
+from flaxnets.initializers import drawn
 from tools.torchvision_import import torchvision
 
 AUX_WEIGHT = 0.3
@@ -64,9 +67,9 @@ class Case:
     train_size: int = 64  # of the images for gradients and training steps
     reference: Callable[..., torch.nn.Module] | None = None  # None: torchvision's of that name
     train_fields: dict[str, Any] = dataclasses.field(default_factory=dict)  # of both modules
-    # Fields with which a network that only repeats its blocks is compared; its parameters are
-    # counted at full depth all the same (`test_summarize.py`).
-    shallow: dict[str, Any] = dataclasses.field(default_factory=dict)
+    # With which values are compared where the whole network takes much memory: then its parameters
+    # are compared in shapes alone, and this is a part of it of the same code.
+    cut_fields: dict[str, Any] = dataclasses.field(default_factory=dict)
     # Of LLVM: 1 where the convolutions of five steps cost more time than level 0 saves.
     train_optimization: int = 0
     deeper: bool = False  # a deeper or wider variant of a network that is compared as well: slow
@@ -81,10 +84,11 @@ class Small:
 
     fields: dict[str, Any]
     size: int  # of images, in pixels, whose map has `cells` x `cells` positions
-    cells: int
+    cells: int  # 0 for a network without a map
     smallest: int  # side of the smallest image, in pixels
     # Parts that `remat=True` recomputes, in a comparison of gradients; 0 leaves it to other tests.
     recomputed: int = 0
+    linear: bool = True  # its head, so that the mean of the map is the logits
 
 
 def build_pair(name: str, case: Case, **fields):
@@ -114,6 +118,32 @@ def build_pair(name: str, case: Case, **fields):
     return model.clone(**rates), reference
 
 
+def without_constants(reference: torch.nn.Module) -> torch.nn.Module:
+    """Return torch's module with random values in the parameters that it starts as constants, such
+    as a head of zeros or a branch's factor of 1e-6, which hide what is wired wrongly before them.
+    """
+    for parameter in reference.parameters():
+        if not parameter.is_meta and parameter.min() == parameter.max():
+            parameter.data.uniform_(-0.2, 0.2)
+    return reference
+
+
+def parameters_of_whole(name: str, case: Case) -> int:
+    """Return the number of parameters of a network, whose keys and shapes must be those of torch's
+    module; neither has values.
+    """
+    model = create_model(name)
+    with torch.device("meta"):
+        state_dict = case.reference().state_dict() if case.reference else {}
+    like = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *model.input_shape)))
+    keys, leaves = jax.tree.leaves(torch_keys(like)), jax.tree.leaves(like)
+    assert set(keys) == {key for key in state_dict if not key.endswith(IGNORED)}
+    for key, leaf in zip(keys, leaves, strict=True):
+        empty = np.broadcast_to(np.float32(0), tuple(state_dict[key].shape))
+        assert fits(key, empty, leaf.shape), key
+    return sum(leaf.size for leaf in jax.tree.leaves(like["params"]))
+
+
 def images(size: int, batch: int = 2, channels: int = 3, seed: int = 0) -> np.ndarray:
     """Normally distributed, (N, size, size, channels)."""
     shape = (batch, size, size, channels)
@@ -132,6 +162,24 @@ def initial_shapes(model, x: np.ndarray):
 def converted(model, reference: torch.nn.Module, x: np.ndarray):
     """The reference's weights in our tree: fails unless the key sets agree both ways."""
     return from_torch(reference.state_dict(), initial_shapes(model, x))
+
+
+def unlike_initial_values(model, reference: torch.nn.Module, x: np.ndarray) -> list[str]:
+    """Return torch's keys of the parameters whose initial values have another mean or deviation in
+    our network, by more than six standard errors of two draws of that number of values.
+    """
+    ours = to_torch(drawn(model.init)(jax.random.key(0), jnp.asarray(x)))
+    unlike = []
+    for key, value in reference.named_parameters():
+        theirs = value.detach().numpy()
+        error = 6 * np.std(theirs, dtype=np.float64) / math.sqrt(theirs.size) + 1e-12
+        means, deviations = (
+            abs(function(ours[key], dtype=np.float64) - function(theirs, dtype=np.float64))
+            for function in (np.mean, np.std)
+        )
+        if means > math.sqrt(2) * error or deviations > error:
+            unlike.append(key)
+    return unlike
 
 
 def recomputed_parts(jaxpr) -> int:
@@ -175,10 +223,18 @@ def logits_error(model, reference: torch.nn.Module, x: np.ndarray, variables=Non
 
 
 def round_trip_is_exact(variables, reference: torch.nn.Module) -> bool:
-    state_dict = reference.state_dict()
+    """Tell whether torch's module takes what `to_torch` gives of its own values, to the bit."""
+    state_dict = {key: value.clone() for key, value in reference.state_dict().items()}
     back = to_torch(variables)
+    reference.load_state_dict({key: torch.from_numpy(value) for key, value in back.items()})
     kept = {key for key in state_dict if not key.endswith("num_batches_tracked")}
     return set(back) == kept and all(np.array_equal(back[k], state_dict[k].numpy()) for k in kept)
+
+
+def _torch_parameters(params) -> dict[str, np.ndarray]:
+    """Return parameters, or their gradients, under torch's keys, without its integer buffers."""
+    state_dict = to_torch({"params": params})
+    return {key: value for key, value in state_dict.items() if not key.endswith(IGNORED)}
 
 
 def _torch_loss(reference: torch.nn.Module, x: np.ndarray, labels: np.ndarray) -> torch.Tensor:
@@ -245,13 +301,13 @@ def _training_errors(
             gradients = {
                 key: p.grad for key, p in reference.named_parameters() if p.grad is not None
             }
-            errors["gradients"] = largest_error(to_torch({"params": grads}), gradients)
+            errors["gradients"] = largest_error(_torch_parameters(grads), gradients)
         optimizer.step()
         ours.append(float(value))
         theirs.append(loss.item())
     errors["losses"] = relative_error(ours, theirs)
     errors["parameters after"] = largest_error(
-        to_torch({"params": params}), dict(reference.named_parameters())
+        _torch_parameters(params), dict(reference.named_parameters())
     )
     statistics = {k: v for k, v in reference.named_buffers() if "running" in k}
     if statistics:

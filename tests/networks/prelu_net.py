@@ -56,7 +56,7 @@ STAGES = {
     "b": ((256, 6), (512, 6), (512, 6)),
     "c": ((384, 6), (768, 6), (896, 6)),
 }
-SHALLOW: dict[str, dict] = {
+CUT: dict[str, dict] = {
     "a": {},
     "b": {"stages": ((256, 1), (512, 2), (512, 1))},
     "c": {"stages": ((384, 1), (768, 2), (896, 1))},
@@ -72,7 +72,7 @@ CASES = {
     f"prelu_net_{letter}": Case(
         COUNTS[letter],
         sizes=(224, 97) if letter == "a" else (48,),
-        shallow={"hidden_features": 64} | SHALLOW[letter],
+        cut_fields={"hidden_features": 64} | CUT[letter],
         train_size=80,
         train_fields={"stages": ((8, 1), (12, 2), (16, 1)), "hidden_features": 32},
         reference=functools.partial(build, letter),

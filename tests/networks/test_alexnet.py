@@ -6,7 +6,7 @@ import pytest
 
 import parity
 from flaxnets import create_model, to_torch
-from flaxnets.training.state import jit_once
+from flaxnets.initializers import drawn
 from networks import CASES
 
 NAMES = ["alexnet_cifar", "alexnet_cifar_local"]
@@ -25,7 +25,7 @@ def test_tanh_without_response_norm_is_torchs(name):
 def test_response_norm_matters_for_pixels_in_0_to_255(name):
     model = create_model(name)
     x = 60 * parity.images(model.input_shape[0])
-    variables = jit_once(model.init)(jax.random.key(0), x)
+    variables = drawn(model.init)(jax.random.key(0), x)
     variables = jax.tree.map(lambda leaf: 100 * leaf, variables)
     plain = model.clone(response_norm=False)
     ours, without = (jax.jit(m.apply)(variables, x) for m in (model, plain))
@@ -37,7 +37,7 @@ def test_initial_weights_are_cuda_convnets(name):
     """Zero biases; deviations as in its files."""
     model = create_model(name)
     x = parity.images(model.input_shape[0])
-    start = to_torch(jit_once(model.init)(jax.random.key(0), x))
+    start = to_torch(drawn(model.init)(jax.random.key(0), x))
     deviations = {
         "alexnet_cifar": [1e-4, 0.01, 0.01, 0.01],
         "alexnet_cifar_local": [1e-4, 0.01, 0.04, 0.04, 0.01],

@@ -11,10 +11,10 @@ import torch
 
 import parity
 from flaxnets import create_model, to_torch
+from flaxnets.initializers import drawn
 from flaxnets.models.prelu_net import PReLU, pyramid_pool
 from flaxnets.recipes import recipe_for
 from flaxnets.summary import summarize, totals
-from flaxnets.training.state import jit_once
 from networks.prelu_net import Pyramid
 
 SMALL: dict[str, Any] = {
@@ -48,7 +48,7 @@ def test_the_map_has_the_pyramid_of_every_window():
 def test_one_cell_of_the_map_is_the_logits():
     model = create_model("prelu_net_a", **SMALL)
     x = parity.images(224, batch=1)
-    variables = jit_once(model.init)(jax.random.key(0), x)
+    variables = drawn(model.init)(jax.random.key(0), x)
 
     @jax.jit
     def both(variables, x):
@@ -76,7 +76,7 @@ def test_a_map_needs_223_pixels_and_logits_15():
 
 def test_slopes_start_at_a_quarter_and_the_recipe_does_not_decay_them():
     model = create_model("prelu_net_a", **SMALL)
-    variables = jit_once(model.init)(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
+    variables = drawn(model.init)(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
     start = to_torch(variables)
     patterns = recipe_for("prelu_net_a", "photographs").no_decay
     slopes = [key for key in start if any(fnmatch.fnmatchcase(key, p) for p in patterns)]

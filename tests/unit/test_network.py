@@ -37,16 +37,16 @@ from flaxnets.data.plan import Plan
 from flaxnets.inference import network as network_module
 from flaxnets.inference.features import Level, feature_info, pyramid
 from flaxnets.inference.network import Card, Network, imagenet_class_names
+from flaxnets.initializers import drawn
 from flaxnets.models import describe
 from flaxnets.summary import summarize, totals
 from flaxnets.training.on_device import normalize
-from flaxnets.training.state import jit_once
 from flaxnets.weights import PublishedWeights, loading, published
 from scripts import ROOT
 from tools.torchvision_import import torchvision
 
 PHOTOS = load_sample_images().images  # uint8 (427, 640, 3)
-README = (ROOT / "README.md").read_text()
+PAGE = (ROOT / "docs/pretrained.md").read_text()
 
 
 def initialized(arch: str, in_channels: int = 3, **fields):
@@ -82,8 +82,10 @@ def same(ours, theirs) -> None:
 
 @torch.no_grad()
 def test_fifteen_classes_in_five_lines(tmp_path, monkeypatch, capsys):
-    """README's code, with torchvision's network of random weights for the published ones."""
-    five_lines = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    """The first code of docs/pretrained.md; random weights of torchvision's network stand in for
+    the published ones.
+    """
+    five_lines = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     (code,) = [code for code in five_lines if "top=15" in code]
     assert len([line for line in code.splitlines() if line]) == 4
     torch.manual_seed(0)
@@ -99,7 +101,7 @@ def test_fifteen_classes_in_five_lines(tmp_path, monkeypatch, capsys):
     photo = Image.fromarray(PHOTOS[0])
     photo.save("dog.jpg", format="PNG")
     namespace: dict[str, object] = {}
-    exec(compile(code, "README.md", "exec"), namespace)
+    exec(compile(code, "docs/pretrained.md", "exec"), namespace)
 
     transform = torchvision.models.AlexNet_Weights.IMAGENET1K_V1.transforms()
     scores, order = reference(transform(photo)[None])[0].sort(descending=True)
@@ -184,7 +186,7 @@ def test_published_weights_bring_their_preprocessing(lenet, tmp_path, monkeypatc
 def test_a_run_of_train(tmp_path, monkeypatch, capsys):
     import convert_torchvision
 
-    from experiments import evaluate, train
+    from flaxnets import evaluate, train
 
     monkeypatch.setattr(train, "join", lambda processes: None)
     run = tmp_path / "run"
@@ -434,7 +436,7 @@ def test_classes_come_with_scores_or_probabilities(lenet):
 
 def test_numbers_are_given_as_numbers():
     model, variables = initialized("linear_regression", 1)
-    variables = jit_once(model.init)(jax.random.key(0), jnp.zeros((1, 10)))
+    variables = drawn(model.init)(jax.random.key(0), jnp.zeros((1, 10)))
     network = pretrained(
         (model, variables), preprocessing=Plan(), statistics=((0.5,) * 10, (2.0,) * 10)
     )
@@ -473,7 +475,7 @@ def test_features_and_maps_by_name_and_stride(lenet):
     maps = lenet.pyramid(PHOTOS, strides=(4, 1))
     assert [each.shape for each in maps] == [(2, 4, 4, 16), (2, 24, 24, 6)]
     np.testing.assert_array_equal(maps[0], lenet.features(PHOTOS, ["features.5"])["features.5"])
-    with pytest.raises(InputError, match="MLP has no convolutions, so no maps"):
+    with pytest.raises(InputError, match="MLP reads images of one size and has no maps"):
         pretrained(initialized("softmax_regression")).pyramid(PHOTOS[0])
 
 
@@ -485,7 +487,7 @@ def test_a_new_head_keeps_all_else():
         assert new.classes == ("x", "y", "z")
         head, kept = "mlpconv3.cccp2", to_torch(new.variables)
         fresh = to_torch(
-            jit_once(new.model.init)(jax.random.key(5), jnp.zeros((1, *network.input_shape)))
+            drawn(new.model.init)(jax.random.key(5), jnp.zeros((1, *network.input_shape)))
         )
         for key, value in to_torch(variables).items():
             if key.startswith(head):  # in a program of its own, which rounds in another order

@@ -27,6 +27,7 @@ from flaxnets.inference.network import IMAGENET, Network
 from flaxnets.inference.options import NetworkOptions
 from flaxnets.inference.predict import accuracy, mean_of_members, predict
 from flaxnets.inference.views import (
+    SHARES,
     VIEWS_PER_SIZE,
     Views,
     for_views,
@@ -60,8 +61,9 @@ class Options:
     data_dir: str | None = None
     """Where TensorFlow Datasets were prepared; TFDS_DATA_DIR otherwise."""
     views: Views = "center"
-    """Of photographs, whose class probabilities are averaged: the centre; the corners and the
-    centre, mirrored as well; ten random crops; OverFeat's six scales."""
+    """Whose class probabilities are averaged. Of photographs: the centre; the corners and the
+    centre, mirrored as well; ten random crops; OverFeat's six scales. Of any image: what the
+    network reads and two shifts of it by a pixel, mirrored as well."""
     orientation: Orientation | None = None
     """Pictures are turned upright as EXIF says, or taken as they are stored, which is how the
     published accuracies were measured; as in the run, or upright, unless given."""
@@ -116,7 +118,12 @@ def main(options: Options) -> None:
         watched = track(batches, network.card.source, count)
         model = for_views(network.model, options.views)
         log_probabilities, labels = predict(
-            model, network.variables, watched, network.statistics, parallel
+            model,
+            network.variables,
+            watched,
+            network.statistics,
+            parallel,
+            SHARES.get(options.views),
         )
         members.append(log_probabilities)
 

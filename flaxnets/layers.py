@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from flaxnets.initializers import uniform, variance_scaling
 from flaxnets.kernels.activation import relu as relu  # torch's layer `ReLU`
 from flaxnets.kernels.activation import relu_of_sum as relu_of_sum
 from flaxnets.kernels.convolution import conv2d
@@ -29,11 +30,11 @@ Size = int | tuple[int, int]
 
 # torch's default for convolutions and linear layers: uniform in +-1/sqrt(fan_in)
 # (torch/nn/modules/conv.py, `reset_parameters`).
-torch_default = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+torch_default = variance_scaling(1 / 3, "fan_in", "uniform")
 # He et al. 2015 (arXiv:1502.01852), equation 10: zero mean, variance 2 / fan_in.
-he_normal_fan_in = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
+he_normal_fan_in = variance_scaling(2.0, "fan_in", "normal")
 # The same with torch's mode="fan_out", as torchvision uses it.
-he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+he_normal_fan_out = variance_scaling(2.0, "fan_out", "normal")
 
 
 def _pair(size: Size) -> tuple[int, int]:
@@ -75,12 +76,7 @@ class Sequential(nn.Module):
 
 def _bias_default(fan_in: int) -> Initializer:
     """Return torch's default bias: uniform in +-1/sqrt(fan_in) of the kernel beside it."""
-    bound = 1 / math.sqrt(fan_in)
-
-    def init(key: Array, shape: Sequence[int], dtype: Dtype = jnp.float32) -> Array:
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-    return init
+    return uniform(1 / math.sqrt(fan_in))
 
 
 class Conv(nn.Module):

@@ -4,7 +4,7 @@
     python tools/benchmark.py --all --out all.csv
     python tools/benchmark.py --mode data --dataset imagenet2012
     python tools/benchmark.py --arch resnet50 --mode growth --out growth.csv
-    python tools/benchmark.py --arch wrn_16_4 --mode accuracy --dataset cifar10 --batch-size 512
+    python tools/benchmark.py --arch airbench94 --mode accuracy --dataset cifar10
 
 Modes:
     infer, train: median seconds of a batch (a jitted `model.apply`, the whole training step), ours

@@ -24,6 +24,7 @@ from jax import export
 
 from flaxnets import create_model, pretrained
 from flaxnets.errors import InputError
+from flaxnets.initializers import drawn
 from flaxnets.kernels.folding import folded_norms
 from flaxnets.kernels.platform import on_every_platform
 from flaxnets.terminal import arguments, one_sentence_errors
@@ -67,7 +68,7 @@ def main(options: Options) -> None:
                 )
             input_shape = (*input_shape[:2], network.input_shape[-1])
         else:
-            variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, *input_shape)))
+            variables = drawn(model.init)(jax.random.key(0), jnp.zeros((1, *input_shape)))
     else:
         raise InputError("nothing to export; expected --arch NAME or --workdir DIR")
     (batch,) = export.symbolic_shape("N")

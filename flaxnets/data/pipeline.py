@@ -27,6 +27,7 @@ import numpy as np
 
 from flaxnets.data.bad_images import BadImages
 from flaxnets.data.decoded import Batch, Decoded
+from flaxnets.data.pixels.crop import Flip
 from flaxnets.data.pixels.decode import UnreadablePicture
 from flaxnets.data.pixels.resize import Resize
 from flaxnets.data.plan import Plan
@@ -80,12 +81,21 @@ def train_batches(
     places = slice(shard[0] * local, (shard[0] + 1) * local)
     host, on_device = plan.split()
     as_fed = training_as_fed(source, plan)
+    alternating = [o for o in plan.changes if isinstance(o, Flip) and o.alternating]
+    if alternating and (as_fed is None or host.changes):
+        raise InputError(
+            "only images that stay in memory and that nothing but a crop changes are flipped in "
+            "alternation; expected the flip 'random'"
+        )
     source = as_fed or source
     order: Any = source.training_order(batch_size, seed, start_step, shard, repeats)
     if as_fed is not None and not host.changes:
         images, labels = as_fed.images["train"], as_fed.labels["train"]
         take: Any = images.__getitem__ if keep is None else keep(images)
-        made = ({"image": take(indices), "label": labels[indices]} for indices in order)
+        made = (
+            {"image": take(indices), "label": labels[indices], "index": indices}
+            for indices in order
+        )
     else:
         made = _made_for_training(
             source, host, order, start_step, seed, places.start, batch_size,
@@ -94,7 +104,13 @@ def train_batches(
     for step, batch in enumerate(made, start_step):
         random = np.random.default_rng([DRAWS, seed % 2**64, step])
         draws = [operation.draw(random, batch_size) for operation in on_device]
-        yield batch | {key: values[places] for drawn in draws for key, values in drawn.items()}
+        batch |= {key: values[places] for drawn in draws for key, values in drawn.items()}
+        indices = batch.pop("index", None)
+        for flip in alternating:
+            positions = step * batch_size + np.arange(batch_size)[places]
+            passes = positions // source.sizes["train"]
+            batch["mirrored"] = flip.alternate(seed, indices, passes)
+        yield batch
 
 
 def training_as_fed(source: Source, plan: Plan) -> InMemory | None:

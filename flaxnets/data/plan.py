@@ -147,11 +147,11 @@ def training_plan(preprocessing: Preprocessing, source: Source) -> Plan:
     else:
         window = RandomResizedCrop(size, interpolation)
     is_colour = source.channels == 3
-    pad, policy = preprocessing.pad, preprocessing.policy
+    pad, policy, flip = preprocessing.pad, preprocessing.policy, preprocessing.flip
     changes = (
-        PadAndCrop(pad) if source.kind == "small images" and pad else None,
-        Flip() if preprocessing.flip and source.flip else None,
-        None if policy == "none" else Policy(policy, interpolation),
+        PadAndCrop(pad, preprocessing.padding) if source.kind == "small images" and pad else None,
+        Flip(alternating=flip == "alternating") if flip != "none" and source.flip else None,
+        None if policy == "none" else Policy(policy, interpolation, preprocessing.policy_magnitude),
         Grayscale(preprocessing.grayscale) if preprocessing.grayscale and is_colour else None,
         Colour(preprocessing.pca_std) if preprocessing.pca_std and is_colour else None,
     )

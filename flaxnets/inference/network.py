@@ -33,7 +33,7 @@ from flaxnets.inference.inputs import (
     own_statistics,
 )
 from flaxnets.inference.predict import predict_views
-from flaxnets.inference.views import VIEWS_PER_SIZE, Views, check_views, views_of
+from flaxnets.inference.views import SHARES, VIEWS_PER_SIZE, Views, check_views, views_of
 from flaxnets.models import describe
 from flaxnets.recipes import Statistics
 from flaxnets.training.on_device import normalize
@@ -169,7 +169,7 @@ class Network:
 
         def predictions(variables: Any, images: dict[str, jax.Array], statistics: Any) -> Any:
             logits, log_probabilities = predict_views(
-                model, variables, list(images.values()), statistics
+                model, variables, list(images.values()), statistics, SHARES.get(views)
             )
             return (logits[0][:, 0] if count == 1 else None), log_probabilities
 

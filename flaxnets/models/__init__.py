@@ -6,8 +6,10 @@ from typing import Any
 
 from flaxnets.errors import InputError, one_of
 from flaxnets.models import (
+    airbench,
     alexnet,
     bn_inception,
+    convnext,
     densenet,
     googlenet,
     highway,
@@ -17,11 +19,17 @@ from flaxnets.models import (
     lenet,
     mcdnn,
     mlp,
+    mnasnet,
+    mobilenet_v2,
+    mobilenet_v3,
     nin,
     overfeat,
     resnet,
     resnet_cifar,
+    shufflenet_v2,
+    squeezenet,
     vgg,
+    vit,
     wide_resnet,
 )
 from flaxnets.models.base import Model
@@ -41,7 +49,15 @@ FAMILIES = {
     "resnet_cifar": resnet_cifar.VARIANTS,
     "wide_resnet": wide_resnet.VARIANTS,
     "densenet": densenet.VARIANTS,
+    "squeezenet": squeezenet.VARIANTS,
+    "mobilenet_v2": mobilenet_v2.VARIANTS,
+    "mobilenet_v3": mobilenet_v3.VARIANTS,
+    "shufflenet_v2": shufflenet_v2.VARIANTS,
+    "mnasnet": mnasnet.VARIANTS,
+    "convnext": convnext.VARIANTS,
+    "vit": vit.VARIANTS,
     "highway": highway.VARIANTS,
+    "airbench": airbench.VARIANTS,
     "mcdnn": mcdnn.VARIANTS,
     "mlp": mlp.VARIANTS,
 }

@@ -13,6 +13,7 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax.numpy as jnp
 
+from flaxnets.initializers import normal
 from flaxnets.layers import (
     Array,
     BatchNorm,
@@ -46,7 +47,7 @@ POOL_AFTER = {"3b": max_pool(3, 2, ceil_mode=True), "4e": max_pool(2, 2, ceil_mo
 HEAD_AFTER = {"4a": 1, "4d": 2}
 
 # torchvision truncates at +-2, which is 200 standard deviations: a plain normal distribution.
-normal = nn.initializers.normal(0.01)
+hundredth = normal(0.01)
 
 
 class BasicConv2d(nn.Module):
@@ -130,8 +131,8 @@ class GoogLeNet(Model):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
-        conv = functools.partial(Conv, use_bias=False, kernel_init=normal, dtype=self.dtype)
-        linear = functools.partial(Linear, kernel_init=normal, dtype=self.dtype)
+        conv = functools.partial(Conv, use_bias=False, kernel_init=hundredth, dtype=self.dtype)
+        linear = functools.partial(Linear, kernel_init=hundredth, dtype=self.dtype)
         norm = functools.partial(
             BatchNorm, epsilon=1e-3, use_running_average=not train, dtype=self.dtype
         )

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax.numpy as jnp
 
+from flaxnets.initializers import normal
 from flaxnets.layers import (
     Array,
     BatchNorm,
@@ -72,7 +73,7 @@ MIXED = {
 
 # torchvision truncates at +-2, which is 20 standard deviations: a plain normal distribution. It
 # means 0.01 for the head's 5x5 convolution, but sets that where its loop does not look.
-normal = nn.initializers.normal(0.1)
+tenth = normal(0.1)
 
 
 class BasicConv2d(nn.Module):
@@ -136,7 +137,7 @@ class AuxiliaryHead(nn.Module):
             x = jnp.zeros((1, 17, 17, x.shape[-1]), x.dtype)
         x = self.unit(128, name="conv0")(avg_pool(5, 3)(x))
         x = self.unit(768, 5, padding=0, name="conv1")(x)
-        tiny = nn.initializers.normal(0.001)
+        tiny = normal(0.001)
         linear = Linear(self.num_classes, kernel_init=tiny, dtype=self.dtype, name="fc")
         return average_positions(linear(adaptive_avg_pool(1)(x)))
 
@@ -164,7 +165,7 @@ class InceptionV3(Model):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
-        conv = functools.partial(Conv, use_bias=False, kernel_init=normal, dtype=self.dtype)
+        conv = functools.partial(Conv, use_bias=False, kernel_init=tenth, dtype=self.dtype)
         norm = functools.partial(
             BatchNorm, epsilon=1e-3, use_running_average=not train, dtype=self.dtype
         )
@@ -190,7 +191,7 @@ class InceptionV3(Model):
                     self.sow("aux_logits", "aux_logits", logits)
         if not self.dense:
             x = adaptive_avg_pool(1)(x)
-        linear = Linear(self.num_classes, kernel_init=normal, dtype=self.dtype, name="fc")
+        linear = Linear(self.num_classes, kernel_init=tenth, dtype=self.dtype, name="fc")
         x = linear(dropout()(x))
         return x if self.dense else average_positions(x)
 

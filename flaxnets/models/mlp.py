@@ -27,6 +27,8 @@ class MLP(Model):
     remat: bool = False
     dtype: Dtype = jnp.float32
 
+    size_step = None
+
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
         linear = functools.partial(Linear, dtype=self.dtype)

@@ -9,8 +9,13 @@ from flaxnets.models import list_models
 Kind: TypeAlias = Literal["photographs", "small images", "rows"]
 Statistics: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]  # mean, deviation a channel
 Loss: TypeAlias = Literal["cross_entropy", "squared_error"]
-Schedule: TypeAlias = Literal["constant", "plateau", "step", "multistep", "cosine", "one_cycle"]
+Schedule: TypeAlias = Literal[
+    "constant", "plateau", "step", "multistep", "linear", "cosine", "one_cycle"
+]
 Crop: TypeAlias = Literal["random", "random_resized"]
+Flip: TypeAlias = Literal["none", "random", "alternating"]
+Padding: TypeAlias = Literal["zeros", "reflect"]
+Views: TypeAlias = Literal["center", "mirror-and-shift"]
 PolicyName: TypeAlias = Literal[
     "none",
     "trivial_augment_wide",
@@ -38,12 +43,17 @@ class Preprocessing:
     crop: Crop = "random"
     """Of photographs in training: of the resized image, or of any size and shape, then resized."""
     pad: int = 4
-    """Pixels of zeros on each side before the random crop (small images)."""
-    flip: bool = True
-    """Mirror half of the training images, where that keeps the label."""
+    """Pixels that are added on each side before the random crop (small images)."""
+    padding: Padding = "zeros"
+    """What those are: zeros, or the image's own, reflected at its edge."""
+    flip: Flip = "random"
+    """Mirror half of the training images, where that keeps the label: at random; or alternating,
+    another half in every other epoch (Jordan 2024, section 3.6; images in memory)."""
     policy: PolicyName = "none"
-    """What else is done to a training image: TrivialAugment-wide, RandAugment (2 operations,
-    magnitude 9 of 31), or one of AutoAugment's learnt policies."""
+    """What else is done to a training image: TrivialAugment-wide, RandAugment (two operations), or
+    one of AutoAugment's learnt policies."""
+    policy_magnitude: int = 9
+    """Strength of RandAugment's operations, from 0 to 30."""
     grayscale: float = 0.0
     """Probability that a training image loses its colours (RGB images)."""
     interpolation: Interpolation = "bilinear"
@@ -60,6 +70,10 @@ class Preprocessing:
         _check_positive(self, "image_size", "repeats")
         _check_not_negative(self, "train_size", "pad", "pca_std")
         _check_share(self, "grayscale")
+        if not 0 <= self.policy_magnitude <= 30:
+            raise InputError(
+                f"policy magnitude is {self.policy_magnitude}; expected a number from 0 to 30"
+            )
         if self.resize_max and self.resize_max < self.resize:
             raise InputError(
                 f"resize max {self.resize_max} is smaller than resize {self.resize}; expected 0 or "
@@ -85,13 +99,23 @@ class Recipe:
     """Passes over the training images."""
     learning_rate: float
     """Peak learning rate."""
-    optimizer: Literal["sgd", "rmsprop", "adamw", "lars", "lamb"] = "sgd"
-    """SGD with momentum, RMSProp (decay 0.9, epsilon 1), Adam with decoupled weight decay, or for
-    large batches LARS (You et al. 2017) and LAMB (You et al. 2019)."""
+    optimizer: Literal["sgd", "rmsprop", "rmsprop_torch", "adamw", "lars", "lamb", "muon"] = "sgd"
+    """SGD with momentum, RMSProp of TensorFlow (epsilon inside the root, momentum of updates) or of
+    torch (epsilon outside, momentum of gradients), Adam with decoupled weight decay, for large
+    batches LARS (You et al. 2017) and LAMB (You et al. 2019), or Muon for kernels (Jordan et al.
+    2024) and SGD for what else there is."""
     momentum: float = 0.9
     """Of SGD, RMSProp and LARS; Adam's and LAMB's first decay rate."""
+    rmsprop_decay: float = 0.9
+    """Decay rate of RMSProp's mean of squared gradients."""
+    rmsprop_epsilon: float = 1.0
+    """What RMSProp adds to that mean (rmsprop) or to its root (rmsprop_torch)."""
     nesterov: bool = False
     """Nesterov's form of the momentum (SGD, LARS)."""
+    muon_momentum: float = 0.95
+    """Of Muon, in Nesterov's form."""
+    muon_keys: tuple[str, ...] = ("*",)
+    """Patterns of torch keys ("layers.*"), whose kernels Muon updates."""
     clip_norm: float = 0.0
     """Largest norm of the whole gradient; 0 for any."""
     gradient_accumulation: int = 1
@@ -99,12 +123,15 @@ class Recipe:
     weight_decay: float = 5e-4
     """Added to the gradient as weight_decay * parameter (adamw, lamb: to the update)."""
     decay_norms: bool = True
-    """Whether the scales and biases of batch norms decay too."""
+    """Whether the scales and biases of norms decay too."""
     no_decay: tuple[str, ...] = ()
     """Patterns of torch keys ("*.bias") whose parameters do not decay."""
+    decay_factors: tuple[tuple[str, float], ...] = ()
+    """Patterns of torch keys and the factor of the weight decay of each; the last match counts."""
     schedule: Schedule = "plateau"
-    """Of the rate after warm-up. plateau, step and multistep multiply it by factor: when the
-    validation error stops falling, every step_epochs, at the milestones."""
+    """Of the rate after warm-up. linear and cosine fall to the final rate. plateau, step and
+    multistep multiply it by factor: when the validation error stops falling, every step_epochs, at
+    the milestones."""
     step_epochs: float = 30.0
     """Epochs between the multiplications of the step schedule; 1 for an exponential decay."""
     milestones: tuple[float, ...] = ()
@@ -114,7 +141,7 @@ class Recipe:
     patience: int = 5
     """Epochs without a smaller validation error before the plateau schedule acts."""
     final_rate: float = 0.0
-    """Learning rate at the end of the cosine schedule."""
+    """Learning rate at the end of the linear and cosine schedules."""
     warmup_epochs: float = 0.0
     """Epochs in which the rate rises: linearly, or as a cosine in the one-cycle schedule."""
     warmup_factor: float = 0.0
@@ -123,6 +150,9 @@ class Recipe:
     """Channels of mean 0 and deviation 1, or of mean 0 in units of 0..255."""
     initialization: Literal["source", "he_normal"] = "source"
     """The network's own, or He et al. 2015 for every kernel (a plain deep stack on few images)."""
+    whiten: str = ""
+    """Torch key of a first convolution's kernel that is made of the training images: it whitens
+    their patches (Jordan 2024, section 3.1); empty for none."""
     loss: Loss = "cross_entropy"
     """Cross entropy, or the squared error of numbers (a class is a one among zeros)."""
     label_smoothing: float = 0.0
@@ -141,6 +171,9 @@ class Recipe:
     """Steps between the updates of the moving average."""
     sync_batch_norm: bool = False
     """Whether batch norm takes its statistics over all devices, not over each one's images."""
+    views: Views = "center"
+    """What is evaluated after the last epoch besides the test image: its mirror image, and both
+    shifted by a pixel, whose probabilities are averaged (Jordan 2024, section 3.5)."""
     aux_weight: float = 0.3
     """Of the losses of auxiliary classifiers, where the network has them."""
     freeze: tuple[str, ...] = ()
@@ -160,14 +193,23 @@ class Recipe:
         _check_positive(self, "batch_size", "epochs", "learning_rate", "factor", "patience")
         _check_not_negative(self, "momentum", "weight_decay", "warmup_epochs", "aux_weight")
         _check_positive(self, "gradient_accumulation", "step_epochs", "ema_steps")
+        _check_positive(self, "rmsprop_epsilon")
         _check_not_negative(self, "clip_norm", "final_rate", "mixup", "cutmix")
+        _check_share(self, "rmsprop_decay")
+        if not 0 <= self.muon_momentum < 1:
+            raise InputError(
+                f"muon momentum is {self.muon_momentum}; expected a number from 0 to below 1"
+            )
         for name in ("label_smoothing", "warmup_factor", "random_erasing", "ema_decay"):
             _check_share(self, name)
         if self.loss == "squared_error" and (self.mixup or self.cutmix):
             raise InputError("mixup and CutMix blend classes; expected the cross_entropy loss")
-        for pattern, factor in self.rate_factors:
-            if factor < 0:
-                raise InputError(f"rate factor of {pattern} is {factor}; expected zero or more")
+        for what, factors in (("rate", self.rate_factors), ("decay", self.decay_factors)):
+            for pattern, factor in factors:
+                if factor < 0:
+                    raise InputError(
+                        f"{what} factor of {pattern} is {factor}; expected zero or more"
+                    )
 
 
 def _check_positive(row, *names: str) -> None:

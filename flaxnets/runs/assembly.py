@@ -1,6 +1,7 @@
 """A run, assembled from its options and its data set, and checked before anything is written."""
 
 import dataclasses
+import functools
 import pathlib
 import warnings
 from typing import Any
@@ -16,7 +17,7 @@ from flaxnets.data.plan import Plan, evaluation_plan, training_plan
 from flaxnets.data.source import Source
 from flaxnets.errors import InputError, InputWarning
 from flaxnets.models import create_model
-from flaxnets.runs.feed import feed_from_source
+from flaxnets.runs.feed import feed_from_source, training_examples
 from flaxnets.runs.initial import initial_weights
 from flaxnets.runs.options import MAY_DIFFER, Options
 from flaxnets.runs.same_run import default_workdir
@@ -134,6 +135,7 @@ def assemble(options: Options, source: Source, parallel: DataParallel) -> Run:
         seed=options.seed,
         initial=initial.variables,
         skip_non_finite=options.on_nan == "skip",
+        examples=functools.partial(training_examples, source, recipe.preprocessing),
     )
     run = Run(options, source, model, program, bad_images, initial.notes)
     _check_images(run)

@@ -95,28 +95,45 @@ class Checkpoints:
         process's first device; raises as `restore`.
         """
         self._manager.wait_until_finished()
+        return self._newest_intact(self._read_variables)
+
+    def restore_mean(self, count: int) -> PyTree:
+        """Return the mean of the variables in the newest `count` checkpoints, as NumPy arrays.
+
+        Raises InputError if there are fewer, or as `restore` for types.
+        """
+        self._manager.wait_until_finished()
+        steps = sorted(self._manager.all_steps())
+        if not 1 <= count <= len(steps):
+            raise InputError(
+                f"the mean of {count} checkpoints is asked for; {self.directory} has {len(steps)}"
+            )
+        all_variables = [self._read_variables(step) for step in steps[-count:]]
+
+        def mean(*leaves: jax.Array) -> np.ndarray:
+            return np.mean(leaves, axis=0, dtype=np.float64).astype(leaves[0].dtype)
+
+        return jax.tree.map(mean, *all_variables)
+
+    def _read_variables(self, step: int) -> PyTree:
+        self._check_files(step)
         sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-
-        def read(step: int) -> PyTree:
-            self._check_files(step)
-            saved = self._manager.item_metadata(step)["state"].tree
-            names = ("average",) if saved.get("average") else ("params", "model_state")
-            saved = {name: saved[name] for name in names}
-            like = jax.tree.map(
-                lambda leaf: jax.ShapeDtypeStruct(
-                    leaf.shape, jax.dtypes.canonicalize_dtype(leaf.dtype), sharding=sharding
-                ),
-                saved,
-            )
-            self._check_types(step, saved, like, "set JAX_ENABLE_X64=1, with which it was written")
-            items = ocp.args.Composite(
-                state=_restore(like, partial_restore=True), position=ocp.args.JsonRestore()
-            )
-            restored = self._manager.restore(step, args=items)
-            _verified(restored["state"], restored["position"])
-            return restored["state"].get("average", restored["state"])
-
-        state = self._newest_intact(read)
+        saved = self._manager.item_metadata(step)["state"].tree
+        names = ("average",) if saved.get("average") else ("params", "model_state")
+        saved = {name: saved[name] for name in names}
+        like = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(
+                leaf.shape, jax.dtypes.canonicalize_dtype(leaf.dtype), sharding=sharding
+            ),
+            saved,
+        )
+        self._check_types(step, saved, like, "set JAX_ENABLE_X64=1, with which it was written")
+        items = ocp.args.Composite(
+            state=_restore(like, partial_restore=True), position=ocp.args.JsonRestore()
+        )
+        restored = self._manager.restore(step, args=items)
+        _verified(restored["state"], restored["position"])
+        state = restored["state"].get("average", restored["state"])
         return {"params": state["params"], **state["model_state"]}
 
     def close(self) -> None:

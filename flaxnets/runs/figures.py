@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from flaxnets.recipes import Preprocessing
 from flaxnets.training.on_device import cropped, shifted
 
 PICTURED = 16  # images of a picture
@@ -64,7 +65,7 @@ def draw_grid(images: Sequence[np.ndarray], captions: Sequence[str], columns: in
     return figure
 
 
-def draw_batch(batch: Mapping[str, Any], class_names: tuple[str, ...], pad: int) -> Any:
+def draw_batch(batch: Mapping[str, Any], class_names: tuple[str, ...], how: Preprocessing) -> Any:
     """A figure of training images, augmented but for what blends or erases."""
     images = batch["image"]
     if isinstance(images, jax.Array):
@@ -72,5 +73,5 @@ def draw_batch(batch: Mapping[str, Any], class_names: tuple[str, ...], pad: int)
     few = {name: values[: min(PICTURED, len(images))] for name, values in batch.items()}
     few["image"] = images[:PICTURED]
     captions = [class_names[label] for label in few["label"]]
-    shown = np.round(shifted(cropped(few, pad), few, 255.0))
+    shown = np.round(shifted(cropped(few, how), few, 255.0))
     return draw_grid(list(np.clip(shown, 0, 255).astype(np.uint8)), captions)

@@ -124,8 +124,8 @@ class _Loop:
             self.state, metrics = self.program.train_step(self.state, batch_on_devices)
         self._uncounted.append(metrics)
         if self.step == 1 and feed.pictures:  # after the first step, while the device works
-            pad = self.program.recipe.preprocessing.pad
-            picture = draw_batch(batch, feed.class_names, pad)
+            preprocessing = self.program.recipe.preprocessing
+            picture = draw_batch(batch, feed.class_names, preprocessing)
             self.workdir.picture("training_images", picture, self.step)
         self.step += 1
 
@@ -231,6 +231,8 @@ class _Loop:
         if self.state.average is not None:
             of_average, worst = self._evaluated(self.state.average_variables)
             row |= {f"ema_{name}": value for name, value in of_average.items()}
+        if self.step == program.steps and program.last_eval_step is not None:
+            row |= {f"views_{name}": value for name, value in self._evaluated_in_views().items()}
         row["images_per_second"] = round(self.clock.images_per_second, 1)
         row["waiting_for_input"] = round(self.clock.waiting, 3)
         if program.skips_non_finite:
@@ -243,6 +245,11 @@ class _Loop:
             self.workdir.picture("worst_predictions", picture, self.step)
             self._drawn_at = time.monotonic()
         return row
+
+    def _evaluated_in_views(self) -> dict[str, float]:
+        program, state = self.program, self.state
+        variables = state.variables if state.average is None else state.average_variables
+        return evaluate(program.last_eval_step, variables, program.feed, program.parallel)[0]
 
     def _evaluated(self, variables: PyTree) -> tuple[dict[str, float], list[Example]]:
         program = self.program

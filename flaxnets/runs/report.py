@@ -70,7 +70,7 @@ def summary_of(
         command: with which it was started.
     """
     metrics = ("top1", "top5", "loss")
-    averaged = [f"ema_{name}" for name in metrics]
+    others = [f"{kind}_{name}" for kind in ("ema", "views") for name in metrics]
     return {
         "arch": run.options.arch,
         "dataset": run.options.dataset,
@@ -78,7 +78,7 @@ def summary_of(
         "epochs": run.program.recipe.epochs,
         "steps": row["steps"],
         **{name: row[f"test_{name}"] for name in metrics if f"test_{name}" in row},
-        **{name: row[name] for name in averaged if name in row},
+        **{name: row[name] for name in others if name in row},
         "skipped_steps": row["skipped_steps"],
         "bad_images": run.bad_images.paths,
         "images_per_second": row["images_per_second"],
@@ -95,6 +95,8 @@ def result(run: Run, summary: Mapping[str, Any]) -> str:
         text = f"top-1 {summary['top1']:.2%}, top-5 {summary['top5']:.2%}"
         if "ema_top1" in summary:
             text += f" (moving average: {summary['ema_top1']:.2%}, {summary['ema_top5']:.2%})"
+        if "views_top1" in summary:
+            text += f" (mean of views: {summary['views_top1']:.2%}, {summary['views_top5']:.2%})"
     else:
         text = f"mean squared error {summary['loss']:.4f}"
     return (

@@ -34,7 +34,7 @@ def augmented(
     mixed.
     """
     erasing, blending = jax.random.split(key)
-    images = cropped(batch, recipe.preprocessing.pad)
+    images = cropped(batch, recipe.preprocessing)
     images, labels = normalize(images, *statistics), batch["label"]
     images = shifted(images, batch, 1 / jnp.array(statistics[1], jnp.float32))
     if recipe.random_erasing:

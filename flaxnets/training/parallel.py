@@ -52,8 +52,17 @@ class DataParallel:
         )
         return jax.jit(mapped, donate_argnums=donated)
 
-    def replicate(self, tree: PyTree) -> PyTree:
-        return jax.device_put(tree, self.replicated)
+    def replicate(self, tree: PyTree, *, copied: bool = False) -> PyTree:
+        """Return arrays, equal in all processes, on all devices. Those that are there already stay
+        the same arrays unless they are to be `copied`.
+        """
+        if self.replicated.is_fully_addressable:
+            return jax.device_put(tree, self.replicated, may_alias=not copied)
+        # `device_put` would send each array to the other processes, to compare them.
+        return jax.tree.map(
+            lambda leaf: jax.make_array_from_process_local_data(self.replicated, np.asarray(leaf)),
+            tree,
+        )
 
     def keeps(self, images: np.ndarray) -> bool:
         """Return whether the images of a data set stay on every device. More than `MAX_KEPT` bytes

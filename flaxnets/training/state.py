@@ -11,11 +11,13 @@ import jax.numpy as jnp
 import optax
 from jax import tree_util
 
-from flaxnets.kernels.platform import platform
+from flaxnets.initializers import drawn, variance_scaling
 from flaxnets.recipes import Recipe
 
 PyTree = Any
 Average = PyTree  # {"params", "model_state"}, as in the state
+
+he_normal = variance_scaling(2.0, "fan_in", "truncated_normal")
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -41,7 +43,9 @@ class TrainState(flax.struct.PyTreeNode):
 
 
 def he_normal_everywhere(params: PyTree, key: jax.Array) -> PyTree:
-    """Fresh kernels from He et al. 2015 (N(0, 2 / fan_in)), zero biases; norms stay."""
+    """Return fresh kernels with the variance 2 / fan_in of He et al. 2015, from a normal
+    distribution that is cut off, and zero biases; norms stay.
+    """
 
     def leaf(path, value):
         name = path[-1].key
@@ -49,32 +53,20 @@ def he_normal_everywhere(params: PyTree, key: jax.Array) -> PyTree:
             return value
         if name == "bias":
             return jnp.zeros_like(value)
-        # A name for the key: the tree's order must not matter. Letter by letter, at once: in the
-        # program that draws, the keys would take longer to compile than the draws.
-        with jax.ensure_compile_time_eval():
-            own = functools.reduce(jax.random.fold_in, map(ord, tree_util.keystr(path)), key)
-        return nn.initializers.he_normal()(own, value.shape, value.dtype)
+        # The key depends on the path, letter by letter, so that the tree's order does not matter.
+        own = functools.reduce(jax.random.fold_in, map(ord, tree_util.keystr(path)), key)
+        return he_normal(own, value.shape, value.dtype)
 
     return tree_util.tree_map_with_path(leaf, params)
-
-
-def jit_once(function: Callable, **options: Any) -> Any:
-    """`jax.jit` of a function that draws initial values, and is called once.
-
-    XLA's CPU backend compiles every draw anew, which takes it longer than a training step. With
-    LLVM's first level of optimisation it takes 0.4 to 0.9 of that, and values keep their bits (not
-    so without any: they differ by up to 1e-7).
-    """
-    less = {"xla_backend_optimization_level": 1} if platform() == "cpu" else None
-    return jax.jit(function, compiler_options=less, **options)
 
 
 def fresh_variables(
     model: nn.Module, input_shape: tuple[int, int, int], recipe: Recipe, seed: int
 ) -> PyTree:
-    """As the network's source has them or the recipe asks for, for images (H, W, C)."""
-    with jax.ensure_compile_time_eval():
-        key = jax.random.key(seed)
+    """Return variables as the network's source has them or the recipe asks for, for images
+    (H, W, C).
+    """
+    key = jax.random.key(seed)
     variables = model.init(key, jnp.zeros((1, *input_shape)))
     if recipe.initialization == "he_normal":
         variables = {**variables, "params": he_normal_everywhere(variables["params"], key)}
@@ -84,8 +76,8 @@ def fresh_variables(
 def init_variables(
     model: nn.Module, input_shape: tuple[int, int, int], recipe: Recipe, seed: int
 ) -> PyTree:
-    """Fresh variables, made in one compiled program."""
-    return jit_once(lambda: fresh_variables(model, input_shape, recipe, seed))()
+    """Return fresh variables, each drawn by itself."""
+    return drawn(lambda: fresh_variables(model, input_shape, recipe, seed))()
 
 
 def create_state(

@@ -14,13 +14,19 @@ import optax
 from jax import lax
 
 from flaxnets.kernels.folding import folded_norms
-from flaxnets.recipes import Loss, Recipe
+from flaxnets.recipes import Loss, Recipe, Views
 from flaxnets.training.batch_augmentation import augmented
 from flaxnets.training.objective import Objective, make_objective, scores
 from flaxnets.training.on_device import normalize
 from flaxnets.training.optimizer import unless_frozen
 from flaxnets.training.parallel import AXIS
 from flaxnets.training.state import Average, Batch, Metrics, PyTree, StepFunction, TrainState
+from flaxnets.training.views import (
+    MIRROR_AND_SHIFT,
+    mean_log_probabilities,
+    mirror_and_shift,
+    view_logits,
+)
 
 # (params, model_state, batch, key) -> (gradients, new model_state, metrics)
 Gradients = Callable[[PyTree, PyTree, Batch, jax.Array], tuple[PyTree, PyTree, Metrics]]
@@ -129,17 +135,24 @@ def make_eval_step(
     statistics: tuple[Sequence[float], Sequence[float]],
     *,
     loss: Loss = "cross_entropy",
+    views: Views = "center",
 ) -> Callable[[PyTree, Batch], tuple[Metrics, Metrics]]:
     """Return `(variables, batch with "mask") -> (sums, examples)`, both over all devices.
 
     `sums` are those of the training step's metrics and "count", over the examples whose mask is
     one. `examples` has, for every example of the batch in its order, its "loss" (-1 where it is
-    masked) and "output", the class that is scored best.
+    masked) and "output", the class that is scored best. The probabilities of several `views` of an
+    image are averaged.
     """
 
     def eval_step(variables: PyTree, batch: Batch) -> tuple[Metrics, Metrics]:
-        with folded_norms():
-            logits: Any = model.apply(variables, normalize(batch["image"], *statistics))
+        images = normalize(batch["image"], *statistics)
+        if views == "mirror-and-shift":
+            each = view_logits(model, variables, mirror_and_shift(images))
+            logits: Any = mean_log_probabilities([each], MIRROR_AND_SHIFT)
+        else:
+            with folded_norms():
+                logits = model.apply(variables, images)
         mask = batch["mask"]
         values = scores(logits, batch["label"], loss)
         sums = {name: jnp.where(mask > 0, value, 0).sum() for name, value in values.items()}

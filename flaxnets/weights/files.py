@@ -29,6 +29,9 @@ RENAMED = (
     (r"^head\.fc\.", "classifier.6."),
     # torchvision's DenseNet files, older than its rule against dots in the names of modules
     (r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2."),
+    # torchvision's ViT files of 2021, older than its `ops.MLP`
+    (r"(encoder_layer_\d+\.mlp)\.linear_1\.", r"\1.0."),
+    (r"(encoder_layer_\d+\.mlp)\.linear_2\.", r"\1.3."),
 )
 AVERAGES = {"ema", "swa", "average", "averaged", "avg", "shadow"}  # words in the names of averages
 AVERAGED = "n_averaged"  # torch.optim.swa_utils.AveragedModel's counter

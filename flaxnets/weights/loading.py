@@ -12,8 +12,17 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from flaxnets.convert import IGNORED, fits, from_torch, list_keys, to_torch, torch_keys
+from flaxnets.convert import (
+    IGNORED,
+    fit_positions,
+    fits,
+    from_torch,
+    list_keys,
+    to_torch,
+    torch_keys,
+)
 from flaxnets.errors import InputError
+from flaxnets.initializers import drawn
 from flaxnets.models import create_model
 from flaxnets.weights.download import fetch
 from flaxnets.weights.files import StateDict, read_weights, warn
@@ -135,6 +144,11 @@ def load_model(
         auxiliary = shapes.keys() ^ others.keys()
     state_dict = read_weights(path, shapes.keys() | auxiliary, ema=ema)
     state_dict = {key: v for key, v in state_dict.items() if not key.endswith(IGNORED)}
+    read, state_dict = state_dict, fit_positions(state_dict, shapes)
+    for key, value in state_dict.items():
+        if value is not read[key]:
+            lengths = f"{read[key].shape[1]} to {value.shape[1]} positions"
+            warn(f"{key} is interpolated from {lengths}, for images of another size", above=2)
     lacking = (auxiliary & shapes.keys()) - state_dict.keys()
     if lacking and num_classes is None:
         original = original.clone(aux_logits=False)
@@ -149,7 +163,7 @@ def load_model(
         and in_channels in (None, channels)
         and num_classes in (None, usual)
         and state_dict.keys() == shapes.keys()
-        and all(fits(value, shapes[key]) for key, value in state_dict.items())
+        and all(fits(key, value, shapes[key]) for key, value in state_dict.items())
     )
     if is_as_it_is:
         return original.clone(num_classes=usual), from_torch(state_dict, like), channels
@@ -234,7 +248,7 @@ def _without_head(
         value, shape = state_dict.get(key), shapes[key]
         if value is None or value.ndim == 0:
             return True
-        return not fits(value, (*shape[:-1], len(value)) if key in head else shape)
+        return not fits(key, value, (*shape[:-1], len(value)) if key in head else shape)
 
     if not any(map(is_wrong, head)):
         return []
@@ -263,18 +277,15 @@ def _changed(shapes: dict[str, tuple], others: dict[str, tuple]) -> list[str]:
 
 
 def _initial(init: Callable[[], Any], wanted: set[str]) -> dict[Any, Any]:
-    """Return `model.init`'s own values of some variables by their paths; the compiler leaves the
-    others out.
-    """
+    """Return `model.init`'s own values of some variables by their paths; only they are drawn."""
 
-    @jax.jit
     def chosen() -> dict[Any, Any]:
         variables = init()
         keys: dict[Any, Any] = flatten_dict(torch_keys(variables))
         values: dict[Any, Any] = flatten_dict(variables)
         return unflatten_dict({p: v for p, v in values.items() if keys[p] in wanted})
 
-    return flatten_dict(chosen())
+    return flatten_dict(drawn(chosen)())
 
 
 def with_fresh_head(

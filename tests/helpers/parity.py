@@ -8,8 +8,10 @@ real difference (measured on AlexNet 2012, torch's float32 against its float64).
 
 import dataclasses
 import functools
+import math
 import platform
 import sys
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,6 +24,7 @@ import torch
 
 from flaxnets import create_model, from_torch, to_torch
 from flaxnets.convert import IGNORED
+from flaxnets.initializers import drawn
 from tools.torchvision_import import torchvision
 
 AUX_WEIGHT = 0.3
@@ -87,10 +90,11 @@ class Small:
 
     fields: dict[str, Any]
     size: int  # of images, in pixels, whose map has `cells` x `cells` positions
-    cells: int
+    cells: int  # 0 for a network without a map
     smallest: int  # side of the smallest image, in pixels
     # Parts that `remat=True` recomputes, in a comparison of gradients; 0 leaves it to other tests.
     recomputed: int = 0
+    linear: bool = True  # its head, so that the mean of the map is the logits
 
 
 def build_reference(name: str, case: Case, **fields) -> torch.nn.Module:
@@ -124,6 +128,16 @@ def build_pair(name: str, case: Case, **fields):
     return model.clone(**rates), reference
 
 
+def without_constants(reference: torch.nn.Module) -> torch.nn.Module:
+    """Return torch's module with random values in the parameters that it starts as constants, such
+    as a head of zeros or a branch's factor of 1e-6, which hide what is wired wrongly before them.
+    """
+    for parameter in reference.parameters():
+        if not parameter.is_meta and parameter.min() == parameter.max():
+            parameter.data.uniform_(-0.2, 0.2)
+    return reference
+
+
 def images(size: int, batch: int = 2, channels: int = 3, seed: int = 0) -> np.ndarray:
     """Normally distributed, (N, size, size, channels)."""
     shape = (batch, size, size, channels)
@@ -155,6 +169,24 @@ def shapes_of_reference(name: str, case: Case) -> dict[str, tuple[int, ...]]:
 def converted(model, reference: torch.nn.Module, x: np.ndarray):
     """The reference's weights in our tree: fails unless the key sets agree both ways."""
     return from_torch(reference.state_dict(), initial_shapes(model, x))
+
+
+def unlike_initial_values(model, reference: torch.nn.Module, x: np.ndarray) -> list[str]:
+    """Return torch's keys of the parameters whose initial values have another mean or deviation in
+    our network, by more than six standard errors of two draws of that number of values.
+    """
+    ours = to_torch(drawn(model.init)(jax.random.key(0), jnp.asarray(x)))
+    unlike = []
+    for key, value in reference.named_parameters():
+        theirs = value.detach().numpy()
+        error = 6 * np.std(theirs, dtype=np.float64) / math.sqrt(theirs.size) + 1e-12
+        means, deviations = (
+            abs(function(ours[key], dtype=np.float64) - function(theirs, dtype=np.float64))
+            for function in (np.mean, np.std)
+        )
+        if means > math.sqrt(2) * error or deviations > error:
+            unlike.append(key)
+    return unlike
 
 
 def recomputed_parts(jaxpr) -> int:
@@ -198,10 +230,21 @@ def logits_error(model, reference: torch.nn.Module, x: np.ndarray, variables=Non
 
 
 def round_trip_is_exact(variables, reference: torch.nn.Module) -> bool:
-    state_dict = reference.state_dict()
+    """Tell whether torch's module takes what `to_torch` gives of its own values, to the bit."""
+    state_dict = {key: value.clone() for key, value in reference.state_dict().items()}
     back = to_torch(variables)
+    tensors = OrderedDict((key, torch.from_numpy(value)) for key, value in back.items())
+    # The versions of modules, which torchvision's MnasNet refuses to be without.
+    vars(tensors)["_metadata"] = vars(reference.state_dict())["_metadata"]
+    reference.load_state_dict(tensors)
     kept = {key for key in state_dict if not key.endswith("num_batches_tracked")}
     return set(back) == kept and all(np.array_equal(back[k], state_dict[k].numpy()) for k in kept)
+
+
+def _torch_parameters(params) -> dict[str, np.ndarray]:
+    """Return parameters, or their gradients, under torch's keys, without its integer buffers."""
+    state_dict = to_torch({"params": params})
+    return {key: value for key, value in state_dict.items() if not key.endswith(IGNORED)}
 
 
 def _torch_loss(reference: torch.nn.Module, x: np.ndarray, labels: np.ndarray) -> torch.Tensor:
@@ -268,13 +311,13 @@ def _training_errors(
             gradients = {
                 key: p.grad for key, p in reference.named_parameters() if p.grad is not None
             }
-            errors["gradients"] = largest_error(to_torch({"params": grads}), gradients)
+            errors["gradients"] = largest_error(_torch_parameters(grads), gradients)
         optimizer.step()
         ours.append(float(value))
         theirs.append(loss.item())
     errors["losses"] = relative_error(ours, theirs)
     errors["parameters after"] = largest_error(
-        to_torch({"params": params}), dict(reference.named_parameters())
+        _torch_parameters(params), dict(reference.named_parameters())
     )
     statistics = {k: v for k, v in reference.named_buffers() if "running" in k}
     if statistics:

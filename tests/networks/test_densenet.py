@@ -10,9 +10,9 @@ import pytest
 
 import parity
 from flaxnets import create_model, layers, to_torch
+from flaxnets.initializers import drawn
 from flaxnets.kernels import normalization
 from flaxnets.kernels.onednn import calls as onednn
-from flaxnets.training.state import jit_once
 
 SMALL = {
     "densenet121": {"depths": (1, 2, 1, 1), "growth_rate": 4},
@@ -63,7 +63,7 @@ def test_a_layer_reads_every_map_before_it_in_its_block():
 
 def test_initial_weights_are_torchvisions():
     model = create_model("densenet121", depths=(1, 1, 1, 1))
-    init = to_torch(jit_once(model.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3))))
+    init = to_torch(drawn(model.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3))))
     for key, fan_in in {
         "features.conv0": 3 * 49,
         "features.denseblock1.denselayer1.conv2": 128 * 9,
@@ -120,7 +120,7 @@ def test_the_moments_of_each_map_are_found_once(name, monkeypatch):
 
 def test_dropout_acts_in_training_only():
     model, x = small("densenet_bc_100_12", dropout_rate=0.2), parity.images(32)
-    variables = jit_once(model.init)(jax.random.key(0), x)
+    variables = drawn(model.init)(jax.random.key(0), x)
 
     @functools.partial(jax.jit, static_argnames="train")
     def logits(seed: int, train: bool = True):

@@ -11,9 +11,9 @@ import pytest
 
 import parity
 from flaxnets import create_model, to_torch
+from flaxnets.initializers import drawn
 from flaxnets.layers import Conv
 from flaxnets.models.highway import Highway
-from flaxnets.training.state import jit_once
 
 SMALL = {
     "highway19_cifar": {"stages": ((4, 1), (6, 2), (8, 1))},
@@ -37,7 +37,7 @@ def count(tree) -> int:
 @functools.cache
 def initialised(name: str):
     model = create_model(name)
-    return to_torch(jit_once(model.init)(jax.random.key(0), jnp.zeros((1, *model.input_shape))))
+    return to_torch(drawn(model.init)(jax.random.key(0), jnp.zeros((1, *model.input_shape))))
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_a_closed_gate_carries_and_an_open_one_transforms():
 def test_fields_of_the_fully_connected_network():
     model = create_model("highway_mlp", patch=(8, 8), depth=5, activation=nn.tanh, gate_bias=-4.0)
     x = parity.images(8, channels=1)
-    variables = jit_once(model.init)(jax.random.key(0), x)
+    variables = drawn(model.init)(jax.random.key(0), x)
     params = variables["params"]
     assert params["fc1"]["patch_kernel"].shape == (8, 8, 1, 50)
     assert len(params) == 5 + 1
@@ -110,7 +110,7 @@ def test_fields_of_the_fully_connected_network():
 
 def test_dropout_acts_in_training_only():
     model, x = small("highway19_cifar"), parity.images(8)
-    variables = jit_once(model.init)(jax.random.key(0), x)
+    variables = drawn(model.init)(jax.random.key(0), x)
     calls = []
 
     def record(next_function, args, kwargs, context):

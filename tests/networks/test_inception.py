@@ -11,9 +11,9 @@ import torch
 
 import parity
 from flaxnets import create_model, to_torch
+from flaxnets.initializers import drawn
 from flaxnets.layers import BatchNorm, Conv
 from flaxnets.models import bn_inception, googlenet
-from flaxnets.training.state import jit_once
 from networks import CASES
 from tools.torchvision_import import torchvision
 
@@ -267,7 +267,7 @@ def test_remat_changes_no_gradient(monkeypatch):
     monkeypatch.setattr(bn_inception, "ROWS", rows)
     model = create_model("bn_inception", num_classes=10)
     x = parity.images(32)
-    variables = jit_once(model.init)(jax.random.key(0), x)
+    variables = drawn(model.init)(jax.random.key(0), x)
     params, rest = variables.pop("params"), variables
     gradient = jax.jit(jax.grad(training_loss, has_aux=True), static_argnames="model")
     plain, lean = (

@@ -5,15 +5,15 @@ import jax.numpy as jnp
 import pytest
 
 from flaxnets import create_model
+from flaxnets.initializers import drawn
 from flaxnets.models.mcdnn import scaled_tanh
-from flaxnets.training.state import jit_once
 
 model = create_model("mcdnn_mnist")
 
 
 @pytest.fixture(scope="module")
 def variables():
-    return jit_once(model.init)(jax.random.key(0), jnp.zeros((1, *model.input_shape)))
+    return drawn(model.init)(jax.random.key(0), jnp.zeros((1, *model.input_shape)))
 
 
 def test_initial_weights_are_uniform_in_0_05(variables):

@@ -11,12 +11,12 @@ from sklearn.datasets import load_breast_cancer, load_diabetes
 import parity
 from flaxnets import create_model, from_torch
 from flaxnets.errors import InputError
-from flaxnets.training.state import jit_once
+from flaxnets.initializers import drawn
 from networks import mlp
 
 
 def initial(model, x):
-    return jit_once(model.init)(jax.random.key(0), x)
+    return drawn(model.init)(jax.random.key(0), x)
 
 
 def test_images_of_several_channels_are_flattened_as_in_torch():

@@ -9,7 +9,7 @@ import pytest
 
 import parity
 from flaxnets import create_model, to_torch
-from flaxnets.training.state import jit_once
+from flaxnets.initializers import drawn
 from networks.nin import THIN
 
 SIZE = {"nin_cifar": 12, "nin_imagenet": 67}  # of the images, in pixels
@@ -46,7 +46,7 @@ def test_an_mlpconv_layer_is_a_convolution_and_a_perceptron_over_its_channels():
 @both
 def test_the_scores_are_means_of_rectified_maps(name):
     model, x = thin(name), parity.images(99)
-    variables = jit_once(model.init)(jax.random.key(0), x)
+    variables = drawn(model.init)(jax.random.key(0), x)
     scores, dense = jax.jit(model.apply), jax.jit(model.clone(dense=True).apply)
     maps = dense(variables, x)
     assert maps.shape[1] > 1
@@ -69,7 +69,7 @@ def test_the_scores_are_means_of_rectified_maps(name):
 )
 def test_initial_weights_are_the_authors_but_for_one_bias(name, deviations):
     model = create_model(name)
-    init = to_torch(jit_once(model.init)(jax.random.key(0), jnp.zeros((1, 67, 67, 3))))
+    init = to_torch(drawn(model.init)(jax.random.key(0), jnp.zeros((1, 67, 67, 3))))
     for number, row in enumerate(deviations, 1):
         for layer, deviation in zip(("conv", "cccp1", "cccp2"), row, strict=True):
             value = init.pop(f"mlpconv{number}.{layer}.weight")
@@ -85,7 +85,7 @@ def test_dropout_follows_the_pools_of_the_authors_and_acts_in_training_only(name
     rows = create_model(name).mlpconvs
     assert tuple(number for number, row in enumerate(rows, 1) if row[-1]) == pools
     model, x = thin(name), parity.images(SIZE[name])
-    variables = jit_once(model.init)(jax.random.key(0), x)
+    variables = drawn(model.init)(jax.random.key(0), x)
 
     @functools.partial(jax.jit, static_argnames="train")
     def scores(seed: int, train: bool = True):

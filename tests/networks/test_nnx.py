@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from flaxnets import create_model, to_torch
-from flaxnets.training.state import jit_once
+from flaxnets.initializers import drawn
 from networks import CLASSES
 
 MUTABLE = ["batch_stats", "aux_logits"]
@@ -53,7 +53,7 @@ def test_steps_are_linens_own(name, fields):
     model = create_model(name, **fields)
     x = jax.random.normal(jax.random.key(1), (4, 16, 16, 3))
     labels = jnp.arange(4)
-    variables = jit_once(model.init)(jax.random.key(0), x)
+    variables = drawn(model.init)(jax.random.key(0), x)
     net = nnx.bridge.ToNNX(model)
     for attribute, value in nnx.bridge.variables.linen_vars_to_nnx_attrs(variables).items():
         setattr(net, attribute, nnx.data(value))

@@ -10,7 +10,7 @@ from flax.traverse_util import flatten_dict
 import parity
 from flaxnets import create_model
 from flaxnets.inference.features import features
-from flaxnets.training.state import jit_once
+from flaxnets.initializers import drawn
 from networks import CASES
 
 # Side of each convolution's output: Table 1 (see the module for layer 2), Table 3 before pooling.
@@ -68,7 +68,7 @@ def test_offset_pooling_interleaves_the_maps_of_all_offsets():
 def test_initialisation():
     """Section 3.1: mean 0 and standard deviation 0.01."""
     model = create_model("overfeat_fast", **CASES["overfeat_fast"].train_fields)
-    params = jit_once(model.init)(jax.random.key(0), jnp.zeros((1, *model.input_shape)))["params"]
+    params = drawn(model.init)(jax.random.key(0), jnp.zeros((1, *model.input_shape)))["params"]
     kernels = np.concatenate([v.ravel() for v in jax.tree.leaves(params) if v.ndim > 1])
     assert abs(kernels.mean()) < 1e-4
     assert kernels.std() == pytest.approx(0.01, rel=0.01)

@@ -11,11 +11,11 @@ import pytest
 
 import parity
 from flaxnets import create_model, to_torch
+from flaxnets.initializers import drawn
 from flaxnets.layers import BatchNorm, Conv
 from flaxnets.models.resnet import BasicBlock, Bottleneck
 from flaxnets.models.resnet_cifar import pad_shortcut
 from flaxnets.models.wide_resnet import WideBlock
-from flaxnets.training.state import jit_once
 from networks.resnet import CASES
 
 INIT = {
@@ -40,7 +40,7 @@ def count(tree) -> int:
 @functools.cache
 def initialised(name: str, **fields):
     model = create_model(name, **INIT[name], **fields)
-    return to_torch(jit_once(model.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 3))))
+    return to_torch(drawn(model.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 3))))
 
 
 def no_norm(**_):
@@ -181,7 +181,7 @@ def test_a_wide_block_drops_activations_between_its_convolutions_only():
 def test_the_dropout_rate_of_a_wide_network_acts_in_training_only():
     model = create_model("wrn_16_4", depth=10, widen=1, dropout_rate=0.3)
     x = parity.images(8)
-    variables = jit_once(model.init)(jax.random.key(0), x)
+    variables = drawn(model.init)(jax.random.key(0), x)
 
     @functools.partial(jax.jit, static_argnums=(1, 2))
     def logits(seed: int, model=model, train: bool = True):

@@ -27,15 +27,14 @@ from flaxnets.inference.options import NetworkOptions
 from flaxnets.inference.views import (
     check_views,
     for_views,
-    mean_log_probabilities,
     random_crops,
     ten_crop,
-    view_logits,
     views_of,
 )
+from flaxnets.initializers import drawn
 from flaxnets.recipes import Interpolation
 from flaxnets.training.on_device import normalize
-from flaxnets.training.state import jit_once
+from flaxnets.training.views import mean_log_probabilities, view_logits
 from scripts import command, errors, output, script
 from tools.torchvision_import import torchvision
 
@@ -226,7 +225,7 @@ def small(tmp_path_factory):
     """A network for 28 pixels, grey images and seven classes."""
     path = tmp_path_factory.mktemp("small") / "small.safetensors"
     model = create_model("lenet5", num_classes=7)
-    variables = jit_once(model.init)(jax.random.key(0), np.zeros((1, 28, 28, 1)))
+    variables = drawn(model.init)(jax.random.key(0), np.zeros((1, 28, 28, 1)))
     save_file(to_torch(variables), path)
     return path
 

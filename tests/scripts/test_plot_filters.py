@@ -10,7 +10,7 @@ from flaxnets.data.pixels.decode import Decode
 from flaxnets.data.pixels.resize import Resize
 from flaxnets.data.plan import Plan
 from flaxnets.inference.network import Card, Network
-from flaxnets.training.state import jit_once
+from flaxnets.initializers import drawn
 from tools import plot_filters
 
 
@@ -19,7 +19,7 @@ def network(arch: str, channels: int = 3) -> Network:
     size = model.input_shape[0]
     plan = Plan((Decode(channels), Resize(size)))
     statistics = (0.5,) * channels, (0.5,) * channels
-    variables = jit_once(model.init)(jax.random.key(0), jnp.zeros((1, size, size, channels)))
+    variables = drawn(model.init)(jax.random.key(0), jnp.zeros((1, size, size, channels)))
     return Network(model, variables, plan, statistics, (), Card(arch))
 
 

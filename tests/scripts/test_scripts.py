@@ -329,6 +329,7 @@ def test_weights_travel_from_torch_and_back(tmp_path):
         ({"checkpoint": tmp_path / "none.pth"}, "no file"),
         ({"weights": "IMAGENET1K_V9"}, "no weights of 'lenet5' are published"),
         ({}, "give one of --checkpoint, --weights and --workdir"),
+        ({"average": 3}, "--average is about the checkpoints of a run; expected --workdir DIR"),
     ]:
         assert sentence in refusal(convert_torchvision.main, "lenet5", out, **options)
     assert not out.exists()

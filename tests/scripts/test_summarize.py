@@ -145,8 +145,17 @@ def test_a_row_has_the_torch_name_and_the_outputs_of_one_image():
         summary.Layer("1", "BatchNorm", (4, 4, 8), 16, 0, 0),
         summary.Layer("2", "Linear", (1, 1, 5), 645, 640, 5),
     ]
-    with pytest.raises(ValueError, match="Dense has parameters outside of the counted layers"):
-        summary.summarize(nn.Dense(3), (4,))
+    assert summary.summarize(nn.Dense(3), (4,)) == [summary.Layer("", "Dense", (3,), 15, 12, 3)]
+
+
+def test_parameters_that_no_call_shows_are_an_error():
+    class Attending(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Embed(3, 4).attend(x)
+
+    with pytest.raises(ValueError, match="Attending has parameters outside of the counted layers"):
+        summary.summarize(Attending(), (4,))
 
 
 def test_auxiliary_classifiers_have_parameters_only():

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from flaxnets import InputError, create_model, from_torch, to_torch
-from flaxnets.training.state import jit_once
+from flaxnets.initializers import drawn
 
 
 @pytest.fixture(scope="module")
 def lenet():
     model = create_model("lenet5")
-    return model, jit_once(model.init)(jax.random.key(0), jnp.zeros((1, 28, 28, 1)))
+    return model, drawn(model.init)(jax.random.key(0), jnp.zeros((1, 28, 28, 1)))
 
 
 def test_keys_and_layouts_are_torchs(lenet):

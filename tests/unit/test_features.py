@@ -9,7 +9,7 @@ import torch
 import parity
 from flaxnets import InputError
 from flaxnets.inference.features import feature_names, features
-from flaxnets.training.state import jit_once
+from flaxnets.initializers import drawn
 from networks import CASES
 
 
@@ -43,7 +43,7 @@ def test_activations_are_those_of_torchs_hooks(arch, names):
 def test_an_unknown_layer_gets_the_nearest_name():
     model, _ = parity.build_pair("lenet5", CASES["lenet5"])
     x = jnp.zeros((1, 28, 28, 1))
-    variables = jit_once(model.init)(jax.random.key(0), x)
+    variables = drawn(model.init)(jax.random.key(0), x)
     assert "intermediates" not in variables
     parts = {"features": 6, "classifier": 5}
     expected = {f"{part}.{i}" for part, count in parts.items() for i in range(count)}

@@ -22,11 +22,12 @@ from flaxnets.data.pixels.resize import cover
 from flaxnets.inference.dense import log_multi_scale, multi_scale
 from flaxnets.inference.predict import accuracy, mean_of_members, predict
 from flaxnets.inference.run import load_run
-from flaxnets.inference.views import mean_log_probabilities
+from flaxnets.initializers import drawn
 from flaxnets.recipes import recipe_for
 from flaxnets.runs.files import json_text
 from flaxnets.training.parallel import DataParallel
-from flaxnets.training.state import init_variables, jit_once
+from flaxnets.training.state import init_variables
+from flaxnets.training.views import mean_log_probabilities
 from scripts import script
 from tools.torchvision_import import torchvision
 
@@ -81,7 +82,7 @@ def test_probabilities_that_round_to_zero_are_averaged_as_torch_does_in_float64(
 
 def test_several_scales_have_the_maxima_of_torchs_log_softmax():
     model = create_model("lenet5")
-    variables = jit_once(model.init)(jax.random.key(0), np.zeros((1, 28, 28, 1)))
+    variables = drawn(model.init)(jax.random.key(0), np.zeros((1, 28, 28, 1)))
     variables = jax.tree.map(lambda x: 3 * x, variables)  # for logits of hundreds
     x = 10 * np.random.default_rng(0).standard_normal((2, 36, 40, 1), np.float32)
     found = jax.jit(functools.partial(log_multi_scale, model))(variables, [x])
@@ -109,7 +110,7 @@ def test_json_has_null_where_no_number_is():
 
 def test_a_network_that_gives_nan_is_evaluated_to_valid_json(tmp_path, capsys):
     model = create_model("lenet5")
-    variables = jit_once(model.init)(jax.random.key(0), np.zeros((1, 28, 28, 1)))
+    variables = drawn(model.init)(jax.random.key(0), np.zeros((1, 28, 28, 1)))
     save_file(to_torch(jax.tree.map(lambda x: np.nan * x, variables)), tmp_path / "nan.safetensors")
     save_file(to_torch(variables), tmp_path / "good.safetensors")
     evaluate.main(evaluate.Options(
@@ -203,7 +204,7 @@ def two_files(tmp_path_factory):
     paths, members = [], []
     for seed in range(2):
         paths.append(tmp_path_factory.mktemp("weights") / f"{seed}.safetensors")
-        variables = jit_once(model.init)(jax.random.key(seed), np.zeros((1, 28, 28, 3)))
+        variables = drawn(model.init)(jax.random.key(seed), np.zeros((1, 28, 28, 3)))
         variables = jax.tree.map(lambda x: 3 * x, variables)  # for logits that differ more
         save_file(to_torch(variables), paths[-1])
         members.append(variables)
@@ -324,7 +325,7 @@ def test_a_broken_picture_of_a_split_is_named(folder, two_files, tmp_path):
 def test_images_read_whole_have_no_views(tmp_path):
     path = tmp_path / "ten.safetensors"
     model = create_model("lenet5")
-    variables = jit_once(model.init)(jax.random.key(0), np.zeros((1, 28, 28, 1)))
+    variables = drawn(model.init)(jax.random.key(0), np.zeros((1, 28, 28, 1)))
     save_file(to_torch(variables), path)
     options = {"arch": ("lenet5",), "checkpoint": (path,), "dataset": "digits"}
     with pytest.raises(InputError) as raised:

@@ -37,10 +37,10 @@ from flaxnets.data.plan import Plan
 from flaxnets.inference import network as network_module
 from flaxnets.inference.features import Level, feature_info, pyramid
 from flaxnets.inference.network import Card, Network, imagenet_class_names
+from flaxnets.initializers import drawn
 from flaxnets.models import describe
 from flaxnets.summary import summarize, totals
 from flaxnets.training.on_device import normalize
-from flaxnets.training.state import jit_once
 from flaxnets.weights import PublishedWeights, loading, published
 from scripts import ROOT
 from tools.torchvision_import import torchvision
@@ -434,7 +434,7 @@ def test_classes_come_with_scores_or_probabilities(lenet):
 
 def test_numbers_are_given_as_numbers():
     model, variables = initialized("linear_regression", 1)
-    variables = jit_once(model.init)(jax.random.key(0), jnp.zeros((1, 10)))
+    variables = drawn(model.init)(jax.random.key(0), jnp.zeros((1, 10)))
     network = pretrained(
         (model, variables), preprocessing=Plan(), statistics=((0.5,) * 10, (2.0,) * 10)
     )
@@ -473,7 +473,7 @@ def test_features_and_maps_by_name_and_stride(lenet):
     maps = lenet.pyramid(PHOTOS, strides=(4, 1))
     assert [each.shape for each in maps] == [(2, 4, 4, 16), (2, 24, 24, 6)]
     np.testing.assert_array_equal(maps[0], lenet.features(PHOTOS, ["features.5"])["features.5"])
-    with pytest.raises(InputError, match="MLP has no convolutions, so no maps"):
+    with pytest.raises(InputError, match="MLP reads images of one size and has no maps"):
         pretrained(initialized("softmax_regression")).pyramid(PHOTOS[0])
 
 
@@ -485,7 +485,7 @@ def test_a_new_head_keeps_all_else():
         assert new.classes == ("x", "y", "z")
         head, kept = "mlpconv3.cccp2", to_torch(new.variables)
         fresh = to_torch(
-            jit_once(new.model.init)(jax.random.key(5), jnp.zeros((1, *network.input_shape)))
+            drawn(new.model.init)(jax.random.key(5), jnp.zeros((1, *network.input_shape)))
         )
         for key, value in to_torch(variables).items():
             if key.startswith(head):  # in a program of its own, which rounds in another order

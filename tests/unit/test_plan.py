@@ -273,7 +273,7 @@ def test_what_stays_in_memory_and_what_is_left_to_the_device_is_read_off_the_lis
     assert split(photographs, grayscale=0.1) == [
         ["Decode", "RandomCrop", "Flip", "Grayscale"], ["Colour"]
     ]  # fmt: skip
-    assert split(photographs, crop="random_resized", flip=False, pca_std=0.0) == [
+    assert split(photographs, crop="random_resized", flip="none", pca_std=0.0) == [
         ["Decode", "RandomResizedCrop"], []
     ]  # fmt: skip
 
@@ -300,7 +300,7 @@ def test_the_shift_of_colours_has_its_covariance_in_what_the_network_is_fed(kind
 
     @jax.jit
     def fed(batch):
-        pixels = cropped(batch, how.pad).astype(jnp.float32) / 255
+        pixels = cropped(batch, how).astype(jnp.float32) / 255
         return shifted(pixels, batch, 1.0)
 
     for batch, without in itertools.islice(both, 32):

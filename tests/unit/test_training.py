@@ -424,14 +424,18 @@ def test_a_run_starts_from_the_variables_that_it_is_given(average):
 
 
 @pytest.mark.parametrize("initialization", ["source", "he_normal"])
-@pytest.mark.parametrize("arch", ["lenet5", "resnet20_cifar"])
-@pytest.mark.slow
-def test_initial_values_have_the_bits_of_a_fully_optimised_program(arch, initialization):
-    recipe = dataclasses.replace(RECIPE, initialization=initialization)
-    arguments = create_model(arch), (32, 32, 3), recipe, 5
-    fully = {"xla_backend_optimization_level": 3}  # XLA's own level, which the tests lower
-    expected = jax.jit(lambda: fresh_variables(*arguments), compiler_options=fully)()
-    jax.tree.map(np.testing.assert_array_equal, init_variables(*arguments), expected)
+def test_a_run_starts_from_the_same_bits_on_any_number_of_devices(initialization):
+    model, recipe = (
+        create_model("lenet5"),
+        dataclasses.replace(RECIPE, initialization=initialization),
+    )
+    feed = feed_from_source(data.open_source("digits"), recipe)
+    expected = jax.jit(lambda: fresh_variables(model, (28, 28, 1), recipe, seed=5))()
+    for count in (1, 2, 8):
+        parallel = DataParallel(devices=jax.devices()[:count])
+        state = make_program(model, recipe, feed, parallel, seed=5).initial_state()
+        assert len(jax.tree.leaves(state)[0].devices()) == count
+        jax.tree.map(np.testing.assert_array_equal, state.variables, expected)
 
 
 def test_he_initialisation_draws_every_kernel():
@@ -606,16 +610,22 @@ def test_saving_copies_what_the_next_step_overwrites(tmp_path):
     variables = init_variables(model, (28, 28, 1), recipe, 0)
     state = parallel.replicate(create_state(variables, optimizer, recipe))
     checkpoints = Checkpoints(tmp_path)
-    stream = itertools.cycle(batches(3))
+    stream, saved = itertools.cycle(batches(3)), []
     for _ in range(3):
         state, _ = step(state, parallel.shard(next(stream)))
         expected = jax.tree.map(np.array, state.params)
+        saved.append(expected)
         checkpoints.save(state, {}, error=1.0)
         for _ in range(2):
             state, _ = step(state, parallel.shard(next(stream)))
         restored = checkpoints.restore_variables()["params"]
         for a, b in zip(jax.tree.leaves(restored), jax.tree.leaves(expected), strict=True):
             np.testing.assert_array_equal(a, b)
+    mean = jax.tree.leaves(checkpoints.restore_mean(2)["params"])
+    for a, *leaves in zip(mean, *map(jax.tree.leaves, saved[-2:]), strict=True):
+        np.testing.assert_array_equal(a, np.mean(leaves, 0, np.float64).astype(np.float32))
+    with pytest.raises(InputError, match=r"the mean of 9 checkpoints is asked for; .* has [23]$"):
+        checkpoints.restore_mean(9)
     checkpoints.close()
 
 

@@ -49,8 +49,9 @@ class Options:
     """Training steps (learn); batches of a round (data)."""
     learning_rate: float | None = None
     """Of learn and accuracy; the recipe's, in proportion to the batch, unless given."""
-    epochs: int = 24
-    """Of accuracy, at most."""
+    epochs: int | None = None
+    """Of accuracy: one cycle of the learning rate in so many; the network's own recipe unless
+    given."""
     target: float = 0.94
     """Of accuracy: share of the test images."""
     dataset: str = "digits"

@@ -34,7 +34,8 @@ def measure_reading(arch: str, options: Options) -> Row:
     """
     source = data.open_source(options.dataset, options.data_dir)
     side = source.image_size or options.image_size or create_model(arch).input_shape[0]
-    how = Preprocessing(side, resize=side, crop="random_resized", flip=source.flip, pca_std=0.0)
+    flip = "random" if source.flip else "none"
+    how = Preprocessing(side, resize=side, crop="random_resized", flip=flip, pca_std=0.0)
     size, steps = options.batch_size or 64, options.steps
     stream = itertools.islice(source.examples("train"), size * (steps + 1))
     examples = [(raw, int(label)) for raw, label in stream]
@@ -71,7 +72,7 @@ def _rate(batches: Iterator[Any], size: int, steps: int) -> float:
 
 
 def _ours(source: data.Source, plan: data.Plan, how: Preprocessing, size: int, steps: int) -> float:
-    on_device = jax.jit(functools.partial(cropped, pad=how.pad))
+    on_device = jax.jit(functools.partial(cropped, how=how))
     batches = data.train_batches(source, size, plan)
     if source.kind != "photographs":
         batches = (jax.block_until_ready(on_device(batch)) for batch in batches)
@@ -105,7 +106,7 @@ class Examples:
                 transforms.RandomResizedCrop(side)
                 if photographs
                 else transforms.RandomCrop(side, self.how.pad),
-                transforms.RandomHorizontalFlip(0.5 if self.how.flip else 0.0),
+                transforms.RandomHorizontalFlip(0.5 if self.how.flip == "random" else 0.0),
                 transforms.PILToTensor(),
             ]
         )

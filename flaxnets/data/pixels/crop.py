@@ -19,13 +19,14 @@ from flaxnets.data.pixels.resize import (
     resize_window,
     short_side_size,
 )
-from flaxnets.recipes import Interpolation
+from flaxnets.recipes import Interpolation, Padding
 
 # Szegedy et al. 2014, section 6, as torchvision's RandomResizedCrop has it: the window's share of
 # the image's area, its aspect ratio (width to height), and how many are tried.
 AREA = (0.08, 1.0)
 RATIO = (3 / 4, 4 / 3)
 TRIES = 10
+SIDE = 2  # what a generator is for: the side of each image in the first pass
 LOG_RATIO = tuple(math.log(ratio) for ratio in RATIO)
 
 
@@ -174,14 +175,18 @@ class RandomCrop:
 
 @dataclasses.dataclass(frozen=True)
 class PadAndCrop:
-    """Zeros on all sides, then a window of the old size at random (He et al. 2015, section 4.2)."""
+    """Zeros on all sides, or the pixels that the edge reflects, then a window of the old size at
+    random (He et al. 2015, section 4.2).
+    """
 
     pad: int
+    padding: Padding = "zeros"
 
     def __call__(self, pixels: np.ndarray, random: Random) -> np.ndarray:
         height, width, _ = pixels.shape
         top, left = (random.randint(0, 2 * self.pad) for _ in range(2))
-        padded = np.pad(pixels, [(self.pad, self.pad), (self.pad, self.pad), (0, 0)])
+        mode = "constant" if self.padding == "zeros" else "reflect"
+        padded = np.pad(pixels, [(self.pad, self.pad), (self.pad, self.pad), (0, 0)], mode)
         return padded[top : top + height, left : left + width]
 
     def draw(self, random: np.random.Generator, count: int) -> dict[str, np.ndarray]:
@@ -191,9 +196,12 @@ class PadAndCrop:
 
 @dataclasses.dataclass(frozen=True)
 class Flip:
-    """The mirror image, left for right, with a probability."""
+    """The mirror image, left for right, with a probability; or alternating, of the same half of the
+    images in every other pass over the data and of the other half in between.
+    """
 
     probability: float = 0.5
+    alternating: bool = False
 
     def __call__(self, pixels: np.ndarray, random: Random) -> np.ndarray:
         return mirror(pixels) if random.random() < self.probability else pixels
@@ -201,6 +209,12 @@ class Flip:
     def draw(self, random: np.random.Generator, count: int) -> dict[str, np.ndarray]:
         """Draw `"mirrored"`, bool (count,), for the training step."""
         return {"mirrored": random.random(count) < self.probability}
+
+    def alternate(self, seed: int, indices: np.ndarray, passes: np.ndarray) -> np.ndarray:
+        """Return whether the examples `indices` are mirrored in the passes `passes`, bool (N,)."""
+        size = int(indices.max(initial=0)) + 1
+        begins = np.random.default_rng([SIDE, seed % 2**64]).random(size) < self.probability
+        return begins[indices] ^ (passes % 2 == 1)
 
 
 def mirror(pixels: np.ndarray) -> np.ndarray:

@@ -187,8 +187,11 @@ def magnitudes(bins: int, height: int, width: int, wide: bool = False) -> dict[s
 
 
 @functools.cache
-def sub_policies(policy: PolicyName, height: int, width: int) -> list[tuple[Step, ...]]:
-    """Return the equally likely sequences of operations that `policy` has for images of that size.
+def sub_policies(
+    policy: PolicyName, height: int, width: int, magnitude: int = 9
+) -> list[tuple[Step, ...]]:
+    """Return the equally likely sequences of operations that `policy` has for images of that size;
+    `magnitude`, of 0 to 30, is RandAugment's.
 
     Raises InputError for an unknown policy.
     """
@@ -207,16 +210,16 @@ def sub_policies(policy: PolicyName, height: int, width: int) -> list[tuple[Step
     strengths = {name: values.get(name, np.zeros(31)).tolist() for name in names}
     if policy == "trivial_augment_wide":  # any operation at any magnitude
         return [(Step(name, 1.0, value),) for name in names for value in strengths[name]]
-    # Two operations at magnitude 9 of 0..30.
-    return list(
-        itertools.product([Step(name, 1.0, strengths[name][9]) for name in names], repeat=2)
-    )
+    steps = [Step(name, 1.0, strengths[name][magnitude]) for name in names]
+    return list(itertools.product(steps, repeat=2))
 
 
-def draw(policy: PolicyName, height: int, width: int, random: Random) -> list[tuple[str, float]]:
+def draw(
+    policy: PolicyName, height: int, width: int, random: Random, magnitude: int = 9
+) -> list[tuple[str, float]]:
     """Draw what is done to an image: operations and their magnitudes."""
     drawn = []
-    for step in random.choice(sub_policies(policy, height, width)):
+    for step in random.choice(sub_policies(policy, height, width, magnitude)):
         is_applied, is_reversed = random.random() < step.probability, random.random() < 0.5
         if is_applied:
             reverse = is_reversed and (step.operation in MOVING or step.operation in ENHANCING)
@@ -230,10 +233,11 @@ class Policy:
 
     policy: PolicyName
     interpolation: Interpolation = "bilinear"
+    magnitude: int = 9
 
     def __call__(self, pixels: np.ndarray, random: Random) -> np.ndarray:
         image, resampling = as_image(pixels), Image.Resampling[self.interpolation.upper()]
         height, width = pixels.shape[:2]
-        for name, magnitude in draw(self.policy, height, width, random):
+        for name, magnitude in draw(self.policy, height, width, random, self.magnitude):
             image = OPERATIONS[name](image, magnitude, resampling)
         return as_array(image)

@@ -1,0 +1,137 @@
+"""Initial values of parameters, and those of a whole network without a program for it.
+
+In a jitted `model.init` XLA's CPU backend compiles every draw by itself, thousands of them in a
+deep network (264 s for resnet1202_cifar on two cores). Here a draw is a primitive: evaluated by
+itself it calls a program that draws of all shapes share, and `drawn` evaluates those of a network
+one by one. The values are the same, and those of the initializers of these names in `flax.linen`,
+which work here as well but compile a program for each shape.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.core import eval_jaxpr
+from jax.extend.core import Primitive
+from jax.interpreters import batching, mlir, partial_eval
+
+Array = jax.Array
+Shape = tuple[int, ...]
+# The uniform one lies between -1 and 1, the truncated one is a normal one between -2 and 2.
+Distribution: TypeAlias = Literal["normal", "truncated_normal", "uniform"]
+DEVIATIONS = {"normal": 1.0, "truncated_normal": 0.87962566103423978}
+
+
+@dataclasses.dataclass(frozen=True)
+class Draw:
+    """An initializer: (key, shape, dtype) to independent numbers of a distribution, times a factor
+    that depends on shape and dtype.
+    """
+
+    distribution: Distribution
+    factor: Callable[[Shape, np.dtype], Any]
+
+    def __call__(self, key: Array, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
+        shape, dtype = tuple(shape), np.dtype(dtype)
+        factor = float(self.factor(shape, dtype))
+        return _draw.bind(
+            key, distribution=self.distribution, factor=factor, shape=shape, dtype=dtype
+        )
+
+
+def normal(deviation: float) -> Draw:
+    """Return the initializer of zero mean and that standard deviation."""
+    return Draw("normal", lambda *_: deviation)
+
+
+def uniform(bound: float) -> Draw:
+    """Return the initializer that is uniform in +-`bound`."""
+    return Draw("uniform", lambda *_: bound)
+
+
+def variance_scaling(
+    scale: float, mode: Literal["fan_in", "fan_out"], distribution: Distribution
+) -> Draw:
+    """Return the initializer of zero mean and variance `scale` / fan for kernels
+    (..., channels, features). The fan is a kernel's size without its features, or with "fan_out"
+    without its channels.
+    """
+
+    def factor(shape: Shape, dtype: np.dtype) -> Any:
+        fan = math.prod(shape[:-1] if mode == "fan_in" else (*shape[:-2], shape[-1]))
+        variance = dtype.type(scale / fan)
+        if distribution == "uniform":
+            return np.sqrt(3 * variance)
+        return np.sqrt(variance) / dtype.type(DEVIATIONS[distribution])
+
+    return Draw(distribution, factor)
+
+
+def drawn(init: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function with the values of `init`, evaluated one operation after another; what they
+    do not depend on is not computed. Of `model.init` that leaves the draws.
+    """
+
+    def values(*arguments: Any) -> Any:
+        closed, shapes = jax.make_jaxpr(init, return_shape=True)(*arguments)
+        jaxpr, is_used = partial_eval.dce_jaxpr(closed.jaxpr, [True] * len(closed.out_avals))
+        operands = zip(jax.tree.leaves(arguments), is_used, strict=True)
+        used = [operand for operand, needed in operands if needed]
+        leaves = eval_jaxpr(jaxpr, closed.consts, *used)
+        return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
+
+    return values
+
+
+_draw = Primitive("draw")
+
+
+def _numbers(key: Array, distribution: Distribution, count: int, dtype: np.dtype) -> Array:
+    if distribution == "normal":
+        return jax.random.normal(key, (count,), dtype)
+    if distribution == "truncated_normal":
+        return jax.random.truncated_normal(key, -2, 2, (count,), dtype)
+    return jax.random.uniform(key, (count,), dtype, -1, 1)
+
+
+_compiled_numbers = jax.jit(_numbers, static_argnums=(1, 2, 3))
+
+
+def _by_itself(
+    key: Array, *, distribution: Distribution, factor: float, shape: Shape, dtype: np.dtype
+) -> Array:
+    """Draw a power of two of numbers and leave out those that are too many: each depends on the key
+    and its index alone. So shapes share programs; hardly two kernels of a DenseNet have the same.
+    """
+    count = math.prod(shape)
+    with jax.disable_jit(False):
+        numbers = _compiled_numbers(key, distribution, 1 << (count - 1).bit_length(), dtype)
+    return jnp.asarray(np.asarray(numbers)[:count].reshape(shape) * dtype.type(factor))
+
+
+def _in_a_program(
+    key: Array, *, distribution: Distribution, factor: float, shape: Shape, dtype: np.dtype
+) -> Array:
+    numbers = _numbers(key, distribution, math.prod(shape), dtype)
+    # XLA would first multiply the factor with one of the distribution, which rounds differently.
+    return lax.optimization_barrier(numbers).reshape(shape) * dtype.type(factor)
+
+
+def _mapped(operands: Sequence[Array], axes: Sequence[int], **params: Any) -> tuple[Array, int]:
+    return jax.vmap(functools.partial(_in_a_program, **params), in_axes=axes)(*operands), 0
+
+
+@_draw.def_abstract_eval
+def _abstractly(key: Any, *, shape: Shape, dtype: np.dtype, **_: Any) -> Any:
+    return key.update(shape=shape, dtype=dtype)
+
+
+_draw.def_impl(_by_itself)
+mlir.register_lowering(_draw, mlir.lower_fun(_in_a_program, multiple_results=False))
+batching.primitive_batchers[_draw] = _mapped

@@ -6,7 +6,7 @@ from flaxnets import pretrained, create_model, list_models, load_weights, from_t
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # What the package exports, and where it is. Imported at the first use: the scripts import
 # flaxnets.terminal before jax, which takes seconds.

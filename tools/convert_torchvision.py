@@ -1,12 +1,12 @@
-"""Converts weights between torch and safetensors, checked against the network of that name.
+"""Convert weights between torch and safetensors, and check them against the network of that name.
 
     python tools/convert_torchvision.py --arch vgg19 --weights IMAGENET1K_V1 --out vgg19.safetensors
     python tools/convert_torchvision.py --arch vgg19 --checkpoint FILE.pth --out vgg19.safetensors
     python tools/convert_torchvision.py --arch vgg19 --workdir runs/vgg19-digits --out vgg19.pth
 
-Both formats hold torch's keys in torch's layout. The suffix of the file that is written decides
-which one it is; only a .pth needs torch. Auxiliary heads are in it if the weights have them. A
-.safetensors of a run has all that it takes to call the network: `flaxnets.pretrained(FILE)`.
+Both formats hold torch's keys in torch's layout. The suffix of the output decides which one is
+written; only .pth needs torch. Auxiliary heads are included if the weights have them. A
+.safetensors file of a run has everything to call the network: `flaxnets.pretrained(FILE)`.
 """
 
 if __name__ == "__main__":  # first, for the other imports take seconds
@@ -41,7 +41,7 @@ def main(
     ema: bool = False,
     average: int = 1,
 ) -> None:
-    """Converts weights and checks every key and shape.
+    """Convert weights and check every key and shape.
 
     Args:
         arch: name of the network.

@@ -1,4 +1,4 @@
-"""Class probabilities over a data set, of one network or averaged over several.
+"""Compute class probabilities over a data set, for one network or averaged over several.
 
 The average over networks is that of Ciresan et al. 2012 (arXiv:1202.2745), section 2, over the
 columns of a multi-column network, and of the ensembles in He et al. 2015, Table 5.
@@ -27,7 +27,7 @@ def predict_views(
     statistics: Any,
     shares: Sequence[float] | None = None,
 ) -> tuple[list[jax.Array], jax.Array]:
-    """Return what a network says of images as they are decoded: every prediction is made here.
+    """Return a network's answers for images as they are decoded. Every prediction is made here.
 
     Args:
         model: a network.
@@ -89,7 +89,7 @@ def predict(
 def mean_of_members(log_probabilities: Sequence[np.ndarray]) -> np.ndarray:
     """Return the logarithms (N, classes), float32, of the probabilities averaged over networks."""
     members = np.stack(log_probabilities).astype(np.float64)
-    with np.errstate(invalid="ignore"):  # of a network that gives NaN, which stays
+    with np.errstate(invalid="ignore"):  # a network that gives NaN keeps it
         sums = np.logaddexp.reduce(members)
     return (sums - np.log(len(members))).astype(np.float32)
 

@@ -5,9 +5,9 @@
   4.1, at test time), in the order of torchvision's `TenCrop`.
 - random-10: ten crops at random, every other one mirrored on average.
 - multi-scale: OverFeat's six sizes and their mirror images, each read by the network as a map
-  (Sermanet et al. 2013, arXiv:1312.6229, section 3.3 and Table 5). Of a map, each class has its
-  largest probability over all positions. The sizes are in proportion to what the network reads,
-  221 pixels in the paper, which does not say how its pictures came to them: here they are scaled
+  (Sermanet et al. 2013, arXiv:1312.6229, section 3.3 and Table 5). Each class has its largest
+  probability over the positions of a map. Sizes are in proportion to the network's input, 221
+  pixels in the paper. The paper does not say how its pictures got these sizes: here they are scaled
   to cover a size, and cut to it around the centre.
 - mirror-and-shift: what the network reads and two shifts of it by a pixel, mirrored as well
   (`flaxnets.training.views`).
@@ -34,8 +34,8 @@ Views: TypeAlias = Literal["center", "ten-crop", "random-10", "multi-scale", "mi
 
 
 def ten_crop(image: np.ndarray, crop: int) -> np.ndarray:
-    """(10, crop, crop, C) of (H, W, C): top left and right, bottom left and right, centre; then the
-    same of the mirrored image.
+    """Return (10, crop, crop, C) of (H, W, C): top left and right, bottom left and right, centre;
+    then the same crops of the mirrored image.
     """
     bottom, right = (size - crop for size in image.shape[:2])
     views = []
@@ -47,7 +47,9 @@ def ten_crop(image: np.ndarray, crop: int) -> np.ndarray:
 
 
 def random_crops(image: np.ndarray, crop: int, seed: Sequence[int], count: int = 10) -> np.ndarray:
-    """(count, crop, crop, C) of (H, W, C): any place and either side is as likely."""
+    """Return (count, crop, crop, C) of (H, W, C), at uniform places, mirrored or not with equal
+    chances.
+    """
     random = np.random.default_rng(seed)
     views = []
     for _ in range(count):
@@ -73,8 +75,8 @@ def views_of(
     seed: Sequence[int] = (0,),
     name: str = "the picture",
 ) -> dict[str, np.ndarray]:
-    """Return uint8 (V, height, width, C) for each size of view, under keys that start with "image",
-    of a raw picture that `name` stands for in messages.
+    """Return the views of a raw picture, uint8 (V, height, width, C) for each size, under keys that
+    start with "image". Messages call the picture `name`.
 
     Raises InputError as `check_views`, and if the picture is damaged or too long to be scaled.
     """
@@ -103,8 +105,8 @@ SHARES: dict[str, tuple[float, ...]] = {"mirror-and-shift": MIRROR_AND_SHIFT}
 
 
 def for_views(model: nn.Module, views: Views) -> nn.Module:
-    """Return the network as it reads such views: for multi-scale it gives a map, of all offsets of
-    the last pool where that is a field of it. Raises InputError if it has no map.
+    """Return the network as it reads such views: for multi-scale it gives a map, at all offsets of
+    the last pool if it has that field. Raises InputError if it has no map.
     """
     return finest_map(model) if views == "multi-scale" else model
 

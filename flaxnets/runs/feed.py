@@ -1,4 +1,4 @@
-"""The batches of a data set as a recipe asks for them: made once, for training and evaluation."""
+"""The batches of a data set as a recipe wants them, for training and evaluation."""
 
 import itertools
 
@@ -33,16 +33,16 @@ def feed_from_source(
     Args:
         source: the data set.
         recipe: of the run.
-        parallel: the devices, on which the training images stay if they may; without them batches
-            are made on the host.
+        parallel: the devices, on which training images stay if they fit; without it, batches are
+        made on the host.
         seed: of the order and the augmentation.
         statistics: mean and deviation of each channel, by which images are normalised; the recipe's
             for the data set unless given.
         test_batch_size: images of an evaluation step, rounded up so that it divides over the
             devices; those of a training step unless given.
         shard: this process and the number of processes.
-        bad: counts the pictures that cannot be read; none may be, unless given.
-        decoded: keeps decoded pictures, and the test images as the network is fed them.
+        bad: counts unreadable pictures; none is allowed unless given.
+        decoded: keeps decoded pictures, and the test images as network input.
     """
     preprocessing, decoded = recipe.preprocessing, decoded or Decoded()
     size = preprocessing.image_size

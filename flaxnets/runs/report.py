@@ -1,4 +1,4 @@
-"""What a run says of itself: the tables of a dry run, its summary, and its result in a sentence."""
+"""What a run reports: the tables of a dry run, its summary, and its result in a sentence."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -15,8 +15,8 @@ Table = tuple[str, list[dict[str, Any]], list[dict[str, Any]]]  # title, rows, l
 
 
 def dry_run(run: Run) -> Iterator[Table]:
-    """Yield tables of what the run would be, without its first step: its values, the layers, the
-    steps, and the memory on each device.
+    """Yield tables that describe the run without taking a step: its values, the layers, the steps,
+    and the memory on each device.
     """
     options, recipe, parallel = run.options, run.program.recipe, run.program.parallel
     values = dataclasses.asdict(recipe)
@@ -60,14 +60,14 @@ def _memory(run: Run) -> dict[str, int]:
 def summary_of(
     run: Run, row: Mapping[str, Any], *, seconds: float, versions: Mapping[str, str], command: str
 ) -> dict[str, Any]:
-    """Return what summary.json holds of a run that ended.
+    """Return the content of summary.json for a run that ended.
 
     Args:
         run: the run.
         row: what `loop.fit` returned.
-        seconds: since the run was started, this time.
+        seconds: since the run was last started.
         versions: of the packages that matter to the result.
-        command: with which it was started.
+        command: that started it.
     """
     metrics = ("top1", "top5", "loss")
     others = [f"{kind}_{name}" for kind in ("ema", "views") for name in metrics]

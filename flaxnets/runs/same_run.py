@@ -1,4 +1,4 @@
-"""Which run a workdir holds: its name, and whether a config is that of the run already there."""
+"""Tell which run a workdir holds: its name, and whether a config belongs to that run."""
 
 import dataclasses
 import json
@@ -14,8 +14,9 @@ from flaxnets.runs.files import read_json
 
 
 def default_workdir(arch: str, dataset: str) -> pathlib.Path:
-    """Return the workdir `runs/ARCH-DATASET`, the same however the path of a folder or file is
-    spelled. That of an old run, whose name has the path as it was typed, is taken where it exists.
+    """Return the workdir `runs/ARCH-DATASET`, the same for all spellings of the path of a folder or
+    file. If there is a workdir of an old run, whose name has the path as it was typed, that is
+    taken.
     """
     here = os.path.join(os.getcwd(), "")
     new, old = (
@@ -51,8 +52,8 @@ def check_same_run(path: pathlib.Path, config: dict[str, Any], may_change: tuple
 
 
 def _with_plan(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
-    """Return the config of an old run with what it lacks. Before plans were written down, the
-    values decided, but for the interpolation, which was that of policies alone.
+    """Return the config of an old run, completed. Before plans were stored, the values decided;
+    only the interpolation was that of policies alone.
     """
     if "plan" in before or "preprocessing" not in before or "preprocessing" not in now:
         return before
@@ -88,7 +89,7 @@ def _defaults(kind: type) -> dict[str, Any]:
 
 
 def _same(key: str, before: Any, now: Any) -> bool:
-    """Return whether an option has the same value; a path may be spelled in another way."""
+    """Return whether an option has the same value; paths may be spelled differently."""
     if key in ("dataset", "init_from") and isinstance(before, str) and isinstance(now, str):
         return _absolute(before) == _absolute(now)
     return before == now

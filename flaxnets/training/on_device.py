@@ -1,5 +1,5 @@
-"""What the network is fed, made on the device from a batch as the host sends it: the crops and
-colours that the host's plan left to the step, and normalised values.
+"""Network input, made on the device from a batch as the host sends it: the crops and colour shifts
+that the host's plan leaves to the step, and normalised values.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,9 +36,9 @@ def cropped(batch: Mapping[str, Any], how: Preprocessing) -> jax.Array:
 
 
 def shifted(images: jax.Array, batch: Mapping[str, Any], unit: jax.Array | float) -> jax.Array:
-    """Return `images` (N, H, W, C) with the shift of colours that the batch has for each, if it has
-    any (Krizhevsky et al. 2012, section 4.1). `unit`, a number or C of them, is how far apart black
-    and white are in `images`.
+    """Return `images` (N, H, W, C) with each image's colour shift, if the batch has any (Krizhevsky
+    et al. 2012, section 4.1). `unit`, a number or C of them, is the distance from black to white in
+    `images`.
     """
     if "colour" not in batch:
         return images
@@ -53,8 +53,8 @@ def crop_and_flip(
     pad: int,
     padding: Padding = "zeros",
 ) -> jax.Array:
-    """The crop at offsets (N, [y, x]), each 0..2 * pad, of each padded image, its mirror image
-    where `mirrored` (N,).
+    """Return the crop at offsets (N, [y, x]), each 0..2 * pad, of each padded image, mirrored where
+    `mirrored` (N,) is true.
     """
     height, width = images.shape[1:3]
     mode = "constant" if padding == "zeros" else "reflect"

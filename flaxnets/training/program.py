@@ -1,4 +1,4 @@
-"""The functions of a run, mapped onto the devices, and what it will take of them."""
+"""The compiled functions of a run, mapped onto the devices, and the memory they need."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -28,7 +28,7 @@ class Feed:
     train: Callable[[int], Iterator[HostBatch]]  # endless batches of this process, from a step on
     test: Callable[[], Iterator[HostBatch]]  # one masked pass
     train_size: int  # examples of an epoch, over all processes
-    input_shape: tuple[int, int, int]  # (height, width, channels) that the network is fed
+    input_shape: tuple[int, int, int]  # (height, width, channels) of network input
     statistics: Statistics  # by which images are normalised
     class_names: tuple[str, ...] = ()  # none where numbers are predicted
 
@@ -74,8 +74,8 @@ class Program:
     def memory(self, batch: HostBatch, data_set: int = 0) -> dict[str, int]:
         """Return the bytes on each device in training, by what they are for. Compiles the step.
 
-        These are the parts of the state, the images that stay there (`data_set`), and what the
-        compiled step needs beside them, its own images included.
+        They are the parts of the state, the images that stay there (`data_set`), and what the
+        compiled step needs besides, including its own images.
         """
         state = self.state_shapes()
         parts = {

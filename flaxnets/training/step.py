@@ -1,7 +1,7 @@
 """The one training step and the one evaluation step, as functions of one device.
 
-Both run under a mapped axis named `AXIS`: each device sees its part of the batch, and what
-leaves the function is reduced over the axis, hence the same on every device.
+Both run under a mapped axis named `AXIS`: each device sees its part of the batch, and results are
+reduced over the axis, so they are the same on every device.
 """
 
 from collections.abc import Callable, Sequence
@@ -44,16 +44,16 @@ def make_train_step(
     """Return `(state, {"image": uint8, "label": int32}) -> (state, metrics)`.
 
     The metrics are means over the batch: "loss" of the main classifier and, for classes, "top1" and
-    "top5"; where images are blended, those of the blended images against the likelier class.
+    "top5"; if images are blended, the scores compare with the likelier class.
 
-    The step augments the batch (`batch_augmentation.augmented`), takes the gradients of the
-    objective (`objective.make_objective`), in parts one after another if the recipe accumulates
-    them, and updates the state. Gradients and running statistics are averaged over devices.
+    The step augments the batch (`batch_augmentation.augmented`), computes the gradients of the
+    objective (`objective.make_objective`), part by part if the recipe accumulates them, and updates
+    the state. Gradients and running statistics are averaged over devices.
 
-    - What the patterns of `freeze` match keeps its bits: parameters, and the running statistics of
-      batch norms, which then use them.
-    - Without `sync_batch_norm` each device takes statistics of its own images, as in torch's
-      DistributedDataParallel.
+    - Whatever the patterns of `freeze` match keeps its bits: parameters, and the running statistics
+    of batch norms, which then normalise by them.
+    - Without `sync_batch_norm` each device uses the statistics of its own images, as in torch's
+    DistributedDataParallel.
 
     Args:
         statistics: mean and deviation of each channel, by which images are normalised.
@@ -77,8 +77,9 @@ def make_train_step(
 
 
 def accumulated(objective: Objective, parts: int) -> Gradients:
-    """Return the gradients of `objective`, of `parts` of the batch one after another: their mean is
-    the gradient of the whole batch, in less memory. Each part draws its own dropout.
+    """Return a function that computes the gradients of `objective` for `parts` of the batch, one
+    after another. Their mean is the gradient of the whole batch, in less memory. Each part draws
+    its own dropout.
     """
 
     def gradients(params: PyTree, model_state: PyTree, batch: Batch, key: jax.Array):

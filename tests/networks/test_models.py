@@ -194,6 +194,8 @@ ALLOWED = {
     "terminal": {"errors"},
     "weights": {"weights", "models", "convert", "errors", "terminal"},
 }
+SCRIPTS = ("train", "classify", "evaluate", "dense")  # python -m flaxnets.train; import anything
+ALLOWED |= dict.fromkeys(SCRIPTS, {*ALLOWED} - {"layers", "kernels"})
 FOREIGN = {
     "tensorflow": {"data"}, "tensorflow_datasets": {"data"}, "torchvision": set(),
     "torch": {"weights"},  # inside functions, to read .pth files

@@ -14,8 +14,8 @@ from PIL import Image
 from safetensors.numpy import save_file
 from sklearn.datasets import load_sample_images
 
-from experiments.classify import Options, main
 from flaxnets import InputError, create_model, pretrained, to_torch
+from flaxnets.classify import Options, main
 from flaxnets.data.pixels.crop import CenterCrop
 from flaxnets.data.pixels.decode import Decode, as_array
 from flaxnets.data.pixels.resize import Resize, cover, scale_short_side

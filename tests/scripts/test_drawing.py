@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from experiments import dense, evaluate
+from flaxnets import dense, evaluate
 from flaxnets.recipes import Preprocessing
 from flaxnets.runs.evaluation import Example, draw_worst
 from flaxnets.runs.figures import draw_batch, draw_grid, draw_learning_curve, literal

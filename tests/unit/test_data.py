@@ -14,9 +14,8 @@ import simplejpeg
 import sklearn.datasets
 from PIL import Image
 
-from experiments import train
 from feeds import eval_batches, in_memory, train_batches
-from flaxnets import InputError, data
+from flaxnets import InputError, data, train
 from flaxnets.data import open_source, pipeline
 from flaxnets.data.folder import picture_suffixes
 from flaxnets.data.npz import ARRAYS

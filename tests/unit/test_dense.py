@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
-from experiments import dense as draw
 from flaxnets import InputError, create_model, list_models, pretrained, to_torch
+from flaxnets import dense as draw
 from flaxnets.inference.dense import (
     SIX_SCALES,
     average_maps,

@@ -15,9 +15,8 @@ from PIL import Image, ImageOps
 from safetensors.numpy import save_file
 from sklearn.datasets import load_sample_images
 
-from experiments import classify, evaluate
 from feeds import eval_batches, in_memory
-from flaxnets import InputError, create_model, to_torch
+from flaxnets import InputError, classify, create_model, evaluate, to_torch
 from flaxnets.data.pixels.resize import cover
 from flaxnets.inference.dense import log_multi_scale, multi_scale
 from flaxnets.inference.predict import accuracy, mean_of_members, predict

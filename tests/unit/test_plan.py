@@ -14,9 +14,8 @@ import pytest
 import sklearn.datasets
 from PIL import Image, ImageOps
 
-from experiments import evaluate, train
 from feeds import in_memory, train_batches
-from flaxnets import InputError, data, pretrained
+from flaxnets import InputError, data, evaluate, pretrained, train
 from flaxnets.data import Plan, evaluation_plan, open_source, training_plan
 from flaxnets.data.pixels.colour import IMAGENET_EIGENVALUES, IMAGENET_EIGENVECTORS
 from flaxnets.data.pixels.crop import CenterCrop, RandomResizedCrop

@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from experiments import train
-from flaxnets import InputError, create_model, list_models
+from flaxnets import InputError, create_model, list_models, train
 from flaxnets.convert import torch_keys
 from flaxnets.recipes import Preprocessing, Recipe, recipe_for
 from flaxnets.recipes.torchvision import VERSIONS

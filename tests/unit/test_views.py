@@ -9,8 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import evaluate, train
-from flaxnets import InputError, create_model, data, pretrained
+from flaxnets import InputError, create_model, data, evaluate, pretrained, train
 from flaxnets.initializers import drawn
 from flaxnets.recipes import recipe_for
 from flaxnets.runs.feed import training_examples

@@ -674,7 +674,7 @@ def test_the_published_googlenet_converts(auxiliary, tmp_path, monkeypatch):
 
 
 def test_scripts_choose_the_averages(tmp_path, lenet):
-    from experiments import evaluate
+    from flaxnets import evaluate
     from flaxnets.inference.options import NetworkOptions
     from flaxnets.recipes import recipe_for
     from flaxnets.runs.initial import initial_weights
@@ -777,7 +777,7 @@ def test_bad_input_is_one_sentence(arguments, sentence, tmp_path, monkeypatch):
 
 def test_training_starts_from_a_published_name(server, lenet, capsys, tmp_path, monkeypatch):
     """With other classes: the features of the file, a fresh head, and a line that says so."""
-    from experiments import train
+    from flaxnets import train
     from flaxnets.runs.checkpoints import Checkpoints
 
     _, values = lenet

@@ -1,5 +1,5 @@
-"""Whether a network learns, and how soon: its loss over the first steps on a data set, and the time
-to an accuracy.
+"""Measure whether a network learns, and how soon: its loss over the first steps on a data set, and
+the time to an accuracy.
 """
 
 import dataclasses

@@ -1,4 +1,6 @@
-"""Images a second from a data set to uint8 batches in memory, cropped at random and mirrored."""
+"""Measure images a second from a data set to uint8 batches in memory, cropped at random and
+mirrored.
+"""
 
 import collections
 import concurrent.futures
@@ -29,7 +31,7 @@ def measure_reading(arch: str, options: Options) -> Row:
 
     Photographs are cropped to any size and shape and resized to the network's, images in memory
     padded by 4 pixels and cropped (ours on the device, as in the training step). Each reader starts
-    anew in each round; what counts are the batches behind its first one. What is not installed has
+    again in each round; the batches after its first one count. A reader that is not installed has
     no figures.
     """
     source = data.open_source(options.dataset, options.data_dir)

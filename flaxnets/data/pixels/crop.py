@@ -1,4 +1,4 @@
-"""Crop pictures: windows of training at random, the centre in evaluation, padded crops, and flips.
+"""Crop pictures: random windows in training, the centre in evaluation, padded crops, and flips.
 
 The first four operations turn a `Picture` into uint8 pixels (height, width, channels), the others
 change pixels.
@@ -32,9 +32,9 @@ LOG_RATIO = tuple(math.log(ratio) for ratio in RATIO)
 
 @dataclasses.dataclass(frozen=True)
 class CenterCrop:
-    """Evaluation: the short side resized to `resize` pixels, then the central `size` x `size`.
+    """Evaluation: resize the short side to `resize` pixels, then take the central `size` x `size`.
 
-    torchvision's `ImageClassification` (transforms/_presets.py), to the bit.
+    Bit-equal to torchvision's `ImageClassification` (transforms/_presets.py).
     """
 
     resize: int
@@ -56,8 +56,8 @@ def crop_of_scaled(
     size: int,
     interpolation: Interpolation,
 ) -> np.ndarray:
-    """Return `size` x `size` pixels at `offset` of the image resized to `scaled`, (height, width)
-    both. Of an image so long that it would take too much memory only that part is resized.
+    """Return `size` x `size` pixels at `offset` of the image resized to `scaled`, both (height,
+    width). If the whole would take too much memory, only that part is resized.
     """
     top, left = offset
     if scaled[0] * scaled[1] <= MAX_RESIZED:
@@ -77,9 +77,10 @@ def center(pixels: np.ndarray, size: int) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class RandomResizedCrop:
-    """Training: a window of random area, aspect ratio and place, resized to `size` x `size`.
+    """Training: take a window of random area, aspect ratio and place, and resize it to `size` x
+    `size`.
 
-    The resampling sees no pixel outside of the window, as in torchvision.
+    As in torchvision, the resampling reads no pixel outside the window.
     """
 
     size: int
@@ -98,9 +99,9 @@ class RandomResizedCrop:
 
 
 def random_window(height: int, width: int, random: Random) -> tuple[int, int, int, int]:
-    """Draw top, left, height and width of a window of an image of the given size: the first of ten
-    that fits, their areas uniform and the logarithms of their aspect ratios too; else the largest
-    one in the centre that has an allowed ratio. The place is uniform.
+    """Draw top, left, height and width of a window of an image of the given size. Of ten windows
+    with uniform area and log-uniform aspect ratio the first that fits is taken, at a uniform place;
+    if none fits, the largest one in the centre with an allowed ratio.
     """
     for _ in range(TRIES):
         area = height * width * random.uniform(*AREA)
@@ -115,16 +116,14 @@ def random_window(height: int, width: int, random: Random) -> tuple[int, int, in
 
 
 def _covering(first: int, count: int, fewer: int, full: int) -> Span:
-    """Where the pixels that cover `count` of `full`, from `first` on, begin and end among
-    `fewer`.
-    """
+    """Return the span among `fewer` pixels that covers `count` of `full` ones, from `first` on."""
     return first * fewer // full, -(-(first + count) * fewer // full)
 
 
 @dataclasses.dataclass(frozen=True)
 class RandomCrop:
-    """Training: the short side resized to `resize` pixels, or to a number at random from there to
-    `resize_max`; of the picture `size` x `size` at random.
+    """Training: resize the short side to `resize` pixels, or to a random number from there to
+    `resize_max`, then take `size` x `size` pixels at a random place.
 
     Krizhevsky et al. 2012, section 4.1, whose 32 x 32 offsets of a 256-pixel image leave out the
     last row and column; He et al. 2015, section 3.4, for the range.
@@ -150,8 +149,8 @@ class RandomCrop:
     def _sampled(
         self, picture: Picture, scaled: tuple[int, int], offsets: tuple[int, int]
     ) -> np.ndarray:
-        """The crop at `offsets` of the picture resized to `scaled`, (height, width) each. No more
-        of it than is needed is decoded and resized.
+        """Return the crop at `offsets` of the picture resized to `scaled`, both (height, width).
+        Only the part that is needed is decoded and resized.
         """
         fraction = picture.fraction(min(picture.size), min(scaled))
         spans, first, factors = [], [], []

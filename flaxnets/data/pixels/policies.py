@@ -24,8 +24,8 @@ Operation = Callable[[Image.Image, float, Image.Resampling], Image.Image]
 
 
 def _affine(matrix: Callable[[float], tuple[float, ...]]) -> Operation:
-    """The image under the inverse of `matrix(magnitude)`, with zeros where that leads out of it:
-    pixel [x, y] of the result is that at [a x + b y + c, d x + e y + f].
+    """Return an operation that moves pixels by `matrix(magnitude)`: pixel [x, y] of the result is
+    that at [a x + b y + c, d x + e y + f], or zero outside the image.
     """
 
     def operation(image: Image.Image, magnitude: float, resampling: Image.Resampling):
@@ -36,7 +36,7 @@ def _affine(matrix: Callable[[float], tuple[float, ...]]) -> Operation:
 
 
 def _enhance(kind: type) -> Operation:
-    """1 + magnitude times as far from what the enhancement starts from."""
+    """Return an operation that enhances an image by the factor 1 + magnitude."""
     return lambda image, magnitude, _: kind(image).enhance(1 + magnitude)
 
 
@@ -171,8 +171,8 @@ def magnitudes(bins: int, height: int, width: int, wide: bool = False) -> dict[s
     has some: tangents of the shears, pixels of the translations, degrees of the rotation, relative
     changes of the enhancements, bits that are kept and the first value that is inverted.
 
-    They are torchvision's but for the last bit. One whole number hangs on it: the sixteenth of the
-    wide translations is of 16 pixels, where float32 gives torchvision 15.999999, hence 15.
+    They are torchvision's up to the last bit, which decides one whole number: the sixteenth wide
+    translation is 16 pixels here; in torchvision float32 gives 15.999999, hence 15.
     """
     tangent, degrees, change, bits = (0.99, 135.0, 0.99, 6) if wide else (0.3, 30.0, 0.9, 4)
     right, down = (32.0, 32.0) if wide else (150 / 331 * width, 150 / 331 * height)
@@ -229,7 +229,7 @@ def draw(
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
-    """The operations that a policy draws, of uint8 pixels (height, width, channels)."""
+    """Change uint8 pixels (height, width, channels) by the operations that a policy draws."""
 
     policy: PolicyName
     interpolation: Interpolation = "bilinear"

@@ -14,6 +14,7 @@ from flax import nnx
 
 import parity
 from flaxnets import create_model, load_weights, to_torch
+from flaxnets.initializers import drawn
 from flaxnets.recipes import recipe_for
 from flaxnets.training.optimizer import averaging_rule, make_optimizer
 from flaxnets.training.state import create_state

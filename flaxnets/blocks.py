@@ -34,7 +34,6 @@ Activation = Callable[[Array], Array]
 relu6 = jax.nn.relu6
 silu = jax.nn.silu
 sigmoid = jax.nn.sigmoid
-hard_swish = jax.nn.hard_swish
 hard_sigmoid = jax.nn.hard_sigmoid
 
 
@@ -45,6 +44,13 @@ SHORTCUTS = ("A", "B", "C", "none")
 def activation_named(name: str) -> Activation:
     """Return the activation of a name. Raises InputError for an unknown one."""
     return ACTIVATIONS[one_of(ACTIVATIONS, name, "activation")]
+
+
+def hard_swish(x: Array) -> Array:
+    """Return x times the hard sigmoid of x, torch's `Hardswish`; jax's own cannot be pickled, and
+    with it no network that has it in a field.
+    """
+    return jax.nn.hard_swish(x)
 
 
 def gelu(x: Array) -> Array:

@@ -66,7 +66,13 @@ def test_the_temperature_has_an_upper_end_and_keys_no_bias():
     x = parity.images(44)
     variables = parity.converted(model, reference, x)
     assert parity.logits_error(model, reference, x, variables) < 1e-5
-    grads = jax.jit(jax.grad(lambda params: model.apply({**variables, "params": params}, x).sum()))
+
+    @jax.jit
+    @jax.grad
+    def grads(params) -> Any:
+        logits: Any = model.apply({**variables, "params": params}, x)
+        return logits.sum()
+
     attention = grads(variables["params"])["features"]["1"]["0"]["attn"]
     query, key, value = np.split(np.asarray(attention["qkv.bias"]), 3)
     assert abs(query).max() > 0 == abs(key).max() < abs(value).max()

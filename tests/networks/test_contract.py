@@ -96,6 +96,9 @@ def test_remat_has_the_same_tree_gradients_and_statistics(name):
         gradients = parity.jit_quickly(jax.grad(loss, has_aux=True), static_argnums=2)
         ours, expected = (gradients(params, rest, m, x) for m in (remat, model))
         traced = gradients.trace(params, rest, remat, x)
+    # Gradients that are zero but for rounding are measured against the largest of all.
+    floor = 1e-4 * max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected))
     for one, other in zip(*map(jax.tree.leaves, (ours, expected)), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-9 * np.abs(other).max())
+        largest = max(np.abs(other).max(), floor)
+        np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-9 * largest)
     assert parity.recomputed_parts(traced.jaxpr.jaxpr) >= SMALL[name].recomputed

@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from flaxnets.errors import one_of
 from flaxnets.kernels.attention import attention
 from flaxnets.kernels.geometry import relative_position_index as relative_position_index
 from flaxnets.kernels.matmul import linear
@@ -22,6 +23,7 @@ from flaxnets.layers import (
     Dtype,
     Initializer,
     Linear,
+    Sequential,
     Size,
     relu,
     torch_default,
@@ -34,6 +36,15 @@ silu = jax.nn.silu
 sigmoid = jax.nn.sigmoid
 hard_swish = jax.nn.hard_swish
 hard_sigmoid = jax.nn.hard_sigmoid
+
+
+ACTIVATIONS: dict[str, Activation] = {"relu": relu, "sigmoid": sigmoid, "tanh": jnp.tanh}
+SHORTCUTS = ("A", "B", "C", "none")
+
+
+def activation_named(name: str) -> Activation:
+    """Return the activation of a name. Raises InputError for an unknown one."""
+    return ACTIVATIONS[one_of(ACTIVATIONS, name, "activation")]
 
 
 def gelu(x: Array) -> Array:
@@ -163,6 +174,43 @@ class StochasticDepth(nn.Module):
     def __call__(self, x: Array) -> Array:
         axes = tuple(range(1, x.ndim))
         return nn.Dropout(self.rate, broadcast_dims=axes, deterministic=not self.train)(x)
+
+
+def shortcut(
+    option: str,
+    x: Array,
+    features: int,
+    stride: int,
+    conv: Callable[..., nn.Module],
+    norm: Callable[..., nn.Module],
+) -> Array | None:
+    """Return the shortcut of a residual block from its input `x`: He et al. 2015, "Deep Residual
+    Learning for Image Recognition" (arXiv:1512.03385), section 3.3 and Table 3.
+
+    Args:
+        option: "A" has no parameters: every `stride`-th pixel, and zeros for new channels, after
+            the old ones. "B" projects where the shape changes, "C" in every block. "none" is the
+            paper's plain network.
+        x: (N, H, W, C).
+        features: channels of the shortcut.
+        stride: of the block.
+        conv: makes the convolution of a projection, `downsample.0`.
+        norm: makes its norm, `downsample.1`.
+
+    Returns:
+        `(N, H / stride, W / stride, features)`, or None for "none".
+
+    Raises InputError for an unknown option.
+    """
+    if one_of(SHORTCUTS, option, "shortcut") == "none":
+        return None
+    changes = stride > 1 or x.shape[-1] != features
+    if option == "C" or (option == "B" and changes):
+        return Sequential([conv(features, 1, stride), norm()], name="downsample")(x)
+    if changes:
+        new = [(0, 0)] * 3 + [(0, features - x.shape[-1])]
+        return jnp.pad(x[:, ::stride, ::stride], new)
+    return x
 
 
 class Attention(nn.Module):

@@ -91,18 +91,26 @@ PUBLISHED: dict[str, dict[str, int | str]] = {
     "the authors' nin_imagenet, 29 MB": {"nin_imagenet": "7.6 M"},
     "Sermanet et al. 2013, Table 4": {"overfeat_fast": "145 M", "overfeat_accurate": "144 M"},
     "Ioffe & Szegedy 2015, section 4.2": {"bn_inception": "13.6 M"},
-    "Srivastava et al. 2015, Table 2": {"highway19_cifar": "2.3 M", "highway32_cifar": "1.25 M"},
+    "Srivastava et al. 2015, Table 2": {
+        "highway11_cifar": "0.236 M", "highway19_cifar": "2.3 M", "highway32_cifar": "1.25 M",
+    },
     "He et al. 2015, Table 6": {
         "resnet20_cifar": "0.27 M", "resnet32_cifar": "0.46 M", "resnet44_cifar": "0.66 M",
         "resnet56_cifar": "0.85 M", "resnet110_cifar": "1.7 M", "resnet1202_cifar": "19.4 M",
     },
+    "He et al. 2016, Table 4": {
+        "preact_resnet110_cifar": "1.7 M", "preact_resnet164_cifar": "1.7 M",
+        "preact_resnet1001_cifar": "10.2 M",
+    },
     "Xie et al. 2016, Table 7": {
         "resnext29_8x64d_cifar": "34.4 M", "resnext29_16x64d_cifar": "68.1 M",
     },
+    "Simonyan & Zisserman 2014, Table 2": {"vgg11_lrn": "133 M", "vgg16_c": "134 M"},
     "Zagoruyko & Komodakis 2016": {
         "wrn_16_4": "2.8 M", "wrn_28_10": "36.5 M", "wrn_40_4": "8.9 M",
     },
     "Huang et al. 2016, Table 2": {
+        "densenet_40_12": "1.0 M", "densenet_100_12": "7.0 M", "densenet_100_24": "27.2 M",
         "densenet_bc_100_12": "0.8 M", "densenet_bc_250_24": "15.3 M",
         "densenet_bc_190_40": "25.6 M",
     },
@@ -110,6 +118,7 @@ PUBLISHED: dict[str, dict[str, int | str]] = {
 # Why a count differs from the published one by more than rounding or truncation.
 REASONS = {
     "bn_inception": "Figure 5 adds up to 11.3 M",
+    "preact_resnet1001_cifar": "10,178,490 without the norms",
     "wrn_16_4": "2,772,020 with 100 classes",
 }
 

@@ -73,8 +73,8 @@ def list_weights(arch: str) -> list[str]:
 
 
 def published_weights(arch: str, name: str = "IMAGENET1K_V1") -> PublishedWeights:
-    """Return a row of `WEIGHTS`; the name "DEFAULT" is that of the most accurate ones, of those for
-    any use if there are some, as torchvision has it.
+    """Return a row of `WEIGHTS`; "DEFAULT" names the most accurate weights. As in torchvision,
+    those with a non-commercial licence come last.
 
     Raises InputError for an unknown network or name.
     """

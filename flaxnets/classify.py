@@ -6,7 +6,7 @@
     python -m flaxnets.classify digit.png --workdir runs/lenet5-digits
 
 Print the best classes of each picture with their scores (logits). An unreadable picture gets a
-sentence instead, and the exit status is 2. Without a network it is EfficientNet-Lite0, whose
+sentence instead, and the exit status is 2. Unless given, the network is EfficientNet-Lite0, whose
 weights the extra `demo` installs.
 """
 

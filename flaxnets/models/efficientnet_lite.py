@@ -8,7 +8,7 @@ of the same width at every scale. Its weights expect TensorFlow's "SAME" padding
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -92,14 +92,15 @@ class InvertedResidual(nn.Module):
 class EfficientNetLite(Model):
     """`(N, H, W, C)`, `input_shape` in training, to logits `(N, num_classes)`; any image size.
 
-    `width` multiplies the features of each stage and `depth` the layers (section 3.3), but for the
-    first and last ones. `stochastic_depth_rate` is what the last block would have; blocks before
-    it have less, in proportion to their number. `remat` recomputes each block in the backward pass.
+    `width` multiplies the features of each stage (section 3.3), and `depth` the layers of each but
+    the first and the last. In training block i of n is left out with probability
+    `stochastic_depth_rate` * i / n. `remat` recomputes each block in the backward pass.
 
     With `dense`: the map `(N, H / 32, W / 32, num_classes)` of logits, whose mean are the logits.
     """
 
     input_shape: tuple[int, int, int]
+    stages: Sequence[tuple[int, int, int, int, int]] = STAGES
     width: float = 1.0
     depth: float = 1.0
     dropout_rate: float = 0.2
@@ -117,30 +118,18 @@ class EfficientNetLite(Model):
         norm = functools.partial(
             BatchNorm, use_running_average=not train, epsilon=1e-3, dtype=self.dtype
         )
-        layers = [
-            count if index in (0, len(STAGES) - 1) else math.ceil(self.depth * count)
-            for index, (*_, count) in enumerate(STAGES)
-        ]
+        counts = [count for *_, count in self.stages]
+        counts[1:-1] = [math.ceil(self.depth * count) for count in counts[1:-1]]
         block = nn.remat(InvertedResidual) if self.remat else InvertedResidual
         stages, number = [], 0
-        for (expansion, kernel_size, stride, features, _), count in zip(
-            STAGES, layers, strict=True
-        ):
+        for (expansion, size, first, features, _), count in zip(self.stages, counts, strict=True):
+            features = round_channels(self.width * features)
             blocks = []
-            for index in range(count):
-                rate = self.stochastic_depth_rate * number / sum(layers)
+            for stride in (first, *[1] * (count - 1)):
+                rate = self.stochastic_depth_rate * number / sum(counts)
+                skip = functools.partial(StochasticDepth, rate, train)
+                blocks.append(block(expansion, size, stride, features, conv, norm, skip))
                 number += 1
-                blocks.append(
-                    block(
-                        expansion,
-                        kernel_size,
-                        1 if index else stride,
-                        round_channels(self.width * features),
-                        conv,
-                        norm,
-                        functools.partial(StochasticDepth, rate, train),
-                    )
-                )
             stages.append(Sequential(blocks))
 
         x = conv(32, 3, 2, name="conv_stem")(pad_same(x, 3, 2))
@@ -162,9 +151,9 @@ class EfficientNetLite(Model):
 
 
 VARIANTS = {
-    "efficientnet_lite0": functools.partial(EfficientNetLite, (224, 224, 3)),
-    "efficientnet_lite1": functools.partial(EfficientNetLite, (240, 240, 3), depth=1.1),
+    "efficientnet_lite0": functools.partial(EfficientNetLite, input_shape=(224, 224, 3)),
+    "efficientnet_lite1": functools.partial(EfficientNetLite, input_shape=(240, 240, 3), depth=1.1),
     "efficientnet_lite2": functools.partial(
-        EfficientNetLite, (260, 260, 3), width=1.1, depth=1.2, dropout_rate=0.3
+        EfficientNetLite, input_shape=(260, 260, 3), width=1.1, depth=1.2, dropout_rate=0.3
     ),
 }

@@ -1,10 +1,11 @@
 """What a recipe says: the values of a training run, and of its images."""
 
+import fnmatch
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from flaxnets.errors import InputError
-from flaxnets.models import list_models
+from flaxnets.models import VARIANTS
 
 Kind: TypeAlias = Literal["photographs", "small images", "rows"]
 Statistics: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]  # mean, deviation a channel
@@ -237,4 +238,4 @@ def _check_share(row, name: str) -> None:
 
 def matching(*rows: tuple[str, Recipe]) -> dict[str, Recipe]:
     """A row for every network whose name matches its pattern; the last one that matches counts."""
-    return {name: recipe for pattern, recipe in rows for name in list_models(pattern)}
+    return {name: recipe for pattern, recipe in rows for name in fnmatch.filter(VARIANTS, pattern)}

@@ -101,7 +101,7 @@ def build_pair(name: str, case: Case, **fields):
     else:
         reference = case.reference(**fields)
     for module in reference.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
+        if isinstance(module, (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d)):
             module.weight.data.uniform_(0.5, 1.5)
             module.bias.data.uniform_(-0.2, 0.2)
             module.get_buffer("running_mean").uniform_(-0.2, 0.2)

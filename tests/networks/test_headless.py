@@ -30,11 +30,12 @@ def shapes(variables):
 def test_features_and_maps_are_torchs(family):
     """Features are what torch's head reads; maps are those of its layers of the same names."""
     name = next(iter(FAMILIES[family]))
-    model, reference = parity.build_pair(name, CASES[name], num_classes=10)
+    cut = CASES[name].cut_fields
+    model, reference = parity.build_pair(name, CASES[name], num_classes=10, **cut)
     *size, channels = model.input_shape
     x = parity.images(size[0], channels=channels)
     variables = parity.converted(model, reference, x)
-    headless = create_model(name, num_classes=0)
+    headless = create_model(name, num_classes=0, **cut)
     levels = feature_info(model)
     assert bool(levels) == (family not in ("mlp", "vit"))
     read, theirs = [], {}

@@ -9,7 +9,7 @@ from flax import nnx
 
 from flaxnets import create_model, to_torch
 from flaxnets.initializers import drawn
-from networks import CLASSES
+from networks import CASES, CLASSES
 
 MUTABLE = ["batch_stats", "aux_logits"]
 
@@ -17,7 +17,7 @@ MUTABLE = ["batch_stats", "aux_logits"]
 @pytest.mark.parametrize("name", CLASSES)
 @pytest.mark.slow
 def test_a_network_of_each_class_trains_in_shapes(name):
-    model = create_model(name, num_classes=7)
+    model = create_model(name, num_classes=7, **CASES[name].cut_fields)
     x = jnp.zeros((2, *model.input_shape))
 
     def train():

@@ -12,8 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from experiments.classify import Options, main
 from flaxnets import InputError, pretrained, published_weights
+from flaxnets.classify import Options, main
 from flaxnets.inference.network import Network
 from flaxnets.weights import download
 from flaxnets.weights.files import torchvision_keys

@@ -61,7 +61,7 @@ class Preprocessing:
     interpolation: Interpolation = "bilinear"
     """Interpolation of resizing (antialiased) and of a policy's rotations."""
     orientation: Orientation = "upright"
-    """Turn photographs upright as EXIF says, or take them as they are stored (as torchvision does)."""
+    """Turn photographs upright as EXIF says, or take them as stored (as torchvision does)."""
     pca_std: float = 0.1
     """Standard deviation of the PCA colour coefficients (RGB images); 0 for none."""
     repeats: int = 1

@@ -42,8 +42,7 @@ class Options(NetworkOptions):
     """Print per cent instead of scores; several views always do."""
     views: AnyViews = "center"
     """Views whose class probabilities are averaged: the centre; corners and centre with their
-    mirror images; ten random crops; OverFeat's six scales; or the whole picture, not scaled.
-    """
+    mirror images; ten random crops; OverFeat's six scales; or the whole picture, not scaled."""
     normalize: Normalization = "training"
     """Normalise by mean and deviation of the training data, or of the picture itself: 0.5 + 0.5 *
     (x - mean) / std.

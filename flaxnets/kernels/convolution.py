@@ -269,8 +269,48 @@ def _transposed(position: int, cotangent: Array, *operands, result: str, **param
     """Return the gradient of the operand at `position`, which is unknown; the other is an array."""
     roles = [role for role in onednn.ROLES if role != result]
     known = {result: cotangent, roles[1 - position]: operands[1 - position]}
+    if roles[position] == "kernel" and _is_wide_and_depthwise(**params):
+        return _kernel_by_strips(known["output"], known["input"], **params)
     pair = [known[role] for role in onednn.ROLES if role in known]
     return _convolution.bind(*pair, result=roles[position], **params)
+
+
+STRIP = 3  # columns
+
+
+def _is_wide_and_depthwise(*, shapes: tuple[tuple[int, ...], ...], geometry: Geometry) -> bool:
+    _, width, channels, features = shapes[onednn.ROLES.index("kernel")]
+    *_, dilation, groups = geometry
+    return width > STRIP and channels == 1 and features == groups and dilation[1] == 1
+
+
+def _kernel_by_strips(
+    output: Array, x: Array, *, shapes: tuple[tuple[int, ...], ...], geometry: Geometry
+) -> Array:
+    """Return the gradient of a depthwise kernel in strips of its columns, each of which reads the
+    columns of the images that it meets.
+
+    oneDNN is fast up to three columns (5x5, 28x28 pixels, 120 channels: 4.4 -> 0.7 ms).
+    """
+    by_role = dict(zip(onednn.ROLES, shapes, strict=True))
+    height, width, *rest = by_role["kernel"]
+    stride, padding, dilation, groups = geometry
+    strips = []
+    for first in range(0, width, STRIP):
+        columns = min(STRIP, width - first)
+        left = padding[1] - first  # below zero where columns are left unread
+        right = (output.shape[2] - 1) * stride[1] + columns - left - x.shape[2]
+        nothing = (0, 0, 0)
+        read = lax.pad(x, jnp.zeros((), x.dtype), [nothing, nothing, (left, right, 0), nothing])
+        its = by_role | {"input": read.shape, "kernel": (height, columns, *rest)}
+        strip = _convolution.bind(
+            *({"output": output, "input": read}[role] for role in onednn.ROLES if role != "kernel"),
+            result="kernel",
+            shapes=tuple(its[role] for role in onednn.ROLES),
+            geometry=(stride, (padding[0], 0), dilation, groups),
+        )
+        strips.append(strip)
+    return jnp.concatenate(strips, 1)
 
 
 def _by_xla(

@@ -182,7 +182,8 @@ class EfficientNet(Model):
                 blocks.append(block(stage, stride, features, stochastic_depth=skip))
                 number += 1
             layers.append(Sequential(blocks))
-        layers.append(unit(self.last_features or 4 * features, kernel_size=1))
+        last = round_channels(self.width * self.stages[-1].features)
+        layers.append(unit(self.last_features or 4 * last, kernel_size=1))
         x = Sequential(layers, name="features")(x)
         if not self.dense:
             x = average_positions(x)

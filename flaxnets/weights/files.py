@@ -74,8 +74,8 @@ def torchvision_keys(state_dict: Mapping[str, np.ndarray]) -> StateDict:
 
 
 def _by_stages(state_dict: StateDict) -> StateDict:
-    """Return the arrays with EfficientNet-PyTorch's blocks under timm's keys, which count them in
-    each stage anew ("_blocks.2.", "blocks.1.1."): a stage begins where the features change.
+    """Return the arrays with EfficientNet-PyTorch's blocks under timm's keys, which number them
+    within their stages ("_blocks.2." is "blocks.1.1."): a stage begins where the features change.
     """
     matches = {key: BLOCK.fullmatch(key) for key in state_dict}
     numbers = sorted({int(match[1]) for match in matches.values() if match})
@@ -83,12 +83,9 @@ def _by_stages(state_dict: StateDict) -> StateDict:
         return state_dict
     places, stage, index, features = {}, -1, 0, None
     for number in numbers:
-        last = state_dict.get(f"_blocks.{number}._project_conv.weight")
-        if last is None or len(last) != features:
-            stage, index = stage + 1, 0
-            features = None if last is None else len(last)
-        places[number] = f"blocks.{stage}.{index}"
-        index += 1
+        last = state_dict.get(f"_blocks.{number}._project_conv.weight", np.zeros(0)).shape[:1]
+        stage, index = (stage, index + 1) if last == features else (stage + 1, 0)
+        places[number], features = f"blocks.{stage}.{index}", last
 
     def renamed(key: str, match: re.Match[str] | None) -> str:
         if match is None:

@@ -27,9 +27,9 @@ HEADS = {name: family.HEAD for name, family in FAMILIES.items()}
 MANY_MODULES = {
     "densenet121", "inception_v3", "inception_v4", "inception_resnet_v1", "inception_resnet_v2",
 }  # fmt: skip
+SLOW = {name for name, case in CASES.items() if case.deeper} | MANY_MODULES
 EVERY_NETWORK = [
-    pytest.param(name, marks=[pytest.mark.slow] if case.deeper or name in MANY_MODULES else [])
-    for name, case in CASES.items()
+    pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in CASES
 ]
 # The first network of each class.
 CLASSES = list({build.func: name for name, build in reversed(VARIANTS.items())}.values())[::-1]

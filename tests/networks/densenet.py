@@ -1,6 +1,6 @@
 """torchvision's DenseNet; for CIFAR with the stem of the paper's section 3 instead of its own.
 
-Trained with one or two layers a block: deeper ones are the same loop, which the logits cover.
+Compared with a few layers a block, and trained with one or two: deeper ones are the same loop.
 """
 
 import functools
@@ -89,6 +89,7 @@ def case(name: str, parameters: int, sizes: tuple[int, ...], train_layers: int) 
     return Case(
         parameters,
         sizes=sizes,
+        cut_fields={"depths": (2, 3, 4, 2) if blocks == 4 else (3, 4, 2)},
         train_size=64 if blocks == 4 else 16,
         train_fields={"depths": (train_layers,) * blocks},
         reference=functools.partial(densenet if blocks == 4 or "bc" in name else plain, name),
@@ -101,15 +102,15 @@ CASES = {
     name: case(name, *row)
     for name, row in {
         "densenet121": (7_978_856, (224, 193), 2),
-        "densenet161": (28_681_000, (64,), 1),
-        "densenet169": (14_149_480, (64,), 1),
-        "densenet201": (20_013_928, (64,), 1),
+        "densenet161": (28_681_000, (65,), 1),
+        "densenet169": (14_149_480, (65,), 1),
+        "densenet201": (20_013_928, (65,), 1),
         "densenet_40_12": (1_019_722, (32, 27), 2),
-        "densenet_100_12": (6_979_642, (16,), 2),
-        "densenet_100_24": (27_249_082, (16,), 2),
+        "densenet_100_12": (6_979_642, (17,), 2),
+        "densenet_100_24": (27_249_082, (17,), 2),
         "densenet_bc_100_12": (769_162, (32, 27), 2),
-        "densenet_bc_250_24": (15_324_406, (16,), 1),
-        "densenet_bc_190_40": (25_624_430, (16,), 1),
+        "densenet_bc_250_24": (15_324_406, (17,), 1),
+        "densenet_bc_190_40": (25_624_430, (17,), 1),
     }.items()
 }
 SMALL = {

@@ -85,12 +85,16 @@ TRAIN_DEPTHS = {
     # Wide stages are slow to compile, on maps below 5x5 above all.
     **dict.fromkeys(WIDE, (1, 2)),
 }
+BASE = ("resnet18", "resnet50", "resnext50_32x4d")
 CASES = {
     name: Case(
         count,
+        sizes=(224, 193) if name in BASE else (65,),
+        # All of the width, in every place once or twice.
+        cut_fields={"depths": (1, 2, 1, 1)} if count > 60e6 else {},
         train_fields={"depths": TRAIN_DEPTHS.get(name, (1, 2, 1, 1))},
         train_optimization=1,
-        deeper=name not in ("resnet18", "resnet50", "resnext50_32x4d"),
+        deeper=name not in BASE,
         reference=functools.partial(resnet, name),
     )
     for name, count in PARAMETERS.items()

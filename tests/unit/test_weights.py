@@ -34,7 +34,7 @@ from flaxnets.data.pixels.crop import CenterCrop
 from flaxnets.data.pixels.decode import Decode
 from flaxnets.data.plan import Plan
 from flaxnets.layers import imagenet_to_unit_range
-from flaxnets.models import FAMILIES, VARIANTS
+from flaxnets.models import FAMILIES
 from flaxnets.weights import PublishedWeights, published
 from flaxnets.weights.files import torchvision_keys
 from flaxnets.weights.loading import adapt_input_channels
@@ -42,9 +42,7 @@ from flaxnets.weights.published import WEIGHTS
 from networks import HEADS, SMALL
 from tools.torchvision_import import torchvision
 
-TORCHVISION = [
-    name for name in torchvision.models.list_models(torchvision.models) if name in VARIANTS
-]
+TORCHVISION = torchvision.models.list_models(torchvision.models)
 
 
 def state_dict(arch: str, read: int | None = None, **fields) -> dict[str, np.ndarray]:
@@ -86,6 +84,7 @@ def test_every_weight_of_torchvision_has_a_row():
         for entry in torchvision.models.get_model_weights(arch)
     }
     assert {(row.arch, row.name) for row in TORCHVISIONS} == theirs
+    assert len(TORCHVISIONS) == len(theirs) == 115
 
 
 @pytest.mark.parametrize("row", TORCHVISIONS, ids=lambda row: f"{row.arch}-{row.name}")
@@ -363,7 +362,9 @@ def family_of(arch: str) -> str:
     return name
 
 
-@pytest.mark.parametrize("arch", ["squeezenet1_0", "mobilenet_v3_large", "convnext_tiny"])
+@pytest.mark.parametrize(
+    "arch", ["squeezenet1_0", "mobilenet_v3_large", "convnext_tiny", "maxvit_t"]
+)
 def test_heads_of_any_kind_are_told_apart(arch, tmp_path):
     """Convolutions, and linear layers without bias, behind hidden layers, norms and activations."""
     fields, head = SMALL[arch].fields, HEADS[family_of(arch)]

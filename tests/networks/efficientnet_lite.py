@@ -4,6 +4,7 @@ Trained with the first stages, which have every kind of block, padding and kerne
 """
 
 import functools
+from typing import Any
 
 from torch import nn
 
@@ -24,7 +25,7 @@ def lite(name: str, stages=STAGES, num_classes: int = 1000, width: float = 0.0, 
 
     if width == 1.0:
         name = "efficientnet_lite0"
-    model = timm.create_model(f"tf_{name}", pretrained=False, num_classes=num_classes)
+    model: Any = timm.create_model(f"tf_{name}", pretrained=False, num_classes=num_classes)
     del model.blocks[len(stages) :]
     model.conv_head = nn.Conv2d(model.blocks[-1][-1].bn3.num_features, 1280, 1, bias=False)
     for module in model.modules():

@@ -4,20 +4,26 @@ torch's activations and layer norm as those networks set them.
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from flaxnets.errors import one_of
 from flaxnets.kernels.attention import attention
+from flaxnets.kernels.geometry import relative_position_index as relative_position_index
 from flaxnets.kernels.matmul import linear
 from flaxnets.kernels.normalization import layer_norm
+from flaxnets.kernels.precision import plus_bias as plus_bias
+from flaxnets.kernels.precision import widened as widened
 from flaxnets.layers import (
     Array,
     Conv,
     Dtype,
     Initializer,
     Linear,
+    Sequential,
     Size,
     relu,
     torch_default,
@@ -28,8 +34,23 @@ Activation = Callable[[Array], Array]
 relu6 = jax.nn.relu6
 silu = jax.nn.silu
 sigmoid = jax.nn.sigmoid
-hard_swish = jax.nn.hard_swish
 hard_sigmoid = jax.nn.hard_sigmoid
+
+
+ACTIVATIONS: dict[str, Activation] = {"relu": relu, "sigmoid": sigmoid, "tanh": jnp.tanh}
+SHORTCUTS = ("A", "B", "C", "none")
+
+
+def activation_named(name: str) -> Activation:
+    """Return the activation of a name. Raises InputError for an unknown one."""
+    return ACTIVATIONS[one_of(ACTIVATIONS, name, "activation")]
+
+
+def hard_swish(x: Array) -> Array:
+    """Return x times the hard sigmoid of x, torch's `Hardswish`; jax's own cannot be pickled, and
+    with it no network that has it in a field.
+    """
+    return jax.nn.hard_swish(x)
 
 
 def gelu(x: Array) -> Array:
@@ -37,6 +58,10 @@ def gelu(x: Array) -> Array:
     approximation.
     """
     return jax.nn.gelu(x, approximate=False)
+
+
+# Uniform in +-1/sqrt(fan_out): TensorFlow's EfficientNets start their heads with it.
+uniform_fan_out = nn.initializers.variance_scaling(1 / 3, "fan_out", "uniform")
 
 
 def identity(x: Array) -> Array:
@@ -157,6 +182,43 @@ class StochasticDepth(nn.Module):
         return nn.Dropout(self.rate, broadcast_dims=axes, deterministic=not self.train)(x)
 
 
+def shortcut(
+    option: str,
+    x: Array,
+    features: int,
+    stride: int,
+    conv: Callable[..., nn.Module],
+    norm: Callable[..., nn.Module],
+) -> Array | None:
+    """Return the shortcut of a residual block from its input `x`: He et al. 2015, "Deep Residual
+    Learning for Image Recognition" (arXiv:1512.03385), section 3.3 and Table 3.
+
+    Args:
+        option: "A" has no parameters: every `stride`-th pixel, and zeros for new channels, after
+            the old ones. "B" projects where the shape changes, "C" in every block. "none" is the
+            paper's plain network.
+        x: (N, H, W, C).
+        features: channels of the shortcut.
+        stride: of the block.
+        conv: makes the convolution of a projection, `downsample.0`.
+        norm: makes its norm, `downsample.1`.
+
+    Returns:
+        `(N, H / stride, W / stride, features)`, or None for "none".
+
+    Raises InputError for an unknown option.
+    """
+    if one_of(SHORTCUTS, option, "shortcut") == "none":
+        return None
+    changes = stride > 1 or x.shape[-1] != features
+    if option == "C" or (option == "B" and changes):
+        return Sequential([conv(features, 1, stride), norm()], name="downsample")(x)
+    if changes:
+        new = [(0, 0)] * 3 + [(0, features - x.shape[-1])]
+        return jnp.pad(x[:, ::stride, ::stride], new)
+    return x
+
+
 class Attention(nn.Module):
     """Scaled dot-product attention of several heads (Vaswani et al. 2017, "Attention Is All You
     Need", arXiv:1706.03762, section 3.2); a module without parameters, so that its products are
@@ -192,6 +254,24 @@ class SelfAttention(nn.Module):
         query *= (features // self.heads) ** -0.5
         y = Attention(name="attention")(query, key, value).reshape(*x.shape[:2], features)
         return Linear(features, bias_init=zeros, dtype=self.dtype, name="out_proj")(y)
+
+
+def to_windows(x: Any, window: tuple[int, int]) -> Any:
+    """Return an array (N, H, W, C), of whole windows, as (N, windows, positions, C), both in
+    reading order.
+    """
+    n, height, width, channels = x.shape
+    rows, columns = window
+    x = x.reshape(n, height // rows, rows, width // columns, columns, channels)
+    return x.swapaxes(2, 3).reshape(n, -1, rows * columns, channels)
+
+
+def from_windows(x: Array, size: tuple[int, int], window: tuple[int, int]) -> Array:
+    """Return the map (N, *size, C) whose windows (N, windows, positions, C) are given."""
+    n, *_, channels = x.shape
+    (height, width), (rows, columns) = size, window
+    x = x.reshape(n, height // rows, width // columns, rows, columns, channels)
+    return x.swapaxes(2, 3).reshape(n, height, width, channels)
 
 
 class FeedForward(nn.Module):

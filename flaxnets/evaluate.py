@@ -50,8 +50,7 @@ class Options:
     """Runs of train.py, or files of network.save, with the same classes."""
     arch: tuple[str, ...] = ()
     """Names of networks, for the weights that --weights or --checkpoint give: one name for all, or
-    one for each.
-    """
+    one for each."""
     weights: tuple[str, ...] = ()
     """Published weights such as IMAGENET1K_V1; beside --checkpoint, their preprocessing alone."""
     checkpoint: tuple[pathlib.Path, ...] = ()
@@ -68,8 +67,7 @@ class Options:
     and two shifts of it by a pixel, with their mirror images."""
     orientation: Orientation | None = None
     """Turn pictures upright as EXIF says, or take them as they are stored, as the published
-    accuracies were measured. Unless given: as in the run, or upright.
-    """
+    accuracies were measured. Unless given: as in the run, or upright."""
     seed: int = 0
     """Seed of random views."""
     ensemble: bool = True
@@ -80,8 +78,7 @@ class Options:
     """Print JSON."""
     output: pathlib.Path | None = None
     """NumPy file (.npz) for `probabilities` and their logarithms `log_probabilities` (networks, N,
-    classes), and `labels` (N,).
-    """
+    classes), and `labels` (N,)."""
     confusion: pathlib.Path | None = None
     """File for a picture of the confusion matrix: of the last line, so of the mean of several
     networks.

@@ -69,8 +69,9 @@ def summarize(model: nn.Module, input_shape: tuple[int, ...]) -> list[Layer]:
         x = jnp.zeros((1, *input_shape))
         variables = model.init(jax.random.key(0), x)
         created.extend(calls)
-        calls.clear()
-        model.apply(variables, x)
+        if hasattr(model, "aux_logits"):  # the others run the same layers at any time
+            calls.clear()
+            model.apply(variables, x)
         return variables["params"]
 
     with nn.intercept_methods(record):

@@ -65,6 +65,7 @@ def main(
         _, variables, _ = load_model(model, checkpoint, model.input_shape, ema=ema)
     elif weights is not None:
         row = published_weights(arch, weights)
+        model = create_model(arch, **row.shaping_fields)
         _, variables, _ = load_model(model, row, model.input_shape)
     elif workdir is not None:
         network = pretrained(workdir)

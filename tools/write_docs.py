@@ -77,7 +77,9 @@ def papers(family: str) -> list[str]:
     ends = [match.start() for match in found[1:]] + [len(text)]
     cited: dict[str, str | None] = {}
     for match, end in zip(found, ends, strict=False):
-        name, number = f"{match[1]} {match[2]}", ARXIV.search(text[match.end() : end])
+        authors = match[1].split(",")
+        first = match[1] if len(authors) < 2 else f"{authors[0]} et al."
+        name, number = f"{first} {match[2]}", ARXIV.search(text[match.end() : end])
         link = f"https://arxiv.org/abs/{number[1]}" if number else LINKS.get(name)
         cited[name] = cited.get(name) or link
     linked = [f"[{name}]({link})" for name, link in cited.items() if link]

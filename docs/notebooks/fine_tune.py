@@ -49,9 +49,9 @@ write("few", (8, 9), 10)
 
 # %%
 common = ["--arch", "lenet5", "--image-size", "28", "--resize", "28", "--flip", "none"]
-common += ["--batch-size", "40", "--pca-std", "0"]
+common += ["--batch-size", "16", "--pca-std", "0"]
 many = ["--dataset", f"folder:{folder}/many", "--workdir", f"{folder}/runs/many"]
-train([*common, *many, "--epochs", "6"])
+train([*common, *many, "--epochs", "4"])
 first = flaxnets.pretrained(folder / "runs/many")
 print(first, first.card.accuracy)
 assert first.card.accuracy["top1"] > 0.7

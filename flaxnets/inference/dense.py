@@ -47,7 +47,7 @@ def convolutionize(
     Args:
         network: a network, or layers: modules and functions of an array.
         input_size: (height, width, channels) of the images that the layers were made for; needed
-        for layers, and only for them.
+            for layers, and only for them.
 
     Raises:
         InputError: the network is no list of layers and has no field `dense`, or the size is

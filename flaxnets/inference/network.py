@@ -144,9 +144,9 @@ class Network:
             pictures: one or several.
             top: how many classes.
             views: the views whose class probabilities are averaged (`flaxnets.inference.views`), or
-            "whole" for the whole picture, not scaled.
+                "whole" for the whole picture, not scaled.
             normalization: "training" normalises by the statistics of the training data; "image"
-            gives 0.5 + 0.5 * (x - mean) / std, with the statistics of the picture itself.
+                gives 0.5 + 0.5 * (x - mean) / std, with the statistics of the picture itself.
             seed: of random views.
 
         Returns:

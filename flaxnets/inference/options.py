@@ -28,8 +28,7 @@ class NetworkOptions:
     """Run of train.py, or file of network.save, instead of a name and weights."""
     orientation: Orientation | None = None
     """Turn pictures upright as EXIF says, or take them as they are stored (as torchvision does).
-    Unless given: as in the run, or upright.
-    """
+    Unless given: as in the run, or upright."""
 
     def open(self, kind: Kind = "photographs") -> Network:
         """Return the network; the `kind` of data decides the preprocessing of files.

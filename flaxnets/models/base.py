@@ -1,6 +1,6 @@
 """What every network of the library is, whatever its family."""
 
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import flax.linen as nn
 import jax
@@ -10,12 +10,14 @@ import jax.numpy as jnp
 class Model(nn.Module):
     """A linen module with a head of `num_classes` outputs, or none, and the `input_shape` of its
     paper, (height, width, channels).
-
-    The sizes of images that it reads differ by multiples of `size_step` pixels, None if it reads
-    but one: that of the images it was initialised with.
     """
 
-    size_step: ClassVar[int | None] = 1
+    @property
+    def size_step(self) -> int | None:
+        """Pixels by whose multiples the sizes of the images that it reads differ; None if it reads
+        those of one size, with which it was initialised.
+        """
+        return 1
 
     def headless(self) -> Self:
         """Return the network that ends where its head begins: `(N, H, W, C)` to features

@@ -73,7 +73,9 @@ class VisionTransformer(Model):
     remat: bool = False
     dtype: Dtype = jnp.float32
 
-    size_step = None
+    @property
+    def size_step(self) -> None:
+        """A position embedding belongs to each patch."""
 
     @property
     def input_shape(self) -> tuple[int, int, int]:

@@ -22,6 +22,22 @@ def _small(image_size: int, pad: int = 4) -> Preprocessing:
 ALEXNET = Recipe(batch_size=128, epochs=90, learning_rate=0.01)
 ALEXNET_2012 = replace(ALEXNET, pixels="centered")
 
+# Zeiler & Fergus 2013, section 3: batch 128, momentum 0.9, rate 0.01 "annealed manually when the
+# validation error plateaus", 70 epochs; crops of 224 from 256 less the mean image, reflections. The
+# decay is not stated: Krizhevsky's.
+ZFNET = Recipe(
+    batch_size=128, epochs=70, learning_rate=0.01, pixels="centered",
+    preprocessing=Preprocessing(pca_std=0.0),
+)  # fmt: skip
+
+# He et al. 2015 (arXiv:1502.01852), section 3: batch 128, momentum 0.9, decay 5e-4 but for the
+# slopes (section 2.1), rate 0.01 divided by 10 twice when the error plateaus, about 80 epochs;
+# crops of 224 from a short side of 256 to 512, reflections, the colour shift.
+PRELU_NET = Recipe(
+    batch_size=128, epochs=80, learning_rate=0.01, no_decay=("*.prelu.weight",),
+    preprocessing=Preprocessing(resize_max=512),
+)  # fmt: skip
+
 # Crops of any size and shape, with the colour shift.
 ANY_WINDOW = Preprocessing(crop="random_resized")
 
@@ -216,6 +232,28 @@ LENET = Recipe(
     batch_size=64, epochs=20, learning_rate=0.05, schedule="cosine", preprocessing=_small(28, pad=2)
 )
 
+# LeCun et al. 1998, section III.B: 20 passes, image by image, whose rates of 5e-4 down to 1e-5 are
+# divided by a second derivative of each weight; here in batches, hence another rate. The codes of
+# the output stay fixed (section II.B).
+LENET_1998 = Recipe(
+    batch_size=64, epochs=20, learning_rate=0.005, schedule="cosine", weight_decay=0.0,
+    freeze=("classifier.4.*",), preprocessing=_small(32, pad=2),
+)  # fmt: skip
+
+# cuda-convnet's layer-params files, Krizhevsky 2012: batch 128, momentum 0.9, rate 0.001 (of biases
+# 0.002) divided by 10 after 120 and 130 epochs of 140, decay 0.004 (of the last layer 1). For the
+# larger network after 450 and 460 of 470, without decay of the convolutions, and crops of 24 pixels
+# with reflections: here the images are resized to 24 and shifted.
+ALEXNET_CIFAR = Recipe(
+    batch_size=128, epochs=140, learning_rate=0.001, weight_decay=0.004, pixels="centered",
+    schedule="multistep", milestones=(120, 130), rate_factors=(("*.bias", 2.0),),
+    preprocessing=replace(_small(32, pad=0), flip=False),
+)  # fmt: skip
+ALEXNET_CIFAR_LOCAL = replace(
+    ALEXNET_CIFAR, epochs=470, milestones=(450, 460), no_decay=("features.0.*", "features.4.*"),
+    preprocessing=_small(24, pad=3),
+)  # fmt: skip
+
 # A plain deep stack on few small images: N(0, 0.01) leaves the loss at 2.30, and SGD is caught by
 # the 7x7 pool, which repeats a 1x1 map 49 times and so multiplies the first linear layer's rate.
 # Adam's mean of the gradients decays by 0.8, not 0.9: VGG-19 on the digits then ends at 97.75% to
@@ -232,6 +270,7 @@ RESNET_CIFAR = Recipe(
     batch_size=128, epochs=164, learning_rate=0.1, weight_decay=1e-4,
     schedule="multistep", milestones=(82, 123), preprocessing=_small(32),
 )  # fmt: skip
+# He et al. 2016, appendix: the same, and the first 400 iterations at 0.01.
 RESNET_CIFAR_DEEP = replace(RESNET_CIFAR, warmup_epochs=1.0)
 
 # Xie et al. 2016, section 5.3 and appendix A: batch 128, rate 0.1 divided by 10 at epochs 150 and
@@ -337,22 +376,31 @@ FOR_SMALL_IMAGES = matching(
     ("*", ON_SMALL),
     ("alexnet", _at(ON_SMALL, 64)),
     ("alexnet_2012", replace(_at(ON_SMALL, 224), pixels="centered")),
+    ("alexnet_cifar", ALEXNET_CIFAR),
+    ("alexnet_cifar_local", ALEXNET_CIFAR_LOCAL),
+    ("zfnet", replace(_at(ON_SMALL, 224), pixels="centered")),
+    ("prelu_net_*", replace(ON_SMALL, no_decay=PRELU_NET.no_decay)),
     ("overfeat_accurate", _at(ON_SMALL, 221)),
     ("overfeat_fast", _at(ON_SMALL, 231)),
     ("nin_imagenet", _at(ON_SMALL, 96)),
     ("inception*", _at(ON_SMALL, 96)),
     ("vit_h_14", _at(ON_SMALL, 28)),
+    ("maxvit_t", _at(ON_SMALL, 224)),
     ("lenet5", LENET),
+    ("lenet5_1998", LENET_1998),
     ("vgg*", VGG_SMALL),
     ("resnet*_cifar", RESNET_CIFAR),
+    ("plain*_cifar", RESNET_CIFAR),
     ("resnet110_cifar", RESNET_CIFAR_DEEP),
     ("resnet1202_cifar", RESNET_CIFAR_DEEP),
+    ("preact_resnet*_cifar", RESNET_CIFAR_DEEP),
     ("resnext*_cifar", RESNEXT_CIFAR),
     ("wrn_*", WRN),
-    ("densenet_bc_*", DENSENET_CIFAR),
+    ("densenet_*", DENSENET_CIFAR),
     ("nin_cifar", NIN_CIFAR),
     ("highway*_cifar", HIGHWAY),
     ("highway_mlp", HIGHWAY_MLP),
+    ("plain_mlp", HIGHWAY_MLP),
     ("airbench94", AIRBENCH),
     ("mcdnn_mnist", MCDNN),
     ("softmax_regression", PERCEPTRON),
@@ -368,6 +416,7 @@ FOR_PHOTOGRAPHS = matching(
     ("vgg*_bn", BASE),
     ("resnet??", RESNET),
     ("resnet???", RESNET),
+    ("plain??", RESNET),
     ("resnext*d", RESNEXT),
     ("wide_resnet*", BASE),
     ("densenet???", DENSENET),
@@ -375,6 +424,8 @@ FOR_PHOTOGRAPHS = matching(
     ("bn_inception", BN_INCEPTION),
     ("inception*", INCEPTION),
     ("nin_imagenet", NIN),
+    ("zfnet", ZFNET),
+    ("prelu_net_*", PRELU_NET),
     ("overfeat_accurate", OVERFEAT),
     ("overfeat_fast", OVERFEAT_FAST),
     ("squeezenet*", SQUEEZENET),

@@ -34,7 +34,7 @@ def feed_from_source(
         source: the data set.
         recipe: of the run.
         parallel: the devices, on which training images stay if they fit; without it, batches are
-        made on the host.
+            made on the host.
         seed: of the order and the augmentation.
         statistics: mean and deviation of each channel, by which images are normalised; the recipe's
             for the data set unless given.

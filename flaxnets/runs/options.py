@@ -48,8 +48,7 @@ class Options:
     """Name of a network: flaxnets.list_models()."""
     recipe: Version = "paper"
     """Source of the defaults: the network's paper, or the commands that trained torchvision's first
-    and second weights.
-    """
+    and second weights."""
     dataset: str = "digits"
     """digits, breast_cancer or diabetes (bundled), folder:PATH (train/<class>/*.jpg,
     val/<class>/*.jpg), npz:PATH (arrays), or a name that TensorFlow Datasets has prepared, such as
@@ -62,8 +61,7 @@ class Options:
     init_from: str | None = None
     """Weights to start from: published ones by name, such as IMAGENET1K_V1 (images are then
     normalised by their mean and deviation), or a file of safetensors or torch with torch's keys.
-    The last layer starts afresh if the weights have other classes or none.
-    """
+    The last layer starts afresh if the weights have other classes or none."""
     ema: bool = False
     """Start from the average weights of a file that has raw and average ones."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -82,8 +80,7 @@ class Options:
     """Unreadable pictures of a folder that are allowed; each is named and skipped."""
     decoded_gigabytes: float = 2.0
     """Memory of each process for decoded training photographs and resized test images, in GB; what
-    does not fit is decoded in every epoch.
-    """
+    does not fit is decoded in every epoch."""
     dry_run: bool = False
     """Print the values, the layers, the steps and the memory of the run, and stop."""
     run: RunOptions = dataclasses.field(default_factory=RunOptions)

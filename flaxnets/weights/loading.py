@@ -45,8 +45,9 @@ def load_weights(
         variables = load_weights("resnet50", "IMAGENET1K_V2")
         logits = create_model("resnet50").apply(variables, images)
 
-    Some weights expect fields of the network (GoogLeNet and Inception v3 `transform_input`):
-    `create_model(arch, **published_weights(arch, name).fields)`.
+    Some weights expect fields of the network: `transform_input` of GoogLeNet and Inception v3,
+    `image_size` of vision transformers. `published_weights(arch, name).fields` has them, for
+    `create_model`.
 
     Args:
         arch: name of the network.
@@ -79,6 +80,8 @@ def load_weights(
     check_in_channels(in_channels)
     model: Any = create_model(arch, **fields)
     start = published_weights(arch, name) if checkpoint is None else pathlib.Path(checkpoint)
+    if isinstance(start, PublishedWeights):
+        model = create_model(arch, **{**start.fields, **fields})
     return load_model(
         model,
         start,

@@ -104,14 +104,14 @@ def build_reference(name: str, case: Case, **fields) -> torch.nn.Module:
     return case.reference(**fields)
 
 
-def build_pair(name: str, case: Case, **fields):
+def build_pair(name: str, case: Case, **fields) -> tuple[Any, Any]:
     """Our module and torch's, whose norms have statistics that a wrong wiring cannot hide behind,
     and which leave nothing out by chance, so that both compute one function in training too.
     """
     torch.manual_seed(0)
     reference = build_reference(name, case, **fields)
     for module in reference.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
+        if isinstance(module, (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d)):
             module.weight.data.uniform_(0.5, 1.5)
             module.bias.data.uniform_(-0.2, 0.2)
             module.get_buffer("running_mean").uniform_(-0.2, 0.2)

@@ -41,6 +41,6 @@ CASES = {
     for size, (*_, parameters) in SIZES.items()
 }
 SMALL = {
-    "convnext_tiny": Small({"channels": (4, 6, 8, 12), "depths": (1, 1, 2, 1)}, 70, 2, 32, 5),
+    "convnext_tiny": Small({"channels": (4, 6), "depths": (1, 2)}, 70, 8, 8, recomputed=3),
 }
 HEAD = "classifier.2"

@@ -1,5 +1,7 @@
 """What comparison with torch's logits does not show of ConvNeXt."""
 
+from typing import Any
+
 import parity
 from flaxnets import create_model
 from flaxnets.blocks import rates_by_depth
@@ -8,7 +10,7 @@ from tools.torchvision_import import torchvision
 
 
 def test_initial_values_are_torchvisions():
-    fields = {"channels": (16, 24, 32, 48), "depths": (1, 1, 2, 1)}
+    fields: dict[str, Any] = {"channels": (16, 24, 32, 48), "depths": (1, 1, 2, 1)}
     model = create_model("convnext_tiny", **fields)
     reference = convnext("tiny", vary=False, **fields)
     assert parity.unlike_initial_values(model, reference, parity.images(32)) == []

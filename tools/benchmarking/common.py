@@ -48,8 +48,7 @@ class Options:
     steps: int = 100
     """Training steps (learn); batches of a round (data)."""
     learning_rate: float | None = None
-    """Learning rate of learn and accuracy; the recipe's, in proportion to the batch, unless given.
-    """
+    """Learning rate (learn, accuracy); the recipe's, in proportion to the batch, unless given."""
     epochs: int | None = None
     """Of accuracy: one cycle of the learning rate in so many; the network's own recipe unless
     given."""

@@ -58,8 +58,7 @@ class Decode:
     channels: int
     """1 (grey) or 3 (RGB)."""
     orientation: Orientation = "upright"
-    """Upright as EXIF says, or as the pixels are stored (as torchvision's ImageFolder reads them).
-    """
+    """Upright as EXIF says, or as the pixels are stored (as in torchvision's ImageFolder)."""
 
     def __call__(
         self, raw: bytes | np.ndarray, *, memory: Decoded | None = None, name: str = "the picture"

@@ -136,8 +136,12 @@ def agreement(count: int, published: int | str) -> str:
 def counts_rows(name: str) -> list[dict[str, Any]]:
     """Parameters of a network and the published number; once more without auxiliary classifiers."""
     model = create_model(name)
+    return published_rows(name, totals(summarize(model, model.input_shape)))
+
+
+def published_rows(name: str, sums: dict[str, int]) -> list[dict[str, Any]]:
+    """The sums of a network's layers beside the published numbers."""
     family = next(family for family, variants in FAMILIES.items() if name in variants)
-    sums = totals(summarize(model, model.input_shape))
     found = {name: sums["parameters"]}
     if sums["parameters_without_auxiliary"] != sums["parameters"]:
         found[f"{name} without auxiliary"] = sums["parameters_without_auxiliary"]

@@ -33,3 +33,7 @@ EVERY_NETWORK = [
 ]
 # The first network of each class.
 CLASSES = list({build.func: name for name, build in reversed(VARIANTS.items())}.values())[::-1]
+# Fields that make a network of each class cheap to trace: a `SMALL` one, else the first.
+TRACED = {name: small.fields for name, small in SMALL.items()} | {
+    name: {} for name in CLASSES if VARIANTS[name].func not in {VARIANTS[n].func for n in SMALL}
+}

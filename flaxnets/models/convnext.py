@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from flaxnets.blocks import LayerNorm, StochasticDepth, gelu, identity, rates_by_depth
+from flaxnets.initializers import normal
 from flaxnets.layers import Array, Conv, Dtype, Linear, Sequential, average_positions
 from flaxnets.models.base import Model
 
@@ -75,7 +76,7 @@ class ConvNeXt(Model):
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
         parts = {
-            "kernel_init": nn.initializers.normal(0.02),
+            "kernel_init": normal(0.02),
             "bias_init": nn.initializers.zeros,
             "dtype": self.dtype,
         }

@@ -22,6 +22,7 @@ from flaxnets.blocks import (
     to_windows,
 )
 from flaxnets.errors import InputError
+from flaxnets.initializers import normal
 from flaxnets.layers import (
     Array,
     BatchNorm,
@@ -58,7 +59,7 @@ class MBConv(nn.Module):
         y = SqueezeExcitation(
             self.features // 4,
             silu,
-            kernel_init=nn.initializers.normal(0.02),
+            kernel_init=normal(0.02),
             bias_init=nn.initializers.zeros,
             name="layers.squeeze_excitation",
         )(y)
@@ -84,7 +85,7 @@ class RelativeAttention(nn.Module):
         heads = channels // self.head_channels
         table = self.param(
             "partition_bias_table",
-            nn.initializers.normal(0.02),
+            normal(0.02),
             ((2 * self.side - 1) ** 2, heads),
             jnp.float32,
         )
@@ -184,7 +185,7 @@ class MaxViT(Model):
                 f"the images have {height}x{width} pixels; expected multiples of {self.size_step}"
             )
         parts = {
-            "kernel_init": nn.initializers.normal(0.02),
+            "kernel_init": normal(0.02),
             "bias_init": nn.initializers.zeros,
             "dtype": self.dtype,
         }

@@ -29,6 +29,7 @@ from flaxnets.blocks import (
     to_windows,
     widened,
 )
+from flaxnets.initializers import normal
 from flaxnets.layers import Array, Conv, Dtype, Linear, Sequential, average_positions, relu
 from flaxnets.models.base import Model
 
@@ -81,7 +82,7 @@ class WindowAttention(nn.Module):
         query, key, value = self.split(self.linear(3 * channels, name="qkv")(x))
         table = self.param(
             "relative_position_bias_table",
-            nn.initializers.normal(0.02),
+            normal(0.02),
             ((2 * self.window - 1) ** 2, self.heads),
             jnp.float32,
         )
@@ -234,7 +235,7 @@ class SwinTransformer(Model):
     def __call__(self, x: Array, train: bool = False) -> Array:
         linear = functools.partial(
             Linear,
-            kernel_init=nn.initializers.normal(0.02),
+            kernel_init=normal(0.02),
             bias_init=nn.initializers.zeros,
             dtype=self.dtype,
         )

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from flaxnets.blocks import FeedForward, LayerNorm, SelfAttention
 from flaxnets.errors import InputError
+from flaxnets.initializers import normal
 from flaxnets.layers import Array, Conv, Dtype, Linear
 from flaxnets.models.base import Model
 
@@ -38,7 +39,7 @@ class EncoderBlock(nn.Module):
         linear = functools.partial(
             Linear,
             kernel_init=nn.initializers.xavier_uniform(),
-            bias_init=nn.initializers.normal(1e-6),
+            bias_init=normal(1e-6),
             dtype=self.dtype,
         )
         y = SelfAttention(self.heads, self.dtype, name="self_attention")(self.norm(name="ln_1")(x))
@@ -106,7 +107,7 @@ class VisionTransformer(Model):
             self.features,
             self.patch_size,
             self.patch_size,
-            kernel_init=nn.initializers.normal(math.sqrt(1 / fan_in)),
+            kernel_init=normal(math.sqrt(1 / fan_in)),
             bias_init=zeros,
             dtype=self.dtype,
             name="conv_proj",
@@ -138,7 +139,7 @@ class VisionTransformer(Model):
                     f"are for {positions - 1}; expected {side}x{side} pixels, or load the weights "
                     "for this size"
                 )
-        embedding = self.param(name, nn.initializers.normal(0.02), shape, jnp.float32)
+        embedding = self.param(name, normal(0.02), shape, jnp.float32)
         return x + embedding.astype(x.dtype)
 
 

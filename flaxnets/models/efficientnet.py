@@ -125,7 +125,7 @@ class MBConv(nn.Module):
         if block == "mbconv" or expansion > 1:
             layers.append(unit(self.features, kernel_size=1, activation=None))
         y = Sequential(layers, name="block")(x)
-        if y.shape != x.shape:
+        if self.stride > 1 or x.shape[-1] != self.features:
             return y
         return x + self.stochastic_depth()(y)
 

@@ -84,7 +84,7 @@ class InvertedResidual(nn.Module):
         y = relu6(norms[-2](y))
         name = "conv_pwl" if self.expansion > 1 else "conv_pw"
         y = norms[-1](self.conv(self.features, 1, name=name)(y))
-        if y.shape != x.shape:
+        if self.stride > 1 or x.shape[-1] != self.features:
             return y
         return x + self.stochastic_depth()(y)
 

@@ -66,7 +66,7 @@ class Bottleneck(nn.Module):
                 round(self.squeeze * x.shape[-1]), kernel_init=he_normal_fan_out, name="f.se"
             )(y)
         y = unit(1, activation=None, name="f.c")(y)
-        if x.shape != y.shape:
+        if self.stride > 1 or x.shape[-1] != self.features:
             x = unit(1, self.stride, activation=None, name="proj")(x)
         return relu_of_sum(x + y)
 

@@ -122,3 +122,10 @@ def test_stages_of_regnet_are_torchvisions():
         assert (list(model.depths), list(model.widths)) == (theirs.depths, theirs.widths)
         groups = [min(model.group_width, width) for width in model.widths]
         assert (groups, model.squeeze) == (theirs.group_widths, theirs.se_ratio or 0.0)
+
+
+def test_a_stride_is_projected_on_a_map_of_one_pixel_too():
+    """The stem has as many channels as the first stage, and both maps are of one pixel."""
+    model = create_model("regnet_x_400mf", depths=(1,), widths=(32,))
+    shapes = [parity.initial_shapes(model, parity.images(size)) for size in (1, 32)]
+    assert shapes[0] == shapes[1]

@@ -105,7 +105,7 @@ CASES |= {  # without the projections
         sizes=(64,),
         train_fields={"depths": (1, 2)},
         train_optimization=1,
-        deeper=True,
+        deeper=depth > 18,
         reference=functools.partial(plain, f"resnet{depth}"),
     )
     for depth in (18, 34)

@@ -62,15 +62,16 @@ CASES = {
 CASES |= {  # Table 2: 133 M and 134 M
     "vgg11_lrn": Case(
         132_863_336,
-        sizes=(64,),
+        sizes=(65,),
+        cut_fields={"hidden_features": 128},
         train_size=32,
         train_fields={"hidden_features": 128},
         reference=with_lrn,
-        deeper=True,
     ),
     "vgg16_c": Case(
         138_357_544 - 8 * (256**2 + 2 * 512**2),
-        sizes=(64,),
+        sizes=(65,),
+        cut_fields={"hidden_features": 128},
         train_size=32,
         train_fields={"hidden_features": 128},
         reference=with_pointwise_convolutions,

@@ -62,8 +62,12 @@ PARTS = [
     Part("speed:vgg19", 120),
     Part("variants:vgg19", 80),
     Part("speed:resnext50_32x4d", 150),
-    Part("speed:densenet121", 200),
-    Part("speed:googlenet", 150),
+    Part("speed:convnext_tiny", 150),
+    Part("speed:vit_b_16", 120),
+    Part("speed:efficientnet_b0", 200),
+    Part("speed:mobilenet_v3_large", 170),
+    Part("speed:densenet121", 300),
+    Part("speed:googlenet", 200),
     Part("speed:alexnet", 80),
 ]
 TINY = [

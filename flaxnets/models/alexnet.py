@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from flaxnets.blocks import activation_named
+from flaxnets.initializers import normal
 from flaxnets.layers import (
     Array,
     Conv,
@@ -111,10 +112,9 @@ class AlexNet2012(Model):
     def __call__(self, x: Array, train: bool = False) -> Array:
         # Section 5: weights from N(0, 0.01); biases one in layers 2, 4, 5 and the fully connected
         # hidden layers, which gives their ReLUs positive inputs early on; zero elsewhere.
-        normal = nn.initializers.normal(0.01)
         zeros, ones = nn.initializers.zeros, nn.initializers.ones
-        conv = functools.partial(Conv, kernel_init=normal, dtype=self.dtype)
-        linear = functools.partial(Linear, kernel_init=normal, dtype=self.dtype)
+        conv = functools.partial(Conv, kernel_init=normal(0.01), dtype=self.dtype)
+        linear = functools.partial(Linear, kernel_init=normal(0.01), dtype=self.dtype)
         dropout = functools.partial(nn.Dropout, self.dropout_rate, deterministic=not train)
         last_stride, dilation = (1, 2) if self.offset_pooling else (2, 1)
         lrn = local_response_norm(size=5, alpha=1e-4, beta=0.75, k=2)

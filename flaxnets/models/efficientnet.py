@@ -172,7 +172,7 @@ class EfficientNet(Model):
 
         layers: list[nn.Module] = [unit(round_channels(self.width * self.first_features), stride=2)]
         depths = [math.ceil(self.depth * stage.layers) for stage in self.stages]
-        number = 0
+        number = features = 0
         for stage, depth in zip(self.stages, depths, strict=True):
             features = round_channels(self.width * stage.features)
             blocks = []

@@ -21,6 +21,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from flaxnets.blocks import Activation, activation_named
+from flaxnets.initializers import normal
 from flaxnets.layers import (
     Array,
     Conv,
@@ -91,7 +92,7 @@ class HighwayCIFAR(Model):
         # (include/caffe/filler.hpp). Their first layer asks for a "gaussian" of `value: 0.05`, a
         # name the filler does not read, so that its deviation is 1; we take the 0.05 for what was
         # meant, as their linear layer spells it (`std: 0.05`).
-        zeros, normal = nn.initializers.zeros, nn.initializers.normal(0.05)
+        zeros, narrow = nn.initializers.zeros, normal(0.05)
         conv = functools.partial(
             Conv, kernel_init=he_normal_fan_in, bias_init=zeros, dtype=self.dtype
         )
@@ -108,7 +109,7 @@ class HighwayCIFAR(Model):
             if stage > 0:
                 x = dropout()(max_pool(2)(x))
             number += 1
-            init = normal if stage == 0 else he_normal_fan_in
+            init = narrow if stage == 0 else he_normal_fan_in
             x = relu(conv3x3(width, kernel_init=init, name=f"conv{number}")(x))
             for _ in range(depth):
                 number += 1
@@ -117,7 +118,7 @@ class HighwayCIFAR(Model):
         if not self.dense:
             x = average_positions(x)
         return Linear(
-            self.num_classes, kernel_init=normal, bias_init=zeros, dtype=self.dtype, name="fc"
+            self.num_classes, kernel_init=narrow, bias_init=zeros, dtype=self.dtype, name="fc"
         )(dropout()(x))
 
 

@@ -32,36 +32,37 @@ from flaxnets.models.base import Model
 
 # Tables 1 and 2, a row for each "bneck": kernel size, expanded channels ("exp size"), output
 # channels, squeeze-and-excite, nonlinearity and stride.
-Row = tuple[int, int, int, bool, Activation, int]
+ACTIVATIONS: dict[str, Activation] = {"RE": relu, "HS": hard_swish}
+Row = tuple[int, int, int, bool, str, int]
 LARGE: Sequence[Row] = (
-    (3, 16, 16, False, relu, 1),
-    (3, 64, 24, False, relu, 2),
-    (3, 72, 24, False, relu, 1),
-    (5, 72, 40, True, relu, 2),
-    (5, 120, 40, True, relu, 1),
-    (5, 120, 40, True, relu, 1),
-    (3, 240, 80, False, hard_swish, 2),
-    (3, 200, 80, False, hard_swish, 1),
-    (3, 184, 80, False, hard_swish, 1),
-    (3, 184, 80, False, hard_swish, 1),
-    (3, 480, 112, True, hard_swish, 1),
-    (3, 672, 112, True, hard_swish, 1),
-    (5, 672, 160, True, hard_swish, 2),
-    (5, 960, 160, True, hard_swish, 1),
-    (5, 960, 160, True, hard_swish, 1),
+    (3, 16, 16, False, "RE", 1),
+    (3, 64, 24, False, "RE", 2),
+    (3, 72, 24, False, "RE", 1),
+    (5, 72, 40, True, "RE", 2),
+    (5, 120, 40, True, "RE", 1),
+    (5, 120, 40, True, "RE", 1),
+    (3, 240, 80, False, "HS", 2),
+    (3, 200, 80, False, "HS", 1),
+    (3, 184, 80, False, "HS", 1),
+    (3, 184, 80, False, "HS", 1),
+    (3, 480, 112, True, "HS", 1),
+    (3, 672, 112, True, "HS", 1),
+    (5, 672, 160, True, "HS", 2),
+    (5, 960, 160, True, "HS", 1),
+    (5, 960, 160, True, "HS", 1),
 )
 SMALL: Sequence[Row] = (
-    (3, 16, 16, True, relu, 2),
-    (3, 72, 24, False, relu, 2),
-    (3, 88, 24, False, relu, 1),
-    (5, 96, 40, True, hard_swish, 2),
-    (5, 240, 40, True, hard_swish, 1),
-    (5, 240, 40, True, hard_swish, 1),
-    (5, 120, 48, True, hard_swish, 1),
-    (5, 144, 48, True, hard_swish, 1),
-    (5, 288, 96, True, hard_swish, 2),
-    (5, 576, 96, True, hard_swish, 1),
-    (5, 576, 96, True, hard_swish, 1),
+    (3, 16, 16, True, "RE", 2),
+    (3, 72, 24, False, "RE", 2),
+    (3, 88, 24, False, "RE", 1),
+    (5, 96, 40, True, "HS", 2),
+    (5, 240, 40, True, "HS", 1),
+    (5, 240, 40, True, "HS", 1),
+    (5, 120, 48, True, "HS", 1),
+    (5, 144, 48, True, "HS", 1),
+    (5, 288, 96, True, "HS", 2),
+    (5, 576, 96, True, "HS", 1),
+    (5, 576, 96, True, "HS", 1),
 )
 
 
@@ -76,24 +77,28 @@ class InvertedResidual(nn.Module):
     expanded: int
     features: int
     squeeze: bool
-    activation: Activation
+    activation: str
     stride: int
     conv: Callable[..., nn.Module]
     norm: Callable[..., nn.Module]
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        unit = functools.partial(ConvNormActivation, conv=self.conv, norm=self.norm)
+        unit = functools.partial(
+            ConvNormActivation,
+            conv=self.conv,
+            norm=self.norm,
+            activation=ACTIVATIONS[self.activation],
+        )
         layers: list[nn.Module] = []
         if self.expanded != x.shape[-1]:
-            layers.append(unit(self.expanded, kernel_size=1, activation=self.activation))
+            layers.append(unit(self.expanded, kernel_size=1))
         layers.append(
             unit(
                 self.expanded,
                 kernel_size=self.kernel_size,
                 stride=self.stride,
                 groups=self.expanded,
-                activation=self.activation,
             )
         )
         if self.squeeze:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import flax.linen as nn
 import jax.numpy as jnp
 
+from flaxnets.initializers import normal
 from flaxnets.layers import Array, Conv, Dtype, average_positions, max_pool, relu
 from flaxnets.models.base import Model
 
@@ -52,9 +53,9 @@ class MLPConv(nn.Module):
         names = ("conv", "cccp1", "cccp2")
         layers = zip(names, self.widths, geometries, self.deviations, strict=True)
         for name, width, geometry, deviation in layers:
-            normal = nn.initializers.normal(deviation)
             bias = nn.initializers.constant(self.last_bias if name == "cccp2" else 0.0)
-            x = self.conv(width, *geometry, kernel_init=normal, bias_init=bias, name=name)(x)
+            init = normal(deviation)
+            x = self.conv(width, *geometry, kernel_init=init, bias_init=bias, name=name)(x)
             x = relu(x)
         return x
 

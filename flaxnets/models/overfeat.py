@@ -10,6 +10,7 @@ import functools
 import flax.linen as nn
 import jax.numpy as jnp
 
+from flaxnets.initializers import normal
 from flaxnets.layers import (
     Array,
     Conv,
@@ -52,7 +53,7 @@ class OverFeat(Model):
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
         # Section 3.1: weights from N(0, 0.01); it says nothing of biases.
-        init = {"kernel_init": nn.initializers.normal(0.01), "bias_init": nn.initializers.zeros}
+        init = {"kernel_init": normal(0.01), "bias_init": nn.initializers.zeros}
         conv = functools.partial(Conv, dtype=self.dtype, **init)
         linear = functools.partial(Linear, dtype=self.dtype, **init)
         dropout = functools.partial(nn.Dropout, self.dropout_rate, deterministic=not train)

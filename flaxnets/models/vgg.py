@@ -10,6 +10,7 @@ import functools
 import flax.linen as nn
 import jax.numpy as jnp
 
+from flaxnets.initializers import normal
 from flaxnets.layers import (
     Array,
     BatchNorm,
@@ -72,7 +73,7 @@ class VGG(Model):
             Conv, kernel_init=he_normal_fan_out, bias_init=zeros, dtype=self.dtype
         )
         linear = functools.partial(
-            Linear, kernel_init=nn.initializers.normal(0.01), bias_init=zeros, dtype=self.dtype
+            Linear, kernel_init=normal(0.01), bias_init=zeros, dtype=self.dtype
         )
         norm = functools.partial(BatchNorm, use_running_average=not train, dtype=self.dtype)
         dropout = functools.partial(nn.Dropout, self.dropout_rate, deterministic=not train)

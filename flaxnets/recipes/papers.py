@@ -247,11 +247,12 @@ LENET_1998 = Recipe(
 ALEXNET_CIFAR = Recipe(
     batch_size=128, epochs=140, learning_rate=0.001, weight_decay=0.004, pixels="centered",
     schedule="multistep", milestones=(120, 130), rate_factors=(("*.bias", 2.0),),
-    preprocessing=replace(_small(32, pad=0), flip=False),
+    no_decay=("*.bias",), decay_factors=(("fc10.weight", 1 / 0.004),),
+    preprocessing=replace(_small(32, pad=0), flip="none"),
 )  # fmt: skip
 ALEXNET_CIFAR_LOCAL = replace(
-    ALEXNET_CIFAR, epochs=470, milestones=(450, 460), no_decay=("features.0.*", "features.4.*"),
-    preprocessing=_small(24, pad=3),
+    ALEXNET_CIFAR, epochs=470, milestones=(450, 460), decay_factors=(),
+    no_decay=("*.bias", "features.0.*", "features.4.*"), preprocessing=_small(24, pad=3),
 )  # fmt: skip
 
 # A plain deep stack on few small images: N(0, 0.01) leaves the loss at 2.30, and SGD is caught by

@@ -91,11 +91,12 @@ class Checkpoints:
         return self._newest_intact(read)
 
     def restore_variables(self) -> PyTree:
-        """The network's variables alone, the moving averages where there are some, on this
-        process's first device; raises as `restore`.
+        """Return the network's variables alone, the moving averages where there are some, on this
+        process's first device. Nothing else is read. Raises as `restore`.
         """
         self._manager.wait_until_finished()
-        return self._newest_intact(self._read_variables)
+        variables = self._newest_intact(self._read_variables)
+        return jax.device_put(variables, jax.local_devices()[0])
 
     def restore_mean(self, count: int) -> PyTree:
         """Return the mean of the variables in the newest `count` checkpoints, as NumPy arrays.
@@ -110,30 +111,30 @@ class Checkpoints:
             )
         all_variables = [self._read_variables(step) for step in steps[-count:]]
 
-        def mean(*leaves: jax.Array) -> np.ndarray:
+        def mean(*leaves: np.ndarray) -> np.ndarray:
             return np.mean(leaves, axis=0, dtype=np.float64).astype(leaves[0].dtype)
 
         return jax.tree.map(mean, *all_variables)
 
     def _read_variables(self, step: int) -> PyTree:
-        self._check_files(step)
-        sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         saved = self._manager.item_metadata(step)["state"].tree
         names = ("average",) if saved.get("average") else ("params", "model_state")
         saved = {name: saved[name] for name in names}
         like = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(
-                leaf.shape, jax.dtypes.canonicalize_dtype(leaf.dtype), sharding=sharding
+                leaf.shape, jax.dtypes.canonicalize_dtype(leaf.dtype)
             ),
             saved,
         )
         self._check_types(step, saved, like, "set JAX_ENABLE_X64=1, with which it was written")
-        items = ocp.args.Composite(
-            state=_restore(like, partial_restore=True), position=ocp.args.JsonRestore()
-        )
-        restored = self._manager.restore(step, args=items)
-        _verified(restored["state"], restored["position"])
-        state = restored["state"].get("average", restored["state"])
+        position = ocp.args.Composite(position=ocp.args.JsonRestore())
+        try:
+            arrays = _arrays(self.directory / str(step) / "state", like)
+        except Exception:
+            self._check_files(step)  # which names the file that is missing
+            raise
+        _verified(arrays, self._manager.restore(step, args=position)["position"])
+        state = arrays.get("average", arrays)
         return {"params": state["params"], **state["model_state"]}
 
     def close(self) -> None:
@@ -211,6 +212,23 @@ def _opened(directory: pathlib.Path, **options: Any) -> ocp.CheckpointManager:
         with contextlib.suppress(FileNotFoundError):
             return ocp.CheckpointManager(directory, **options)
     return ocp.CheckpointManager(directory, **options)
+
+
+def _arrays(path: pathlib.Path, like: PyTree) -> PyTree:
+    """Return the arrays of a saved state that `like` names, as NumPy's, each read once.
+
+    Raises what tensorstore does where a part of one is missing.
+    """
+    base = {"driver": "ocdbt", "base": f"file://{path}/"}
+
+    def begin_to_read(keys: Any, _: Any) -> Any:
+        name = tree_util.keystr(keys, simple=True, separator=".")
+        store = {"driver": "zarr", "kvstore": base | {"path": name + "/"}}
+        options = {"open": True, "fill_missing_data_reads": False}  # else zeros
+        return tensorstore.open(store | options, read=True).result().read()
+
+    reading = tree_util.tree_map_with_path(begin_to_read, like)
+    return jax.tree.map(lambda future: future.result(), reading)
 
 
 def _first_words(error: Exception) -> str:

@@ -87,8 +87,6 @@ CASES = {
     "highway11_cifar": Case(
         235_954,
         sizes=(32,),
-        train_size=12,
-        train_fields={"stages": ((32, 2), (80, 1), (128, 2))},
         reference=functools.partial(highway_cifar, ((28, 2), (28, 2), (64, 2))),
         deeper=True,
     ),

@@ -5,17 +5,16 @@ import functools
 import torch
 from torch import nn
 
-from flaxnets.blocks import hard_swish, relu
 from parity import Case, Small
 from tools.torchvision_import import torchvision
 
 # Of every kind of block: without expansion, without squeeze-and-excite, both activations, strides
 # and kernels, with and without a sum.
 SHORT = (
-    (3, 16, 16, True, relu, 1),
-    (3, 64, 24, False, relu, 2),
-    (5, 72, 24, True, hard_swish, 1),
-    (5, 72, 24, True, hard_swish, 2),
+    (3, 16, 16, True, "RE", 1),
+    (3, 64, 24, False, "RE", 2),
+    (5, 72, 24, True, "HS", 1),
+    (5, 72, 24, True, "HS", 2),
 )
 
 
@@ -30,13 +29,9 @@ def mobilenet_v3(
     module = torchvision.models.mobilenetv3
     inputs = (16, *(row[2] for row in rows[:-1]))
     setting = [
-        module.InvertedResidualConfig(
-            before, kernel, expanded, after, squeeze, "RE" if activation is relu else "HS",
-            stride, 1, 1.0,
-        )
+        module.InvertedResidualConfig(before, *row, dilation=1, width_mult=1.0)
         for before, row in zip(inputs, rows, strict=True)
-        for kernel, expanded, after, squeeze, activation, stride in [row]
-    ]  # fmt: skip
+    ]
     model = module.MobileNetV3(setting, hidden_features, num_classes)
     for layer in model.modules():
         if isinstance(layer, torchvision.ops.SqueezeExcitation):

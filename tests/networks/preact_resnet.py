@@ -79,7 +79,7 @@ CASES = {
     ),
     "preact_resnet1001_cifar": Case(
         10_327_706,
-        sizes=(32,),
+        sizes=(32, 27),
         train_size=16,
         cut_fields={"depth": 29},
         train_fields={"depth": 20},

@@ -102,7 +102,8 @@ CASES = {
 CASES |= {  # without the projections
     f"plain{depth}": Case(
         PARAMETERS[f"resnet{depth}"] - 173_824,
-        sizes=(64,),
+        sizes=(65,),
+        cut_fields={"depths": (1, 2, 1, 1)},
         train_fields={"depths": (1, 2)},
         train_optimization=1,
         deeper=depth > 18,

@@ -111,7 +111,8 @@ CASES = {
 CASES |= {  # shortcuts without parameters: as many as the residual network has
     f"plain{depth}_cifar": Case(
         RESNETS[depth],
-        sizes=(32, 27) if depth == 20 else (32,),
+        sizes=(32, 27),
+        cut_fields={"depth": 20},
         train_size=16,
         train_fields={"depth": 8},
         reference=functools.partial(resnet, depth=depth, shortcut="none"),

@@ -1,5 +1,7 @@
 """What comparison with torch's logits does not show of EfficientNets and RegNets."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -38,7 +40,7 @@ def test_initial_values_of_lite_are_timms():
     import timm
 
     model = create_model("efficientnet_lite0", stages=STAGES[:3])
-    reference = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    reference: Any = timm.create_model("tf_efficientnet_lite0", pretrained=False)
     del reference.blocks[3:], reference.conv_head
     assert parity.unlike_initial_values(model, reference, parity.images(32)) == []
 
@@ -72,7 +74,9 @@ def test_rates_of_stochastic_depth_are_torchvisions(name):
 def test_rates_of_stochastic_depth_of_lite_are_timms():
     import timm
 
-    reference = timm.create_model("tf_efficientnet_lite1", pretrained=False, drop_path_rate=0.2)
+    reference: Any = timm.create_model(
+        "tf_efficientnet_lite1", pretrained=False, drop_path_rate=0.2
+    )
     theirs = [
         module.drop_path.drop_prob
         for module in reference.modules()

@@ -42,6 +42,7 @@ CASES = {
     "zfnet": Case(
         62_357_608,
         sizes=(224, 225),
+        cut_fields={"hidden_features": 128},
         train_size=224,
         train_optimization=1,
         train_fields={"channels": (6, 16, 24, 24, 16), "hidden_features": 64},

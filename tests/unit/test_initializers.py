@@ -48,8 +48,8 @@ NETWORKS = [
     *(
         pytest.param(name, marks=pytest.mark.slow)
         for name in (
-            "vgg11_bn", "googlenet", "resnet18", "resnext29_8x64d_cifar", "wrn_16_4",
-            "densenet_bc_100_12", "inception_v3", "nin_cifar",
+            "vgg11_bn", "googlenet", "resnet18", "wrn_16_4",
+            "densenet_bc_100_12", "nin_cifar",
         )
     ),
 ]  # fmt: skip

@@ -70,6 +70,19 @@ def test_rows_are_the_papers():
     assert [round(m * steps, -3) for m in resnet.milestones] == [32_000, 48_000]
     assert recipe_for("resnet50", "photographs").weight_decay == 1e-4
     assert recipe_for("wrn_28_10", "small images").factor == 0.2
+    zfnet = recipe_for("zfnet", "photographs")
+    assert (zfnet.batch_size, zfnet.epochs, zfnet.learning_rate) == (128, 70, 0.01)
+    prelu_net = recipe_for("prelu_net_c", "photographs")
+    assert (prelu_net.batch_size, prelu_net.epochs, prelu_net.weight_decay) == (128, 80, 5e-4)
+    how = prelu_net.preprocessing
+    assert (how.resize, how.resize_max, how.image_size) == (256, 512, 224)
+    assert recipe_for("plain34", "photographs") == recipe_for("resnet34", "photographs")
+    for name in ("plain110_cifar", "preact_resnet164_cifar"):
+        row = recipe_for(name, "small images")
+        assert dataclasses.replace(row, warmup_epochs=0.0) == resnet
+    assert recipe_for("densenet_40_12", "small images").epochs == 300
+    small = recipe_for("alexnet_cifar", "small images")
+    assert small.weight_decay * dict(small.decay_factors)["fc10.weight"] == 1  # cuda-convnet's wc
 
 
 def test_rate_factors_name_parameters_and_can_be_given_where_the_row_has_some():

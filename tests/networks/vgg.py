@@ -67,7 +67,6 @@ CASES |= {  # Table 2: 133 M and 134 M
         train_size=32,
         train_fields={"hidden_features": 128},
         reference=with_lrn,
-        deeper=True,
     ),
     "vgg16_c": Case(
         138_357_544 - 8 * (256**2 + 2 * 512**2),

@@ -49,9 +49,9 @@ write("few", (8, 9), 10)
 
 # %%
 common = ["--arch", "lenet5", "--image-size", "28", "--resize", "28", "--flip", "none"]
-common += ["--batch-size", "16", "--pca-std", "0"]
+common += ["--pca-std", "0"]
 many = ["--dataset", f"folder:{folder}/many", "--workdir", f"{folder}/runs/many"]
-train([*common, *many, "--epochs", "4"])
+train([*common, *many, "--epochs", "6", "--batch-size", "40"])
 first = flaxnets.pretrained(folder / "runs/many")
 print(first, first.card.accuracy)
 assert first.card.accuracy["top1"] > 0.7
@@ -66,7 +66,7 @@ assert first.card.accuracy["top1"] > 0.7
 first.save(folder / "many.safetensors")
 few = ["--dataset", f"folder:{folder}/few", "--workdir", f"{folder}/runs/few"]
 start = ["--init-from", f"{folder}/many.safetensors", "--freeze", "features.*"]
-train([*common, *few, *start, "--epochs", "6", "--learning-rate", "0.02"])
+train([*common, *few, *start, "--epochs", "8", "--batch-size", "16", "--learning-rate", "0.01"])
 second = flaxnets.pretrained(folder / "runs/few")
 print(second, second.card.accuracy)
 assert second.card.accuracy["top1"] > 0.7

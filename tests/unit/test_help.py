@@ -73,4 +73,4 @@ def test_help_fits_a_screen_and_explains_a_group(monkeypatch):
 
 
 def test_the_text_under_a_field_is_read():
-    assert field_texts(Preprocessing)["image_size"] == "Pixels fed to the network."
+    assert field_texts(Preprocessing)["image_size"] == "Side of the network's input, in pixels."

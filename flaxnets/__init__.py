@@ -6,7 +6,7 @@ from flaxnets import pretrained, create_model, list_models, load_weights, from_t
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # What the package exports, and where it is. Imported at the first use: the scripts import
 # flaxnets.terminal before jax, which takes seconds.
@@ -17,7 +17,7 @@ _MODULES = {
     "create_model": "models",
     "feature_info": "inference.features",
     "from_torch": "convert",
-    "list_models": "models",
+    "list_models": "catalog",
     "list_weights": "weights",
     "load_weights": "weights",
     "pretrained": "inference.opening",
@@ -27,6 +27,7 @@ _MODULES = {
 __all__ = list(_MODULES)  # pyright: ignore[reportUnsupportedDunderAll]
 
 if TYPE_CHECKING:  # the same for tools that read the code; a test compares
+    from flaxnets.catalog import list_models as list_models
     from flaxnets.convert import from_torch as from_torch
     from flaxnets.convert import to_torch as to_torch
     from flaxnets.errors import InputError as InputError
@@ -34,7 +35,6 @@ if TYPE_CHECKING:  # the same for tools that read the code; a test compares
     from flaxnets.inference.network import Network as Network
     from flaxnets.inference.opening import pretrained as pretrained
     from flaxnets.models import create_model as create_model
-    from flaxnets.models import list_models as list_models
     from flaxnets.weights import WeightsWarning as WeightsWarning
     from flaxnets.weights import list_weights as list_weights
     from flaxnets.weights import load_weights as load_weights

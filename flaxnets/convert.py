@@ -2,9 +2,11 @@
 
 The path of a variable, joined by dots, is its torch key, up to the leaf names below. Axes move by
 rank: a convolution's OIHW to HWIO, a linear layer's OI to IO, and a linear layer over a patch of
-features from (O, C * h * w) to (h, w, C, O).
+features from (O, C * h * w) to (h, w, C, O). Leaves whose rank says nothing about their axes are
+`KEPT` as they are. torch's integer buffers are no variables here: they follow from shapes.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +14,7 @@ import numpy as np
 from jax import tree_util
 
 from flaxnets.errors import InputError
+from flaxnets.kernels.geometry import relative_position_index
 
 LEAVES = {
     "kernel": "weight",
@@ -19,10 +22,21 @@ LEAVES = {
     "scale": "weight",
     "mean": "running_mean",
     "var": "running_var",
+    "partition_bias_table": "relative_position_bias_table",
 }
+# Of torch's names: tokens (1, N, D), scales (heads, 1, 1), and tables, a row for each offset.
+KEPT = {
+    "class_token", "pos_embedding", "logit_scale",
+    "relative_position_bias_table", "relative_coords_table",
+}  # fmt: skip
+POSITIONS = "pos_embedding"
+INDEX = "relative_position_index"  # torch's buffer beside a table of offsets
+# Our leaves that torch has an index for, and its rank: MaxViT's is a matrix, Swin's is flattened.
+INDEXED = {"relative_position_bias_table": 1, "relative_coords_table": 1, "partition_bias_table": 2}
 FEATURES = 16  # whose axes are moved at once
 LISTED, SHOWN = 5, 100  # keys in a message, and characters of each
-IGNORED = "num_batches_tracked"  # torch's batch counter: its momentum is fixed, nothing reads it
+# torch's batch counter (its momentum is fixed, nothing reads it), and what follows from shapes.
+IGNORED = ("num_batches_tracked", INDEX)
 
 
 def _names(path: tuple) -> list[str]:
@@ -40,7 +54,13 @@ def torch_keys(variables: Any) -> Any:
     return tree_util.tree_map_with_path(lambda path, _: _torch_key(path), variables)
 
 
-def _to_flax_axes(value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+def _is_kept(key: str) -> bool:
+    return key.rpartition(".")[2] in KEPT
+
+
+def _to_flax_axes(key: str, value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    if _is_kept(key):
+        return value
     if value.ndim == 2 and len(shape) == 4:  # torch flattened the patch in CHW order
         height, width, channels, features = shape
         if value.shape != (features, channels * height * width):
@@ -51,15 +71,17 @@ def _to_flax_axes(value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return value.T
 
 
-def fits(value: np.ndarray, shape: tuple[int, ...]) -> bool:
-    """Tell whether an array in torch's layout has a variable's shape in Flax's layout."""
-    return _to_flax_axes(value, shape).shape == shape
+def fits(key: str, value: np.ndarray, shape: tuple[int, ...]) -> bool:
+    """Tell whether torch's array of a key has a variable's shape in Flax's layout."""
+    return _to_flax_axes(key, value, shape).shape == shape
 
 
-def _to_torch_axes(value: np.ndarray, leaf: str) -> np.ndarray:
+def _to_torch_axes(path: tuple, value: np.ndarray) -> np.ndarray:
+    if _is_kept(_torch_key(path)):
+        return value
     if value.ndim == 4:
         value = value.transpose(3, 2, 0, 1)
-        return value.reshape(len(value), -1) if leaf == "patch_kernel" else value
+        return value.reshape(len(value), -1) if _names(path)[-1] == "patch_kernel" else value
     return value.T
 
 
@@ -116,9 +138,9 @@ def from_torch(state_dict: Mapping[str, Any], like: Any) -> Any:
             continue
         unused.discard(key)
         given = as_numpy(state_dict[key])
-        value = _to_flax_axes(given, leaf.shape)
+        value = _to_flax_axes(key, given, leaf.shape)
         if value.shape != leaf.shape:
-            expected = _to_torch_axes(np.empty(leaf.shape, np.bool_), _names(path)[-1]).shape
+            expected = _to_torch_axes(path, np.empty(leaf.shape, np.bool_)).shape
             misshapen.append(f"{key} {given.shape}, expected {expected}")
             continue
         leaves.append(_contiguous(value, leaf.dtype))
@@ -135,7 +157,87 @@ def to_torch(variables: Any) -> dict[str, np.ndarray]:
     `torch_model.load_state_dict({key: torch.from_numpy(value) ...})` accepts it.
     """
     paths, _ = tree_util.tree_flatten_with_path(variables)
-    return {  # copies: a jax array lends NumPy a view that torch must not write to
-        _torch_key(path): np.array(_to_torch_axes(np.asarray(value), _names(path)[-1]), order="C")
-        for path, value in paths
-    }
+    state_dict = {}
+    for path, value in paths:
+        key, leaf = _torch_key(path), _names(path)[-1]
+        # A copy: a jax array lends NumPy a view that torch must not write to.
+        state_dict[key] = np.array(_to_torch_axes(path, np.asarray(value)), order="C")
+        if leaf in INDEXED:
+            index = relative_position_index((math.isqrt(math.prod(value.shape[:-1])) + 1) // 2)
+            module = key.rpartition(".")[0]
+            state_dict[f"{module}.{INDEX}"] = index if INDEXED[leaf] == 2 else index.ravel()
+    return state_dict
+
+
+def fit_positions(
+    state_dict: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, Any]:
+    """Return torch's parameters with position embeddings of as many positions as a network has.
+
+    Args:
+        state_dict: torch's keys to arrays.
+        shapes: the shapes of the network's variables under the same keys.
+
+    Returns:
+        The state dict, in which every `pos_embedding` of another length than the network's is
+        interpolated (`interpolate_positions`).
+
+    Raises:
+        InputError: the positions of either side are no square map.
+    """
+
+    def fitted(key: str, value: Any) -> Any:
+        is_other = key.rpartition(".")[2] == POSITIONS and key in shapes and value.ndim == 3
+        if not is_other or value.shape[1] == shapes[key][1]:
+            return value
+        return interpolate_positions(as_numpy(value), shapes[key][1])
+
+    return {key: fitted(key, value) for key, value in state_dict.items()}
+
+
+def interpolate_positions(embedding: np.ndarray, length: int) -> np.ndarray:
+    """Return position embeddings of a square map interpolated to another one: Dosovitskiy et al.
+    2020 (arXiv:2010.11929), section 3.2, for images of another size.
+
+    Bicubic between corners that stay, as torchvision's `interpolate_embeddings`. The first
+    embedding is that of the class token and is kept.
+
+    Args:
+        embedding: (1, 1 + n^2, features).
+        length: 1 + m^2.
+
+    Returns:
+        (1, length, features) of the same type.
+
+    Raises:
+        InputError: one of the lengths is not a square plus one.
+    """
+    old, new = math.isqrt(embedding.shape[1] - 1), math.isqrt(length - 1)
+    for side, count in ((old, embedding.shape[1]), (new, length)):
+        if side**2 + 1 != count:
+            raise InputError(
+                f"{POSITIONS} has {count} positions; expected a square and one for the class "
+                f"token, such as {side**2 + 1}"
+            )
+    weights = _cubic_weights(old, new)
+    grid = embedding[0, 1:].astype(np.float64).reshape(old, old, -1)
+    grid = np.einsum("io,jp,opd->ijd", weights, weights, grid, optimize=True)
+    grid = grid.reshape(1, new**2, -1).astype(embedding.dtype)
+    return np.concatenate([embedding[:, :1], grid], 1)
+
+
+def _cubic_weights(old: int, new: int, sharpness: float = -0.75) -> np.ndarray:
+    """Return (new, old): the share of each of `old` points in each of `new` ones between the same
+    two ends, by Keys's cubic convolution with torch's sharpness; beyond the ends the last value
+    goes on.
+    """
+    places = np.arange(new) * ((old - 1) / max(new - 1, 1))
+    first = np.floor(places).astype(int)
+    weights = np.zeros((new, old))
+    for tap in range(-1, 3):
+        distance = np.abs(places - (first + tap))
+        near = ((sharpness + 2) * distance - (sharpness + 3)) * distance**2 + 1
+        far = sharpness * (((distance - 5) * distance + 8) * distance - 4)
+        share = np.where(distance <= 1, near, np.where(distance < 2, far, 0))
+        np.add.at(weights, (np.arange(new), np.clip(first + tap, 0, old - 1)), share)
+    return weights

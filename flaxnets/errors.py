@@ -1,4 +1,4 @@
-"""Bad input is answered by one sentence that names the value and the nearest valid choice."""
+"""Errors for bad input: one sentence that names the value and the nearest valid choice."""
 
 import difflib
 import os
@@ -7,11 +7,11 @@ from collections.abc import Iterable
 
 
 class InputError(ValueError):
-    """What the user gave cannot be used; the message is one sentence for them, no traceback."""
+    """The user's input cannot be used; the message is one sentence for the user."""
 
 
 class InputWarning(UserWarning):
-    """What the user gave is used, but for a part of it; the message is one sentence for them."""
+    """Part of the user's input is ignored; the message is one sentence for the user."""
 
 
 def shown(name: object) -> str:
@@ -22,7 +22,7 @@ def shown(name: object) -> str:
 
 
 def one_of(valid: Iterable[str], value: str, what: str) -> str:
-    """`value` if it is among `valid`.
+    """Return `value` if it is among `valid`.
 
     Raises InputError otherwise: "unknown architecture 'vgg17'; did you mean 'vgg16'?".
     """
@@ -38,6 +38,8 @@ def one_of(valid: Iterable[str], value: str, what: str) -> str:
 
 
 def _likeness(name: str, value: str) -> tuple[float, int]:
-    """Common letters first, then nearby numbers: 'vgg17' is nearer to 'vgg16' than to 'vgg11'."""
+    """Return how alike two names are: by letters, then by numbers, so that 'vgg17' is nearer to
+    'vgg16' than to 'vgg11'.
+    """
     ours, given = (sum(map(int, re.findall(r"\d+", text))) for text in (name, value))
     return difflib.SequenceMatcher(None, value, name).ratio(), -abs(ours - given)

@@ -8,12 +8,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from flaxnets.layers import Array, BatchNorm, Conv, Linear
+from flaxnets.blocks import Attention
+from flaxnets.layers import Array
+
+KERNELS = {"kernel", "patch_kernel", "in_proj_weight"}  # leaves that multiply
 
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """A convolution, fully connected layer or batch norm, for one image."""
+    """A module that owns parameters, or the products of an attention, for one image."""
 
     name: str  # the path of the module, joined by dots: its torch name
     kind: str
@@ -24,16 +27,24 @@ class Layer:
     auxiliary: bool = False
 
 
-def _layer(module: nn.Module, output: Array) -> Layer:
-    leaves = module.variables["params"]
+def _layer(module: nn.Module, output: Array, inputs: tuple[Any, ...]) -> Layer:
+    leaves = _own_parameters(module)
     neurons = multiply_adds = 0
-    if not isinstance(module, BatchNorm):
-        kernel = leaves["kernel"] if "kernel" in leaves else leaves["patch_kernel"]
+    if isinstance(module, Attention):  # queries by keys, and the weights by values
+        query, key = inputs[:2]
+        multiply_adds = 2 * math.prod(query.shape[1:]) * key.shape[-3]
+    kernels = [leaf for name, leaf in leaves.items() if name in KERNELS]
+    if kernels:
         neurons = math.prod(output.shape[1:])
-        multiply_adds = neurons * math.prod(kernel.shape[:-1])  # h w C / groups for each output
+        multiply_adds = math.prod(output.shape[1:-1]) * sum(leaf.size for leaf in kernels)
     parameters = sum(leaf.size for leaf in leaves.values())
     kind, name = type(module).__name__, ".".join(module.path)
     return Layer(name, kind, output.shape[1:], parameters, multiply_adds, neurons)
+
+
+def _own_parameters(module: nn.Module) -> dict[str, Array]:
+    """Return the parameters of a module that are not those of its parts."""
+    return {k: v for k, v in module.variables.get("params", {}).items() if hasattr(v, "shape")}
 
 
 def summarize(model: nn.Module, input_shape: tuple[int, ...]) -> list[Layer]:
@@ -49,17 +60,18 @@ def summarize(model: nn.Module, input_shape: tuple[int, ...]) -> list[Layer]:
     def record(next_fun, args, kwargs, context):
         output = next_fun(*args, **kwargs)
         is_call = context.method_name == "__call__"
-        is_layer = isinstance(context.module, Conv | Linear | BatchNorm)
-        if is_call and is_layer and "params" in context.module.variables:  # a head may have none
-            calls.append(_layer(context.module, output))
+        is_layer = isinstance(context.module, Attention) or _own_parameters(context.module)
+        if is_call and is_layer:
+            calls.append(_layer(context.module, output, args))
         return output
 
     def forward():  # a new function each time: JAX would not trace the same one again
         x = jnp.zeros((1, *input_shape))
         variables = model.init(jax.random.key(0), x)
         created.extend(calls)
-        calls.clear()
-        model.apply(variables, x)
+        if hasattr(model, "aux_logits"):  # the others run the same layers at any time
+            calls.clear()
+            model.apply(variables, x)
         return variables["params"]
 
     with nn.intercept_methods(record):

@@ -1,7 +1,7 @@
-"""What every script of the project does to its terminal: nothing on it that is not ours.
+"""What every script of the project does to its terminal, so that only its own output appears.
 
-A script imports this and calls `quiet` before its other imports, which take seconds: nothing that
-takes time is imported here.
+A script imports this module and calls `quiet` before its other imports, which take seconds. So this
+module imports nothing that takes time.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ PACKAGES = (
     "flaxnets", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow",
     "onednn-cpu-gomp",
 )  # fmt: skip
-# Variables that name a directory of the user's, to us or to a package.
+# Variables that name a directory of the user.
 DIRECTORIES = (
     "HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "TFDS_DATA_DIR", "MPLCONFIGDIR", "HF_HOME",
     "TORCH_HOME", "JAX_COMPILATION_CACHE_DIR",
@@ -40,8 +40,8 @@ INTERRUPTED = 130  # the status of a process that Ctrl-C ended
 
 
 def cache_directory() -> pathlib.Path | None:
-    """Return the directory for what can be had again (programs, weights), below `XDG_CACHE_HOME` or
-    `~/.cache`; None where neither is known. An empty or relative `XDG_CACHE_HOME` does not count.
+    """Return the directory for caches (programs, weights), below `XDG_CACHE_HOME` or `~/.cache`;
+    None if neither is known. An empty or relative `XDG_CACHE_HOME` does not count.
     """
     root = os.environ.get("XDG_CACHE_HOME", "")
     if not os.path.isabs(root):
@@ -63,8 +63,8 @@ def quiet() -> None:
     """Silence TensorFlow, XLA, absl and library warnings; errors still raise, and our own warnings
     are a sentence each. Ctrl-C ends the process with one line and status 130.
 
-    What compiled code writes past every log level (TensorFlow's decoders do) goes to `native.log`
-    in the user's cache directory, where the cause of a crash can be read.
+    What compiled code prints in spite of all log levels (as TensorFlow's decoders do) goes to
+    `native.log` in the user's cache directory, where the cause of a crash can be read.
     """
     for name in DIRECTORIES:
         if os.environ.get(name) == "":
@@ -84,14 +84,14 @@ def quiet() -> None:
 
 
 def _open_standard_streams() -> None:
-    """Where one was closed, a file that is opened next would have its number, and its output."""
+    """Open closed streams: the next opened file would get their number, and their output."""
     for number in (0, 1, 2):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # What the encoding of the terminal lacks is escaped, as in the standard error output.
+        # Characters that the terminal's encoding lacks are escaped, as in standard error.
         sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
     elif sys.stdout is None:
         sys.stdout = os.fdopen(1, "w", closefd=False)
@@ -116,12 +116,13 @@ def _thread_failed(failure: threading.ExceptHookArgs) -> None:
 
 
 def reuse_memory() -> None:
-    """Lets glibc keep the memory that is freed, where glibc is what allocates.
+    """Let glibc keep freed memory, if glibc is the allocator.
 
-    XLA's CPU backend asks for its intermediate results anew in every call, and glibc gives large
-    blocks back to the system each time: their page faults were a quarter of the time of a training
-    step of ResNet-50. One arena, because the others cannot hold blocks of more than 64 MiB; so
-    this comes before the first thread: `one_sentence_errors` and TensorFlow's import start some.
+    XLA's CPU backend allocates its intermediate results again in every call, and glibc returns
+    large blocks to the system each time: the page faults took a quarter of a training step of
+    ResNet-50. There is one arena, because the others cannot hold blocks of more than 64 MiB. So
+    call this before the first thread starts: `one_sentence_errors` and TensorFlow's import start
+    some.
     """
     arena_max, mmap_max, trim_threshold = -8, -4, -1  # malloc.h
     with contextlib.suppress(OSError, AttributeError):
@@ -153,7 +154,7 @@ def compilation_cache() -> None:
         )
         return
     jax.config.update("jax_compilation_cache_dir", str(programs))
-    # Small ones too: a start has many.
+    # Small programs too, of which a start has many.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
@@ -167,6 +168,14 @@ def arguments() -> list[str]:
         re.sub(r"^((?:--[\w-]+=)?(?:\w+:)?)(~[^/]*)(?=/|$)", _expanded, argument)
         for argument in sys.argv[1:]
     ]
+
+
+def command_line() -> list[str]:
+    """Return the words of the command that started this process, to start it again."""
+    spec = sys.modules["__main__"].__spec__
+    name = "" if spec is None else spec.name
+    script = ["-m", name] if name.startswith("flaxnets.") else sys.argv[:1]
+    return ["python", *script, *sys.argv[1:]]
 
 
 def _expanded(match: re.Match[str]) -> str:
@@ -183,8 +192,8 @@ _ending = False
 
 @contextlib.contextmanager
 def one_sentence_errors() -> Iterator[None]:
-    """End a script's work without a traceback: at bad input with one sentence and status 2, at
-    Ctrl-C with one line and status 130, at a second Ctrl-C at once.
+    """End a script's work without a traceback: for bad input with one sentence and status 2, for
+    Ctrl-C with one line and status 130, for a second Ctrl-C at once.
     """
     global _main_began
     _main_began = True
@@ -198,8 +207,8 @@ def one_sentence_errors() -> Iterator[None]:
     except InputError as error:
         say_error(str(error))
         sys.exit(2)
-    except BrokenPipeError:  # the reader had enough, as `head` has
-        # Or flushing at the end fails once more.
+    except BrokenPipeError:  # the reader closed the pipe, as `head` does
+        # Otherwise flushing at the end fails again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except KeyboardInterrupt:
@@ -259,7 +268,7 @@ def _is_disk_full(error: BaseException) -> bool:
 
 
 def versions(others: Sequence[str] = ()) -> dict[str, str]:
-    """Of Python and the packages that matter to a result, as far as they are installed."""
+    """Return the versions of Python and of the installed packages that matter to a result."""
     found = {"python": sys.version.split()[0]}
     for package in (*PACKAGES, *others):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -273,8 +282,8 @@ NUMBER = re.compile(r"[-+\d.,x%e:]*\d[-+\d.,x%e:]*")
 def print_table(
     title: str, rows: list[dict[str, Any]], footer: Sequence[dict[str, Any]] = ()
 ) -> None:
-    """Print rows under the keys of the first one that have a value anywhere. Where the terminal is
-    narrow, text wraps; where not even the numbers fit, each row is a list of lines.
+    """Print rows as a table; its columns are the keys of the first row that have a value in any
+    row. On a narrow terminal text wraps; if not even the numbers fit, each row is a list of lines.
     """
     from rich.console import Console
     from rich.table import Table

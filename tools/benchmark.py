@@ -1,10 +1,10 @@
-"""Measures networks on this machine, beside torchvision's in the same run.
+"""Measure networks on this machine, beside torchvision's in the same run.
 
     python tools/benchmark.py --arch resnet50 vgg19 --mode train --vs torchvision plain
     python tools/benchmark.py --all --out all.csv
     python tools/benchmark.py --mode data --dataset imagenet2012
     python tools/benchmark.py --arch resnet50 --mode growth --out growth.csv
-    python tools/benchmark.py --arch wrn_16_4 --mode accuracy --dataset cifar10 --batch-size 512
+    python tools/benchmark.py --arch airbench94 --mode accuracy --dataset cifar10
 
 Modes:
     infer, train: median seconds of a batch (a jitted `model.apply`, the whole training step), ours
@@ -56,7 +56,7 @@ import platform
 from collections.abc import Callable, Sequence
 from typing import Any
 
-# A GPU's memory is for torch's process, too, and for each of ours in turn.
+# Torch's process needs a part of the GPU's memory too, and so does each of ours in turn.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import jax
@@ -101,7 +101,7 @@ MODES: dict[str, Callable[[str, Options], Row]] = {
 def measure(options: Options, arch: str) -> Row:
     quiet()
     reuse_memory()
-    if options.mode == "profile":  # kernels of CUDA graphs would have no names
+    if options.mode == "profile":  # kernels of CUDA graphs have no names
         flags = os.environ.get("XLA_FLAGS", "")
         os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_enable_command_buffer="
     if options.devices > 1:
@@ -112,7 +112,7 @@ def measure(options: Options, arch: str) -> Row:
 
 
 def plan(options: Options) -> list[tuple[Row, str, Options]]:
-    """What is measured: what its row is labelled with, the network, and how."""
+    """Yield what is measured: the labels of its row, the network, and the measurement."""
     one = (
         options.mode in ("profile", "traffic", "data", "start", "growth", "accuracy")
         and not options.all
@@ -168,7 +168,7 @@ def show(row: Row) -> None:
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """The table of --all: seconds are ours, ratios ours divided by torch's."""
+    """Return the table of --all: seconds are ours, ratios are our time divided by torch's."""
     lines = [
         "| network | beside | pixels | batch | inference, s | ratio | training step, s | ratio | "
         "first step, s |",
@@ -199,7 +199,7 @@ def main(options: Options) -> None:
         raise InputError(f"target {options.target}; expected a share of the images, such as 0.94")
     rows: list[Row] = []
     for label, name, asked in track(work, "measuring"):
-        # A process each: peak memory is its own, and no cache of another's programs helps.
+        # Each in its own process, for its own peak memory, and without another's compiled programs.
         with concurrent.futures.ProcessPoolExecutor(
             1, multiprocessing.get_context("spawn")
         ) as pool:

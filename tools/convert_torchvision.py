@@ -1,12 +1,12 @@
-"""Converts weights between torch and safetensors, checked against the network of that name.
+"""Convert weights between torch and safetensors, and check them against the network of that name.
 
     python tools/convert_torchvision.py --arch vgg19 --weights IMAGENET1K_V1 --out vgg19.safetensors
     python tools/convert_torchvision.py --arch vgg19 --checkpoint FILE.pth --out vgg19.safetensors
     python tools/convert_torchvision.py --arch vgg19 --workdir runs/vgg19-digits --out vgg19.pth
 
-Both formats hold torch's keys in torch's layout. The suffix of the file that is written decides
-which one it is; only a .pth needs torch. Auxiliary heads are in it if the weights have them. A
-.safetensors of a run has all that it takes to call the network: `flaxnets.pretrained(FILE)`.
+Both formats hold torch's keys in torch's layout. The suffix of the output decides which one is
+written; only .pth needs torch. Auxiliary heads are included if the weights have them. A
+.safetensors file of a run has everything to call the network: `flaxnets.pretrained(FILE)`.
 """
 
 if __name__ == "__main__":  # first, for the other imports take seconds
@@ -14,6 +14,8 @@ if __name__ == "__main__":  # first, for the other imports take seconds
 
     quiet()
 
+import collections
+import dataclasses
 import importlib.util
 import pathlib
 
@@ -24,6 +26,7 @@ from safetensors.numpy import save_file
 
 from flaxnets import create_model, pretrained, published_weights, to_torch
 from flaxnets.errors import InputError, one_of
+from flaxnets.runs.checkpoints import Checkpoints
 from flaxnets.terminal import arguments, one_sentence_errors
 from flaxnets.weights import load_model
 from flaxnets.weights.files import SUFFIXES
@@ -36,8 +39,9 @@ def main(
     weights: str | None = None,
     workdir: pathlib.Path | None = None,
     ema: bool = False,
+    average: int = 1,
 ) -> None:
-    """Converts weights and checks every key and shape.
+    """Convert weights and check every key and shape.
 
     Args:
         arch: name of the network.
@@ -46,6 +50,7 @@ def main(
         weights: torchvision's published weights, such as IMAGENET1K_V1 (downloads).
         workdir: a run of experiments/train.py to read.
         ema: of a checkpoint with raw and average weights, take the averages.
+        average: of a run, take the mean of that many of the newest checkpoints (train.py --keep).
     """
     model = create_model(arch)  # a wrong name is answered first
     one_of(SUFFIXES, out.suffix, f"suffix of {out}")
@@ -53,16 +58,24 @@ def main(
         raise InputError(f"writing {out} takes torch; install it, or write .safetensors")
     if ema and checkpoint is None:
         raise InputError("--ema is about a file of weights; expected --checkpoint FILE beside it")
+    if average != 1 and workdir is None:
+        raise InputError("--average is about the checkpoints of a run; expected --workdir DIR")
     network = None
     if checkpoint is not None:
         _, variables, _ = load_model(model, checkpoint, model.input_shape, ema=ema)
     elif weights is not None:
         row = published_weights(arch, weights)
+        model = create_model(arch, **row.shaping_fields)
         _, variables, _ = load_model(model, row, model.input_shape)
     elif workdir is not None:
         network = pretrained(workdir)
         if network.arch != arch:
             raise InputError(f"{workdir} holds {network.arch!r}, not {arch!r}")
+        if average != 1:
+            variables = Checkpoints(workdir / "checkpoints", read_only=True).restore_mean(average)
+            source = f"{workdir}, the mean of {average} checkpoints"
+            card = dataclasses.replace(network.card, source=source, accuracy={})
+            network = dataclasses.replace(network, variables=variables, card=card)
         variables = network.variables
     else:
         raise InputError("give one of --checkpoint, --weights and --workdir")
@@ -84,7 +97,11 @@ def _write(out: pathlib.Path, arch: str, state_dict: dict[str, np.ndarray]) -> N
     else:
         import torch
 
-        torch.save({key: torch.from_numpy(value) for key, value in state_dict.items()}, partial)
+        tensors = collections.OrderedDict(
+            (key, torch.from_numpy(value)) for key, value in state_dict.items()
+        )
+        tensors._metadata = {"": {"version": 2}}  # pyright: ignore  # MNASNet's loader asks for it
+        torch.save(tensors, partial)
     partial.replace(out)
 
 

@@ -1,4 +1,4 @@
-"""Writes a network with its weights as one StableHLO file, which JAX runs without this library.
+"""Write a network with its weights as one StableHLO file, which JAX runs without this library.
 
     python tools/export.py --arch resnet18 --checkpoint FILE.safetensors --out resnet18.stablehlo
 
@@ -37,15 +37,15 @@ class Options:
     arch: str | None = None
     """Name of a network: flaxnets.list_models()."""
     checkpoint: pathlib.Path | None = None
-    """Its weights: a file of safetensors or torch; random ones unless given."""
+    """File of its weights, of safetensors or torch; random weights unless given."""
     workdir: pathlib.Path | None = None
     """A run of train.py instead of a name and a checkpoint."""
     num_classes: int | None = None
     """Outputs of the network; its own number, or the checkpoint's, unless given."""
     image_size: int | None = None
-    """Height and width in pixels, which are fixed; the network's own unless given."""
+    """Height and width in pixels, fixed in the file; the network's own unless given."""
     platforms: tuple[str, ...] = ("cpu", "cuda", "tpu")
-    """What the programs are for."""
+    """Platforms of the programs."""
 
 
 def main(options: Options) -> None:
@@ -78,7 +78,7 @@ def main(options: Options) -> None:
         with folded_norms():
             return model.apply(variables, images)
 
-    # The variables are given, so that the programs of all platforms share them.
+    # The variables are passed in, so that the programs of all platforms share them.
     function = jax.jit(lambda images: on_every_platform(logits)(variables, images))
     exported = export.export(function, platforms=options.platforms)(images)
     options.out.parent.mkdir(parents=True, exist_ok=True)

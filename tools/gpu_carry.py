@@ -1,4 +1,4 @@
-"""Packs what tools/gpu_check.py needs on a machine without a network.
+"""Pack what tools/gpu_check.py needs on a machine without a network.
 
     python tools/gpu_carry.py --out carried --wheels simplejpeg --data-dir my_tfds
 
@@ -61,8 +61,8 @@ def download(packages: list[str], version: str, out: pathlib.Path) -> None:
 
 
 def packed(builder: Any) -> Any:
-    """Return, of both splits, the files of all images behind each other, where each of them ends,
-    and the classes.
+    """Return for both splits the files of all images one after another, the end of each, and the
+    classes.
     """
     import tensorflow_datasets as tfds
 

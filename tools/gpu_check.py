@@ -1,12 +1,12 @@
-"""Checks and times the networks on a GPU, the most important first, within so many minutes.
+"""Check and time the networks on a GPU within some minutes, the most important first.
 
     python tools/gpu_check.py --out found --minutes 8 --cifar carried/cifar10.npz
     python tools/gpu_check.py --out found --tiny       # on a CPU, in two minutes
     python tools/gpu_check.py --out found --only speed:vgg19 variants:vgg19
 
-Every figure is written as it comes, a line of JSON in results.jsonl; what the parts say besides is
-in log.txt. A part that does not fit into the time that is left is left out, one that takes longer
-than its own is ended; the others go on. The exit status is 1 if a part failed.
+Every figure is written at once, as a line of JSON in results.jsonl; other output of the parts goes
+to log.txt. A part that does not fit into the time left is skipped, and one that exceeds its own
+time is ended; the others go on. The exit status is 1 if a part failed.
 
 It needs jax with a GPU, flax, optax, torch and torchvision, scikit-learn and Pillow, and nothing
 else of what flaxnets is installed with; simplejpeg makes reading faster. `tools/gpu_carry.py`
@@ -62,8 +62,12 @@ PARTS = [
     Part("speed:vgg19", 120),
     Part("variants:vgg19", 80),
     Part("speed:resnext50_32x4d", 150),
-    Part("speed:densenet121", 200),
-    Part("speed:googlenet", 150),
+    Part("speed:convnext_tiny", 150),
+    Part("speed:vit_b_16", 120),
+    Part("speed:efficientnet_b0", 200),
+    Part("speed:mobilenet_v3_large", 170),
+    Part("speed:densenet121", 300),
+    Part("speed:googlenet", 200),
     Part("speed:alexnet", 80),
 ]
 TINY = [
@@ -78,7 +82,7 @@ TINY = [
 
 
 class Results:
-    """The file of figures, to which several parts write."""
+    """The file of figures, which several parts write."""
 
     def __init__(self, directory: pathlib.Path):
         directory.mkdir(parents=True, exist_ok=True)
@@ -94,7 +98,7 @@ class Results:
 
     @contextlib.contextmanager
     def none_left_running(self) -> Iterator[None]:
-        """End the parts with whatever ends this process."""
+        """End the parts when this process ends, for whatever reason."""
         try:
             yield
         finally:
@@ -179,7 +183,7 @@ def hardware() -> dict[str, Any]:
 def run(
     part: Part, options: argparse.Namespace, results: Results, deadline: float, cache: str
 ) -> None:
-    """A part in a process of its own, whose lines of JSON are figures."""
+    """Run a part in its own process; its lines of JSON are figures."""
     left = deadline - results.seconds()
     if left < part.seconds / 3:
         results.write(part.name, {"left_out": f"{left:.0f} s are left"})

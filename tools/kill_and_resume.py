@@ -1,11 +1,11 @@
-"""Kills a training run again and again, and compares its end with that of one left alone.
+"""Kill a training run again and again, and compare its end with that of an uninterrupted one.
 
     python tools/kill_and_resume.py --kills 20
 
-Both are runs of experiments/train.py with dropout and augmentation, in processes of their own. One
-is sent SIGKILL at random moments, in its start, in a step, while it saves, and started again with
-the same command. Every array of the last checkpoints (parameters, statistics, the optimiser's) and
-every row of metrics but its speed must be the same bits. Exit status 1 if one is not.
+Both are runs of experiments/train.py with dropout and augmentation, in their own processes. One
+gets SIGKILL at random moments, during its start, a step or a save, and is started again with the
+same command. Every array of the last checkpoints (parameters, statistics, the optimiser's) and
+every row of metrics except its speed must be bit-equal. The exit status is 1 if one is not.
 """
 
 if __name__ == "__main__":  # first, for the other imports take seconds
@@ -35,7 +35,7 @@ from flaxnets.runs.progress import TIMED
 from flaxnets.terminal import arguments, one_sentence_errors
 
 ROOT = pathlib.Path(__file__).parent.parent
-# Dropout twice, on digits of their own 8 x 8 pixels.
+# Two dropouts, on digits of 8 x 8 pixels.
 SMALL = ("--arch", "nin_cifar", "--image-size", "8", "--resize", "8", "--pad", "1", "--epochs", "6",
          "--batch-size", "16", "--learning-rate", "0.02", "--schedule", "plateau",
          "--patience", "1", "--checkpoint-steps", "7")  # fmt: skip
@@ -47,13 +47,13 @@ def start(workdir: pathlib.Path, arguments: tuple[str, ...]) -> subprocess.Popen
 
 
 def saved_step(workdir: pathlib.Path) -> int:
-    """Of the newest complete checkpoint; 0 if there is none."""
+    """Return the step of the newest complete checkpoint; 0 if there is none."""
     names = [path.name for path in workdir.glob("checkpoints/*")]
     return max((int(name) for name in names if name.isdigit()), default=0)
 
 
 def wait_for_change(of: Callable[[], Any], run: subprocess.Popen) -> None:
-    """Until something is another than now, or the run is over."""
+    """Wait until a value changes, or the run is over."""
     before = of()
     while run.poll() is None and of() == before:
         time.sleep(0.02)
@@ -65,7 +65,7 @@ def check(run: subprocess.Popen) -> None:
 
 
 def arrays(workdir: pathlib.Path) -> dict[str, np.ndarray]:
-    """All of the newest checkpoint."""
+    """Return all arrays of the newest checkpoint."""
     path = workdir.absolute() / "checkpoints" / str(saved_step(workdir)) / "state"
     restored = tree_util.tree_leaves_with_path(ocp.PyTreeCheckpointer().restore(path))
     return {tree_util.keystr(key): np.asarray(leaf) for key, leaf in restored}
@@ -83,14 +83,14 @@ def main(
     directory: pathlib.Path | None = None,
     out: pathlib.Path | None = None,
 ) -> None:
-    """Kills a run `kills` times and compares it with an uninterrupted one.
+    """Kill a run `kills` times and compare it with an uninterrupted one.
 
     Args:
-        arguments: of experiments/train.py, behind a "--".
-        kills: how often.
-        seed: of the moments.
-        directory: for the two runs; a temporary one unless given.
-        out: the result as JSON.
+        arguments: options of experiments/train.py, after a "--".
+        kills: number of kills.
+        seed: seed of the moments.
+        directory: where both runs go; a temporary one unless given.
+        out: file for the result, as JSON.
     """
     moments = random.Random(seed)
     with tempfile.TemporaryDirectory() as temporary:
@@ -106,7 +106,7 @@ def main(
         history = []
         for number in range(kills):
             phase = moments.choices(("starting", "first steps", "training"), (1, 1, 3))[0]
-            # What is left of the run is shared among the kills that are left.
+            # The rest of the run is shared among the remaining kills.
             left = seconds * (1 - saved_step(killed) / total) / (kills - number)
             moment = moments.uniform(0, left if phase == "training" else 5)
             run = start(killed, arguments)

@@ -1,12 +1,12 @@
-"""Resident memory of a long training run: does it grow?
+"""Measure the resident memory of a long training run: does it grow?
 
     python tools/measure_memory.py --steps 20000 --out memory
 
 Runs the loop of experiments/train.py with its evaluations, checkpoints and logs on the bundled
 digits, reads how much memory the process occupies (VmRSS of Linux) every so many steps, writes
-`memory.csv` and `memory.png`, and prints the slope of a line through the second half. What is left
-of a slope is tensorstore's: each checkpoint costs some 20 KiB, which it does not free when Orbax
-asks it for metrics (20,000 steps with 312 checkpoints: 7 MiB).
+`memory.csv` and `memory.png`, and prints the slope of a line through the second half. The remaining
+slope is tensorstore's: each checkpoint costs some 20 KiB, which it does not free when Orbax asks it
+for metrics (20,000 steps with 312 checkpoints: 7 MiB).
 """
 
 if __name__ == "__main__":  # first, for the other imports take seconds
@@ -50,7 +50,7 @@ def main(
     checkpoint_steps: int = 100,
     out: pathlib.Path = pathlib.Path("memory"),
 ) -> None:
-    """Measures the resident memory of a run.
+    """Measure the resident memory of a run.
 
     Args:
         steps: of the run, rounded up to whole epochs.

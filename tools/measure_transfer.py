@@ -1,10 +1,10 @@
-"""What pretraining brings: eight classes of CIFAR-10, then the other two from a few pictures each.
+"""Measure what pretraining brings: eight classes of CIFAR-10, then the other two from few pictures.
 
     python tools/measure_transfer.py --data-dir DIR
 
-Trains a network on eight classes, then on the other two three times with as many steps: from
-scratch, from the eight classes' weights, and from these with everything but the head frozen. All
-runs are those of experiments/train.py, on folders of pictures that this tool writes.
+Train a network on eight classes, then on the other two, three times with equally many steps: from
+scratch, from the weights of the eight classes, and from these with all but the head frozen. All are
+runs of experiments/train.py, on folders of pictures that this tool writes.
 """
 
 if __name__ == "__main__":  # first, for the other imports take seconds
@@ -33,7 +33,9 @@ SPLITS = {"train": "train", "test": "val"}
 
 
 def write_folder(source: InMemory, root: pathlib.Path, classes: list[int], train: int) -> None:
-    """`root/train/<class>/` with `train` pictures a class, `root/val/<class>/` with all tested."""
+    """Write `root/train/<class>/` with `train` pictures of each class, and `root/val/<class>/` with
+    all test pictures.
+    """
     for split, directory in SPLITS.items():
         for label in classes:
             folder = root / directory / source.class_names[label]
@@ -62,7 +64,7 @@ def main(
     freeze: tuple[str, ...] = ("conv1.*", "bn1.*", "layer*"),
     out: pathlib.Path | None = None,
 ) -> None:
-    """Measures the accuracy on two classes with and without pretraining on the others.
+    """Measure the accuracy on two classes with and without pretraining on the others.
 
     Args:
         arch: name of the network.

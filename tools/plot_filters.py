@@ -1,9 +1,9 @@
-"""Draws the filters of a network's first convolution.
+"""Draw the filters of a network's first convolution.
 
     python tools/plot_filters.py --arch alexnet --weights IMAGENET1K_V1 --out filters.png
 
-A filter of RGB images is drawn in colour, others a row a filter with an image for each channel. The
-value zero is grey, and the largest weight of a filter, in magnitude, is white or black.
+A filter of RGB images is drawn in colour; other filters are a row each, with an image for each
+channel. Zero is grey, and a filter's largest weight, in magnitude, is white or black.
 """
 
 if __name__ == "__main__":  # first, for the other imports take seconds
@@ -37,7 +37,8 @@ class Options(NetworkOptions):
 
 
 def first_filters(network: Network) -> tuple[str, np.ndarray]:
-    """The torch name of the first convolution and its kernel, (height, width, channels, filters).
+    """Return the torch name of the first convolution and its kernel, (height, width, channels,
+    filters).
 
     Raises InputError if the network has none.
     """
@@ -58,7 +59,9 @@ def first_filters(network: Network) -> tuple[str, np.ndarray]:
 
 
 def tiles(kernel: np.ndarray) -> np.ndarray:
-    """Values in 0..1, (filters, height, width, 3), or (filters * channels, height, width, 1)."""
+    """Return values in 0..1, (filters, height, width, 3), or (filters * channels, height, width,
+    1).
+    """
     scaled = 0.5 + 0.5 * kernel / np.abs(kernel).max((0, 1, 2), keepdims=True).clip(1e-12)
     filters = np.moveaxis(scaled, -1, 0)
     if filters.shape[-1] == 3:

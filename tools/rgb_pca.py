@@ -1,4 +1,4 @@
-"""Principal components of a data set's RGB values, for PCA colour augmentation.
+"""Measure the principal components of a data set's RGB values, for PCA colour augmentation.
 
     python tools/rgb_pca.py --dataset cifar10 --data-dir DIR
 
@@ -26,7 +26,7 @@ from flaxnets.terminal import arguments, one_sentence_errors
 
 
 def rgb_covariance(images: Iterable[np.ndarray]) -> tuple[int, np.ndarray]:
-    """Pixel count and (3, 3) covariance of values in 0..1 of uint8 images (H, W, 3)."""
+    """Return the pixel count and (3, 3) covariance of values in 0..1 of uint8 images (H, W, 3)."""
     count = 0
     total = [0] * 3  # Python's integers: 2**64 is reached after 10**14 pixels
     products = [[0] * 3 for _ in range(3)]
@@ -49,13 +49,13 @@ def rgb_covariance(images: Iterable[np.ndarray]) -> tuple[int, np.ndarray]:
 
 
 def principal_components(covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Eigenvalues from the largest, and unit eigenvectors in the columns."""
+    """Return eigenvalues, the largest first, and unit eigenvectors in the columns."""
     values, vectors = np.linalg.eigh(covariance)
     return values[::-1], vectors[:, ::-1]
 
 
 def main(dataset: str, data_dir: str | None = None) -> None:
-    """Measures the principal components of RGB values.
+    """Measure the principal components of RGB values.
 
     Args:
         dataset: a name as in train.py: cifar10, imagenet2012, folder:PATH.

@@ -1,4 +1,4 @@
-"""Draws originals over what the network is fed in training.
+"""Draw training images as they are, and below each the network input that augmentation makes of it.
 
 python tools/show_augmentation.py --dataset digits --policy trivial_augment_wide --out grid.png
 
@@ -32,23 +32,23 @@ from flaxnets.terminal import arguments, one_sentence_errors
 class Options:
     values: Annotated[Preprocessing, tyro.conf.OmitArgPrefixes]
     dataset: str = "digits"
-    """A name as in train.py."""
+    """Data set, named as in train.py."""
     data_dir: str | None = None
-    """Where TensorFlow Datasets were prepared; TFDS_DATA_DIR otherwise."""
+    """Directory of prepared TensorFlow Datasets; TFDS_DATA_DIR unless given."""
     arch: str = "vgg19"
-    """The network whose recipe augments."""
+    """Network whose recipe gives the augmentation."""
     out: pathlib.Path = pathlib.Path("augmentation.png")
     """The picture to write."""
     columns: int = 8
-    """Images."""
+    """Number of images."""
     rows: int = 4
-    """Views of each."""
+    """Views of each image."""
     seed: int = 0
-    """Decides the images and their views."""
+    """Seed of the images and their views."""
 
 
 def parse(arguments: list[str]) -> tuple[Options, data.Source]:
-    """Network and data set first: they decide the other values."""
+    """Read network and data set first: they decide the other defaults."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--arch", default="vgg19")
     first.add_argument("--dataset", default="digits")

@@ -54,25 +54,63 @@ PUBLISHED: dict[str, dict[str, int | str]] = {
         "resnext50_32x4d": 25_028_904, "resnext101_32x8d": 88_791_336,
         "resnext101_64x4d": 83_455_272,
         "wide_resnet50_2": 68_883_240, "wide_resnet101_2": 126_886_696,
+        "squeezenet1_0": 1_248_424, "squeezenet1_1": 1_235_496,
+        "mobilenet_v2": 3_504_872,
+        "mobilenet_v3_large": 5_483_032, "mobilenet_v3_small": 2_542_856,
+        "shufflenet_v2_x0_5": 1_366_792, "shufflenet_v2_x1_0": 2_278_604,
+        "shufflenet_v2_x1_5": 3_503_624, "shufflenet_v2_x2_0": 7_393_996,
+        "mnasnet0_5": 2_218_512, "mnasnet0_75": 3_170_208, "mnasnet1_0": 4_383_312,
+        "mnasnet1_3": 6_282_256,
+        "convnext_tiny": 28_589_128, "convnext_small": 50_223_688,
+        "convnext_base": 88_591_464, "convnext_large": 197_767_336,
+        "vit_b_16": 86_567_656, "vit_b_32": 88_224_232, "vit_l_16": 304_326_632,
+        "vit_l_32": 306_535_400, "vit_h_14": 632_045_800,
+        "regnet_x_400mf": 5_495_976, "regnet_x_800mf": 7_259_656, "regnet_x_1_6gf": 9_190_136,
+        "regnet_x_3_2gf": 15_296_552, "regnet_x_8gf": 39_572_648, "regnet_x_16gf": 54_278_536,
+        "regnet_x_32gf": 107_811_560,
+        "regnet_y_400mf": 4_344_144, "regnet_y_800mf": 6_432_512, "regnet_y_1_6gf": 11_202_430,
+        "regnet_y_3_2gf": 19_436_338, "regnet_y_8gf": 39_381_472, "regnet_y_16gf": 83_590_140,
+        "regnet_y_32gf": 145_046_770, "regnet_y_128gf": 644_812_894,
+        "efficientnet_b0": 5_288_548, "efficientnet_b1": 7_794_184, "efficientnet_b2": 9_109_994,
+        "efficientnet_b3": 12_233_232, "efficientnet_b4": 19_341_616,
+        "efficientnet_b5": 30_389_784, "efficientnet_b6": 43_040_704,
+        "efficientnet_b7": 66_347_960,
+        "efficientnet_v2_s": 21_458_488, "efficientnet_v2_m": 54_139_356,
+        "efficientnet_v2_l": 118_515_272,
+        "swin_t": 28_288_354, "swin_s": 49_606_258, "swin_b": 87_768_224,
+        "swin_v2_t": 28_351_570, "swin_v2_s": 49_737_442, "swin_v2_b": 87_930_848,
+        "maxvit_t": 30_919_624,
     },
-    "timm": {"inception_v4": 42_679_816, "inception_resnet_v2": 55_843_464},
+    "timm": {
+        "inception_v4": 42_679_816, "inception_resnet_v2": 55_843_464,
+        "efficientnet_lite0": 4_652_008, "efficientnet_lite1": 5_416_680,
+        "efficientnet_lite2": 6_092_072,
+    },
     "Krizhevsky et al. 2012, abstract": {"alexnet_2012": "60 M"},
     "Lin et al. 2013, the authors' files": {"nin_cifar": "0.97 M"},
     "the authors' nin_imagenet, 29 MB": {"nin_imagenet": "7.6 M"},
     "Sermanet et al. 2013, Table 4": {"overfeat_fast": "145 M", "overfeat_accurate": "144 M"},
     "Ioffe & Szegedy 2015, section 4.2": {"bn_inception": "13.6 M"},
-    "Srivastava et al. 2015, Table 2": {"highway19_cifar": "2.3 M", "highway32_cifar": "1.25 M"},
+    "Srivastava et al. 2015, Table 2": {
+        "highway11_cifar": "0.236 M", "highway19_cifar": "2.3 M", "highway32_cifar": "1.25 M",
+    },
     "He et al. 2015, Table 6": {
         "resnet20_cifar": "0.27 M", "resnet32_cifar": "0.46 M", "resnet44_cifar": "0.66 M",
         "resnet56_cifar": "0.85 M", "resnet110_cifar": "1.7 M", "resnet1202_cifar": "19.4 M",
     },
+    "He et al. 2016, Table 4": {
+        "preact_resnet110_cifar": "1.7 M", "preact_resnet164_cifar": "1.7 M",
+        "preact_resnet1001_cifar": "10.2 M",
+    },
     "Xie et al. 2016, Table 7": {
         "resnext29_8x64d_cifar": "34.4 M", "resnext29_16x64d_cifar": "68.1 M",
     },
+    "Simonyan & Zisserman 2014, Table 2": {"vgg11_lrn": "133 M", "vgg16_c": "134 M"},
     "Zagoruyko & Komodakis 2016": {
         "wrn_16_4": "2.8 M", "wrn_28_10": "36.5 M", "wrn_40_4": "8.9 M",
     },
     "Huang et al. 2016, Table 2": {
+        "densenet_40_12": "1.0 M", "densenet_100_12": "7.0 M", "densenet_100_24": "27.2 M",
         "densenet_bc_100_12": "0.8 M", "densenet_bc_250_24": "15.3 M",
         "densenet_bc_190_40": "25.6 M",
     },
@@ -80,6 +118,7 @@ PUBLISHED: dict[str, dict[str, int | str]] = {
 # Why a count differs from the published one by more than rounding or truncation.
 REASONS = {
     "bn_inception": "Figure 5 adds up to 11.3 M",
+    "preact_resnet1001_cifar": "10,178,490 without the norms",
     "wrn_16_4": "2,772,020 with 100 classes",
 }
 
@@ -97,8 +136,12 @@ def agreement(count: int, published: int | str) -> str:
 def counts_rows(name: str) -> list[dict[str, Any]]:
     """Parameters of a network and the published number; once more without auxiliary classifiers."""
     model = create_model(name)
+    return published_rows(name, totals(summarize(model, model.input_shape)))
+
+
+def published_rows(name: str, sums: dict[str, int]) -> list[dict[str, Any]]:
+    """The sums of a network's layers beside the published numbers."""
     family = next(family for family, variants in FAMILIES.items() if name in variants)
-    sums = totals(summarize(model, model.input_shape))
     found = {name: sums["parameters"]}
     if sums["parameters_without_auxiliary"] != sums["parameters"]:
         found[f"{name} without auxiliary"] = sums["parameters_without_auxiliary"]

@@ -1,5 +1,5 @@
-"""Sources -> plans of operations on pixels -> NumPy batches. `flaxnets.data.tfds` alone imports
-TensorFlow, for data sets of TensorFlow Datasets.
+"""Data: sources, plans of operations on pixels, and NumPy batches. Only `flaxnets.data.tfds`
+imports TensorFlow, for data sets of TensorFlow Datasets.
 """
 
 from flaxnets.data.bad_images import BadImages

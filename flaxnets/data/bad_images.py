@@ -1,4 +1,4 @@
-"""Pictures that cannot be read: which there were, and how many may be."""
+"""Pictures that cannot be read: their paths, and how many are allowed."""
 
 import warnings
 from collections.abc import Callable, Iterable
@@ -8,8 +8,8 @@ from flaxnets.errors import InputError, InputWarning
 
 
 class BadImages:
-    """Pictures of a folder that cannot be read. Each is warned of once, and handed to `record`; one
-    more than `maximum` raises InputError.
+    """Pictures of a folder that cannot be read. Each gets one warning and is passed to `record`;
+    more than `maximum` raise InputError.
     """
 
     def __init__(
@@ -22,7 +22,7 @@ class BadImages:
         self.go_on(paths, record)
 
     def go_on(self, paths: Iterable[str], record: Callable[[str], None] | None = None) -> None:
-        """Count from `paths` on, which were there before, and hand others to `record`."""
+        """Start with the `paths` of an earlier start of the run, and pass new ones to `record`."""
         self.paths = list(paths)
         self._record = record
 

@@ -12,8 +12,8 @@ from flaxnets.recipes import Kind
 
 
 def digits() -> InMemory:
-    """1,797 scans of handwritten digits, 8x8 (UCI, bundled with scikit-learn), 1,442 for training
-    and 355 for testing, stratified: every fifth scan of each digit is tested.
+    """Return 1,797 scans of handwritten digits, 8x8 (UCI, bundled with scikit-learn): 1,442 for
+    training and 355 for testing, which are every fifth scan of each digit.
     """
     from sklearn.datasets import load_digits
 
@@ -30,8 +30,8 @@ def digits() -> InMemory:
 
 
 def breast_cancer() -> Rows:
-    """569 tumours, malignant or benign, by 30 measures of their cells (UCI, bundled with
-    scikit-learn): 456 for training, 113 for testing, stratified.
+    """Return 569 tumours, malignant or benign, by 30 measures of their cells (UCI, bundled with
+    scikit-learn): 456 for training and 113 for testing, stratified.
     """
     from sklearn.datasets import load_breast_cancer
 
@@ -40,10 +40,10 @@ def breast_cancer() -> Rows:
 
 
 def diabetes() -> Rows:
-    """442 patients, ten measures each, and the progression of their disease after a year (Efron et
-    al. 2004, bundled with scikit-learn): 354 for training, 88 for testing. The target counts
-    standard deviations of the training targets from their mean, so that a squared error of 1 is
-    that of always answering with the mean.
+    """Return 442 patients, ten measures each, and the progression of their disease after a year
+    (Efron et al. 2004, bundled with scikit-learn): 354 for training and 88 for testing. Targets are
+    standardised by the training targets, so that always answering with the mean has a squared error
+    of 1.
     """
     from sklearn.datasets import load_diabetes
 
@@ -67,7 +67,7 @@ def _rows(name: str, features: np.ndarray, labels: np.ndarray, class_names: Sequ
 
 
 def _every_fifth_tested(images: np.ndarray, labels: np.ndarray, strata: np.ndarray) -> dict:
-    """A fixed split: every fifth example of each stratum is tested."""
+    """Split examples in a fixed way: every fifth of each stratum is a test example."""
     occurrence = np.empty(len(labels), int)
     for stratum in np.unique(strata):
         members = strata == stratum
@@ -80,7 +80,7 @@ def _every_fifth_tested(images: np.ndarray, labels: np.ndarray, strata: np.ndarr
     }
 
 
-# What the names alone tell, for those who do not open the data sets.
+# What is known from the name of a data set, without opening it.
 KINDS: dict[str, Kind] = {"digits": "small images", "breast_cancer": "rows", "diabetes": "rows"}
 NUMBERS = ("diabetes",)  # data sets whose labels are numbers, not classes
 

@@ -1,4 +1,4 @@
-"""What is decoded once, and kept."""
+"""Memory for pictures and batches that are decoded once."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -10,8 +10,8 @@ Batch = dict[str, Any]  # of arrays
 
 
 class Decoded:
-    """Pictures by their encoded bytes, and batches of evaluation: the first ones that come, as many
-    as fit `room` bytes.
+    """Decoded pictures, by their encoded bytes, and batches of evaluation. The first ones are kept,
+    as many as fit `room` bytes.
     """
 
     def __init__(self, room: int = 0):
@@ -34,8 +34,8 @@ class Decoded:
     def repeatable(
         self, batches_from: Callable[[int], Iterator[Batch]]
     ) -> Callable[[], Iterator[Batch]]:
-        """A function that passes over the same batches, `batches_from(number)`, again and again;
-        what is kept of them is not made anew.
+        """Return a function that passes over the batches of `batches_from(number)` each time it is
+        called; batches that are kept are not made again.
         """
         kept: list[Batch] = []
 

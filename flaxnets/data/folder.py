@@ -12,18 +12,19 @@ from PIL import Image
 from flaxnets.data.source import InMemory
 from flaxnets.errors import InputError, InputWarning, one_of, shown
 
-# Formats that Pillow tells from others without being able to decode them.
+# Formats that Pillow recognises but cannot decode.
 ONLY_IDENTIFIED = {"BUFR", "GRIB", "HDF5", "MPEG"}
 
 
 def folder(root: pathlib.Path) -> InMemory:
     """Return the pictures in `root/train/<class>/` and `root/val/<class>/`, at any depth.
 
-    Taken are files with a suffix of a format that Pillow reads. Directories behind links are read
-    once. Hidden files and directories are left out. One warning counts what is not taken by suffix.
+    Files with a suffix of a format that Pillow reads are taken. A directory that several links lead
+    to is read once. Hidden files and directories are left out. One warning counts the files that
+    are left out, by suffix.
 
     Raises InputError if a directory is missing, a class has no pictures, or "val" has a class that
-    "train" has not.
+    "train" lacks.
     """
     splits = {"train": root / "train", "test": root / "val"}
     for directory in (root, *splits.values()):
@@ -79,7 +80,7 @@ def _subdirectories(directory: pathlib.Path) -> list[str]:
 
 
 def _pictures(directory: pathlib.Path, left_out: collections.Counter[str]) -> list[str]:
-    """Paths in torchvision's order, directory by directory; other files are counted."""
+    """Yield paths in torchvision's order, directory by directory, and count the other files."""
     pictures, visited = [], set()
     for place, directories, files in os.walk(directory, followlinks=True):
         real = os.path.realpath(place)

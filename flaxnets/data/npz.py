@@ -18,11 +18,11 @@ ARRAYS = (
 
 
 def npz(path: pathlib.Path) -> InMemory:
-    """Images in a file of NumPy's, uint8 (N, size, size) or (N, size, size, 1 or 3), and their
-    classes, whole numbers from 0, under the names of one of `ARRAYS`.
+    """Return the images of a NumPy file, uint8 (N, size, size) or (N, size, size, 1 or 3), and
+    their classes, whole numbers from 0, under the names of one of `ARRAYS`.
 
-    The name of the file decides, where it is that of a known data set, what its pixels are
-    normalised by and whether they may be mirrored.
+    If the file has the name of a known data set, that name decides by which statistics its pixels
+    are normalised and whether they may be mirrored.
     """
     try:
         with path.open("rb") as opened, np.load(opened) as file:

@@ -6,11 +6,11 @@ seed made of (seed, i), what is left to the training step is drawn with (seed, s
 over the data is shuffled with (seed, pass). So the same seed gives the same batches whatever the
 number of threads, and a stream can start at any step. Where the examples have indices (`InMemory`),
 the batch of all processes is the same for any number of them: each knows the whole order and takes
-its part of every batch. Records of TensorFlow Datasets are divided by file instead, each process in
-its own order, and read round and round.
+its part of every batch. Records of TensorFlow Datasets are divided by file instead: each process
+reads its files again and again, in an order of its own.
 
-What a `Plan` makes the same every time stays in memory if it fits: small images as the network is
-fed them, photographs decoded (`Decoded`). The rest is made by threads, ahead of the training step.
+Whatever a `Plan` makes the same every time stays in memory if it fits: small images as network
+input, photographs decoded (`Decoded`). Threads make the rest, ahead of the training step.
 """
 
 import collections
@@ -27,6 +27,7 @@ import numpy as np
 
 from flaxnets.data.bad_images import BadImages
 from flaxnets.data.decoded import Batch, Decoded
+from flaxnets.data.pixels.crop import Flip
 from flaxnets.data.pixels.decode import UnreadablePicture
 from flaxnets.data.pixels.resize import Resize
 from flaxnets.data.plan import Plan
@@ -58,21 +59,21 @@ def train_batches(
     """Yield augmented batches of this process without end, from step `start_step` on.
 
     `batch_size` counts examples over all processes; batches run across the ends of epochs, so no
-    example is left out. Process `i` has the `i`-th part of each batch. Where images repeat in an
-    epoch (`repeats`; Berman et al. 2019, Hoffer et al. 2020), as many batches show only so many of
-    the examples, another draw an epoch. The place of a picture that cannot be read is taken by the
-    next one in the order of the files, augmented as it would have been.
+    example is left out. Process `i` has the `i`-th part of each batch. With `repeats` (Berman et
+    al. 2019, Hoffer et al. 2020) an epoch has as many batches but fewer distinct examples, drawn
+    again for each epoch. An unreadable picture is replaced by the next one in the order of the
+    files, augmented as the first would have been.
 
     What `plan` leaves to the training step (`flaxnets.training.on_device`) is drawn here:
     `"offset"`, int32 (N, [y, x]) in 0..2 * pad, `"mirrored"`, bool (N,), and `"colour"`, float32
-    (N, 3). `keep(images)` says how images that stay in memory are taken from those of all examples,
-    by their indices (`DataParallel.keep`).
+    (N, 3). `keep(images)` returns a function that takes images that stay in memory by their indices
+    (`DataParallel.keep`).
 
-    Photographs are decoded once as far as `decoded` has room for them, the others in every epoch;
-    the batches are the same.
+    Photographs are decoded once as far as `decoded` has room, the others in every epoch; the
+    batches are the same.
 
-    Raises InputError if `batch_size` cannot be divided, or more pictures than `bad` allows (none)
-    cannot be read.
+    Raises InputError if `batch_size` cannot be divided, or if more pictures are unreadable than
+    `bad` allows (none unless given).
     """
     local = local_batch_size(batch_size, shard)
     if source.share("train", shard) < 1:
@@ -80,12 +81,21 @@ def train_batches(
     places = slice(shard[0] * local, (shard[0] + 1) * local)
     host, on_device = plan.split()
     as_fed = training_as_fed(source, plan)
+    alternating = [o for o in plan.changes if isinstance(o, Flip) and o.alternating]
+    if alternating and (as_fed is None or host.changes):
+        raise InputError(
+            "only images that stay in memory and that nothing but a crop changes are flipped in "
+            "alternation; expected the flip 'random'"
+        )
     source = as_fed or source
     order: Any = source.training_order(batch_size, seed, start_step, shard, repeats)
     if as_fed is not None and not host.changes:
         images, labels = as_fed.images["train"], as_fed.labels["train"]
         take: Any = images.__getitem__ if keep is None else keep(images)
-        made = ({"image": take(indices), "label": labels[indices]} for indices in order)
+        made = (
+            {"image": take(indices), "label": labels[indices], "index": indices}
+            for indices in order
+        )
     else:
         made = _made_for_training(
             source, host, order, start_step, seed, places.start, batch_size,
@@ -94,7 +104,13 @@ def train_batches(
     for step, batch in enumerate(made, start_step):
         random = np.random.default_rng([DRAWS, seed % 2**64, step])
         draws = [operation.draw(random, batch_size) for operation in on_device]
-        yield batch | {key: values[places] for drawn in draws for key, values in drawn.items()}
+        batch |= {key: values[places] for drawn in draws for key, values in drawn.items()}
+        indices = batch.pop("index", None)
+        for flip in alternating:
+            positions = step * batch_size + np.arange(batch_size)[places]
+            passes = positions // source.sizes["train"]
+            batch["mirrored"] = flip.alternate(seed, indices, passes)
+        yield batch
 
 
 def training_as_fed(source: Source, plan: Plan) -> InMemory | None:
@@ -176,12 +192,12 @@ def _grouped(elements: Iterable[Any], count: int) -> Iterator[list[Any]]:
 
 @dataclasses.dataclass
 class Made:
-    """What threads made of a group of elements, in places."""
+    """The images that threads made from a group of elements, each in its place."""
 
     elements: Sequence[Any]
     images: np.ndarray
     labels: list[Any]
-    errors: dict[int, UnreadablePicture]  # by the places of pictures that cannot be read
+    errors: dict[int, UnreadablePicture]  # by the places of unreadable pictures
 
 
 Make = Callable[[int, int, Any], tuple[np.ndarray, Any]]  # (number, place, element): image, label
@@ -216,8 +232,8 @@ def _made_for_training(
 def _next_readable(
     source: Source, element: Any, error: UnreadablePicture, make: Callable, bad: BadImages
 ) -> tuple[np.ndarray, Any]:
-    """What takes the place of a picture that cannot be read, in the order of the files: this
-    depends on the place alone, so that a run which starts later makes the same of it.
+    """Replace an unreadable picture by the next one in the order of the files. The choice depends
+    on the place alone, so that a resumed run makes the same one.
     """
     _add(source, "train", element, error, bad)
     size = source.sizes["train"]
@@ -260,15 +276,15 @@ def threads() -> concurrent.futures.Executor:
 def _in_threads(
     groups: Iterator[Sequence[Any]], make: Make, shape: tuple[int, ...], first_number: int
 ) -> Iterator[Made]:
-    """Yield what `make` gives of each group of elements, images of `shape`, ahead of the reader;
-    groups count from `first_number`.
+    """Yield the images of `shape` that `make` returns for each group of elements, ahead of the
+    reader; groups are counted from `first_number`.
     """
 
     def begin(number: int, elements: Sequence[Any]) -> tuple[Made, Iterator[None]]:
         count = len(elements)
         made = Made(elements, np.empty((count, *shape), np.uint8), [None] * count, {})
 
-        def part(first: int) -> None:  # one task for many images: to hand one over takes a while
+        def part(first: int) -> None:  # one task for many images: starting one takes time
             for place in range(first, count, CORES):
                 try:
                     image, made.labels[place] = make(number, place, elements[place])
@@ -279,7 +295,7 @@ def _in_threads(
         return made, threads().map(part, range(CORES))
 
     def complete(made: Made, parts: Iterator[None]) -> Made:
-        for _ in parts:  # raises what a thread did
+        for _ in parts:  # raises a thread's exception
             continue
         return made
 

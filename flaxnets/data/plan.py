@@ -1,8 +1,8 @@
-"""Plans: the operations, in order, from a raw picture to what the network is fed.
+"""Plans: the operations, in order, from a raw picture to network input.
 
-Training, evaluation and classification execute one plan each, and a run writes its plans down
-(`Plan.to_json`), so that nothing has to be guessed later. What a pipeline may do, keep pictures in
-memory, decode them in part or leave crops to the device, is read off the list.
+Training, evaluation and classification execute one plan each, and a run stores its plans
+(`Plan.to_json`), so that nothing has to be guessed later. The list also tells what a pipeline may
+do: keep pictures in memory, decode them in part, or leave crops to the device.
 """
 
 import dataclasses
@@ -38,8 +38,8 @@ OPERATIONS = {_name(kind): kind for kind in (Decode, *WINDOWS, *CHANGES)}
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Operations: `Decode`, one of `WINDOWS`, any of `CHANGES`. None for rows of features, which
-    are fed as they are.
+    """A list of operations: `Decode`, one of `WINDOWS`, any of `CHANGES`. It is empty for rows of
+    features, which are network input as they are.
     """
 
     operations: tuple[Any, ...] = ()
@@ -52,7 +52,7 @@ class Plan:
         memory: Decoded | None = None,
         name: str = "the picture",
     ) -> np.ndarray:
-        """Return what the network is fed of one raw picture: uint8 (height, width, channels).
+        """Turn one raw picture into network input, uint8 (height, width, channels).
 
         Args:
             raw: the bytes of a file in any format, or uint8 pixels (height, width, channels).
@@ -73,7 +73,7 @@ class Plan:
 
     @property
     def decode(self) -> Decode:
-        """The first operation. Raises InputError if the plan is of rows of features."""
+        """The first operation. Raises InputError if the plan is for rows of features."""
         if not self.operations:
             raise InputError("the network reads rows of features; expected one that reads pictures")
         return self.operations[0]
@@ -93,7 +93,7 @@ class Plan:
 
     @property
     def size(self) -> int:
-        """Pixels of each side of what the network is fed."""
+        """Pixels of each side of the network input."""
         return self.window.size if self.operations else 1
 
     @property
@@ -103,7 +103,7 @@ class Plan:
 
     def split(self) -> tuple["Plan", tuple[Any, ...]]:
         """Return the plan of the host and the operations that are left to the training step: all
-        changes of a fixed window if the step can do them all, else the shift of colours alone.
+        changes if the window is fixed and the step can do them, otherwise only the colour shift.
         """
         if self.has_fixed_window and all(hasattr(change, "draw") for change in self.changes):
             return Plan(self.operations[:2]), self.changes
@@ -119,7 +119,7 @@ class Plan:
 
     @classmethod
     def from_json(cls, rows: Sequence[Mapping[str, Any]]) -> "Plan":
-        """Raises InputError if that is no plan."""
+        """Return the plan of such rows. Raises InputError if they are no plan."""
         try:
             operations = tuple(
                 OPERATIONS[row["operation"]](**{k: v for k, v in row.items() if k != "operation"})
@@ -147,11 +147,11 @@ def training_plan(preprocessing: Preprocessing, source: Source) -> Plan:
     else:
         window = RandomResizedCrop(size, interpolation)
     is_colour = source.channels == 3
-    pad, policy = preprocessing.pad, preprocessing.policy
+    pad, policy, flip = preprocessing.pad, preprocessing.policy, preprocessing.flip
     changes = (
-        PadAndCrop(pad) if source.kind == "small images" and pad else None,
-        Flip() if preprocessing.flip and source.flip else None,
-        None if policy == "none" else Policy(policy, interpolation),
+        PadAndCrop(pad, preprocessing.padding) if source.kind == "small images" and pad else None,
+        Flip(alternating=flip == "alternating") if flip != "none" and source.flip else None,
+        None if policy == "none" else Policy(policy, interpolation, preprocessing.policy_magnitude),
         Grayscale(preprocessing.grayscale) if preprocessing.grayscale and is_colour else None,
         Colour(preprocessing.pca_std) if preprocessing.pca_std and is_colour else None,
     )

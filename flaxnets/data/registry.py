@@ -21,7 +21,7 @@ def open_source(name: str, data_dir: str | None = None) -> Source:
     Datasets name, prepared in `data_dir` (or TFDS_DATA_DIR, or ~/tensorflow_datasets) before. Never
     downloads.
 
-    Raises InputError if it is unknown, absent or malformed, in one sentence with the remedy.
+    Raises InputError if it is unknown, absent or malformed; the sentence says what to do.
     """
     if name in BUNDLED:
         return BUNDLED[name]()
@@ -40,8 +40,8 @@ def open_source(name: str, data_dir: str | None = None) -> Source:
 
 
 def kind_of(name: str) -> Kind | None:
-    """Return the kind of the data set `name` as far as the name alone tells it: nothing is opened.
-    None for a TensorFlow Datasets name whose images may be of any size.
+    """Return the kind of the data set `name`, from its name alone; nothing is opened. None for a
+    TensorFlow Datasets name whose images may have any size.
     """
     if name in KINDS:
         return KINDS[name]

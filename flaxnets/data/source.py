@@ -1,4 +1,4 @@
-"""What the library needs to know of a data set, and how it hands out raw examples.
+"""What the library needs to know about a data set, and how it gives raw examples.
 
 A source knows its classes, its splits "train" and "test", and which augmentations keep its labels
 true. A raw example is a picture, uint8 (height, width, channels) or the bytes of a file, or a row
@@ -68,8 +68,8 @@ class Source:
     def training_order(
         self, batch_size: int, seed: int, start_step: int, shard: Shard, repeats: int
     ) -> Iterator[Any]:
-        """Yield the elements of this process in one batch after another, from a step on, without
-        end: batches run across the ends of passes, and every pass has an order of its own.
+        """Yield this process's elements of each batch, from a given step on, without end. Batches
+        run across the ends of passes, and every pass has its own order.
         """
         raise NotImplementedError
 
@@ -159,8 +159,8 @@ class Rows(InMemory):
 def repeated(
     elements: Iterable[Element], count: int, batch_size: int, repeats: int
 ) -> Iterator[Element]:
-    """Yield `count` elements, of which `repeats` are copies of one; in each batch the copies are as
-    far apart as can be, hence on different devices where there are `repeats` of them.
+    """Yield `count` elements: every element `repeats` times. In each batch the copies are as far
+    apart as possible, so that they are on different devices if there are `repeats` of those.
 
     Repeated augmentation (Berman et al. 2019, Hoffer et al. 2020). torchvision's RASampler deals
     the copies to successive processes, each with one device, and cuts an epoch to a multiple of 256
@@ -173,8 +173,8 @@ def repeated(
 
 
 def local_batch_size(batch_size: int, shard: Shard) -> int:
-    """Return the examples of a batch that are each process's. Raises InputError if there is no
-    whole number of them.
+    """Return how many examples of a batch each process has. Raises InputError if that is no whole
+    number.
     """
     if batch_size < 1 or batch_size % shard[1]:
         raise InputError(

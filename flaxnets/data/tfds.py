@@ -1,8 +1,8 @@
 """Data sets that TensorFlow Datasets has prepared: photographs as records, read from their files;
 small images decoded once, and kept in memory.
 
-The one module that imports TensorFlow: silent, on the CPU, and leaving the GPUs to JAX. The import
-takes seconds, and starts threads.
+This is the only module that imports TensorFlow: silently, on the CPU, leaving the GPUs to JAX. The
+import takes seconds and starts threads.
 """
 
 # TensorFlow's annotations deny what its functions accept (tensors for integers, and back).
@@ -38,7 +38,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 @contextlib.contextmanager
 def _stderr_closed():
-    """Some C++ messages of the start precede or ignore every log level."""
+    """Silence messages that TensorFlow's C++ code prints in spite of every log level."""
     sys.stderr.flush()
     saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
@@ -54,7 +54,7 @@ with _stderr_closed():
     import tensorflow as tf
     import tensorflow_datasets as tfds
 
-    tf.config.set_visible_devices([], "GPU")  # it would take all of their memory
+    tf.config.set_visible_devices([], "GPU")  # otherwise TensorFlow takes all of their memory
     tf.constant(0)
 
 logging.getLogger("tensorflow").setLevel(logging.ERROR)
@@ -109,7 +109,7 @@ class Records(Source):
     def _records(
         self, split: str, shard: Shard, shuffle_seed: tuple[int, int] | None
     ) -> tf.data.Dataset:
-        """One pass over this process's records, by whole files where there are enough."""
+        """Return one pass over this process's records, by whole files if there are enough."""
         index, count = shard
         info = self.splits[split]
         paths = [str(path) for path in info.filepaths]
@@ -130,7 +130,7 @@ class Records(Source):
 
 
 def _parsed(records: tf.data.Dataset, keys: tuple[str, str]) -> Iterator[Raw]:
-    """The encoded pictures of serialised records, and their labels."""
+    """Return the encoded pictures and the labels of serialised records."""
     image, label = keys
     features = {
         image: tf.io.FixedLenFeature((), tf.string),

@@ -1,1 +1,1 @@
-"""What one does with trained networks."""
+"""Inference: what users do with trained networks."""

@@ -1,8 +1,8 @@
 """Networks as filters: a class score at every position of a picture, at one scale or several.
 
 A classifier that reads patches of the feature map is a convolution (Sermanet et al. 2013,
-"OverFeat", arXiv:1312.6229, section 3.5): on a larger picture the network gives the map of what it
-would say of every crop, and computes once what the crops share.
+"OverFeat", arXiv:1312.6229, section 3.5): on a larger picture the network gives a map of its
+answers for every crop, and computes what the crops share only once.
 """
 
 import math
@@ -34,20 +34,20 @@ def convolutionize(
 
     A network of the library becomes `network.clone(dense=True)`. A list of layers, or a Sequential
     (ours or flax's), becomes a module that leaves the layers alone as long as their output grows
-    with their input: convolutions, pools, activations. The first one that does not (a function that
-    flattens in whatever order, an adaptive or global pool, a module that does such a thing inside)
-    starts the head, which with all that follows acts on every window of the map, one position
-    apart, of the size that the map has for images of `input_size`. A fully connected layer behind
-    a flattened map so becomes the convolution it is, written as one matrix product over windows.
+    with their input: convolutions, pools, activations. The first layer that does not (a function
+    that flattens in any order, an adaptive or global pool, a module that does this inside) starts
+    the head. The head acts on every window of the map, one position apart, as large as the map for
+    images of `input_size`. So a fully connected layer after a flattened map becomes the convolution
+    that it is, written as one matrix product over windows.
 
-    Where the map has one position, images of `input_size`, the logits are the network's. A cell of
-    a larger map is the network on its crop, if convolutions do not pad; padding meets the borders
-    of the picture instead of those of the crop.
+    For images of `input_size` the map has one position, with the network's logits. If convolutions
+    do not pad, a cell of a larger map is the network on its crop; with padding, the borders are
+    those of the picture, not of the crop.
 
     Args:
         network: a network, or layers: modules and functions of an array.
-        input_size: (height, width, channels) of the images that the layers were made for; only,
-            and always, with layers.
+        input_size: (height, width, channels) of the images that the layers were made for; needed
+            for layers, and only for them.
 
     Raises:
         InputError: the network is no list of layers and has no field `dense`, or the size is
@@ -79,8 +79,8 @@ def convolutionize(
 
 
 def finest_map(network: nn.Module) -> nn.Module:
-    """Return the network as a map, of all offsets of its last pool where `offset_pooling` is a
-    field of it. Raises InputError if it has no map.
+    """Return the network as a map, at all offsets of its last pool if it has the field
+    `offset_pooling`. Raises InputError if it has no map.
     """
     fields: dict[str, Any] = {"offset_pooling": True} if hasattr(network, "offset_pooling") else {}
     return convolutionize(network).clone(**fields)
@@ -97,7 +97,7 @@ def _output_shape(layer: Layer, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 class FullyConvolutional(nn.Module):
-    """`layers[:head]` on the picture, then the others on every window of the map.
+    """Layers as a map: `layers[:head]` on the picture, then the others on every window of the map.
 
     `(N, H, W, C)` to `(N, H', W', ...)`, a cell for each window (height, width). Layers are named
     by their index, as in our Sequential, or with `flax_names` "layers_0", as in flax's.
@@ -152,7 +152,7 @@ def map_shape(model: nn.Module, input_shape: tuple[int, int, int]) -> tuple[int,
 
 
 def log_probability_maps(model: nn.Module, variables: Any, images: Array) -> tuple[Array, Array]:
-    """Return the logarithms of `probability_maps`, also where a probability rounds to zero."""
+    """Return the logarithms of `probability_maps`, finite even if a probability rounds to zero."""
     as_map = convolutionize(model)
     with folded_norms():
         logits: Any = [as_map.apply(variables, x) for x in (images, images[:, :, ::-1])]
@@ -180,7 +180,7 @@ def probability_maps(model: nn.Module, variables: Any, images: Array) -> tuple[A
 
 
 def log_multi_scale(model: nn.Module, variables: Any, scales: Sequence[Array]) -> Array:
-    """Return the logarithms of `multi_scale`, which keep their order where scores are zero."""
+    """Return the logarithms of `multi_scale`, in order even if scores round to zero."""
     maps = [side for images in scales for side in log_probability_maps(model, variables, images)]
     maxima = jnp.stack([side.max((1, 2)) for side in maps])
     return jax.nn.logsumexp(maxima, 0) - math.log(len(maxima))
@@ -189,9 +189,9 @@ def log_multi_scale(model: nn.Module, variables: Any, scales: Sequence[Array]) -
 def multi_scale(model: nn.Module, variables: Any, scales: Sequence[Array]) -> Array:
     """Return class scores (N, classes) from all positions at several scales (OverFeat, 3.3).
 
-    The maximum over positions of each class, at each scale and for the pictures and their mirror
-    images, then the mean of these vectors. They are probabilities here, which the paper leaves
-    open; maxima of different positions add up to more than one.
+    Take the maximum over positions of each class, at each scale and for pictures and mirror images,
+    then the mean of these vectors. They are probabilities here, which the paper leaves open; maxima
+    of different positions add up to more than one.
 
     Args:
         model: a network with a map.
@@ -211,11 +211,11 @@ def average_maps(maps: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]]) -
         maps: (H', W', classes) each, of any numbers of cells.
         sizes: (height, width) of the picture at the scale of each map, in pixels.
 
-    Cells lie around the centre of the picture, as many pixels apart at one scale as at another.
+    Cells are centred on the picture and equally many pixels apart at all scales.
 
     Returns:
-        (H', W', classes) of the last map; the others are interpolated linearly between their cells,
-        and go on unchanged beyond the outermost.
+        (H', W', classes) of the last map; the others are interpolated linearly between their cells
+        and constant beyond the outermost.
     """
     total = np.zeros_like(maps[-1])
     for values, size in zip(maps, sizes, strict=True):

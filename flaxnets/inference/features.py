@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from flax.traverse_util import flatten_dict
 
 from flaxnets.errors import InputError, one_of
 from flaxnets.inference.dense import SPAN
-from flaxnets.layers import Linear, Sequential
+from flaxnets.layers import Conv, Linear, Sequential
 
 BEFORE_RELU = "before_relu"  # of a norm
 STRIDES = (4, 8, 16, 32)  # of most networks for photographs
@@ -67,24 +68,27 @@ def feature_info(model: nn.Module) -> tuple[Level, ...]:
 
     Maps are those on the network's main road, before its first fully connected layer: outputs of
     its modules, of the layers of its Sequentials, and what it sows between them. A map grows with
-    the picture, by a pixel for every `stride` of them. It is empty for a network without
-    convolutions.
+    the picture, by a pixel for every `stride` of them. It is empty for a network that reads images
+    of one size: multilayer perceptrons and vision transformers, whose tokens (N, 1 + patches, C)
+    `features` gives.
     """
     model = _up_to_maps(model)
-    if not hasattr(model, "dense"):
+    step = getattr(model, "size_step", None)
+    if step is None:
         return ()
+    span = math.lcm(SPAN, step)
     height, width, channels = model.input_shape
     variables = jax.eval_shape(
         model.init, jax.random.key(0), jnp.zeros((1, height, width, channels))
     )
     maps, larger = (
-        _main_road(model, variables, (height + more, width + more, channels)) for more in (0, SPAN)
+        _main_road(model, variables, (height + more, width + more, channels)) for more in (0, span)
     )
     levels: dict[int, Level] = {}
     for name, shape in maps.items():
         growth = larger[name][1] - shape[1] if len(shape) == 4 else 0
         if growth > 0:
-            stride = round(SPAN / growth)
+            stride = round(span / growth)
             levels[stride] = Level(stride, name, shape[-1])
     return tuple(levels[stride] for stride in sorted(levels))
 
@@ -115,7 +119,7 @@ def pyramid(
     """
     levels = {level.stride: level for level in info or feature_info(model)}
     if not levels:
-        raise InputError(f"{type(model).__name__} has no convolutions, so no maps")
+        raise InputError(f"{type(model).__name__} reads images of one size and has no maps")
     for stride in strides:
         if stride not in levels:
             known = ", ".join(map(str, levels))
@@ -144,12 +148,15 @@ def _main_road(
     """Return the shapes of the outputs on the main road, in the order in which they are made."""
     roads: set[tuple[str, ...]] = {()}  # paths of the network and its Sequentials
     ends: set[tuple[str, ...]] = set()  # of Linear layers
+    identities: set[tuple[str, ...]] = set()  # of modules that give their input
 
     def capture(module: nn.Module) -> bool:
         if isinstance(module, Sequential):
             roads.add(module.path)
         if isinstance(module, Linear):
             ends.add(module.path)
+        if isinstance(module, nn.Dropout) or (isinstance(module, Conv) and not module.features):
+            identities.add(module.path)
         return True
 
     shapes: dict[str, tuple[int, ...]] = {}
@@ -159,7 +166,7 @@ def _main_road(
             if path in ends:
                 break
             is_on_road = all(path[:depth] in roads for depth in range(len(path)))
-            if path and is_on_road:
+            if path and is_on_road and path not in identities:
                 shapes[".".join(path)] = output.shape
 
     jax.eval_shape(trace, variables, jax.ShapeDtypeStruct((1, *input_shape), jnp.float32))

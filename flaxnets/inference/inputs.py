@@ -1,4 +1,4 @@
-"""What a user gives a network to look at, as its plan reads it."""
+"""Turn what users pass to a network into what its plan reads."""
 
 import math
 import os
@@ -14,7 +14,7 @@ from flaxnets.errors import InputError
 from flaxnets.recipes import Statistics
 
 Picture: TypeAlias = "str | pathlib.Path | bytes | Image.Image | np.ndarray"
-MAX_READ = 2**22  # pixels that a network reads at once, as a map
+MAX_READ = 2**22  # pixels that a network reads at once, as a map, at most
 
 
 def as_list(pictures: Any, plan: Plan) -> tuple[list[Picture], bool]:
@@ -42,9 +42,9 @@ def as_list(pictures: Any, plan: Plan) -> tuple[list[Picture], bool]:
 
 
 def as_raw(picture: Any, plan: Plan, name: str) -> bytes | np.ndarray:
-    """Return what `plan` reads of a picture: the bytes of a file, pixels, or a row of features.
+    """Return what `plan` reads: the bytes of a file, pixels, or a row of features.
 
-    Raises InputError if it is no picture, or an array of other things than pixels.
+    Raises InputError if it is no picture, or an array that does not hold pixels.
     """
     if isinstance(picture, str | os.PathLike):
         return read_file(pathlib.Path(picture))
@@ -78,7 +78,7 @@ def as_raw(picture: Any, plan: Plan, name: str) -> bytes | np.ndarray:
 
 
 def name_of(picture: Any, index: int | None) -> str:
-    """Return what stands for a picture in messages; `index` is its place among several."""
+    """Return the name of a picture in messages; `index` is its place among several."""
     if isinstance(picture, str | os.PathLike):
         return str(picture)
     return "the picture" if index is None else f"picture {index}"

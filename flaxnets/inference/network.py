@@ -1,4 +1,4 @@
-"""A trained network that can be called: its module and variables, and how it reads pictures."""
+"""A trained network that can be called: its module, its variables and its preprocessing."""
 
 import dataclasses
 import functools
@@ -33,7 +33,7 @@ from flaxnets.inference.inputs import (
     own_statistics,
 )
 from flaxnets.inference.predict import predict_views
-from flaxnets.inference.views import VIEWS_PER_SIZE, Views, check_views, views_of
+from flaxnets.inference.views import SHARES, VIEWS_PER_SIZE, Views, check_views, views_of
 from flaxnets.models import describe
 from flaxnets.recipes import Statistics
 from flaxnets.training.on_device import normalize
@@ -47,7 +47,7 @@ BATCH = 32  # views of pictures that are computed at once
 
 @dataclasses.dataclass(frozen=True)
 class Card:
-    """What is known of a network's weights; None where it is not."""
+    """What is known about a network's weights; None if it is not known."""
 
     source: str
     """A run's directory, a file, or the names of the network and of its published weights."""
@@ -73,9 +73,9 @@ class Prediction:
 class Network:
     """A trained network, which `flaxnets.pretrained` opens.
 
-    Pictures are paths, bytes of files, Pillow images, or arrays uint8 (height, width, channels), as
-    they are read from files; the network prepares them. Programs are compiled at the first call,
-    and again for another number of pictures.
+    Pictures are paths, bytes of files, Pillow images, or uint8 arrays (height, width, channels) as
+    read from files; the network preprocesses them. Programs are compiled at the first call, and
+    again for another number of pictures.
     """
 
     model: Any
@@ -83,11 +83,11 @@ class Network:
     variables: Any
     """Its variables, for `model.apply`."""
     preprocessing: Plan
-    """From a picture to what the network is fed, uint8."""
+    """The plan from a picture to network input, uint8."""
     statistics: Statistics
-    """Mean and deviation of each channel, by which that is normalised."""
+    """Mean and deviation of each channel, by which network input is normalised."""
     classes: tuple[str, ...]
-    """What it tells apart; none where it gives numbers or features."""
+    """Names of the classes; empty if the network gives numbers or features."""
     card: Card
 
     def __repr__(self) -> str:
@@ -95,7 +95,7 @@ class Network:
 
     @functools.cached_property
     def arch(self) -> str:
-        """The library's name of the network; for others that of their class."""
+        """The library's name of the network, or the name of its Python class."""
         try:
             return describe(self.model)[0]
         except InputError:
@@ -103,7 +103,7 @@ class Network:
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
-        """(height, width, channels) of what the network is fed."""
+        """(height, width, channels) of network input."""
         size = self.preprocessing.size
         return size, size, len(self.statistics[0])
 
@@ -143,14 +143,14 @@ class Network:
         Args:
             pictures: one or several.
             top: how many classes.
-            views: of which the class probabilities are averaged (`flaxnets.inference.views`), or
+            views: the views whose class probabilities are averaged (`flaxnets.inference.views`), or
                 "whole" for the whole picture, not scaled.
-            normalization: by the statistics of the training data, or to 0.5 + 0.5 * (x - mean) /
-                std with those of all values of the picture itself ("image").
+            normalization: "training" normalises by the statistics of the training data; "image"
+                gives 0.5 + 0.5 * (x - mean) / std, with the statistics of the picture itself.
             seed: of random views.
 
         Returns:
-            A list of a `Prediction` for each class. A network that gives numbers gives those.
+            A `Prediction` for each class. A network that gives numbers returns those.
 
         Raises:
             InputError: a picture that cannot be read, views that the network does not have, or a
@@ -169,7 +169,7 @@ class Network:
 
         def predictions(variables: Any, images: dict[str, jax.Array], statistics: Any) -> Any:
             logits, log_probabilities = predict_views(
-                model, variables, list(images.values()), statistics
+                model, variables, list(images.values()), statistics, SHARES.get(views)
             )
             return (logits[0][:, 0] if count == 1 else None), log_probabilities
 
@@ -200,7 +200,7 @@ class Network:
 
     def dense(self, picture: Any) -> jax.Array:
         """Return the map of logits (H', W', classes) of one picture of any size, which is not
-        scaled: what the network would say at every position (`flaxnets.inference.dense`).
+        scaled: the network's answer at every position (`flaxnets.inference.dense`).
 
         Raises InputError if the network has no map, or the picture is too small or too large.
         """
@@ -216,8 +216,8 @@ class Network:
         )
 
     def features(self, pictures: Any, names: Sequence[str]) -> dict[str, jax.Array]:
-        """Return activations by the torch names of layers, (N, H', W', C') of most, or without the
-        first axis those of a single picture (`flaxnets.inference.features`).
+        """Return activations by the torch names of layers, (N, H', W', C') for most layers, without
+        the first axis for a single picture (`flaxnets.inference.features`).
 
         Raises InputError for an unknown name, with the nearest one of `feature_names`.
         """
@@ -230,8 +230,8 @@ class Network:
         return {name: outputs[name] for name in names}
 
     def pyramid(self, pictures: Any, strides: Sequence[int] = STRIDES) -> list[jax.Array]:
-        """Return the last map of each stride, (N, H', W', C'), or without the first axis those of a
-        single picture. Nothing deeper is computed; `feature_info` tells the channels beforehand.
+        """Return the last map of each stride, (N, H', W', C'), without the first axis for a single
+        picture. Nothing deeper is computed; `feature_info` tells the channels in advance.
 
         Raises InputError if the network has no map of a stride.
         """
@@ -245,11 +245,12 @@ class Network:
     def with_head(
         self, num_classes: int, key: jax.Array, classes: Sequence[str] | None = None
     ) -> "Network":
-        """Return the network with a new last layer, drawn by `key`; all else is kept.
+        """Return the network with a new last layer, initialised with `key`; everything else is
+        kept.
 
         Args:
             num_classes: outputs of the new layer.
-            key: of `jax.random`.
+            key: a key of `jax.random`.
             classes: their names; "class 0" and so on unless given.
 
         Raises:
@@ -294,16 +295,16 @@ class Network:
         prepare: Callable[[Any, str], tuple[dict[str, np.ndarray], Statistics]] | None = None,
         size: int = BATCH,
     ) -> Any:
-        """Return what a function gives of pictures, compiled and `size` pictures at a time.
+        """Apply a function to pictures, compiled and `size` pictures at a time.
 
         Args:
-            kind: what the function depends on, beside its arguments.
+            kind: what the function depends on besides its arguments; the key of its program.
             function: of variables, views of pictures (N, V, H, W, C) and statistics; gives a tree
                 of arrays (N, ...), which have no first axis for a single picture.
             pictures: one or several.
             prepare: gives the views and statistics of one raw picture and its name; by the plan
                 unless given. Statistics of one batch are the same.
-            size: of the batches; the last of several is filled up with zeros.
+            size: pictures of a batch; the last of several batches is padded with zeros.
         """
         pictures, is_single = as_list(pictures, self.preprocessing)
 
@@ -364,7 +365,7 @@ def imagenet_class_names() -> tuple[str, ...]:
 
 
 def class_names(names: Sequence[str] | None, count: int) -> tuple[str, ...]:
-    """Return the names of so many classes: "class 0" and so on unless given.
+    """Return the names of `count` classes: "class 0" and so on unless given.
 
     Raises InputError if another number is given.
     """

@@ -28,7 +28,7 @@ from flaxnets.weights import PublishedWeights, find_weights, load_model, publish
 from flaxnets.weights.files import read_weights
 from flaxnets.weights.loading import check_in_channels
 
-LICENCE = "BSD-3-Clause, as torchvision; ImageNet's terms may apply to the weights"
+DEMO = "efficientnet_lite0"  # whose published weights the extra `demo` installs
 
 
 def pretrained(
@@ -79,6 +79,10 @@ def pretrained(
         check_in_channels(in_channels)
         start = _start(source, weights)
         _check_start(start, source, ema, fields.get("num_classes"))
+        if isinstance(start, PublishedWeights):
+            fields = {**start.shaping_fields, **fields}
+        elif row is not None:
+            fields = {**published_weights(source, row).shaping_fields, **fields}
         model: Any = create_model(source, **fields)
         if hasattr(model, "aux_logits") and "aux_logits" not in fields:
             model = model.clone(aux_logits=False)  # for training, and some files lack them
@@ -163,6 +167,10 @@ def _prepared(
     if row is None:
         mean, std = IMAGENET_STATISTICS
         values = recipe_for(arch, kind).preprocessing
+        side = getattr(model, "image_size", None)
+        if side is not None and kind == "photographs":
+            resize = values.resize * side // values.image_size
+            values = dataclasses.replace(values, image_size=side, resize=resize)
     else:
         published, kind = published_weights(arch, row), "photographs"
         mean, std = published.statistics
@@ -189,7 +197,7 @@ def _classes(arch: str, kind: Kind, count: int) -> tuple[str, ...]:
 def _card(start: PublishedWeights | pathlib.Path) -> Card:
     if isinstance(start, PublishedWeights):
         accuracy = {"top1": start.top1 / 100, "top5": start.top5 / 100} if start.classes else {}
-        return Card(f"{start.arch} {start.name}", IMAGENET, accuracy, LICENCE)
+        return Card(f"{start.arch} {start.name}", IMAGENET, accuracy, start.licence)
     return Card(str(start))
 
 

@@ -1,4 +1,4 @@
-"""How the options of a script name one trained network."""
+"""The options by which a script names one trained network."""
 
 import dataclasses
 import pathlib
@@ -19,21 +19,21 @@ class NetworkOptions:
     weights: str | None = None
     """Published weights such as IMAGENET1K_V1; beside --checkpoint, their preprocessing alone."""
     checkpoint: pathlib.Path | None = None
-    """A file of weights instead, of safetensors or torch."""
+    """File of weights, of safetensors or torch, instead of published ones."""
     ema: bool = False
-    """Take the average weights of a --checkpoint that has raw ones as well."""
+    """Take the average weights of a --checkpoint that has raw and average ones."""
     class_names: pathlib.Path | None = None
     """Text file with a line for each class; ImageNet's unless given."""
     workdir: pathlib.Path | None = None
-    """A run of train.py, or a file of network.save, instead of a name and weights."""
+    """Run of train.py, or file of network.save, instead of a name and weights."""
     orientation: Orientation | None = None
-    """Pictures are turned upright as EXIF says, or taken as they are stored (torchvision's
-    reading); as in the run, or upright, unless given."""
+    """Turn pictures upright as EXIF says, or take them as they are stored (as torchvision does).
+    Unless given: as in the run, or upright."""
 
     def open(self, kind: Kind = "photographs") -> Network:
-        """Return the network; `kind` of data decides about the preprocessing of files.
+        """Return the network; the `kind` of data decides the preprocessing of files.
 
-        Raises InputError for what is missing, contradictory or wrong.
+        Raises InputError for missing, contradictory or wrong options.
         """
         if self.workdir is not None:
             if self.arch or self.weights or self.checkpoint or self.ema:

@@ -1,4 +1,4 @@
-"""Class probabilities over a data set, of one network or averaged over several.
+"""Compute class probabilities over a data set, for one network or averaged over several.
 
 The average over networks is that of Ciresan et al. 2012 (arXiv:1202.2745), section 2, over the
 columns of a multi-column network, and of the ensembles in He et al. 2015, Table 5.
@@ -13,46 +13,51 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from flaxnets.inference.views import mean_log_probabilities, view_logits
 from flaxnets.recipes import Statistics
 from flaxnets.training.objective import scores
 from flaxnets.training.on_device import normalize
 from flaxnets.training.parallel import AXIS, DataParallel
+from flaxnets.training.views import mean_log_probabilities, view_logits
 
 
 def predict_views(
-    model: nn.Module, variables: Any, views: Sequence[jax.Array], statistics: Any
+    model: nn.Module,
+    variables: Any,
+    views: Sequence[jax.Array],
+    statistics: Any,
+    shares: Sequence[float] | None = None,
 ) -> tuple[list[jax.Array], jax.Array]:
-    """Return what a network says of images as they are decoded: every prediction is made here.
+    """Return a network's answers for images as they are decoded. Every prediction is made here.
 
     Args:
         model: a network.
         variables: of the network.
         views: uint8 (N, V, H, W, C) for each size of view.
         statistics: mean and deviation of each channel, by which they are normalised.
+        shares: of the views in the mean; all alike unless given.
 
     Returns:
         Logits (N, V, classes) or maps of them for each size of view (`view_logits`), and the
         logarithms (N, classes) of the probabilities averaged over all views.
     """
     logits = [view_logits(model, variables, normalize(x, *statistics)) for x in views]
-    return logits, mean_log_probabilities(logits)
+    return logits, mean_log_probabilities(logits, shares)
 
 
 def make_predict_step(
-    model: nn.Module, statistics: Statistics
+    model: nn.Module, statistics: Statistics, shares: Sequence[float] | None = None
 ) -> Callable[[Any, dict[str, jax.Array]], dict[str, jax.Array]]:
     """Return `(variables, batch with "mask") -> {"log_probabilities", "label", "mask"}`, whose
     results (N, classes), (N,) and (N,) are those of the whole batch, on every device.
 
     The batch has images (N, H, W, C), or views (N, V, H, W, C) under one key or several that start
-    with "image"; probabilities are averaged over all of them (`views.mean_log_probabilities`).
+    with "image"; probabilities are averaged over all of them (`mean_log_probabilities`).
     """
 
     def predict_step(variables: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         images = [value for key, value in batch.items() if key.startswith("image")]
         views = [x if x.ndim == 5 else x[:, None] for x in images]
-        _, means = predict_views(model, variables, views, statistics)
+        _, means = predict_views(model, variables, views, statistics, shares)
         own = {"log_probabilities": means, "label": batch["label"], "mask": batch["mask"]}
         return lax.all_gather(own, AXIS, tiled=True)
 
@@ -65,11 +70,12 @@ def predict(
     batches: Iterable[dict[str, np.ndarray]],
     statistics: Statistics,
     parallel: DataParallel,
+    shares: Sequence[float] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return log-probabilities (N, classes), float32, and labels (N,), int32, of every example
     once, in the order of `batches` (of `data.eval_batches`, which masks what pads the last one).
     """
-    step = parallel.map(make_predict_step(model, statistics))
+    step = parallel.map(make_predict_step(model, statistics, shares))
     variables = parallel.replicate(variables)
     log_probabilities, labels = [], []
     for batch in batches:
@@ -83,7 +89,7 @@ def predict(
 def mean_of_members(log_probabilities: Sequence[np.ndarray]) -> np.ndarray:
     """Return the logarithms (N, classes), float32, of the probabilities averaged over networks."""
     members = np.stack(log_probabilities).astype(np.float64)
-    with np.errstate(invalid="ignore"):  # of a network that gives NaN, which stays
+    with np.errstate(invalid="ignore"):  # a network that gives NaN keeps it
         sums = np.logaddexp.reduce(members)
     return (sums - np.log(len(members))).astype(np.float32)
 

@@ -1,4 +1,4 @@
-"""A network that `experiments/train.py` trained, read back from its workdir."""
+"""Read a network that train.py trained back from its workdir."""
 
 import contextlib
 import pathlib
@@ -18,7 +18,7 @@ CONFIG = "config.json"
 
 
 def read_config(path: pathlib.Path) -> dict[str, Any]:
-    """Return what a run was asked for. Raises InputError if `path` is not the workdir of a run."""
+    """Return the config of a run. Raises InputError if `path` is not the workdir of a run."""
     config = path / CONFIG
     if not config.is_file():
         raise InputError(f"{path} is not the workdir of a training run: it has no {CONFIG}")
@@ -26,8 +26,8 @@ def read_config(path: pathlib.Path) -> dict[str, Any]:
 
 
 def load_run(path: pathlib.Path) -> Network:
-    """Return the network of the newest intact checkpoint of the run in `path`, with the plan of its
-    evaluation. Of the checkpoint, the variables alone are read.
+    """Return the network of the newest intact checkpoint of the run in `path`, with the run's
+    evaluation plan. Only the variables of the checkpoint are read.
 
     Raises InputError if there is none, or if its config.json is not one that a run wrote.
     """
@@ -55,7 +55,7 @@ def load_run(path: pathlib.Path) -> Network:
 
 
 def _accuracy(path: pathlib.Path, step: int | None) -> dict[str, float]:
-    """Return what the run's summary says of the weights of that step, if it is about them."""
+    """Return the run's summary of the weights of that step, if there is one."""
     with contextlib.suppress(OSError, InputError, KeyError, TypeError):
         summary = read_json(path / "summary.json")
         if summary["steps"] == step:

@@ -1,5 +1,5 @@
-"""Networks as files: safetensors under torch's keys, with all that it takes to call the network as
-JSON in the file's header.
+"""Networks as files: safetensors with torch's keys, and everything else that calling the network
+needs as JSON in the file's header.
 """
 
 import json
@@ -21,13 +21,13 @@ HEADER = "flaxnets"  # the key of the JSON
 
 
 def write(path: pathlib.Path, model: Model, variables: Any, described: dict[str, Any]) -> None:
-    """Write a network to one file, all of it or nothing.
+    """Write a network to one file, whole or not at all.
 
     Args:
         path: file to write, .safetensors.
         model: the network, of the library.
         variables: its variables.
-        described: what else JSON is to hold.
+        described: what else the JSON holds.
 
     Raises:
         InputError: another suffix, a network that is not the library's or has a field that JSON
@@ -46,7 +46,7 @@ def write(path: pathlib.Path, model: Model, variables: Any, described: dict[str,
 
 
 def read_header(path: pathlib.Path) -> tuple[Model, dict[str, Any]]:
-    """Return the network of a file that `write` wrote, without variables, and what was described.
+    """Return the network of a file that `write` wrote, without variables, and the rest of its JSON.
 
     Raises InputError if it is another file.
     """

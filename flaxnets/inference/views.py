@@ -5,10 +5,12 @@
   4.1, at test time), in the order of torchvision's `TenCrop`.
 - random-10: ten crops at random, every other one mirrored on average.
 - multi-scale: OverFeat's six sizes and their mirror images, each read by the network as a map
-  (Sermanet et al. 2013, arXiv:1312.6229, section 3.3 and Table 5). Of a map, each class has its
-  largest probability over all positions. The sizes are in proportion to what the network reads,
-  221 pixels in the paper, which does not say how its pictures came to them: here they are scaled
+  (Sermanet et al. 2013, arXiv:1312.6229, section 3.3 and Table 5). Each class has its largest
+  probability over the positions of a map. Sizes are in proportion to the network's input, 221
+  pixels in the paper. The paper does not say how its pictures got these sizes: here they are scaled
   to cover a size, and cut to it around the centre.
+- mirror-and-shift: what the network reads and two shifts of it by a pixel, mirrored as well
+  (`flaxnets.training.views`).
 """
 
 import collections
@@ -18,8 +20,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, TypeAlias
 
 import flax.linen as nn
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from flaxnets.data.pixels.crop import CenterCrop, center
@@ -28,14 +28,14 @@ from flaxnets.data.pixels.resize import cover, scale_short_side
 from flaxnets.data.plan import Plan
 from flaxnets.errors import InputError
 from flaxnets.inference.dense import SIX_SCALES, finest_map
-from flaxnets.kernels.folding import folded_norms
+from flaxnets.training.views import MIRROR_AND_SHIFT, mirror_and_shift
 
-Views: TypeAlias = Literal["center", "ten-crop", "random-10", "multi-scale"]
+Views: TypeAlias = Literal["center", "ten-crop", "random-10", "multi-scale", "mirror-and-shift"]
 
 
 def ten_crop(image: np.ndarray, crop: int) -> np.ndarray:
-    """(10, crop, crop, C) of (H, W, C): top left and right, bottom left and right, centre; then the
-    same of the mirrored image.
+    """Return (10, crop, crop, C) of (H, W, C): top left and right, bottom left and right, centre;
+    then the same crops of the mirrored image.
     """
     bottom, right = (size - crop for size in image.shape[:2])
     views = []
@@ -47,7 +47,9 @@ def ten_crop(image: np.ndarray, crop: int) -> np.ndarray:
 
 
 def random_crops(image: np.ndarray, crop: int, seed: Sequence[int], count: int = 10) -> np.ndarray:
-    """(count, crop, crop, C) of (H, W, C): any place and either side is as likely."""
+    """Return (count, crop, crop, C) of (H, W, C), at uniform places, mirrored or not with equal
+    chances.
+    """
     random = np.random.default_rng(seed)
     views = []
     for _ in range(count):
@@ -59,10 +61,10 @@ def random_crops(image: np.ndarray, crop: int, seed: Sequence[int], count: int =
 
 def check_views(views: Views, plan: Plan) -> None:
     """Raise InputError if they make no sense for a network that is fed by that plan."""
-    if views != "center" and not isinstance(plan.window, CenterCrop):
+    if views not in ("center", "mirror-and-shift") and not isinstance(plan.window, CenterCrop):
         raise InputError(
             f"this network reads the whole picture at {plan.size}x{plan.size} pixels, of which "
-            f"there are no {views} views; expected the view 'center'"
+            f"there are no {views} views; expected 'center' or 'mirror-and-shift'"
         )
 
 
@@ -73,14 +75,16 @@ def views_of(
     seed: Sequence[int] = (0,),
     name: str = "the picture",
 ) -> dict[str, np.ndarray]:
-    """Return uint8 (V, height, width, C) for each size of view, under keys that start with "image",
-    of a raw picture that `name` stands for in messages.
+    """Return the views of a raw picture, uint8 (V, height, width, C) for each size, under keys that
+    start with "image". Messages call the picture `name`.
 
     Raises InputError as `check_views`, and if the picture is damaged or too long to be scaled.
     """
     check_views(views, plan)
     if views == "center":
         return {"image": plan(raw, name=name)[None]}
+    if views == "mirror-and-shift":
+        return {"image": mirror_and_shift(plan(raw, name=name))}
     image, window = plan.decode(raw, name=name).image, plan.window
     if views == "multi-scale":
         sizes = [tuple(round(n * window.size / 221) for n in size) for size in SIX_SCALES]
@@ -92,34 +96,19 @@ def views_of(
     return {"image": random_crops(pixels, window.size, seed)}
 
 
-VIEWS_PER_SIZE = {"center": 1, "ten-crop": 10, "random-10": 10, "multi-scale": 2}
+VIEWS_PER_SIZE = {
+    "center": 1, "ten-crop": 10, "random-10": 10, "multi-scale": 2,
+    "mirror-and-shift": len(MIRROR_AND_SHIFT),
+}  # fmt: skip
+# Of views in the mean; those of others are alike.
+SHARES: dict[str, tuple[float, ...]] = {"mirror-and-shift": MIRROR_AND_SHIFT}
 
 
 def for_views(model: nn.Module, views: Views) -> nn.Module:
-    """Return the network as it reads such views: for multi-scale it gives a map, of all offsets of
-    the last pool where that is a field of it. Raises InputError if it has no map.
+    """Return the network as it reads such views: for multi-scale it gives a map, at all offsets of
+    the last pool if it has that field. Raises InputError if it has no map.
     """
     return finest_map(model) if views == "multi-scale" else model
-
-
-def view_logits(model: nn.Module, variables: Any, images: jax.Array) -> jax.Array:
-    """Of normalised images (N, V, H, W, C): logits (N, V, classes), or maps of them."""
-    with folded_norms():
-        logits: Any = model.apply(variables, images.reshape(-1, *images.shape[2:]))
-    return logits.astype(jnp.float32).reshape(*images.shape[:2], *logits.shape[1:])
-
-
-def mean_log_probabilities(logits: Sequence[jax.Array]) -> jax.Array:
-    """Return the logarithms (N, classes) of the class probabilities averaged over all views.
-
-    `logits` are those of `view_logits`, one array for each size of view. Each class has its largest
-    probability over the positions of a map. The mean is taken of logarithms, by log-sum-exp: in
-    float32 a probability below 1e-45 is zero.
-    """
-    logs = [jax.nn.log_softmax(x) for x in logits]
-    logs = [x.max((2, 3)) if x.ndim == 5 else x for x in logs]
-    sums = jax.nn.logsumexp(jnp.concatenate(logs, 1), 1)
-    return jax.nn.log_softmax(sums)  # divides by the number of views, and maxima add up to more
 
 
 def view_batches(

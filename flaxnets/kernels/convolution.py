@@ -85,6 +85,8 @@ def _on_cpu(x: Array, kernel: Array, geometry: Geometry) -> Array:
     if groups == 1 and _output_map(x, kernel, geometry) == (1, 1):
         return _conv_to_one_pixel(x, kernel, padding, dilation)
     if groups > 1:
+        if kernel.shape[2:] == (1, groups):
+            return _conv_by_taps(x, kernel, geometry)
         return _conv_by_bundles(x, kernel, geometry)
     if math.prod(x.shape[1:3]) <= 16 and kernel.shape[:2] != (1, 1):
         return _conv_by_taps(x, kernel, geometry)
@@ -182,8 +184,12 @@ def _conv_pointwise(x: Array, kernel: Array, stride: Pair) -> Array:
 def _conv_by_taps(x: Array, kernel: Array, geometry: Geometry) -> Array:
     """Return a convolution on a tiny map: one matrix product for each cell of the kernel, over the
     pixels it meets; cells that only meet padding cost nothing (3x3 on 2x2 pixels: 587 -> 5 ms).
+
+    With a group for each channel (depthwise) each product is of a pixel and the weight of its
+    channel, on a map of any size (5x5 on 4x4 pixels, 672 channels, with gradients, by dense
+    convolutions: 147 -> 21 ms, compiled in 7 -> 0.3 s).
     """
-    stride, padding, dilation, _ = geometry
+    stride, padding, dilation, groups = geometry
     n_out = _output_map(x, kernel, geometry)
     y = jnp.zeros((x.shape[0], *n_out, kernel.shape[3]), x.dtype)
     for row in range(kernel.shape[0]):
@@ -197,7 +203,8 @@ def _conv_by_taps(x: Array, kernel: Array, geometry: Geometry) -> Array:
                 read.append(slice(first * step + shift, last * step + shift + 1, step))
                 write.append((first, n_out[axis] - 1 - last, last - first + 1))
             if all(count > 0 for *_, count in write):
-                product = x[:, read[0], read[1]] @ kernel[row, column]
+                seen, weights = x[:, *read], kernel[row, column]
+                product = seen @ weights if groups == 1 else seen * weights
                 margins = [(before, after) for before, after, _ in write]
                 y += jnp.pad(product, ((0, 0), *margins, (0, 0)))
     return y
@@ -296,8 +303,48 @@ def _transposed(position: int, cotangent: Array, *operands, result: str, **param
     """Return the gradient of the operand at `position`, which is unknown; the other is an array."""
     roles = [role for role in onednn.ROLES if role != result]
     known = {result: cotangent, roles[1 - position]: operands[1 - position]}
+    if roles[position] == "kernel" and _is_wide_and_depthwise(**params):
+        return _kernel_by_strips(known["output"], known["input"], **params)
     pair = [known[role] for role in onednn.ROLES if role in known]
     return _convolution.bind(*pair, result=roles[position], **params)
+
+
+STRIP = 3  # columns
+
+
+def _is_wide_and_depthwise(*, shapes: tuple[tuple[int, ...], ...], geometry: Geometry) -> bool:
+    _, width, channels, features = shapes[onednn.ROLES.index("kernel")]
+    *_, dilation, groups = geometry
+    return width > STRIP and channels == 1 and features == groups and dilation[1] == 1
+
+
+def _kernel_by_strips(
+    output: Array, x: Array, *, shapes: tuple[tuple[int, ...], ...], geometry: Geometry
+) -> Array:
+    """Return the gradient of a depthwise kernel in strips of its columns, each of which reads the
+    columns of the images that it meets.
+
+    oneDNN is fast up to three columns (5x5, 28x28 pixels, 120 channels: 4.4 -> 0.7 ms).
+    """
+    by_role = dict(zip(onednn.ROLES, shapes, strict=True))
+    height, width, *rest = by_role["kernel"]
+    stride, padding, dilation, groups = geometry
+    strips = []
+    for first in range(0, width, STRIP):
+        columns = min(STRIP, width - first)
+        left = padding[1] - first  # below zero where columns are left unread
+        right = (output.shape[2] - 1) * stride[1] + columns - left - x.shape[2]
+        nothing = (0, 0, 0)
+        read = lax.pad(x, jnp.zeros((), x.dtype), [nothing, nothing, (left, right, 0), nothing])
+        its = by_role | {"input": read.shape, "kernel": (height, columns, *rest)}
+        strip = _convolution.bind(
+            *({"output": output, "input": read}[role] for role in onednn.ROLES if role != "kernel"),
+            result="kernel",
+            shapes=tuple(its[role] for role in onednn.ROLES),
+            geometry=(stride, (padding[0], 0), dilation, groups),
+        )
+        strips.append(strip)
+    return jnp.concatenate(strips, 1)
 
 
 def _by_xla(

@@ -1,6 +1,7 @@
-"""Windows that move over a map."""
+"""Windows that move over a map, and positions within one."""
 
 import jax
+import numpy as np
 
 from flaxnets.errors import InputError
 
@@ -19,3 +20,12 @@ def check_fits(x: jax.Array, window: Pair, padding: Pair = (0, 0), overhang: Pai
             f"the images are too small for this network: a window of {window[0]}x{window[1]} does "
             f"not fit a feature map of {height}x{width}; use larger images"
         )
+
+
+def relative_position_index(side: int) -> np.ndarray:
+    """Return the row (side^2, side^2), int64, of a table of the (2 side - 1)^2 offsets between two
+    positions of a square window, from the second to the first, all in reading order.
+    """
+    coordinates = np.indices((side, side)).reshape(2, -1)
+    rows, columns = coordinates[:, :, None] - coordinates[:, None] + side - 1
+    return rows * (2 * side - 1) + columns

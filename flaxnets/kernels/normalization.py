@@ -1,5 +1,5 @@
 """Batch normalisation over the images of a batch, in the formulation that is fastest where it runs,
-and response normalisation over channels.
+layer normalisation, and response normalisation over channels.
 
 XLA's CPU backend takes a dozen operations for a norm with its ReLU and their gradient, each of them
 compiled, and several over the whole map; there they become two calls of oneDNN
@@ -124,6 +124,19 @@ def _mean(x: Array, axis_name: str | None) -> Array:
     """Return the mean of each channel, over the mapped axis too."""
     mean = x.mean(tuple(range(x.ndim - 1)))
     return mean if axis_name is None else lax.pmean(mean, axis_name)
+
+
+def layer_norm(
+    x: Array, scale: Array, bias: Array, epsilon: float, variance: Array | None = None
+) -> Array:
+    """Return `x` (..., C) less the mean of its channels, divided by their deviation, or by the root
+    of a given `variance` (..., 1), then scaled and shifted, in float32 at least.
+    """
+    x = widened(x)
+    x = x - x.mean(-1, keepdims=True)
+    if variance is None:
+        variance = jnp.square(x).mean(-1, keepdims=True)
+    return x * lax.rsqrt(variance + epsilon) * _beside(x, scale) + _beside(x, bias)
 
 
 def response_norm(x: Array, size: int, alpha: float, beta: float, k: float) -> Array:

@@ -1,36 +1,53 @@
 """The networks by name. Each family is one file that ends in a table, `VARIANTS`."""
 
 import dataclasses
-import fnmatch
 from typing import Any
 
 from flaxnets.errors import InputError, one_of
 from flaxnets.models import (
+    airbench,
     alexnet,
     bn_inception,
+    convnext,
     densenet,
+    efficientnet,
+    efficientnet_lite,
     googlenet,
     highway,
     inception_resnet,
     inception_v3,
     inception_v4,
     lenet,
+    maxvit,
     mcdnn,
     mlp,
+    mnasnet,
+    mobilenet_v2,
+    mobilenet_v3,
     nin,
     overfeat,
+    preact_resnet,
+    prelu_net,
+    regnet,
     resnet,
     resnet_cifar,
+    shufflenet_v2,
+    squeezenet,
+    swin,
     vgg,
+    vit,
     wide_resnet,
+    zfnet,
 )
 from flaxnets.models.base import Model
 
 FAMILIES = {
     "lenet": lenet.VARIANTS,
     "alexnet": alexnet.VARIANTS,
+    "zfnet": zfnet.VARIANTS,
     "overfeat": overfeat.VARIANTS,
     "vgg": vgg.VARIANTS,
+    "prelu_net": prelu_net.VARIANTS,
     "nin": nin.VARIANTS,
     "googlenet": googlenet.VARIANTS,
     "bn_inception": bn_inception.VARIANTS,
@@ -39,19 +56,28 @@ FAMILIES = {
     "inception_resnet": inception_resnet.VARIANTS,
     "resnet": resnet.VARIANTS,
     "resnet_cifar": resnet_cifar.VARIANTS,
+    "preact_resnet": preact_resnet.VARIANTS,
     "wide_resnet": wide_resnet.VARIANTS,
     "densenet": densenet.VARIANTS,
+    "squeezenet": squeezenet.VARIANTS,
+    "mobilenet_v2": mobilenet_v2.VARIANTS,
+    "mobilenet_v3": mobilenet_v3.VARIANTS,
+    "shufflenet_v2": shufflenet_v2.VARIANTS,
+    "mnasnet": mnasnet.VARIANTS,
+    "convnext": convnext.VARIANTS,
+    "vit": vit.VARIANTS,
+    "regnet": regnet.VARIANTS,
+    "efficientnet": efficientnet.VARIANTS,
+    "efficientnet_lite": efficientnet_lite.VARIANTS,
+    "swin": swin.VARIANTS,
+    "maxvit": maxvit.VARIANTS,
     "highway": highway.VARIANTS,
+    "airbench": airbench.VARIANTS,
     "mcdnn": mcdnn.VARIANTS,
     "mlp": mlp.VARIANTS,
 }
 LINENS_OWN = ("parent", "name")  # fields of every module
 VARIANTS = {name: build for family in FAMILIES.values() for name, build in family.items()}
-
-
-def list_models(pattern: str = "*") -> list[str]:
-    """Names that match a shell pattern such as `"vgg*"`, family by family."""
-    return [name for name in VARIANTS if fnmatch.fnmatchcase(name, pattern)]
 
 
 def create_model(arch: str, /, **fields) -> Model:

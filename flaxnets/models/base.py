@@ -12,6 +12,13 @@ class Model(nn.Module):
     paper, (height, width, channels).
     """
 
+    @property
+    def size_step(self) -> int | None:
+        """Pixels by whose multiples the sizes of the images that it reads differ; None if it reads
+        those of one size, with which it was initialised.
+        """
+        return 1
+
     def headless(self) -> Self:
         """Return the network that ends where its head begins: `(N, H, W, C)` to features
         `(N, num_features)`, from the same variables. It has no auxiliary heads either.

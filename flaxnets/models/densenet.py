@@ -1,10 +1,11 @@
 """DenseNet: Huang, Liu, van der Maaten & Weinberger 2016, "Densely Connected Convolutional
-Networks" (arXiv:1608.06993), in the bottleneck and compression form "BC"; names and initialisation
-of torchvision/models/densenet.py.
+Networks" (arXiv:1608.06993); names and initialisation of torchvision/models/densenet.py.
 
 - `densenet121 161 169 201`: Table 1. torchvision's; the paper's 161 has the same layers.
-- `densenet_bc_100_12 250_24 190_40`: Table 2, for 32x32 images, by depth and growth rate. Not in
-  torchvision; modules keep the names of its ImageNet networks.
+- `densenet_bc_100_12 250_24 190_40`: Table 2, for 32x32 images, by depth and growth rate, with
+  bottlenecks and compression ("BC"). Not in torchvision; modules keep the names of its ImageNet
+  networks.
+- `densenet_40_12 100_12 100_24`: Table 2, without either.
 """
 
 import functools
@@ -31,7 +32,8 @@ Moments = tuple[Array, Array]  # mean and variance of each channel over the batc
 
 
 class DenseLayer(nn.Module):
-    """A 1x1 bottleneck to 4 growth_rate channels and a 3x3 convolution, each behind its norm.
+    """A 1x1 bottleneck to 4 growth_rate channels and a 3x3 convolution, each after its norm; the
+    3x3 convolution alone without `bottleneck`.
 
     Takes the maps of all layers before it in the block, rather than their concatenation, so that
     under `remat` what is stored grows with the depth of the block and not with its square; and the
@@ -42,18 +44,22 @@ class DenseLayer(nn.Module):
     conv: Callable[..., nn.Module]
     norm: Callable[..., nn.Module]
     dropout: Callable[..., nn.Module]
+    bottleneck: bool = True
 
     @nn.compact
     def __call__(self, maps: Sequence[Array], moments: Moments) -> Array:
         x = self.norm(name="norm1")(jnp.concatenate(maps, -1), moments, relu=True)
+        if not self.bottleneck:
+            return self.dropout()(self.conv(self.growth_rate, 3, padding=1, name="conv1")(x))
         x = self.dropout()(self.conv(4 * self.growth_rate, 1, name="conv1")(x))
         x = self.norm(name="norm2")(x, relu=True)
         return self.dropout()(self.conv(self.growth_rate, 3, padding=1, name="conv2")(x))
 
 
 class Transition(nn.Module):
-    """Half the channels (compression 0.5) on half the pixels."""
+    """A share `compression` of the channels on half the pixels a side."""
 
+    compression: float
     conv: Callable[..., nn.Module]
     norm: Callable[..., nn.Module]
     dropout: Callable[..., nn.Module]
@@ -61,7 +67,8 @@ class Transition(nn.Module):
     @nn.compact
     def __call__(self, x: Array, moments: Moments) -> Array:
         y = self.norm(name="norm")(x, moments, relu=True)
-        return avg_pool(2)(self.dropout()(self.conv(x.shape[-1] // 2, 1, name="conv")(y)))
+        features = int(x.shape[-1] * self.compression)
+        return avg_pool(2)(self.dropout()(self.conv(features, 1, name="conv")(y)))
 
 
 class DenseNet(Model):
@@ -70,7 +77,10 @@ class DenseNet(Model):
     `depths` counts the layers of each block. With `small_images`, 32x32x3 in the paper and 4 pixels
     at least, the first convolution is 3x3 at stride 1, without norm and pool.
 
-    `dropout_rate` acts behind every convolution but the first (section 4.2: 0.2 without data
+    `bottleneck` and `compression` are those of section 3; the first convolution has
+    `first_features` channels, or twice the growth rate.
+
+    `dropout_rate` acts after every convolution but the first (section 4.2: 0.2 without data
     augmentation); torchvision's `drop_rate` leaves the bottlenecks and transitions out. `remat`
     recomputes each layer in the backward pass (Pleiss et al. 2017, arXiv:1707.06990).
 
@@ -81,6 +91,9 @@ class DenseNet(Model):
     depths: Sequence[int]
     growth_rate: int = 32
     small_images: bool = False
+    bottleneck: bool = True
+    compression: float = 0.5
+    first_features: int | None = None
     num_classes: int = 1000
     dropout_rate: float = 0.0
     dense: bool = False
@@ -97,20 +110,25 @@ class DenseNet(Model):
         dropout = functools.partial(nn.Dropout, self.dropout_rate, deterministic=not train)
         parts = {"conv": conv, "norm": norm, "dropout": dropout}
         dense_layer = functools.partial(
-            nn.remat(DenseLayer) if self.remat else DenseLayer, self.growth_rate, **parts
-        )
+            nn.remat(DenseLayer) if self.remat else DenseLayer,
+            self.growth_rate, bottleneck=self.bottleneck, **parts,
+        )  # fmt: skip
 
+        first_features = self.first_features or 2 * self.growth_rate
         if self.small_images:
-            x = conv(2 * self.growth_rate, 3, padding=1, name="features.conv0")(x)
+            x = conv(first_features, 3, padding=1, name="features.conv0")(x)
         else:
-            x = conv(2 * self.growth_rate, 7, 2, 3, name="features.conv0")(x)
+            x = conv(first_features, 7, 2, 3, name="features.conv0")(x)
             x = max_pool(3, 2, 1)(norm(name="features.norm0")(x, relu=True))
         # The moments of a map are the same in every norm that sees it: this one finds them for all.
         norm5 = norm(name="features.norm5")
         moments = norm5.moments(x)
         for block, depth in enumerate(self.depths, 1):
             if block > 1:
-                x = Transition(**parts, name=f"features.transition{block - 1}")(x, moments)
+                transition = Transition(
+                    self.compression, **parts, name=f"features.transition{block - 1}"
+                )
+                x = transition(x, moments)
                 moments = norm5.moments(x)
             maps = [x]
             for layer in range(1, depth + 1):
@@ -128,14 +146,19 @@ class DenseNet(Model):
         )(x)
 
 
-# A depth L of Table 2 is three blocks of (L - 4) / 6 layers of two convolutions each.
+# A depth L of Table 2 is three blocks of (L - 4) / 6 layers of two convolutions each, or of
+# (L - 4) / 3 of one.
 cifar = functools.partial(DenseNet, small_images=True, num_classes=10, input_shape=(32, 32, 3))
+plain = functools.partial(cifar, bottleneck=False, compression=1.0, first_features=16)
 
 VARIANTS = {
     "densenet121": functools.partial(DenseNet, depths=(6, 12, 24, 16)),
     "densenet161": functools.partial(DenseNet, depths=(6, 12, 36, 24), growth_rate=48),
     "densenet169": functools.partial(DenseNet, depths=(6, 12, 32, 32)),
     "densenet201": functools.partial(DenseNet, depths=(6, 12, 48, 32)),
+    "densenet_40_12": functools.partial(plain, depths=(12,) * 3, growth_rate=12),
+    "densenet_100_12": functools.partial(plain, depths=(32,) * 3, growth_rate=12),
+    "densenet_100_24": functools.partial(plain, depths=(32,) * 3, growth_rate=24),
     "densenet_bc_100_12": functools.partial(cifar, depths=(16,) * 3, growth_rate=12),
     "densenet_bc_250_24": functools.partial(cifar, depths=(41,) * 3, growth_rate=24),
     "densenet_bc_190_40": functools.partial(cifar, depths=(31,) * 3, growth_rate=40),

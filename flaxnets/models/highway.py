@@ -4,9 +4,14 @@
 - `highway19_cifar`: "Highway B" of the comparison with FitNets, 2.3 M parameters. Widths, dropout
   and initialisation are those of the authors' Caffe files, github.com/flukeskywalker/
   highway-networks, examples/highways/cifar10-19layers.
-- `highway32_cifar`: "Highway C". The paper gives its 32 layers and 1.25 M parameters only; the
-  widths here are ours, chosen to meet both with the layout of the 19 layers.
+- `highway11_cifar` and `highway32_cifar`: "Highway A" and "C". The paper gives their layers and
+  their 236 k and 1.25 M parameters only; the widths here are ours, chosen to meet both with the
+  layout of the 19 layers.
 - `highway_mlp`: section 3.1, ten thin fully connected layers on MNIST.
+- `plain_mlp`: the plain network beside it, with 71 units a layer instead of 50, so that a layer has
+  as many parameters.
+
+Without gates (`gated=False`) every network is its plain counterpart.
 """
 
 import functools
@@ -15,6 +20,7 @@ from collections.abc import Callable, Sequence
 import flax.linen as nn
 import jax.numpy as jnp
 
+from flaxnets.blocks import Activation, activation_named
 from flaxnets.initializers import normal
 from flaxnets.layers import (
     Array,
@@ -28,8 +34,9 @@ from flaxnets.layers import (
 )
 from flaxnets.models.base import Model
 
-# Three stages: channels, and the highway layers behind the plain convolution that sets them.
+# Three stages: channels, and the highway layers after the plain convolution that sets them.
 STAGES = {
+    11: ((28, 2), (28, 2), (64, 2)),
     19: ((32, 4), (80, 5), (128, 5)),
     32: ((32, 9), (48, 9), (64, 9)),
 }
@@ -39,17 +46,21 @@ class Highway(nn.Module):
     """Equation 3: y = H(x) T(x) + x (1 - T(x)), of the shape of x.
 
     `layer` makes H, which `activation` follows, and the transform gate T, a sigmoid. A negative
-    `gate_bias` lets the layer carry its input at first (section 2.2).
+    `gate_bias` lets the layer carry its input at first (section 2.2). Without `gated` it is the
+    plain layer H(x).
     """
 
     layer: Callable[..., nn.Module]
     gate_bias: float
-    activation: Callable[[Array], Array] = relu
+    activation: Activation = relu
+    gated: bool = True
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         gate_init = nn.initializers.constant(self.gate_bias)
         h = self.activation(self.layer(x.shape[-1], name="H")(x))
+        if not self.gated:
+            return h
         t = nn.sigmoid(self.layer(x.shape[-1], bias_init=gate_init, name="T")(x))
         return h * t + x * (1 - t)
 
@@ -65,6 +76,7 @@ class HighwayCIFAR(Model):
     """
 
     stages: Sequence[tuple[int, int]]
+    gated: bool = True
     gate_bias: float = -2.0
     num_classes: int = 10
     dropout_rate: float = 0.2
@@ -86,8 +98,9 @@ class HighwayCIFAR(Model):
         )
         conv3x3 = functools.partial(conv, kernel_size=3, padding=1)
         highway = functools.partial(
-            nn.remat(Highway) if self.remat else Highway, conv3x3, self.gate_bias
-        )
+            nn.remat(Highway) if self.remat else Highway,
+            conv3x3, self.gate_bias, gated=self.gated,
+        )  # fmt: skip
         dropout = functools.partial(nn.Dropout, self.dropout_rate, deterministic=not train)
 
         x = dropout()(x)
@@ -113,17 +126,18 @@ class HighwayMLP(Model):
     """`(N, H, W, C)`, 28x28x1 in the paper, to logits `(N, num_classes)`; 28 pixels at least.
 
     A plain layer over the image and highway layers, `depth` in all, then the linear output layer.
-    The paper searched the activation (ReLU or tanh) and a gate bias from -1 to -10; -2 is the one
-    it reports, for 50 layers (section 4.1). `patch` is the size of the images, `remat` recomputes
-    each highway layer in the backward pass.
+    The paper searched the activation, "relu" or "tanh", and a gate bias from -1 to -10; -2 is the
+    one it reports, for 50 layers (section 4.1). `patch` is the size of the images, `remat`
+    recomputes each highway layer in the backward pass.
 
     Larger images give the mean of the logits over every patch, or with `dense` their map.
     """
 
     depth: int = 10
     width: int = 50
+    gated: bool = True
     gate_bias: float = -2.0
-    activation: Callable[[Array], Array] = relu
+    activation: str = "relu"
     patch: tuple[int, int] = (28, 28)
     num_classes: int = 10
     dense: bool = False
@@ -137,16 +151,22 @@ class HighwayMLP(Model):
         linear = functools.partial(
             Linear, kernel_init=he_normal_fan_in, bias_init=nn.initializers.zeros, dtype=self.dtype
         )
-        highway = nn.remat(Highway) if self.remat else Highway
-        x = self.activation(linear(self.width, patch=self.patch, name="fc1")(x))
+        activation = activation_named(self.activation)
+        highway = functools.partial(
+            nn.remat(Highway) if self.remat else Highway,
+            linear, self.gate_bias, activation, self.gated,
+        )  # fmt: skip
+        x = activation(linear(self.width, patch=self.patch, name="fc1")(x))
         for number in range(2, self.depth + 1):
-            x = highway(linear, self.gate_bias, self.activation, name=f"fc{number}")(x)
+            x = highway(name=f"fc{number}")(x)
         x = linear(self.num_classes, name="output")(x)
         return x if self.dense else average_positions(x)
 
 
 VARIANTS = {
+    "highway11_cifar": functools.partial(HighwayCIFAR, stages=STAGES[11]),
     "highway19_cifar": functools.partial(HighwayCIFAR, stages=STAGES[19]),
     "highway32_cifar": functools.partial(HighwayCIFAR, stages=STAGES[32]),
     "highway_mlp": functools.partial(HighwayMLP),
+    "plain_mlp": functools.partial(HighwayMLP, width=71, gated=False),
 }

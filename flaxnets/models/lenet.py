@@ -1,22 +1,28 @@
-"""LeNet-5 as the lecture prints it (after LeCun et al. 1998, "Gradient-based learning applied to
-document recognition", section II.B).
+"""LeNet-5: LeCun, Bottou, Bengio & Haffner 1998, "Gradient-based learning applied to document
+recognition", section II.B.
 
-The 1998 network differs: trainable subsampling, a sparse connection table in its third layer, tanh,
-and radial basis functions at the output. The lecture has max pooling, full connections and ReLU.
+- `lenet5`: as the lecture prints it, with max pooling, full connections and ReLU.
+- `lenet5_1998`: the paper's, with trainable subsampling, the connection table of its third layer,
+  scaled tanh, and radial basis functions at the output.
 """
 
 import functools
+from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from flaxnets.layers import (
     Array,
     Conv,
     Dtype,
+    Initializer,
     Linear,
     Sequential,
     average_positions,
+    avg_pool,
     max_pool,
     relu,
 )
@@ -60,4 +66,126 @@ class LeNet5(Model):
         return x if self.dense else average_positions(x)
 
 
-VARIANTS = {"lenet5": functools.partial(LeNet5)}
+# Table I: which maps of the second layer each of the sixteen of the third reads.
+CONNECTIONS = (
+    (0, 1, 2), (1, 2, 3), (2, 3, 4), (3, 4, 5), (0, 4, 5), (0, 1, 5),
+    (0, 1, 2, 3), (1, 2, 3, 4), (2, 3, 4, 5), (0, 3, 4, 5), (0, 1, 4, 5), (0, 1, 2, 5),
+    (0, 1, 3, 4), (1, 2, 4, 5), (0, 2, 3, 5),
+    (0, 1, 2, 3, 4, 5),
+)  # fmt: skip
+
+
+def scaled_tanh(x: Array) -> Array:
+    """Return 1.7159 tanh(2 x / 3), which is 1 at 1 and -1 at -1 (appendix A)."""
+    return 1.7159 * jnp.tanh(2 / 3 * x)
+
+
+def uniform(fan_in: int) -> Initializer:
+    """Return the initialiser of a unit's weights and bias, in +-2.4 / fan_in (appendix A)."""
+
+    def init(key: Array, shape: Sequence[int], dtype: Dtype = jnp.float32) -> Array:
+        return jax.random.uniform(key, shape, dtype, -2.4 / fan_in, 2.4 / fan_in)
+
+    return init
+
+
+class Subsampling(nn.Module):
+    """The sum of each 2x2 block of pixels, times a coefficient and plus a bias of its channel."""
+
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        weight, bias = (
+            self.param(leaf, uniform(4), x.shape[-1:], jnp.float32).astype(self.dtype)
+            for leaf in ("weight", "bias")
+        )
+        return 4 * avg_pool(2)(x) * weight + bias
+
+
+class PartialConv(nn.Module):
+    """A 5x5 convolution for each row of a table, of the channels that the row names."""
+
+    connections: Sequence[tuple[int, ...]]
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        maps = []
+        for number, channels in enumerate(self.connections):
+            init = uniform(25 * len(channels))
+            conv = Conv(1, 5, kernel_init=init, bias_init=init, dtype=self.dtype, name=str(number))
+            maps.append(conv(x[..., jnp.array(channels)]))
+        return jnp.concatenate(maps, -1)
+
+
+class RadialBasis(nn.Module):
+    """The negative squared distance of the input from each of `features` codes (equation 7).
+
+    The paper draws its codes, of -1 and 1, as stylised characters, and names chance as another way
+    to choose them: that is ours. Without `features` it gives its input.
+    """
+
+    features: int
+    dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        x = x.astype(self.dtype)
+        if not self.features:
+            return x
+        codes = self.param(
+            "kernel", jax.random.rademacher, (x.shape[-1], self.features), jnp.float32
+        )
+        return -jnp.square(x[..., None] - codes.astype(self.dtype)).sum(-2)
+
+
+class LeNet51998(Model):
+    """`(N, H, W, C)`, 32x32x1 in the paper, to logits `(N, num_classes)`; 32 pixels at least.
+
+    The logits are the negatives of the paper's outputs, which are squared distances: their cross
+    entropy is its criterion of equation 9 without the constant for what is no character. The codes
+    stay as they are in the paper: its recipe freezes them.
+
+    Larger images give the mean of the class scores over positions, or with `dense` their map
+    `(N, H', W', num_classes)`.
+    """
+
+    num_classes: int = 10
+    dense: bool = False
+    remat: bool = False
+    dtype: Dtype = jnp.float32
+
+    input_shape = (32, 32, 1)
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool = False) -> Array:
+        def start(fan_in: int) -> dict[str, Any]:
+            init = uniform(fan_in)
+            return {"kernel_init": init, "bias_init": init, "dtype": self.dtype}
+
+        x = Sequential(
+            [
+                Conv(6, 5, **start(25 * x.shape[-1])), scaled_tanh,
+                Subsampling(self.dtype), scaled_tanh,
+                PartialConv(CONNECTIONS, self.dtype), scaled_tanh,
+                Subsampling(self.dtype), scaled_tanh,
+            ],
+            self.remat,
+            name="features",
+        )(x)  # fmt: skip
+        x = Sequential(
+            [
+                Linear(120, patch=(5, 5), **start(400)), scaled_tanh,
+                Linear(84, **start(120)), scaled_tanh,
+                RadialBasis(self.num_classes, self.dtype),
+            ],
+            name="classifier",
+        )(x)  # fmt: skip
+        return x if self.dense else average_positions(x)
+
+
+VARIANTS = {
+    "lenet5": functools.partial(LeNet5),
+    "lenet5_1998": functools.partial(LeNet51998),
+}

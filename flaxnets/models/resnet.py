@@ -2,7 +2,8 @@
 
 - ResNet: He et al. 2015, "Deep Residual Learning for Image Recognition" (arXiv:1512.03385),
   Table 1. torchvision halves a stage's map in the 3x3 convolution of its first bottleneck ("v1.5",
-  as in Facebook's fb.resnet.torch), the paper in the 1x1 before it: `stride_in_1x1=True`.
+  as in Facebook's fb.resnet.torch), the paper in the 1x1 before it: `stride_in_1x1=True`. The plain
+  networks of Table 2 and the shortcuts of Table 3 are a field; torchvision has option B alone.
 - ResNeXt: Xie et al. 2016, "Aggregated Residual Transformations for Deep Neural Networks"
   (arXiv:1611.05431), Table 1, in the grouped form of Figure 3c.
 - Wide ResNet with bottlenecks: Zagoruyko & Komodakis 2016, "Wide Residual Networks"
@@ -15,6 +16,7 @@ from collections.abc import Callable, Sequence
 import flax.linen as nn
 import jax.numpy as jnp
 
+from flaxnets.blocks import shortcut
 from flaxnets.layers import (
     Array,
     BatchNorm,
@@ -40,7 +42,7 @@ DEPTHS = {
 
 
 class Block(nn.Module):
-    """The fields of both residual blocks, and their shortcut."""
+    """The fields of both residual blocks, and how they end."""
 
     features: int
     conv: Callable[..., nn.Module]
@@ -49,13 +51,14 @@ class Block(nn.Module):
     groups: int = 1
     width_per_group: int = 64
     stride_in_1x1: bool = False
+    shortcut: str = "B"
     last_scale_init: nn.initializers.Initializer = nn.initializers.ones
 
-    def shortcut(self, x: Array, features: int) -> Array:
-        """The identity; a projection where the shape changes (section 3.3, option B)."""
-        if self.stride == 1 and x.shape[-1] == features:
-            return x
-        return Sequential([self.conv(features, 1, self.stride), self.norm()], name="downsample")(x)
+    def join(self, y: Array, x: Array, norm: str) -> Array:
+        """Return the ReLU of the normalised branch `y` plus the shortcut from `x`, or without."""
+        around = shortcut(self.shortcut, x, y.shape[-1], self.stride, self.conv, self.norm)
+        y = self.norm(scale_init=self.last_scale_init, name=norm)(y, relu=around is None)
+        return y if around is None else relu_of_sum(y + around)
 
 
 class BasicBlock(Block):
@@ -65,9 +68,7 @@ class BasicBlock(Block):
     def __call__(self, x: Array) -> Array:
         y = self.conv(self.features, 3, self.stride, 1, name="conv1")(x)
         y = self.norm(name="bn1")(y, relu=True)
-        y = self.conv(self.features, 3, padding=1, name="conv2")(y)
-        y = self.norm(scale_init=self.last_scale_init, name="bn2")(y)
-        return relu_of_sum(y + self.shortcut(x, self.features))
+        return self.join(self.conv(self.features, 3, padding=1, name="conv2")(y), x, "bn2")
 
 
 class Bottleneck(Block):
@@ -81,9 +82,7 @@ class Bottleneck(Block):
         y = self.norm(name="bn1")(y, relu=True)
         y = self.conv(width, 3, second, 1, groups=self.groups, name="conv2")(y)
         y = self.norm(name="bn2")(y, relu=True)
-        y = self.conv(4 * self.features, 1, name="conv3")(y)
-        y = self.norm(scale_init=self.last_scale_init, name="bn3")(y)
-        return relu_of_sum(y + self.shortcut(x, 4 * self.features))
+        return self.join(self.conv(4 * self.features, 1, name="conv3")(y), x, "bn3")
 
 
 class ResNet(Model):
@@ -93,7 +92,8 @@ class ResNet(Model):
     stage, twice as many in each later one (bottlenecks only).
 
     `stride_in_1x1` gives the paper's bottleneck, with the same parameters; 18 and 34 layers have no
-    bottleneck and are the paper's either way. `zero_init_residual` starts every residual branch at
+    bottleneck and are the paper's either way. `shortcut` is one of section 3.3, "A", "B" or "C", or
+    "none" for the plain network. `zero_init_residual` starts every residual branch at
     zero (Goyal et al. 2017, arXiv:1706.02677, section 5.1). `remat` recomputes each block in the
     backward pass, which stores the blocks' inputs only.
 
@@ -105,6 +105,7 @@ class ResNet(Model):
     groups: int = 1
     width_per_group: int = 64
     stride_in_1x1: bool = False
+    shortcut: str = "B"
     zero_init_residual: bool = False
     num_classes: int = 1000
     dense: bool = False
@@ -117,6 +118,8 @@ class ResNet(Model):
     def __call__(self, x: Array, train: bool = False) -> Array:
         if self.block is BasicBlock and (self.groups, self.width_per_group) != (1, 64):
             raise ValueError("only bottleneck blocks have groups and a width per group")
+        if self.shortcut == "none" and self.zero_init_residual:
+            raise ValueError("a plain network cannot start its blocks at zero; expected a shortcut")
         conv = functools.partial(
             Conv, use_bias=False, kernel_init=he_normal_fan_out, dtype=self.dtype
         )
@@ -129,6 +132,7 @@ class ResNet(Model):
             groups=self.groups,
             width_per_group=self.width_per_group,
             stride_in_1x1=self.stride_in_1x1,
+            shortcut=self.shortcut,
             last_scale_init=zeros if self.zero_init_residual else ones,
         )
 
@@ -144,12 +148,15 @@ class ResNet(Model):
 
 
 basic = functools.partial(ResNet, BasicBlock)
+plain = functools.partial(basic, shortcut="none")
 bottleneck = functools.partial(ResNet, Bottleneck)
 resnext = functools.partial(bottleneck, groups=32, width_per_group=4)
 
 VARIANTS = {
     "resnet18": functools.partial(basic, depths=DEPTHS[18]),
     "resnet34": functools.partial(basic, depths=DEPTHS[34]),
+    "plain18": functools.partial(plain, depths=DEPTHS[18]),
+    "plain34": functools.partial(plain, depths=DEPTHS[34]),
     "resnet50": functools.partial(bottleneck, depths=DEPTHS[50]),
     "resnet101": functools.partial(bottleneck, depths=DEPTHS[101]),
     "resnet152": functools.partial(bottleneck, depths=DEPTHS[152]),

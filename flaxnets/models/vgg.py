@@ -2,7 +2,7 @@
 Recognition" (arXiv:1409.1556), Table 1; names and initialisation of torchvision/models/vgg.py.
 
 torchvision pools the last map to 7x7 adaptively, so that other sizes than the paper's 224 work,
-and adds variants with batch normalisation.
+and adds variants with batch normalisation. It lacks columns C and A-LRN.
 """
 
 import functools
@@ -21,16 +21,25 @@ from flaxnets.layers import (
     adaptive_avg_pool,
     average_positions,
     he_normal_fan_out,
+    local_response_norm,
     max_pool,
     relu,
 )
 from flaxnets.models.base import Model
 
-# Table 1: the widths of the 3x3 convolutions between the max pools. (Column C, with 1x1
-# convolutions, and A-LRN have no torchvision counterpart.)
+# Table 1: the widths of the 3x3 convolutions between the max pools; with its size, of another one.
+LRN = "LRN"  # Krizhevsky et al. 2012's, whose constants section 2.1 takes
 COLUMNS = {
     "A": ((64,), (128,), (256, 256), (512, 512), (512, 512)),
+    "A-LRN": ((64, LRN), (128,), (256, 256), (512, 512), (512, 512)),
     "B": ((64, 64), (128, 128), (256, 256), (512, 512), (512, 512)),
+    "C": (
+        (64, 64),
+        (128, 128),
+        (256, 256, (256, 1)),
+        (512, 512, (512, 1)),
+        (512, 512, (512, 1)),
+    ),
     "D": ((64, 64), (128, 128), (256,) * 3, (512,) * 3, (512,) * 3),
     "E": ((64, 64), (128, 128), (256,) * 4, (512,) * 4, (512,) * 4),
 }
@@ -61,9 +70,8 @@ class VGG(Model):
     def __call__(self, x: Array, train: bool = False) -> Array:
         zeros = nn.initializers.zeros
         conv = functools.partial(
-            Conv, kernel_size=3, padding=1,
-            kernel_init=he_normal_fan_out, bias_init=zeros, dtype=self.dtype,
-        )  # fmt: skip
+            Conv, kernel_init=he_normal_fan_out, bias_init=zeros, dtype=self.dtype
+        )
         linear = functools.partial(
             Linear, kernel_init=normal(0.01), bias_init=zeros, dtype=self.dtype
         )
@@ -73,7 +81,11 @@ class VGG(Model):
         features = []
         for widths in COLUMNS[self.column]:
             for width in widths:
-                features.append(conv(width))
+                if width == LRN:
+                    features.append(local_response_norm(size=5, alpha=1e-4, beta=0.75, k=2))
+                    continue
+                width, size = (width, 3) if isinstance(width, int) else width
+                features.append(conv(width, size, padding=size // 2))
                 if self.batch_norm:
                     features.append(norm())
                 features.append(relu)
@@ -97,7 +109,9 @@ class VGG(Model):
 
 VARIANTS = {
     "vgg11": functools.partial(VGG, "A"),
+    "vgg11_lrn": functools.partial(VGG, "A-LRN"),
     "vgg13": functools.partial(VGG, "B"),
+    "vgg16_c": functools.partial(VGG, "C"),
     "vgg16": functools.partial(VGG, "D"),
     "vgg19": functools.partial(VGG, "E"),
     "vgg11_bn": functools.partial(VGG, "A", batch_norm=True),

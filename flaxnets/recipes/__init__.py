@@ -12,28 +12,34 @@ from flaxnets.errors import InputError, one_of
 from flaxnets.recipes.papers import PAPERS
 from flaxnets.recipes.recipe import (
     Crop,
+    Flip,
     Interpolation,
     Kind,
     Loss,
     Orientation,
+    Padding,
     PolicyName,
     Preprocessing,
     Recipe,
     Statistics,
+    Views,
 )
 from flaxnets.recipes.torchvision import VERSIONS
 
 __all__ = [
     "Crop",
+    "Flip",
     "Interpolation",
     "Kind",
     "Loss",
     "Orientation",
+    "Padding",
     "PolicyName",
     "Preprocessing",
     "Recipe",
     "Statistics",
     "Version",
+    "Views",
     "recipe_for",
 ]
 
@@ -44,8 +50,8 @@ def recipe_for(arch: str, kind: Kind, version: Version = "paper") -> Recipe:
     """The row of `arch` for data of that kind: its paper's, or one of torchvision's commands.
 
     Those are for photographs: small images keep the size and the padding of the paper's row.
-    torchvision published weights of the second version for ResNets, ResNeXts and wide ResNets; it
-    is here for every network.
+    "torchvision-v1" is how its weights IMAGENET1K_V1 came about, and "torchvision-v2" how
+    IMAGENET1K_V2 did; the second is here for every network.
 
     Raises InputError for an unknown architecture, one that does not read such data, or one that
     torchvision did not train that way.
@@ -60,8 +66,11 @@ def recipe_for(arch: str, kind: Kind, version: Version = "paper") -> Recipe:
     if kind == "rows" or arch not in rows:
         what = f"rows of features with {arch}" if kind == "rows" else arch
         raise InputError(f"recipe {version} does not train {what}; expected the recipe paper")
-    how = rows[arch].preprocessing
-    if kind == "small images" or row.preprocessing.image_size != Preprocessing.image_size:
+    preprocessing, usual = rows[arch].preprocessing, Preprocessing.image_size
+    has_own_size = preprocessing.image_size != usual or row.preprocessing.image_size == usual
+    if kind == "small images" or not has_own_size:
         size, resize, pad = (getattr(row.preprocessing, n) for n in ("image_size", "resize", "pad"))
-        how = replace(how, image_size=size, resize=resize, pad=pad, train_size=0)
-    return replace(rows[arch], preprocessing=how)
+        preprocessing = replace(
+            preprocessing, image_size=size, resize=resize, pad=pad, train_size=0
+        )
+    return replace(rows[arch], preprocessing=preprocessing)

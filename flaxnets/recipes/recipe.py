@@ -1,16 +1,22 @@
 """What a recipe says: the values of a training run, and of its images."""
 
+import fnmatch
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from flaxnets.errors import InputError
-from flaxnets.models import list_models
+from flaxnets.models import VARIANTS
 
 Kind: TypeAlias = Literal["photographs", "small images", "rows"]
 Statistics: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]  # mean, deviation a channel
 Loss: TypeAlias = Literal["cross_entropy", "squared_error"]
-Schedule: TypeAlias = Literal["constant", "plateau", "step", "multistep", "cosine", "one_cycle"]
+Schedule: TypeAlias = Literal[
+    "constant", "plateau", "step", "multistep", "linear", "cosine", "one_cycle"
+]
 Crop: TypeAlias = Literal["random", "random_resized"]
+Flip: TypeAlias = Literal["none", "random", "alternating"]
+Padding: TypeAlias = Literal["zeros", "reflect"]
+Views: TypeAlias = Literal["center", "mirror-and-shift"]
 PolicyName: TypeAlias = Literal[
     "none",
     "trivial_augment_wide",
@@ -28,38 +34,48 @@ class Preprocessing:
     """How an image of any size becomes the network's square input."""
 
     image_size: int = 224
-    """Pixels fed to the network."""
+    """Side of the network's input, in pixels."""
     train_size: int = 0
-    """Pixels fed to the network in training, where they differ; 0 for the same."""
+    """Side of the network's input in training, if it differs; 0 for the same."""
     resize: int = 256
     """Pixels of the short side before the crop (photographs)."""
     resize_max: int = 0
-    """With a random crop, the short side is drawn from resize to this in training; 0 for resize."""
+    """Upper end of the random short side in training (`resize` is the lower); 0 disables it."""
     crop: Crop = "random"
-    """Of photographs in training: of the resized image, or of any size and shape, then resized."""
+    """Training crop of photographs: a fixed size from the resized image, or a random area and
+    aspect ratio that is then resized."""
     pad: int = 4
-    """Pixels of zeros on each side before the random crop (small images)."""
-    flip: bool = True
-    """Mirror half of the training images, where that keeps the label."""
+    """Pixels that are added on each side before the random crop (small images)."""
+    padding: Padding = "zeros"
+    """Padding with zeros, or with the image reflected at its edge."""
+    flip: Flip = "random"
+    """Mirror half of the training images, where that keeps the label: at random; or alternating,
+    another half in every other epoch (Jordan 2024, section 3.6; images in memory)."""
     policy: PolicyName = "none"
-    """What else is done to a training image: TrivialAugment-wide, RandAugment (2 operations,
-    magnitude 9 of 31), or one of AutoAugment's learnt policies."""
+    """Further augmentation of training images: TrivialAugment-wide, RandAugment (two operations),
+    or one of AutoAugment's learnt policies."""
+    policy_magnitude: int = 9
+    """Strength of RandAugment's operations, from 0 to 30."""
     grayscale: float = 0.0
     """Probability that a training image loses its colours (RGB images)."""
     interpolation: Interpolation = "bilinear"
-    """How pixels are interpolated: in resizing, with antialiasing, and in a policy's rotations."""
+    """Interpolation of resizing (antialiased) and of a policy's rotations."""
     orientation: Orientation = "upright"
-    """Photographs are turned upright as EXIF says, or taken as they are stored (torchvision's)."""
+    """Turn photographs upright as EXIF says, or take them as stored (as torchvision does)."""
     pca_std: float = 0.1
     """Standard deviation of the PCA colour coefficients (RGB images); 0 for none."""
     repeats: int = 1
-    """Augmentations of an image in an epoch, which has as many images as before, fewer distinct."""
+    """Augmentations of an image in an epoch, which then has fewer distinct images."""
 
     def check(self) -> None:
         """Raises InputError for values that no image can have."""
         _check_positive(self, "image_size", "repeats")
         _check_not_negative(self, "train_size", "pad", "pca_std")
         _check_share(self, "grayscale")
+        if not 0 <= self.policy_magnitude <= 30:
+            raise InputError(
+                f"policy magnitude is {self.policy_magnitude}; expected a number from 0 to 30"
+            )
         if self.resize_max and self.resize_max < self.resize:
             raise InputError(
                 f"resize max {self.resize_max} is smaller than resize {self.resize}; expected 0 or "
@@ -85,44 +101,61 @@ class Recipe:
     """Passes over the training images."""
     learning_rate: float
     """Peak learning rate."""
-    optimizer: Literal["sgd", "rmsprop", "adamw", "lars", "lamb"] = "sgd"
-    """SGD with momentum, RMSProp (decay 0.9, epsilon 1), Adam with decoupled weight decay, or for
-    large batches LARS (You et al. 2017) and LAMB (You et al. 2019)."""
+    optimizer: Literal["sgd", "rmsprop", "rmsprop_torch", "adamw", "lars", "lamb", "muon"] = "sgd"
+    """SGD with momentum, RMSProp of TensorFlow (epsilon inside the root, momentum of updates) or of
+    torch (epsilon outside, momentum of gradients), Adam with decoupled weight decay, for large
+    batches LARS (You et al. 2017) and LAMB (You et al. 2019), or Muon for kernels (Jordan et al.
+    2024) and SGD for the rest."""
     momentum: float = 0.9
-    """Of SGD, RMSProp and LARS; Adam's and LAMB's first decay rate."""
+    """Momentum of SGD, RMSProp and LARS; first decay rate of Adam and LAMB."""
+    rmsprop_decay: float = 0.9
+    """Decay rate of RMSProp's mean of squared gradients."""
+    rmsprop_epsilon: float = 1.0
+    """What RMSProp adds to that mean (rmsprop) or to its root (rmsprop_torch)."""
     nesterov: bool = False
     """Nesterov's form of the momentum (SGD, LARS)."""
+    muon_momentum: float = 0.95
+    """Momentum of Muon, in Nesterov's form."""
+    muon_keys: tuple[str, ...] = ("*",)
+    """Patterns of torch keys ("layers.*"), whose kernels Muon updates."""
     clip_norm: float = 0.0
-    """Largest norm of the whole gradient; 0 for any."""
+    """Largest norm of the whole gradient; 0 for no limit."""
     gradient_accumulation: int = 1
-    """Parts in which the images of a step are computed one after another, in less memory."""
+    """Parts of a step's images that are computed one after another, in less memory."""
     weight_decay: float = 5e-4
-    """Added to the gradient as weight_decay * parameter (adamw, lamb: to the update)."""
+    """Factor of the parameter that is added to its gradient (adamw, lamb: to its update)."""
     decay_norms: bool = True
-    """Whether the scales and biases of batch norms decay too."""
+    """Apply weight decay to the scales and biases of norms too."""
     no_decay: tuple[str, ...] = ()
     """Patterns of torch keys ("*.bias") whose parameters do not decay."""
+    decay_factors: tuple[tuple[str, float], ...] = ()
+    """Patterns of torch keys, each with a factor of the weight decay; the last match counts."""
     schedule: Schedule = "plateau"
-    """Of the rate after warm-up. plateau, step and multistep multiply it by factor: when the
-    validation error stops falling, every step_epochs, at the milestones."""
+    """Course of the rate after warm-up. linear and cosine fall to the final rate. plateau, step and
+    multistep multiply it by factor: when the validation error stops falling, every step_epochs, at
+    the milestones."""
     step_epochs: float = 30.0
     """Epochs between the multiplications of the step schedule; 1 for an exponential decay."""
     milestones: tuple[float, ...] = ()
     """Epochs of the multiplications of the multistep schedule."""
     factor: float = 0.1
-    """Of the plateau, step and multistep schedules."""
+    """Factor of the rate in the plateau, step and multistep schedules."""
     patience: int = 5
     """Epochs without a smaller validation error before the plateau schedule acts."""
     final_rate: float = 0.0
-    """Learning rate at the end of the cosine schedule."""
+    """Learning rate at the end of the linear and cosine schedules."""
     warmup_epochs: float = 0.0
-    """Epochs in which the rate rises: linearly, or as a cosine in the one-cycle schedule."""
+    """Epochs at the start in which the rate rises linearly (one_cycle: as a cosine)."""
     warmup_factor: float = 0.0
-    """Share of the learning rate at which the linear rise starts."""
+    """Share of the learning rate at which the linear rise begins."""
     pixels: Literal["standardized", "centered"] = "standardized"
     """Channels of mean 0 and deviation 1, or of mean 0 in units of 0..255."""
     initialization: Literal["source", "he_normal"] = "source"
-    """The network's own, or He et al. 2015 for every kernel (a plain deep stack on few images)."""
+    """Initial values: the network's own, or He et al. 2015 for every kernel (for plain deep
+    networks on few images)."""
+    whiten: str = ""
+    """Torch key of a first convolution's kernel that is made of the training images: it whitens
+    their patches (Jordan 2024, section 3.1); empty for none."""
     loss: Loss = "cross_entropy"
     """Cross entropy, or the squared error of numbers (a class is a one among zeros)."""
     label_smoothing: float = 0.0
@@ -135,18 +168,21 @@ class Recipe:
     cutmix: float = 0.0
     """Alpha of the Beta distribution of the pasted area (CutMix, Yun et al. 2019); 0 for none."""
     ema_decay: float = 0.0
-    """Of an exponential moving average of parameters and running statistics, which is evaluated and
-    saved beside them; 0 for none."""
+    """Decay of an exponential moving average of parameters and running statistics, which is also
+    evaluated and saved; 0 for none."""
     ema_steps: int = 1
     """Steps between the updates of the moving average."""
     sync_batch_norm: bool = False
-    """Whether batch norm takes its statistics over all devices, not over each one's images."""
+    """Take batch norm statistics over all devices, not over each device's images."""
+    views: Views = "center"
+    """Views of a test image after the last epoch: the image, or also its mirror image and both
+    shifted by a pixel, averaged (Jordan 2024, section 3.5)."""
     aux_weight: float = 0.3
-    """Of the losses of auxiliary classifiers, where the network has them."""
+    """Weight of the losses of auxiliary classifiers, if the network has some."""
     freeze: tuple[str, ...] = ()
     """Patterns of torch keys ("features.*") whose parameters and running statistics never move."""
     rate_factors: tuple[tuple[str, float], ...] = ()
-    """Patterns of torch keys and the factor of the learning rate of each; the last match counts."""
+    """Patterns of torch keys, each with a factor of the learning rate; the last match counts."""
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
 
     def normalization(self, statistics: Statistics) -> Statistics:
@@ -160,14 +196,23 @@ class Recipe:
         _check_positive(self, "batch_size", "epochs", "learning_rate", "factor", "patience")
         _check_not_negative(self, "momentum", "weight_decay", "warmup_epochs", "aux_weight")
         _check_positive(self, "gradient_accumulation", "step_epochs", "ema_steps")
+        _check_positive(self, "rmsprop_epsilon")
         _check_not_negative(self, "clip_norm", "final_rate", "mixup", "cutmix")
+        _check_share(self, "rmsprop_decay")
+        if not 0 <= self.muon_momentum < 1:
+            raise InputError(
+                f"muon momentum is {self.muon_momentum}; expected a number from 0 to below 1"
+            )
         for name in ("label_smoothing", "warmup_factor", "random_erasing", "ema_decay"):
             _check_share(self, name)
         if self.loss == "squared_error" and (self.mixup or self.cutmix):
             raise InputError("mixup and CutMix blend classes; expected the cross_entropy loss")
-        for pattern, factor in self.rate_factors:
-            if factor < 0:
-                raise InputError(f"rate factor of {pattern} is {factor}; expected zero or more")
+        for what, factors in (("rate", self.rate_factors), ("decay", self.decay_factors)):
+            for pattern, factor in factors:
+                if factor < 0:
+                    raise InputError(
+                        f"{what} factor of {pattern} is {factor}; expected zero or more"
+                    )
 
 
 def _check_positive(row, *names: str) -> None:
@@ -195,4 +240,4 @@ def _check_share(row, name: str) -> None:
 
 def matching(*rows: tuple[str, Recipe]) -> dict[str, Recipe]:
     """A row for every network whose name matches its pattern; the last one that matches counts."""
-    return {name: recipe for pattern, recipe in rows for name in list_models(pattern)}
+    return {name: recipe for pattern, recipe in rows for name in fnmatch.filter(VARIANTS, pattern)}

@@ -1,1 +1,1 @@
-"""Runs: what a training run is on disk, its loop, and its processes."""
+"""Runs: a training run on disk, its loop, and its processes."""

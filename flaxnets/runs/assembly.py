@@ -1,6 +1,7 @@
-"""A run, assembled from its options and its data set, and checked before anything is written."""
+"""Assemble a run from its options and its data set, and check it before anything is written."""
 
 import dataclasses
+import functools
 import pathlib
 import warnings
 from typing import Any
@@ -16,7 +17,7 @@ from flaxnets.data.plan import Plan, evaluation_plan, training_plan
 from flaxnets.data.source import Source
 from flaxnets.errors import InputError, InputWarning
 from flaxnets.models import create_model
-from flaxnets.runs.feed import feed_from_source
+from flaxnets.runs.feed import feed_from_source, training_examples
 from flaxnets.runs.initial import initial_weights
 from flaxnets.runs.options import MAY_DIFFER, Options
 from flaxnets.runs.same_run import default_workdir
@@ -28,7 +29,7 @@ from flaxnets.training.program import Program, make_program
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run that can begin: `loop.fit(run.program, run.open_workdir())`."""
+    """A run that is ready to start: `loop.fit(run.program, run.open_workdir())`."""
 
     options: Options
     source: Source
@@ -64,8 +65,8 @@ class Run:
 
     @property
     def config(self) -> dict[str, Any]:
-        """What config.json holds: what may not change when the run goes on, what was trained on,
-        and how pictures are read.
+        """The content of config.json: what may not change when the run goes on, the data that was
+        trained on, and how pictures are read.
         """
         options, feed = self.options, self.program.feed
         return {
@@ -84,7 +85,7 @@ class Run:
         }
 
     def open_workdir(self) -> Workdir:
-        """Return the workdir, where unreadable pictures are noted from now on. All processes of the
+        """Return the workdir, which records unreadable pictures from now on. All processes of the
         run call this; process 0 writes.
 
         Raises InputError as `Workdir` and `Follower`.
@@ -95,10 +96,10 @@ class Run:
 
 
 def assemble(options: Options, source: Source, parallel: DataParallel) -> Run:
-    """Return the run that `options` ask for. All processes of it have joined (`processes.join`).
+    """Return the run that `options` ask for. All its processes have joined (`processes.join`).
 
-    Raises InputError, before anything is written, for what does not fit: images, batch, patterns
-    or weights. Warns where an epoch is many passes over the data.
+    Raises InputError, before anything is written, if images, batch, patterns or weights do not fit.
+    Warns if an epoch is many passes over the data.
     """
     recipe = options.values
     if recipe.loss == "cross_entropy" and not source.class_names:
@@ -134,6 +135,7 @@ def assemble(options: Options, source: Source, parallel: DataParallel) -> Run:
         seed=options.seed,
         initial=initial.variables,
         skip_non_finite=options.on_nan == "skip",
+        examples=functools.partial(training_examples, source, recipe.preprocessing),
     )
     run = Run(options, source, model, program, bad_images, initial.notes)
     _check_images(run)
@@ -143,7 +145,7 @@ def assemble(options: Options, source: Source, parallel: DataParallel) -> Run:
 
 
 def _check_images(run: Run) -> None:
-    """Raise InputError where the network does not read the run's images, or its batch norms would
+    """Raise InputError if the network does not read the run's images, or if its batch norms would
     see one value each.
     """
     program, train_shape = run.program, run.train_shape
@@ -161,7 +163,7 @@ def _check_images(run: Run) -> None:
 
 
 def _warn_of_short_epochs(program: Program) -> None:
-    """Warn where an epoch, which has one step at least, is many passes over a small data set."""
+    """Warn if an epoch, which has at least one step, is many passes over a small data set."""
     batch_size, examples = program.recipe.batch_size, program.feed.train_size
     if batch_size > examples:
         warnings.warn(

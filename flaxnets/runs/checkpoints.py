@@ -95,30 +95,47 @@ class Checkpoints:
         process's first device. Nothing else is read. Raises as `restore`.
         """
         self._manager.wait_until_finished()
-
-        def read(step: int) -> PyTree:
-            saved = self._manager.item_metadata(step)["state"].tree
-            names = ("average",) if saved.get("average") else ("params", "model_state")
-            saved = {name: saved[name] for name in names}
-            like = jax.tree.map(
-                lambda leaf: jax.ShapeDtypeStruct(
-                    leaf.shape, jax.dtypes.canonicalize_dtype(leaf.dtype)
-                ),
-                saved,
-            )
-            self._check_types(step, saved, like, "set JAX_ENABLE_X64=1, with which it was written")
-            position = ocp.args.Composite(position=ocp.args.JsonRestore())
-            try:
-                arrays = _arrays(self.directory / str(step) / "state", like)
-            except Exception:
-                self._check_files(step)  # which names the file that is missing
-                raise
-            _verified(arrays, self._manager.restore(step, args=position)["position"])
-            return arrays.get("average", arrays)
-
-        state = self._newest_intact(read)
-        variables = {"params": state["params"], **state["model_state"]}
+        variables = self._newest_intact(self._read_variables)
         return jax.device_put(variables, jax.local_devices()[0])
+
+    def restore_mean(self, count: int) -> PyTree:
+        """Return the mean of the variables in the newest `count` checkpoints, as NumPy arrays.
+
+        Raises InputError if there are fewer, or as `restore` for types.
+        """
+        self._manager.wait_until_finished()
+        steps = sorted(self._manager.all_steps())
+        if not 1 <= count <= len(steps):
+            raise InputError(
+                f"the mean of {count} checkpoints is asked for; {self.directory} has {len(steps)}"
+            )
+        all_variables = [self._read_variables(step) for step in steps[-count:]]
+
+        def mean(*leaves: np.ndarray) -> np.ndarray:
+            return np.mean(leaves, axis=0, dtype=np.float64).astype(leaves[0].dtype)
+
+        return jax.tree.map(mean, *all_variables)
+
+    def _read_variables(self, step: int) -> PyTree:
+        saved = self._manager.item_metadata(step)["state"].tree
+        names = ("average",) if saved.get("average") else ("params", "model_state")
+        saved = {name: saved[name] for name in names}
+        like = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(
+                leaf.shape, jax.dtypes.canonicalize_dtype(leaf.dtype)
+            ),
+            saved,
+        )
+        self._check_types(step, saved, like, "set JAX_ENABLE_X64=1, with which it was written")
+        position = ocp.args.Composite(position=ocp.args.JsonRestore())
+        try:
+            arrays = _arrays(self.directory / str(step) / "state", like)
+        except Exception:
+            self._check_files(step)  # which names the file that is missing
+            raise
+        _verified(arrays, self._manager.restore(step, args=position)["position"])
+        state = arrays.get("average", arrays)
+        return {"params": state["params"], **state["model_state"]}
 
     def close(self) -> None:
         """Waits until everything is on disk."""

@@ -1,4 +1,4 @@
-"""A network over a whole split, and where it is most wrong."""
+"""Evaluate a network over a whole split, and find its worst predictions."""
 
 import dataclasses
 import heapq
@@ -27,9 +27,9 @@ class Example:
 def evaluate(
     eval_step: Callable, variables: PyTree, feed: Feed, parallel: DataParallel
 ) -> tuple[dict[str, float], list[Example]]:
-    """Return means over the whole test split, every example counted once, and the `PICTURED`
-    examples of this process with the largest losses, those first. As in a training step, nothing
-    but the batches travels to the devices.
+    """Return means over the whole test split, every example counted once, and this process's
+    `PICTURED` examples with the largest losses, the largest first. As in a training step, only the
+    batches travel to the devices.
     """
     totals: dict[str, float] = {}
     worst: list[Example] = []
@@ -51,7 +51,9 @@ def evaluate(
 
 
 def draw_worst(worst: list[Example], class_names: tuple[str, ...]) -> Any:
-    """Return a figure of wrong predictions: what was seen instead of what, and the loss."""
+    """Return a figure of wrong predictions, each with the predicted class, the true class and the
+    loss.
+    """
     captions = [
         f"{class_names[example.output]}\nnot {class_names[example.label]} ({example.loss:.1f})"
         if example.output != example.label

@@ -1,13 +1,19 @@
-"""The batches of a data set as a recipe asks for them: made once, for training and evaluation."""
+"""The batches of a data set as a recipe wants them, for training and evaluation."""
+
+import itertools
+
+import numpy as np
 
 from flaxnets.data.bad_images import BadImages
 from flaxnets.data.decoded import Decoded
 from flaxnets.data.pipeline import eval_batches, train_batches
 from flaxnets.data.plan import evaluation_plan, training_plan
 from flaxnets.data.source import Shard, Source
-from flaxnets.recipes import Recipe, Statistics
+from flaxnets.recipes import Preprocessing, Recipe, Statistics
 from flaxnets.training.parallel import DataParallel
 from flaxnets.training.program import Feed
+
+EXAMPLES = 5000  # training images whose patches are whitened
 
 
 def feed_from_source(
@@ -27,16 +33,16 @@ def feed_from_source(
     Args:
         source: the data set.
         recipe: of the run.
-        parallel: the devices, on which the training images stay if they may; without them batches
-            are made on the host.
+        parallel: the devices, on which training images stay if they fit; without it, batches are
+            made on the host.
         seed: of the order and the augmentation.
         statistics: mean and deviation of each channel, by which images are normalised; the recipe's
             for the data set unless given.
         test_batch_size: images of an evaluation step, rounded up so that it divides over the
             devices; those of a training step unless given.
         shard: this process and the number of processes.
-        bad: counts the pictures that cannot be read; none may be, unless given.
-        decoded: keeps decoded pictures, and the test images as the network is fed them.
+        bad: counts unreadable pictures; none is allowed unless given.
+        decoded: keeps decoded pictures, and the test images as network input.
     """
     preprocessing, decoded = recipe.preprocessing, decoded or Decoded()
     size = preprocessing.image_size
@@ -61,3 +67,11 @@ def feed_from_source(
         statistics=statistics or recipe.normalization(source.statistics),
         class_names=source.class_names,
     )  # fmt: skip
+
+
+def training_examples(
+    source: Source, preprocessing: Preprocessing, count: int = EXAMPLES
+) -> np.ndarray:
+    """Return the first training images as evaluation would read them, uint8 (N, H, W, C)."""
+    plan = evaluation_plan(preprocessing, source.kind, source.channels)
+    return np.stack([plan(raw) for raw, _ in itertools.islice(source.examples("train"), count)])

@@ -1,4 +1,4 @@
-"""Figures of a run: its learning curve, and images with a line of text each."""
+"""Figures of a run: its learning curve, and images with captions."""
 
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -7,25 +7,26 @@ from typing import Any
 import jax
 import numpy as np
 
+from flaxnets.recipes import Preprocessing
 from flaxnets.training.on_device import cropped, shifted
 
 PICTURED = 16  # images of a picture
 
-# matplotlib is half a second that only those who draw need.
+# matplotlib takes half a second to import, which only drawing needs.
 
 
 def literal(text: str) -> str:
     """Return `text` so that matplotlib shows it as it is.
 
-    To matplotlib `$` begins a formula, and what is no Unicode (a file name in another encoding) is
-    an error: it becomes a question mark.
+    In matplotlib `$` begins a formula, and text that is no Unicode (a file name in another
+    encoding) is an error; such characters become question marks.
     """
     return text.replace("$", r"\$").encode(errors="replace").decode()
 
 
 def draw_learning_curve(rows: Sequence[Mapping[str, Any]], path: pathlib.Path, title: str) -> None:
-    """Loss and, of classes, top-1 accuracy over the epochs, of training and test data and of the
-    moving average where there is one, as a PNG.
+    """Draw the loss and, for classes, the top-1 accuracy over the epochs as a PNG: of training
+    data, of test data, and of the moving average if there is one.
     """
     import matplotlib.figure
 
@@ -49,7 +50,7 @@ def draw_learning_curve(rows: Sequence[Mapping[str, Any]], path: pathlib.Path, t
 
 
 def draw_grid(images: Sequence[np.ndarray], captions: Sequence[str], columns: int = 8) -> Any:
-    """A matplotlib figure of uint8 images (H, W, C), of one channel or three, with captions."""
+    """Return a matplotlib figure of uint8 images (H, W, 1 or 3) with captions."""
     import matplotlib.figure
 
     rows = -(-len(images) // columns)
@@ -64,7 +65,7 @@ def draw_grid(images: Sequence[np.ndarray], captions: Sequence[str], columns: in
     return figure
 
 
-def draw_batch(batch: Mapping[str, Any], class_names: tuple[str, ...], pad: int) -> Any:
+def draw_batch(batch: Mapping[str, Any], class_names: tuple[str, ...], how: Preprocessing) -> Any:
     """A figure of training images, augmented but for what blends or erases."""
     images = batch["image"]
     if isinstance(images, jax.Array):
@@ -72,5 +73,5 @@ def draw_batch(batch: Mapping[str, Any], class_names: tuple[str, ...], pad: int)
     few = {name: values[: min(PICTURED, len(images))] for name, values in batch.items()}
     few["image"] = images[:PICTURED]
     captions = [class_names[label] for label in few["label"]]
-    shown = np.round(shifted(cropped(few, pad), few, 255.0))
+    shown = np.round(shifted(cropped(few, how), few, 255.0))
     return draw_grid(list(np.clip(shown, 0, 255).astype(np.uint8)), captions)

@@ -14,7 +14,7 @@ MAX_JSON = 2**24  # bytes; a config with the names of 22,000 classes has half a 
 
 
 def read_json(path: pathlib.Path) -> Any:
-    """Return what a file of a workdir holds. Raises InputError if it is too large, or no JSON."""
+    """Return the JSON of a workdir's file. Raises InputError if it is too large, or no JSON."""
     if path.stat().st_size > MAX_JSON:
         raise InputError(f"{path} is larger than {MAX_JSON >> 20} MiB: no file of a training run")
     try:
@@ -24,7 +24,7 @@ def read_json(path: pathlib.Path) -> Any:
 
 
 def json_text(value: Any, indent: int | None = None) -> str:
-    """Return `value` as JSON, which has no NaN and no infinity: null stands for either."""
+    """Return `value` as JSON, with null for NaN and infinity, which JSON lacks."""
     return json.dumps(_finite(value), indent=indent, allow_nan=False)
 
 
@@ -37,14 +37,14 @@ def _finite(value: Any) -> Any:
 
 
 def write_whole(path: pathlib.Path, content: str | bytes) -> None:
-    """Write all of a file or nothing: a run killed meanwhile leaves the old one."""
+    """Write a file whole or not at all: if the run is killed meanwhile, the old file stays."""
     new = path.with_name(path.name + ".new")
     new.write_bytes(content.encode() if isinstance(content, str) else content)
     os.replace(new, path)
 
 
 def locked(path: pathlib.Path) -> int:
-    """Return a descriptor whose lock the kernel releases when it is closed, also by a kill.
+    """Return a locked descriptor. The kernel releases the lock when it is closed, also by a kill.
 
     Raises InputError if another process holds it.
     """

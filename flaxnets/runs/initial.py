@@ -13,8 +13,8 @@ from flaxnets.weights import PublishedWeights, WeightsWarning, find_weights, loa
 
 @dataclasses.dataclass(frozen=True)
 class Initial:
-    """The variables that a run starts from, or None for fresh ones, and the statistics by which its
-    images are normalised. `notes` say what the weights lack.
+    """The variables that a run starts from, None for fresh ones, and the statistics by which its
+    images are normalised. `notes` name what the weights lack.
     """
 
     variables: PyTree | None
@@ -25,8 +25,8 @@ class Initial:
 def initial_weights(
     options: Options, model: Any, input_shape: tuple[int, int, int], statistics: Statistics
 ) -> Initial:
-    """Return what the run starts from; published weights bring statistics of their own for images
-    in colour.
+    """Return what the run starts from. Published weights have their own statistics for colour
+    images.
 
     Raises InputError for weights that are absent, broken or of another network.
     """

@@ -1,7 +1,7 @@
 """The loop around the step: epochs, evaluation, checkpoints, and a way to stop.
 
-What travels to the devices for a step is the batch, by `DataParallel.shard`: any other transfer in
-it is an error (`jax.transfer_guard`).
+In a step only the batch travels to the devices, by `DataParallel.shard`; any other transfer is an
+error (`jax.transfer_guard`).
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ from flaxnets.training.state import PyTree
 
 @dataclasses.dataclass
 class Counts:
-    """What a run counts beside its state; the position of a checkpoint holds it as JSON."""
+    """What a run counts besides its state; a checkpoint's position holds it as JSON."""
 
     sums: dict[str, float]  # of the metrics of `sums["steps"]` steps since the epoch began
     skipped: int = 0  # steps of the run that were left out
@@ -40,7 +40,7 @@ PICTURE_SECONDS = 60  # between pictures of an evaluation, which take a second t
 
 
 class Interrupted(Exception):
-    """The user stopped the run; it was saved."""
+    """Raised when the user stopped the run, after saving it."""
 
 
 def fit(
@@ -92,16 +92,16 @@ def fit(
 
 
 class _Loop:
-    """A run under way, from its newest checkpoint on if it has one."""
+    """A run in progress, continued from its newest checkpoint if it has one."""
 
     def __init__(self, program: Program, workdir: Workdir, options: RunOptions):
         self.program, self.workdir, self.options = program, workdir, options
         self.checkpoints = Checkpoints(workdir.checkpoints, options.keep)
-        # `step` counts the steps taken, of which the last may still be computed.
+        # `step` counts the steps taken; the last ones may still be computing.
         if self.checkpoints.latest_step is None:
             self.step, self.counts = 0, Counts({"steps": 0.0})
             self.batches = program.feed.train(self.step)
-            # Last, and not waited for: the step is traced while the values are drawn.
+            # Last, without waiting: the step is traced while the values are drawn.
             self.state = program.initial_state()
         else:
             self.state, position = self.checkpoints.restore(program.state_shapes())
@@ -124,8 +124,8 @@ class _Loop:
             self.state, metrics = self.program.train_step(self.state, batch_on_devices)
         self._uncounted.append(metrics)
         if self.step == 1 and feed.pictures:  # after the first step, while the device works
-            pad = self.program.recipe.preprocessing.pad
-            picture = draw_batch(batch, feed.class_names, pad)
+            preprocessing = self.program.recipe.preprocessing
+            picture = draw_batch(batch, feed.class_names, preprocessing)
             self.workdir.picture("training_images", picture, self.step)
         self.step += 1
 
@@ -181,8 +181,8 @@ class _Loop:
         )
 
     def check_parameters(self) -> None:
-        """Raise InputError unless they are finite: the loss of the last step is that of the
-        parameters before it.
+        """Raise InputError unless the parameters are finite, which the last step's loss does not
+        tell: it is the loss before that step.
         """
         if not self._all_finite((self.state.params, self.state.model_state)):
             raise self._diverged("the parameters are not finite after", self.step)
@@ -192,7 +192,7 @@ class _Loop:
         return self.step % self.program.steps_per_epoch == 0
 
     def save_is_due(self) -> bool:
-        """Return whether to save after this step; all processes ask, and have the same answer."""
+        """Return whether to save after this step. All processes ask and get the same answer."""
         steps, minutes = self.options.checkpoint_steps, self.options.checkpoint_minutes
         if self.ends_epoch or (steps and self.step % steps == 0):
             return True
@@ -205,7 +205,7 @@ class _Loop:
     def end_epoch(self) -> EpochRow:
         """Evaluate, log and save; return the row of the epoch."""
         row = self._row()
-        # What people use is the average, where there is one.
+        # Users get the average, if there is one.
         split = "test" if self.state.average is None else "ema"
         top1 = row.get(f"{split}_top1")
         error = row[f"{split}_loss"] if top1 is None else 1 - top1
@@ -231,6 +231,8 @@ class _Loop:
         if self.state.average is not None:
             of_average, worst = self._evaluated(self.state.average_variables)
             row |= {f"ema_{name}": value for name, value in of_average.items()}
+        if self.step == program.steps and program.last_eval_step is not None:
+            row |= {f"views_{name}": value for name, value in self._evaluated_in_views().items()}
         row["images_per_second"] = round(self.clock.images_per_second, 1)
         row["waiting_for_input"] = round(self.clock.waiting, 3)
         if program.skips_non_finite:
@@ -243,6 +245,11 @@ class _Loop:
             self.workdir.picture("worst_predictions", picture, self.step)
             self._drawn_at = time.monotonic()
         return row
+
+    def _evaluated_in_views(self) -> dict[str, float]:
+        program, state = self.program, self.state
+        variables = state.variables if state.average is None else state.average_variables
+        return evaluate(program.last_eval_step, variables, program.feed, program.parallel)[0]
 
     def _evaluated(self, variables: PyTree) -> tuple[dict[str, float], list[Example]]:
         program = self.program

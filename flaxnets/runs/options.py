@@ -1,4 +1,4 @@
-"""What a run is asked for, and the values that its recipe gives it."""
+"""The options of a run, and the values that its recipe gives."""
 
 import dataclasses
 import math
@@ -13,10 +13,10 @@ from flaxnets.training.parallel import Mapping
 
 @dataclasses.dataclass(frozen=True)
 class RunOptions:
-    """How a run is saved and watched; what it learns is the program's."""
+    """How a run is saved and watched."""
 
     checkpoint_steps: int = 0
-    """Steps between checkpoints besides those at the end of every epoch; 0 for none."""
+    """Steps between extra checkpoints; 0 for none. Every epoch ends with one."""
     checkpoint_minutes: float = 0.0
     """Minutes between extra checkpoints; 0 for none."""
     keep: int = 2
@@ -41,29 +41,31 @@ class RunOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Everything that a run is asked for; the text under a field is its help in train.py."""
+    """All options of a run; the text under a field is its help in train.py."""
 
     values: Recipe
     arch: str = "vgg19"
     """Name of a network: flaxnets.list_models()."""
     recipe: Version = "paper"
-    """Where the defaults of the values below come from: the network's paper, or the commands of
-    torchvision's first and second weights."""
+    """Source of the defaults: the network's paper, or the commands that trained torchvision's first
+    and second weights."""
     dataset: str = "digits"
     """digits, breast_cancer or diabetes (bundled), folder:PATH (train/<class>/*.jpg,
-    val/<class>/*.jpg), or a prepared TensorFlow Datasets name such as cifar10 or imagenet2012."""
+    val/<class>/*.jpg), npz:PATH (arrays), or a name that TensorFlow Datasets has prepared, such as
+    cifar10.
+    """
     data_dir: str | None = None
-    """Where TensorFlow Datasets were prepared; TFDS_DATA_DIR otherwise."""
+    """Directory of prepared TensorFlow Datasets; TFDS_DATA_DIR unless given."""
     workdir: pathlib.Path | None = None
     """Directory of the run; runs/ARCH-DATASET unless given."""
     init_from: str | None = None
-    """Weights to start from: the name of published ones, such as IMAGENET1K_V1, whose mean and
-    deviation the images then have, or a file of safetensors or torch under torch's keys. The last
-    layer starts afresh if the weights tell other classes apart or have none."""
+    """Weights to start from: published ones by name, such as IMAGENET1K_V1 (images are then
+    normalised by their mean and deviation), or a file of safetensors or torch with torch's keys.
+    The last layer starts afresh if the weights have other classes or none."""
     ema: bool = False
-    """Start from the average weights of a file that has raw ones as well."""
+    """Start from the average weights of a file that has raw and average ones."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type that the network computes in; parameters are float32."""
+    """Type of the computation; parameters are float32."""
     remat: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
     parallel: Mapping = "shard_map"
@@ -73,12 +75,12 @@ class Options:
     compilation_cache: bool = True
     """Keep compiled programs in the user's cache directory, for the next start."""
     on_nan: Literal["stop", "skip"] = "stop"
-    """Where the loss or an update is not finite: stop, or leave that step out."""
+    """If the loss or an update is not finite: stop, or skip that step."""
     max_bad_images: int = 0
-    """Pictures of a folder that may be unreadable: each is named and skipped."""
+    """Unreadable pictures of a folder that are allowed; each is named and skipped."""
     decoded_gigabytes: float = 2.0
-    """Memory, in each process, for decoded photographs of training and for test images as the
-    network is fed them: those that fit are decoded and resized once, the others in every epoch."""
+    """Memory of each process for decoded training photographs and resized test images, in GB; what
+    does not fit is decoded in every epoch."""
     dry_run: bool = False
     """Print the values, the layers, the steps and the memory of the run, and stop."""
     run: RunOptions = dataclasses.field(default_factory=RunOptions)
@@ -96,7 +98,7 @@ class Options:
             )
 
 
-# Options that may change when a run goes on. The values have lines of their own.
+# Options that may change when a run goes on. Values are compared one by one.
 MAY_DIFFER = (
     "workdir", "data_dir", "compilation_cache", "on_nan", "max_bad_images", "decoded_gigabytes",
     "dry_run", "run", "processes", "values",

@@ -1,4 +1,4 @@
-"""Many processes as one run: JAX finds the others, and all do the same at the same step."""
+"""Many processes as one run: JAX finds them, and all do the same at the same step."""
 
 import contextlib
 import dataclasses
@@ -22,14 +22,14 @@ ALONE = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
 
 @dataclasses.dataclass(frozen=True)
 class Processes:
-    """Who takes part in a run; SLURM, Open MPI and TPU pods tell JAX by themselves."""
+    """The processes of a run. Under SLURM, Open MPI and on TPU pods JAX finds them by itself."""
 
     coordinator: str | None = None
-    """HOST:PORT of process 0, a free port."""
+    """HOST:PORT of process 0, where the port is free."""
     num_processes: int | None = None
-    """On all machines together."""
+    """Number of processes on all machines together."""
     process_id: int | None = None
-    """From 0 on, another one for each process."""
+    """Number of this process, from 0."""
 
     @property
     def are_named(self) -> bool:
@@ -57,19 +57,19 @@ class Processes:
 
 
 def join(processes: Processes, timeout: int = TIMEOUT) -> None:
-    """Joins the other processes of the run, where there are any. To be called before JAX is asked
-    for its devices; afterwards process 0 alone prints.
+    """Join the other processes of the run, if there are any. Call this before JAX is asked for its
+    devices; afterwards only process 0 prints.
 
-    Without options JAX looks for a cluster (SLURM, Open MPI, a TPU pod, Kubernetes); where it finds
-    none, this process is the run.
+    Without options JAX looks for a cluster (SLURM, Open MPI, a TPU pod, Kubernetes); if it finds
+    none, this process is the whole run.
 
     Raises InputError for options that do not fit, or a cluster that JAX sees and cannot join. If
-    the other processes do not come within `timeout` seconds, says so and ends with status 2.
+    the others do not come within `timeout` seconds, prints a sentence and ends with status 2.
     """
     processes.check()
     if not processes.are_named and any(os.environ.get(name) == "1" for name in ALONE):
         return
-    # JAX's own timeout aborts the process from C++: be earlier.
+    # Be earlier than JAX's own timeout, which aborts the process from C++.
     patience = threading.Timer(timeout, _nobody_came, [processes, timeout])
     patience.daemon = True
     patience.start()
@@ -111,9 +111,7 @@ def _nobody_came(processes: Processes, timeout: int) -> None:
 
 @contextlib.contextmanager
 def all_or_none() -> Iterator[None]:
-    """Where an InputError is raised in one process, the others end as well, with the same status
-    and silently.
-    """
+    """If one process raises an InputError, end the others, silently and with the same status."""
     failure = None
     try:
         yield
@@ -127,7 +125,7 @@ def all_or_none() -> Iterator[None]:
 
 
 def agreed(flag: bool) -> bool:
-    """What process 0 says: clocks differ, and all must save at the same step."""
+    """Return the flag of process 0: clocks differ, and all processes must save at the same step."""
     if jax.process_count() == 1:
         return flag
     return bool(multihost_utils.broadcast_one_to_all(np.array(flag)))
@@ -135,11 +133,11 @@ def agreed(flag: bool) -> bool:
 
 @contextlib.contextmanager
 def signals_as_flag() -> Iterator[Callable[[int], bool]]:
-    """A function that tells after each step whether SIGINT or SIGTERM came; a second one acts at
-    once.
+    """Give a function that tells after each step whether SIGINT or SIGTERM came; a second signal
+    acts at once.
 
-    With several processes it is enough that one of them was signalled: JAX tells the others, and
-    the answer is yes after the same step in all.
+    With several processes a signal to one is enough: JAX tells the others, and all stop after the
+    same step.
     """
     received: list[int] = []
     together = jax.distributed.is_initialized()

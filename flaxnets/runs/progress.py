@@ -1,4 +1,4 @@
-"""How far a run is and how fast it goes, on the terminal."""
+"""The progress and the speed of a run, on the terminal."""
 
 import contextlib
 import pathlib
@@ -19,8 +19,8 @@ TIMED = ("images_per_second", "waiting_for_input")  # the only values that diffe
 
 
 class Clock:
-    """Images per second of the current epoch, without the first step (it compiles), and the share
-    of that time in which the loop waited for its input.
+    """Measure images per second of the current epoch, without the first step, which compiles, and
+    the share of the time that the loop waited for input.
     """
 
     def __init__(self, batch_size: int):
@@ -40,7 +40,7 @@ class Clock:
 
     @contextlib.contextmanager
     def waits(self) -> Iterator[None]:
-        """Around the reading of a batch."""
+        """Measure the time in which a batch is read."""
         start = time.perf_counter()
         yield
         self._waited += time.perf_counter() - start
@@ -53,15 +53,15 @@ class Clock:
 
     @property
     def waiting(self) -> float:
-        """From 0 to 1."""
+        """Share of the time, from 0 to 1."""
         if self._ticks > 1:
             self._share = min(1.0, self._waited / (self._last - self._first))
         return self._share
 
 
 class profiler:
-    """Traces `count` steps with JAX's profiler into `directory`, behind the first `PROFILE_AFTER`
-    of the process; `with` ends a trace that is cut short.
+    """Trace `count` steps with JAX's profiler into `directory`, after the first `PROFILE_AFTER` of
+    the process; leaving the `with` block ends a trace early.
     """
 
     def __init__(self, directory: pathlib.Path, start: int, count: int):
@@ -76,7 +76,7 @@ class profiler:
         self._stop()
 
     def __call__(self, step: int) -> None:
-        """Before each step, numbered from zero."""
+        """Start or end the trace; called before each step, numbered from zero."""
         if step in self._steps and not self._running:
             jax.profiler.start_trace(str(self._directory))
             self._running = True
@@ -90,15 +90,15 @@ class profiler:
 
 
 def described(values: Mapping[str, Any], prefix: str = "") -> str:
-    """The loss and, where there are classes, the accuracy."""
+    """Return the loss and, for classes, the accuracy as text."""
     text = f"loss {values[prefix + 'loss']:.4f}"
     top1 = values.get(prefix + "top1")
     return text if top1 is None else f"{text}  top-1 {top1:6.2%}"
 
 
 class Bars(Progress):
-    """Progress bars that lose columns where the terminal is too narrow for them: cut numbers would
-    be wrong ones. `columns` are in the order of their places, `given_up` in that of their leaving.
+    """Progress bars that drop columns on a narrow terminal, because cut numbers would be wrong.
+    `columns` are in the order of their places, `given_up` in the order of dropping.
     """
 
     def __init__(
@@ -128,14 +128,14 @@ class Bars(Progress):
 
 
 def column(text: str) -> TextColumn:
-    """A column of text as it is: names of classes and folders hold no markup."""
+    """A column of plain text: names of classes and folders are no markup."""
     return TextColumn(text, markup=False)
 
 
 def track(
     items: Iterable[Item], title: str, total: int | None = None, *, transient: bool = False
 ) -> Iterator[Item]:
-    """Yield `items` beside a bar, where the standard error output is a terminal."""
+    """Yield `items` with a progress bar, if standard error is a terminal."""
     name, bar, rest = column("{task.description}"), BarColumn(20), TimeRemainingColumn()
     columns = [name, bar, column("{task.percentage:>3.0f}%"), rest]
     hidden, console = not sys.stderr.isatty(), Console(stderr=True)
@@ -145,8 +145,8 @@ def track(
 
 
 class terminal_progress:
-    """A bar with loss, accuracy, images/s and time left; where the output is no terminal, a line an
-    epoch.
+    """Show a bar with loss, accuracy, images/s and time left; without a terminal, print a line for
+    each epoch.
     """
 
     def __init__(self, title: str, total: int, completed: int):

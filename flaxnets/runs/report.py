@@ -1,4 +1,4 @@
-"""What a run says of itself: the tables of a dry run, its summary, and its result in a sentence."""
+"""What a run reports: the tables of a dry run, its summary, and its result in a sentence."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -15,8 +15,8 @@ Table = tuple[str, list[dict[str, Any]], list[dict[str, Any]]]  # title, rows, l
 
 
 def dry_run(run: Run) -> Iterator[Table]:
-    """Yield tables of what the run would be, without its first step: its values, the layers, the
-    steps, and the memory on each device.
+    """Yield tables that describe the run without taking a step: its values, the layers, the steps,
+    and the memory on each device.
     """
     options, recipe, parallel = run.options, run.program.recipe, run.program.parallel
     values = dataclasses.asdict(recipe)
@@ -60,17 +60,17 @@ def _memory(run: Run) -> dict[str, int]:
 def summary_of(
     run: Run, row: Mapping[str, Any], *, seconds: float, versions: Mapping[str, str], command: str
 ) -> dict[str, Any]:
-    """Return what summary.json holds of a run that ended.
+    """Return the content of summary.json for a run that ended.
 
     Args:
         run: the run.
         row: what `loop.fit` returned.
-        seconds: since the run was started, this time.
+        seconds: since the run was last started.
         versions: of the packages that matter to the result.
-        command: with which it was started.
+        command: that started it.
     """
     metrics = ("top1", "top5", "loss")
-    averaged = [f"ema_{name}" for name in metrics]
+    others = [f"{kind}_{name}" for kind in ("ema", "views") for name in metrics]
     return {
         "arch": run.options.arch,
         "dataset": run.options.dataset,
@@ -78,7 +78,7 @@ def summary_of(
         "epochs": run.program.recipe.epochs,
         "steps": row["steps"],
         **{name: row[f"test_{name}"] for name in metrics if f"test_{name}" in row},
-        **{name: row[name] for name in averaged if name in row},
+        **{name: row[name] for name in others if name in row},
         "skipped_steps": row["skipped_steps"],
         "bad_images": run.bad_images.paths,
         "images_per_second": row["images_per_second"],
@@ -95,6 +95,8 @@ def result(run: Run, summary: Mapping[str, Any]) -> str:
         text = f"top-1 {summary['top1']:.2%}, top-5 {summary['top5']:.2%}"
         if "ema_top1" in summary:
             text += f" (moving average: {summary['ema_top1']:.2%}, {summary['ema_top5']:.2%})"
+        if "views_top1" in summary:
+            text += f" (mean of views: {summary['views_top1']:.2%}, {summary['views_top5']:.2%})"
     else:
         text = f"mean squared error {summary['loss']:.4f}"
     return (

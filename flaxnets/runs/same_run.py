@@ -1,18 +1,22 @@
-"""Which run a workdir holds: its name, and whether a config is that of the run already there."""
+"""Tell which run a workdir holds: its name, and whether a config belongs to that run."""
 
+import dataclasses
 import json
 import os
 import pathlib
 import warnings
 from typing import Any
 
+from flaxnets.data.plan import Plan
 from flaxnets.errors import InputError, InputWarning
+from flaxnets.recipes import Preprocessing, Recipe
 from flaxnets.runs.files import read_json
 
 
 def default_workdir(arch: str, dataset: str) -> pathlib.Path:
-    """Return the workdir `runs/ARCH-DATASET`, the same however the path of a folder or file is
-    spelled. That of an old run, whose name has the path as it was typed, is taken where it exists.
+    """Return the workdir `runs/ARCH-DATASET`, the same for all spellings of the path of a folder or
+    file. If there is a workdir of an old run, whose name has the path as it was typed, that is
+    taken.
     """
     here = os.path.join(os.getcwd(), "")
     new, old = (
@@ -35,7 +39,7 @@ def check_same_run(path: pathlib.Path, config: dict[str, Any], may_change: tuple
         return
     before = read_json(file)
     now = json.loads(json.dumps(config))  # tuples become lists, as in the file
-    before = _with_plan(before, now)
+    before = _up_to_date(_with_plan(before, now))
     may_change = (*may_change, "examples")
     changed = [k for k in now if k not in may_change and not _same(k, before.get(k), now[k])]
     if changed:
@@ -48,8 +52,8 @@ def check_same_run(path: pathlib.Path, config: dict[str, Any], may_change: tuple
 
 
 def _with_plan(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
-    """Return the config of an old run with what it lacks. Before plans were written down, the
-    values decided, but for the interpolation, which was that of policies alone.
+    """Return the config of an old run, completed. Before plans were stored, the values decided;
+    only the interpolation was that of policies alone.
     """
     if "plan" in before or "preprocessing" not in before or "preprocessing" not in now:
         return before
@@ -62,8 +66,30 @@ def _with_plan(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
     )
 
 
+def _up_to_date(before: dict[str, Any]) -> dict[str, Any]:
+    """Return the config of an old run with the values and operations as they are written today:
+    what it lacks had the default that it has now.
+    """
+    before = _defaults(Recipe) | before
+    if isinstance(before.get("preprocessing"), dict):
+        values = _defaults(Preprocessing) | before["preprocessing"]
+        if isinstance(values["flip"], bool):
+            values["flip"] = "random" if values["flip"] else "none"
+        before["preprocessing"] = values
+    if "plan" in before:
+        plans = {name: Plan.from_json(rows).to_json() for name, rows in before["plan"].items()}
+        before["plan"] = json.loads(json.dumps(plans))
+    return before
+
+
+def _defaults(kind: type) -> dict[str, Any]:
+    fields = dataclasses.fields(kind)
+    defaults = {f.name: f.default for f in fields if f.default is not dataclasses.MISSING}
+    return json.loads(json.dumps(defaults))
+
+
 def _same(key: str, before: Any, now: Any) -> bool:
-    """Return whether an option has the same value; a path may be spelled in another way."""
+    """Return whether an option has the same value; paths may be spelled differently."""
     if key in ("dataset", "init_from") and isinstance(before, str) and isinstance(now, str):
         return _absolute(before) == _absolute(now)
     return before == now

@@ -1,4 +1,4 @@
-"""What a run leaves behind beside its checkpoints, all in one directory.
+"""The directory of a run: everything that it writes besides checkpoints.
 
 `config.json` (what was asked for), `metrics.jsonl` (a line an epoch), `tensorboard/`,
 `learning_curve.png` and `summary.json`; `bad_images.json` if there were some, and `lock`.
@@ -60,7 +60,7 @@ class Workdir:
         self.close()
 
     def close(self) -> None:
-        """Writes what TensorBoard's log still lacks, and releases the lock."""
+        """Write the rest of TensorBoard's log, and release the lock."""
         if self._writer is not None:
             self._writer.close()
             self._writer = None
@@ -71,7 +71,7 @@ class Workdir:
         return self.path / "checkpoints"
 
     def rows(self) -> list[EpochRow]:
-        """Return the epochs logged so far; a number that was not finite is NaN."""
+        """Return the epochs logged so far; numbers that were not finite are NaN."""
         if not self._metrics.exists():
             return []
         *lines, _ = self._metrics.read_text().split("\n")  # the last is empty, or cut by a kill
@@ -82,14 +82,14 @@ class Workdir:
         return [{k: math.nan if v is None else v for k, v in row.items()} for row in rows]
 
     def forget_after(self, step: int) -> None:
-        """Drops what was logged after the checkpoint from which the run goes on."""
+        """Drop what was logged after the checkpoint from which the run continues."""
         rows = [row for row in self.rows() if row["step"] <= step]
         write_whole(self._metrics, "".join(json_text(row) + "\n" for row in rows))
         self._logged_until = step
 
     @property
     def _tensorboard(self) -> Any:
-        """Its log. The import is a second that the first step need not wait for."""
+        """Open TensorBoard's log. Its import takes a second; the first step need not wait."""
         assert self._logged_until is not None, "forget_after says where the log goes on"
         if self._writer is None:
             from tensorboardX import SummaryWriter
@@ -108,7 +108,7 @@ class Workdir:
         return self._writer
 
     def log(self, row: EpochRow) -> None:
-        """One epoch."""
+        """Log one epoch."""
         with self._metrics.open("a") as file:
             file.write(json_text(row) + "\n")
         for name, value in row.items():
@@ -116,11 +116,11 @@ class Workdir:
                 self.scalar(name, value, row["step"])
 
     def scalar(self, name: str, value: float, step: int) -> None:
-        """For TensorBoard alone."""
+        """Log values of a step, for TensorBoard alone."""
         self._tensorboard.add_scalar(name, value, step)
 
     def picture(self, name: str, figure: Any, step: int) -> None:
-        """A matplotlib figure, as `name.png` and for TensorBoard."""
+        """Save a matplotlib figure as `name.png` and for TensorBoard."""
         drawn = io.BytesIO()
         figure.savefig(drawn, dpi=100)
         write_whole(self.path / f"{name}.png", drawn.getvalue())
@@ -129,7 +129,7 @@ class Workdir:
 
     @property
     def bad_images(self) -> list[str]:
-        """The pictures that the run skipped so far."""
+        """The pictures that the run has skipped so far."""
         file = self.path / "bad_images.json"
         return read_json(file) if file.exists() else []
 
@@ -151,14 +151,16 @@ class Workdir:
             return False
 
     def leave(self) -> None:
-        """Close a run that took no step: config.json says again what the steps were taken with."""
+        """Close a run that took no step, and restore the config.json that its steps were taken
+        with.
+        """
         if self._config_before is not None:
             write_whole(self.path / "config.json", self._config_before)
         self.close()
 
 
 class Follower(Workdir):
-    """The same directory in the other processes of a run: read, and never written to.
+    """The same directory in the other processes of a run, which only read it.
 
     Raises InputError if this process does not see what process 0 wrote, or has other options.
     """

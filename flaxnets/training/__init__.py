@@ -1,1 +1,1 @@
-"""Training: what is computed, one step and its mapping onto devices."""
+"""Training: the computation of one step, and its mapping onto devices."""

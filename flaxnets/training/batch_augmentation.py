@@ -1,7 +1,7 @@
 """Augmentation of a whole batch on the device: pure functions of a key, vectorised over the images.
 
-Under a mapped axis each device sees its own part of the batch, with a key of its own: one mixing
-coefficient and one partner order a device, as one a process in torchvision's recipes.
+Under a mapped axis each device sees its own part of the batch and has its own key: one mixing
+coefficient and one order of partners for each device, as for each process in torchvision's recipes.
 """
 
 import functools
@@ -29,12 +29,12 @@ def augmented(
     recipe: Recipe,
     num_classes: int,
 ) -> Batch:
-    """Return the normalised images of a batch and their labels, probabilities (N, num_classes)
-    where the recipe blends images: cropped and recoloured as the batch says, then erased, then
-    mixed.
+    """Return the images of a batch, cropped and recoloured as the batch says, normalised, then
+    erased, then mixed; and their labels, which are probabilities (N, num_classes) if the recipe
+    blends images.
     """
     erasing, blending = jax.random.split(key)
-    images = cropped(batch, recipe.preprocessing.pad)
+    images = cropped(batch, recipe.preprocessing)
     images, labels = normalize(images, *statistics), batch["label"]
     images = shifted(images, batch, 1 / jnp.array(statistics[1], jnp.float32))
     if recipe.random_erasing:
@@ -46,8 +46,8 @@ def augmented(
 
 
 def random_erasing(images: jax.Array, key: jax.Array, probability: float) -> jax.Array:
-    """`images` (N, H, W, C), normalised, each with zeros (the mean colour) in a rectangle at random
-    with `probability`.
+    """Return normalised `images` (N, H, W, C), each with probability `probability` with zeros (the
+    mean colour) in a random rectangle.
 
     The area is uniform in 2% to 33% of the image, the logarithm of the aspect ratio in 0.3 to 3.3;
     an image stays whole if ten rectangles in a row do not fit in it (torchvision's
@@ -70,7 +70,9 @@ def random_erasing(images: jax.Array, key: jax.Array, probability: float) -> jax
 
 
 def _box(height: int, width: int, first: jax.Array, last: jax.Array) -> jax.Array:
-    """Masks (..., height, width) of the rectangles from `first` to below `last` (..., [y, x])."""
+    """Return masks (..., height, width) of the rectangles from `first` to below `last` (..., [y,
+    x]).
+    """
     places = (lax.broadcast_to_rank(jnp.arange(size), first.ndim) for size in (height, width))
     rows, columns = (
         (place >= first[..., i, None]) & (place < last[..., i, None])
@@ -82,8 +84,8 @@ def _box(height: int, width: int, first: jax.Array, last: jax.Array) -> jax.Arra
 def mixup(
     images: jax.Array, targets: jax.Array, key: jax.Array, alpha: float
 ) -> tuple[jax.Array, jax.Array]:
-    """Convex combinations of successive examples: lambda of each one and 1 - lambda of the one
-    before it, lambda ~ Beta(alpha, alpha) once a batch (Zhang et al. 2017; torchvision's
+    """Blend successive examples: lambda of each and 1 - lambda of the one before it, with lambda ~
+    Beta(alpha, alpha) once for the batch (Zhang et al. 2017; torchvision's
     transforms/v2/_augment.py, MixUp).
 
     `images` (N, H, W, C) are floating point, `targets` (N, K) probabilities of classes.
@@ -100,9 +102,9 @@ def _mixed(values: jax.Array, share: jax.Array) -> jax.Array:
 def cutmix(
     images: jax.Array, targets: jax.Array, key: jax.Array, alpha: float
 ) -> tuple[jax.Array, jax.Array]:
-    """A rectangle of each image is that of the image before it, the same one for the whole batch;
-    the targets are mixed by area (Yun et al. 2019; torchvision's transforms/v2/_augment.py,
-    CutMix).
+    """Replace a rectangle of each image by that of the image before it, the same rectangle for the
+    whole batch, and mix the targets by area (Yun et al. 2019; torchvision's
+    transforms/v2/_augment.py, CutMix).
 
     Its sides are sqrt(1 - lambda) of the image's, lambda ~ Beta(alpha, alpha), and its centre is
     uniform, so that it may be clipped. Shapes as in `mixup`.
@@ -125,8 +127,9 @@ def mixup_or_cutmix(
     mixup_alpha: float,
     cutmix_alpha: float,
 ) -> tuple[jax.Array, jax.Array]:
-    """The one whose alpha is above zero; with equal chances one of them where both are, for the
-    whole batch (torchvision's references/classification/train.py); where none is, as they were.
+    """Apply the one whose alpha is above zero; if both are, one of them with equal chances for the
+    whole batch (torchvision's references/classification/train.py); if none is, return the batch as
+    it is.
     """
     asked = ((mixup, mixup_alpha), (cutmix, cutmix_alpha))
     branches = [functools.partial(mix, alpha=alpha) for mix, alpha in asked if alpha > 0]

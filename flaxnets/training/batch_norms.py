@@ -1,4 +1,4 @@
-"""Batch norms as a recipe has them in training: frozen, synchronised, and never of one value."""
+"""Batch norms as a recipe wants them in training: frozen, synchronised, never over one value."""
 
 from typing import Any
 
@@ -39,8 +39,8 @@ def is_frozen(norm: BatchNorm, recipe: Recipe) -> bool:
 def check_batch_norms(
     model: nn.Module, variables: PyTree, recipe: Recipe, image_shape: tuple[int, ...], devices: int
 ) -> None:
-    """Raise InputError if a batch norm would see one value of each channel in a training step, in
-    which case it gives its bias whatever the image. torch refuses that too.
+    """Raise InputError if a batch norm would see one value of each channel in a training step: its
+    output would be its bias, whatever the image. torch refuses that too.
 
     Args:
         variables: of the network, or their shapes.

@@ -1,4 +1,4 @@
-"""Steps whose result is not finite: how they are seen, and left out."""
+"""Detect steps whose result is not finite, and skip them."""
 
 from functools import reduce
 
@@ -9,14 +9,15 @@ from flaxnets.training.state import Metrics, PyTree, StepFunction, TrainState
 
 
 def all_finite(tree: PyTree) -> jax.Array:
-    """Whether no value of any array is infinite or not a number."""
+    """Return whether all values of all arrays are finite."""
     return reduce(jnp.logical_and, [jnp.isfinite(x).all() for x in jax.tree.leaves(tree)])
 
 
 def skipping_non_finite(train_step: StepFunction) -> StepFunction:
-    """`train_step`, but a step whose loss or result is not finite changes only the step counter.
+    """Return `train_step` so that a step whose loss or result is not finite changes only the step
+    counter.
 
-    Its metric "skipped" is 1, and 0 for the others, whose result keeps its bits.
+    The metric "skipped" is 1 for such a step, and 0 for the others, whose results are bit-equal.
     """
 
     def guarded(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, Metrics]:

@@ -1,4 +1,4 @@
-"""What training makes small, and what is reported of it: losses, scores, and the objective."""
+"""Losses, scores, and the objective that training minimises."""
 
 from collections.abc import Callable
 
@@ -45,8 +45,8 @@ def _are_numbers(labels: jax.Array) -> bool:
 
 
 def scores(logits: jax.Array, labels: jax.Array, loss: Loss = "cross_entropy") -> Metrics:
-    """Return "loss" of each example and, for classes, "top1" and "top5": 1.0 where the label (of
-    probabilities, the likeliest) is the best class or among the five best.
+    """Return the "loss" of each example and, for classes, "top1" and "top5": 1.0 if the label (of
+    probabilities, the likeliest) is the best class, or among the five best.
     """
     metrics = {"loss": losses(logits, labels, loss)}
     if _are_numbers(labels):
@@ -66,8 +66,8 @@ def scores(logits: jax.Array, labels: jax.Array, loss: Loss = "cross_entropy") -
 
 
 def make_objective(model: nn.Module, recipe: Recipe) -> Objective:
-    """Return the mean loss of a batch of normalised images as a function of the parameters, with
-    the new running statistics and the mean scores beside it.
+    """Return a function of the parameters and a batch of normalised images that gives the mean
+    loss, the new running statistics and the mean scores.
 
     Auxiliary classifiers `sow` their logits into "aux_logits"; their losses weigh `aux_weight`.
     Frozen parameters are constants to it, and frozen batch norms use their running statistics.

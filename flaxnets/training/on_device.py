@@ -1,5 +1,5 @@
-"""What the network is fed, made on the device from a batch as the host sends it: the crops and
-colours that the host's plan left to the step, and normalised values.
+"""Network input, made on the device from a batch as the host sends it: the crops and colour shifts
+that the host's plan leaves to the step, and normalised values.
 """
 
 from collections.abc import Mapping, Sequence
@@ -7,6 +7,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+from flaxnets.recipes import Padding, Preprocessing
 
 
 def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
@@ -20,24 +22,23 @@ def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float]) ->
     return (images.astype(jnp.float32) / unit - shift) / scale
 
 
-def cropped(batch: Mapping[str, Any], pad: int) -> jax.Array:
-    """Return the images of a batch of `flaxnets.data.train_batches`, cropped and mirrored where it
-    says so (He et al. 2015, section 4.2).
+def cropped(batch: Mapping[str, Any], how: Preprocessing) -> jax.Array:
+    """Return the images of a batch of `flaxnets.data.train_batches`, padded, cropped and mirrored
+    where it says so (He et al. 2015, section 4.2).
     """
     images = batch["image"]
     if "offset" not in batch and "mirrored" not in batch:
         return images
-    if "offset" not in batch:
-        pad = 0
-    count = len(images)
+    count, pad = len(images), how.pad if "offset" in batch else 0
     offsets = batch.get("offset", jnp.zeros((count, 2), jnp.int32))
-    return crop_and_flip(images, offsets, batch.get("mirrored", jnp.zeros(count, bool)), pad)
+    mirrored = batch.get("mirrored", jnp.zeros(count, bool))
+    return crop_and_flip(images, offsets, mirrored, pad, how.padding)
 
 
 def shifted(images: jax.Array, batch: Mapping[str, Any], unit: jax.Array | float) -> jax.Array:
-    """Return `images` (N, H, W, C) with the shift of colours that the batch has for each, if it has
-    any (Krizhevsky et al. 2012, section 4.1). `unit`, a number or C of them, is how far apart black
-    and white are in `images`.
+    """Return `images` (N, H, W, C) with each image's colour shift, if the batch has any (Krizhevsky
+    et al. 2012, section 4.1). `unit`, a number or C of them, is the distance from black to white in
+    `images`.
     """
     if "colour" not in batch:
         return images
@@ -46,13 +47,18 @@ def shifted(images: jax.Array, batch: Mapping[str, Any], unit: jax.Array | float
 
 
 def crop_and_flip(
-    images: jax.Array, offsets: jax.Array, mirrored: jax.Array, pad: int
+    images: jax.Array,
+    offsets: jax.Array,
+    mirrored: jax.Array,
+    pad: int,
+    padding: Padding = "zeros",
 ) -> jax.Array:
-    """The crop at offsets (N, [y, x]), each 0..2 * pad, of each padded image, its mirror image
-    where `mirrored` (N,).
+    """Return the crop at offsets (N, [y, x]), each 0..2 * pad, of each padded image, mirrored where
+    `mirrored` (N,) is true.
     """
     height, width = images.shape[1:3]
-    padded = jnp.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+    mode = "constant" if padding == "zeros" else "reflect"
+    padded = jnp.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)), mode)
     columns = jnp.arange(width)[None]
     columns = jnp.where(mirrored[:, None], columns[:, ::-1], columns) + offsets[:, 1:]
     rows = jnp.arange(height)[None] + offsets[:, :1]

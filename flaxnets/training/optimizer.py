@@ -35,6 +35,8 @@ def learning_rate_schedule(recipe: Recipe, steps_per_epoch: int) -> optax.Schedu
     if recipe.schedule == "cosine":
         floor = recipe.final_rate / peak
         after = optax.cosine_decay_schedule(peak, max(total - warmup, 1), alpha=floor)
+    elif recipe.schedule == "linear":
+        after = optax.linear_schedule(peak, recipe.final_rate, max(total - warmup, 1))
     elif recipe.schedule in ("step", "multistep"):
         milestones = recipe.milestones
         if recipe.schedule == "step":
@@ -79,7 +81,10 @@ def make_optimizer(recipe: Recipe, schedule: optax.Schedule) -> optax.GradientTr
         keys = _keys(params)
         _check_patterns("freeze", recipe.freeze, keys)
         _check_patterns("no decay", recipe.no_decay, keys)
-        _check_patterns("rate factor", [pattern for pattern, _ in recipe.rate_factors], keys)
+        for what, factors in (("rate", recipe.rate_factors), ("decay", recipe.decay_factors)):
+            _check_patterns(f"{what} factor", [pattern for pattern, _ in factors], keys)
+        if recipe.optimizer == "muon":
+            _check_patterns("muon", recipe.muon_keys, keys)
         return jax.tree.map(lambda key: "frozen" if matches(recipe.freeze, key) else "free", keys)
 
     return optax.partition({"free": rule, "frozen": optax.set_to_zero()}, labels)
@@ -102,14 +107,17 @@ def _scale_by_name(factors: Sequence[tuple[str, float]]) -> optax.GradientTransf
     if not factors:
         return optax.identity()
 
-    def factor(key: str) -> float:
-        matching = [f for pattern, f in factors if fnmatch.fnmatchcase(key, pattern)]
-        return matching[-1] if matching else 1.0
-
     def scale(updates: PyTree, params: PyTree) -> PyTree:
-        return jax.tree.map(lambda update, key: factor(key) * update, updates, _keys(updates))
+        return jax.tree.map(
+            lambda update, key: _factor(factors, key) * update, updates, _keys(updates)
+        )
 
     return optax.stateless(scale)
+
+
+def _factor(factors: Sequence[tuple[str, float]], key: str) -> float:
+    matching = [factor for pattern, factor in factors if fnmatch.fnmatchcase(key, pattern)]
+    return matching[-1] if matching else 1.0
 
 
 def decays(recipe: Recipe, params: PyTree) -> PyTree:
@@ -124,7 +132,7 @@ def decays(recipe: Recipe, params: PyTree) -> PyTree:
 
 
 def _is_scale(path: tuple) -> bool:
-    return path[-1].key == "scale"  # batch normalisation alone has one
+    return path[-1].key == "scale"  # norms alone have one
 
 
 def _rule(recipe: Recipe, schedule: optax.Schedule) -> optax.GradientTransformation:
@@ -137,13 +145,20 @@ def _rule(recipe: Recipe, schedule: optax.Schedule) -> optax.GradientTransformat
 
     clip = optax.clip_by_global_norm(recipe.clip_norm) if recipe.clip_norm else optax.identity()
     decay, momentum = recipe.weight_decay, recipe.momentum
-    coupled = optax.add_decayed_weights(decay, decayed)
+    coupled = _coupled_decay(recipe)
     match recipe.optimizer:
         case "sgd":
             rule = optax.chain(coupled, optax.sgd(schedule, momentum, nesterov=recipe.nesterov))
         case "rmsprop":
-            moving = optax.rmsprop(schedule, decay=0.9, eps=1.0, momentum=momentum)
-            rule = optax.chain(coupled, moving)
+            by_root = optax.rmsprop(
+                schedule, recipe.rmsprop_decay, recipe.rmsprop_epsilon, momentum=momentum
+            )
+            rule = optax.chain(coupled, by_root)
+        case "rmsprop_torch":
+            by_root = optax.scale_by_rms(
+                recipe.rmsprop_decay, recipe.rmsprop_epsilon, eps_in_sqrt=False
+            )
+            rule = optax.chain(coupled, by_root, optax.sgd(schedule, momentum))
         case "adamw":
             rule = optax.adamw(schedule, b1=momentum, weight_decay=decay, mask=decayed)
         case "lamb":
@@ -153,7 +168,59 @@ def _rule(recipe: Recipe, schedule: optax.Schedule) -> optax.GradientTransformat
                 schedule, decay, decayed,
                 trust_ratio_mask=decayed, momentum=momentum, nesterov=recipe.nesterov,
             )  # fmt: skip
+        case "muon":
+            sgd = optax.chain(coupled, optax.sgd(schedule, momentum, nesterov=recipe.nesterov))
+
+            def rule_of(key: str, x: jax.Array) -> str:
+                return "muon" if x.ndim > 1 and matches(recipe.muon_keys, key) else "sgd"
+
+            rule = optax.partition(
+                {"muon": _muon(recipe, schedule), "sgd": sgd},
+                lambda params: jax.tree.map(rule_of, _keys(params), params),
+            )
     return optax.chain(clip, rule)
+
+
+def _coupled_decay(recipe: Recipe) -> optax.GradientTransformation:
+    """Add to the gradient what makes parameters decay."""
+    if not recipe.decay_factors:
+        return optax.add_decayed_weights(recipe.weight_decay, lambda p: decays(recipe, p))
+
+    def add(updates: PyTree, params: PyTree) -> PyTree:
+        return jax.tree.map(
+            lambda update, x, decays, key: update
+            + (recipe.weight_decay * _factor(recipe.decay_factors, key) * x if decays else 0),
+            updates, params, decays(recipe, params), _keys(params),
+        )  # fmt: skip
+
+    return optax.stateless(add)
+
+
+def _muon(recipe: Recipe, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """Return Muon for kernels (..., features) as in Jordan's airbench94_muon.py: three steps of
+    Newton and Schulz make the momentum's singular values alike, and the kernel has the norm
+    sqrt(features) before every update, in place of a weight decay.
+    """
+
+    def matrices(params: PyTree) -> PyTree:
+        return jax.tree.map(
+            lambda x: optax.contrib.MuonDimensionNumbers(tuple(range(x.ndim - 1)), x.ndim - 1),
+            params,
+        )
+
+    def normalize(updates: PyTree, params: PyTree) -> PyTree:
+        def leaf(update: jax.Array, x: jax.Array) -> jax.Array:
+            return update + x * (jnp.sqrt(x.shape[-1]) / jnp.linalg.norm(x.ravel()) - 1)
+
+        return jax.tree.map(leaf, updates, params)
+
+    return optax.chain(
+        optax.contrib.scale_by_muon(
+            ns_steps=3, beta=recipe.muon_momentum, weight_dimension_numbers=matrices
+        ),
+        optax.scale_by_learning_rate(schedule),
+        optax.stateless(normalize),
+    )
 
 
 def plateau_rule(recipe: Recipe) -> optax.GradientTransformationExtraArgs:

@@ -1,7 +1,7 @@
-"""Mapping a function of one device onto all of them: the batch is split, the state is replicated.
+"""Map a function of one device onto all of them: the batch is split, the state is replicated.
 
-Two thin mappings of the same function: `jax.jit` of `jax.shard_map`, and `jax.pmap` (which JAX
-itself builds on the former since 0.8).
+There are two thin mappings: `jax.jit` of `jax.shard_map`, and `jax.pmap` (which JAX has built on
+the former since 0.8).
 """
 
 from collections.abc import Callable, Sequence
@@ -65,15 +65,15 @@ class DataParallel:
         )
 
     def keeps(self, images: np.ndarray) -> bool:
-        """Return whether the images of a data set stay on every device. More than `MAX_KEPT` bytes
-        stay on the host, for the network needs the device's memory. So do those of `pmap`, which
-        would copy them in every call.
+        """Return whether the images of a data set stay on every device. Images of more than
+        `MAX_KEPT` bytes stay on the host, because the network needs the device's memory. So do
+        those of `pmap`, which would copy them in every call.
         """
         return self.mapping != "pmap" and images.nbytes <= MAX_KEPT
 
     def keep(self, images: np.ndarray) -> Callable[[np.ndarray], Any]:
         """Return a function that takes this process's examples by their indices from `images`;
-        where it `keeps` them, no more than the indices travels.
+        if it `keeps` them, only the indices travel.
         """
         if not self.keeps(images):
             return images.__getitem__
@@ -82,10 +82,11 @@ class DataParallel:
         return lambda indices: take(kept, self.shard({"indices": indices})["indices"])
 
     def shard(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Return this process's examples, spread over its devices; what is on them already stays.
+        """Return this process's examples, spread over its devices; arrays that are on them already
+        stay.
 
-        `pmap` takes those of each device by themselves, (devices, examples, ...). No transfer guard
-        forbids this one: it is meant.
+        `pmap` takes the examples of each device separately, (devices, examples, ...). No transfer
+        guard forbids this transfer, which is meant.
         """
         if self.mapping == "pmap":
             own = [d for d in self.devices if d.process_index == jax.process_index()]
@@ -104,7 +105,7 @@ class DataParallel:
             }
 
     def check_batch_size(self, batch_size: int, parts: int = 1) -> None:
-        """Raises InputError unless every device gets the same number of images, in that many equal
+        """Raise InputError unless every device gets the same number of images, in `parts` equal
         parts (of gradient accumulation).
         """
         count = len(self.devices) * parts

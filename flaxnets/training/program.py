@@ -1,4 +1,4 @@
-"""The functions of a run, mapped onto the devices, and what it will take of them."""
+"""The compiled functions of a run, mapped onto the devices, and the memory they need."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -10,12 +10,13 @@ import numpy as np
 import optax
 
 from flaxnets.initializers import drawn
-from flaxnets.recipes import Recipe, Statistics
+from flaxnets.recipes import Recipe, Statistics, Views
 from flaxnets.training.guard import skipping_non_finite
 from flaxnets.training.optimizer import averaging_rule, learning_rate_schedule, make_optimizer
 from flaxnets.training.parallel import DataParallel
 from flaxnets.training.state import PyTree, TrainState, create_state, fresh_variables
 from flaxnets.training.step import make_eval_step, make_train_step
+from flaxnets.training.whitening import whitening, with_values
 
 HostBatch = dict[str, np.ndarray]
 
@@ -27,7 +28,7 @@ class Feed:
     train: Callable[[int], Iterator[HostBatch]]  # endless batches of this process, from a step on
     test: Callable[[], Iterator[HostBatch]]  # one masked pass
     train_size: int  # examples of an epoch, over all processes
-    input_shape: tuple[int, int, int]  # (height, width, channels) that the network is fed
+    input_shape: tuple[int, int, int]  # (height, width, channels) of network input
     statistics: Statistics  # by which images are normalised
     class_names: tuple[str, ...] = ()  # none where numbers are predicted
 
@@ -49,6 +50,7 @@ class Program:
     schedule: optax.Schedule
     train_step: Any  # compiled: (state, batch) -> (state, metrics); donates the state
     eval_step: Any  # compiled: (variables, batch) -> (sums, examples)
+    last_eval_step: Any  # the same for the recipe's views, after the last epoch; None without any
     create: Callable[[PyTree | None], TrainState]  # of initial variables, or fresh ones
     initial: PyTree | None  # variables to start from instead of fresh ones
     skips_non_finite: bool  # whether such steps are left out
@@ -72,8 +74,8 @@ class Program:
     def memory(self, batch: HostBatch, data_set: int = 0) -> dict[str, int]:
         """Return the bytes on each device in training, by what they are for. Compiles the step.
 
-        These are the parts of the state, the images that stay there (`data_set`), and what the
-        compiled step needs beside them, its own images included.
+        They are the parts of the state, the images that stay there (`data_set`), and what the
+        compiled step needs besides, including its own images.
         """
         state = self.state_shapes()
         parts = {
@@ -102,11 +104,14 @@ def make_program(
     seed: int = 0,
     initial: PyTree | None = None,
     skip_non_finite: bool = False,
+    examples: Callable[[], np.ndarray] | None = None,
 ) -> Program:
     """Return the program of `recipe`. `initial` are variables to start from instead of fresh ones;
-    with `skip_non_finite` a step whose loss or update is not finite changes nothing.
+    with `skip_non_finite` a step whose loss or update is not finite changes nothing. `examples`
+    gives training images as the network is fed them, uint8 (N, H, W, C), if a convolution is to
+    whiten their patches.
 
-    Raises InputError if the batch does not divide over the devices.
+    Raises InputError if the batch does not divide over the devices, or that convolution is none.
     """
     parallel.check_batch_size(recipe.batch_size, recipe.gradient_accumulation)
     steps_per_epoch = max(1, feed.train_size // recipe.batch_size)
@@ -122,11 +127,19 @@ def make_program(
     )
     if skip_non_finite:
         train_step = skipping_non_finite(train_step)
-    eval_step = make_eval_step(model, feed.statistics, loss=recipe.loss)
+
+    def eval_step(views: Views) -> Any:
+        return parallel.map(make_eval_step(model, feed.statistics, loss=recipe.loss, views=views))
+
+    whitened = {}
+    if recipe.whiten and initial is None:
+        shapes = jax.eval_shape(lambda: fresh_variables(model, feed.input_shape, recipe, seed))
+        whitened = whitening(shapes, recipe.whiten, examples, feed.statistics)
 
     def create(variables: PyTree | None) -> TrainState:
         if variables is None:
             variables = fresh_variables(model, feed.input_shape, recipe, seed)
+            variables = with_values(variables, whitened)
         return create_state(variables, optimizer, recipe)
 
     return Program(
@@ -137,7 +150,8 @@ def make_program(
         steps=recipe.epochs * steps_per_epoch,
         schedule=schedule,
         train_step=parallel.map(train_step, donate_state=True),
-        eval_step=parallel.map(eval_step),
+        eval_step=eval_step("center"),
+        last_eval_step=None if recipe.views == "center" else eval_step(recipe.views),
         create=create,
         initial=initial,
         skips_non_finite=skip_non_finite,

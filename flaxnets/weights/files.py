@@ -29,7 +29,24 @@ RENAMED = (
     (r"^head\.fc\.", "classifier.6."),
     # torchvision's DenseNet files, older than its rule against dots in the names of modules
     (r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2."),
+    # torchvision's ViT files of 2021, older than its `ops.MLP`
+    (r"(encoder_layer_\d+\.mlp)\.linear_1\.", r"\1.0."),
+    (r"(encoder_layer_\d+\.mlp)\.linear_2\.", r"\1.3."),
+    # EfficientNet-PyTorch (Melas-Kyriazi), to timm's names; its blocks as below
+    (r"^_conv_stem\.", "conv_stem."),
+    (r"^_bn0\.", "bn1."),
+    (r"^_conv_head\.", "conv_head."),
+    (r"^_bn1\.", "bn2."),
+    (r"^_fc\.", "classifier."),
 )
+BLOCK = re.compile(r"_blocks\.(\d+)\.(\w+)\.(.+)")  # of EfficientNet-PyTorch: one list of all
+WITH_EXPANSION = {
+    "_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2",
+    "_project_conv": "conv_pwl", "_bn2": "bn3",
+}  # fmt: skip
+WITHOUT_EXPANSION = {
+    "_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2",
+}  # fmt: skip
 AVERAGES = {"ema", "swa", "average", "averaged", "avg", "shadow"}  # words in the names of averages
 AVERAGED = "n_averaged"  # torch.optim.swa_utils.AveragedModel's counter
 OPTIMIZER = "param_groups"  # in the state of every optimizer of torch
@@ -53,7 +70,31 @@ def torchvision_keys(state_dict: Mapping[str, np.ndarray]) -> StateDict:
         for pattern, replacement in RENAMED:
             key = re.sub(pattern, replacement, key)
         renamed.setdefault(key, value)
-    return renamed
+    return _by_stages(renamed)
+
+
+def _by_stages(state_dict: StateDict) -> StateDict:
+    """Return the arrays with EfficientNet-PyTorch's blocks under timm's keys, which number them
+    within their stages ("_blocks.2." is "blocks.1.1."): a stage begins where the features change.
+    """
+    matches = {key: BLOCK.fullmatch(key) for key in state_dict}
+    numbers = sorted({int(match[1]) for match in matches.values() if match})
+    if not numbers:
+        return state_dict
+    places, stage, index, features = {}, -1, 0, None
+    for number in numbers:
+        last = state_dict.get(f"_blocks.{number}._project_conv.weight", np.zeros(0)).shape[:1]
+        stage, index = (stage, index + 1) if last == features else (stage + 1, 0)
+        places[number], features = f"blocks.{stage}.{index}", last
+
+    def renamed(key: str, match: re.Match[str] | None) -> str:
+        if match is None:
+            return key
+        expands = f"_blocks.{match[1]}._expand_conv.weight" in state_dict
+        layers = WITH_EXPANSION if expands else WITHOUT_EXPANSION
+        return f"{places[int(match[1])]}.{layers.get(match[2], match[2])}.{match[3]}"
+
+    return {renamed(key, match): state_dict[key] for key, match in matches.items()}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from flaxnets.convert import IGNORED, fits, from_torch, list_keys, to_torch, torch_keys
+from flaxnets.convert import (
+    IGNORED,
+    fit_positions,
+    fits,
+    from_torch,
+    list_keys,
+    to_torch,
+    torch_keys,
+)
 from flaxnets.errors import InputError
 from flaxnets.initializers import drawn
 from flaxnets.models import create_model
@@ -37,8 +45,9 @@ def load_weights(
         variables = load_weights("resnet50", "IMAGENET1K_V2")
         logits = create_model("resnet50").apply(variables, images)
 
-    Some weights expect fields of the network (GoogLeNet and Inception v3 `transform_input`):
-    `create_model(arch, **published_weights(arch, name).fields)`.
+    Some weights expect fields of the network: `transform_input` of GoogLeNet and Inception v3,
+    `image_size` of vision transformers. `published_weights(arch, name).fields` has them, for
+    `create_model`.
 
     Args:
         arch: name of the network.
@@ -71,6 +80,8 @@ def load_weights(
     check_in_channels(in_channels)
     model: Any = create_model(arch, **fields)
     start = published_weights(arch, name) if checkpoint is None else pathlib.Path(checkpoint)
+    if isinstance(start, PublishedWeights):
+        model = create_model(arch, **{**start.fields, **fields})
     return load_model(
         model,
         start,
@@ -136,6 +147,11 @@ def load_model(
         auxiliary = shapes.keys() ^ others.keys()
     state_dict = read_weights(path, shapes.keys() | auxiliary, ema=ema)
     state_dict = {key: v for key, v in state_dict.items() if not key.endswith(IGNORED)}
+    read, state_dict = state_dict, fit_positions(state_dict, shapes)
+    for key, value in state_dict.items():
+        if value is not read[key]:
+            lengths = f"{read[key].shape[1]} to {value.shape[1]} positions"
+            warn(f"{key} is interpolated from {lengths}, for images of another size", above=2)
     lacking = (auxiliary & shapes.keys()) - state_dict.keys()
     if lacking and num_classes is None:
         original = original.clone(aux_logits=False)
@@ -150,7 +166,7 @@ def load_model(
         and in_channels in (None, channels)
         and num_classes in (None, usual)
         and state_dict.keys() == shapes.keys()
-        and all(fits(value, shapes[key]) for key, value in state_dict.items())
+        and all(fits(key, value, shapes[key]) for key, value in state_dict.items())
     )
     if is_as_it_is:
         return original.clone(num_classes=usual), from_torch(state_dict, like), channels
@@ -235,7 +251,7 @@ def _without_head(
         value, shape = state_dict.get(key), shapes[key]
         if value is None or value.ndim == 0:
             return True
-        return not fits(value, (*shape[:-1], len(value)) if key in head else shape)
+        return not fits(key, value, (*shape[:-1], len(value)) if key in head else shape)
 
     if not any(map(is_wrong, head)):
         return []

@@ -8,8 +8,10 @@ real difference (measured on AlexNet 2012, torch's float32 against its float64).
 
 import dataclasses
 import functools
+import math
 import platform
 import sys
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,6 +23,8 @@ import pytest
 import torch
 
 from flaxnets import create_model, from_torch, to_torch
+from flaxnets.convert import IGNORED
+from flaxnets.initializers import drawn
 from tools.torchvision_import import torchvision
 
 AUX_WEIGHT = 0.3
@@ -57,16 +61,24 @@ SWITCHES: dict[str, Callable[[], Any]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """What pins a network, and how small its comparison can honestly be."""
+    """What pins a network, and how small its comparison can honestly be.
+
+    The number of its parameters, their keys and their shapes are those of the whole network, for
+    they cost nothing. Values are compared with fewer features or blocks where these only repeat.
+    """
 
     parameters: int  # exact, with the default class count and the images of `input_shape`
-    sizes: Sequence[int] = (224, 193)  # of the images, in pixels: the native one, an odd one
+    # Of the images, in pixels: the native one, an odd one. A deeper network takes a small odd one.
+    sizes: Sequence[int] = (224, 193)
+    cut_fields: dict[str, Any] = dataclasses.field(default_factory=dict)  # of both, for logits
     train_size: int = 64  # of the images for gradients and training steps
     reference: Callable[..., torch.nn.Module] | None = None  # None: torchvision's of that name
     train_fields: dict[str, Any] = dataclasses.field(default_factory=dict)  # of both modules
     # Of LLVM: 1 where the convolutions of five steps cost more time than level 0 saves.
     train_optimization: int = 0
-    deeper: bool = False  # a deeper or wider variant of a network that is compared as well: slow
+    # A deeper or wider variant of a network that is compared as well, of the same code: slow. Its
+    # gradients are not compared again.
+    deeper: bool = False
     batch: int = 4
     logits_bound: float = 1e-5
     training_bound: float = 1e-9
@@ -78,23 +90,28 @@ class Small:
 
     fields: dict[str, Any]
     size: int  # of images, in pixels, whose map has `cells` x `cells` positions
-    cells: int
+    cells: int  # 0 for a network without a map
     smallest: int  # side of the smallest image, in pixels
     # Parts that `remat=True` recomputes, in a comparison of gradients; 0 leaves it to other tests.
     recomputed: int = 0
+    linear: bool = True  # its head, so that the mean of the map is the logits
 
 
-def build_pair(name: str, case: Case, **fields):
+def build_reference(name: str, case: Case, **fields) -> torch.nn.Module:
+    """Return the independent module, as its own code initialises it."""
+    if case.reference is None:
+        return torchvision.models.get_model(name, weights=None, **fields)
+    return case.reference(**fields)
+
+
+def build_pair(name: str, case: Case, **fields) -> tuple[Any, Any]:
     """Our module and torch's, whose norms have statistics that a wrong wiring cannot hide behind,
     and which leave nothing out by chance, so that both compute one function in training too.
     """
     torch.manual_seed(0)
-    if case.reference is None:
-        reference = torchvision.models.get_model(name, weights=None, **fields)
-    else:
-        reference = case.reference(**fields)
+    reference = build_reference(name, case, **fields)
     for module in reference.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
+        if isinstance(module, (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d)):
             module.weight.data.uniform_(0.5, 1.5)
             module.bias.data.uniform_(-0.2, 0.2)
             module.get_buffer("running_mean").uniform_(-0.2, 0.2)
@@ -103,12 +120,22 @@ def build_pair(name: str, case: Case, **fields):
             module.weight.data.uniform_(0.5, 1.5)
             module.bias.data.uniform_(-0.2, 0.2)
         elif isinstance(module, (torch.nn.Dropout, torchvision.ops.StochasticDepth)):
-            module.p = 0.0
+            module.p = 0.0  # pyright: ignore[reportArgumentType]
     model = create_model(name, **fields)
     rates: dict[str, Any] = {
         f: 0.0 for f in ("dropout_rate", "stochastic_depth_rate") if hasattr(model, f)
     }
     return model.clone(**rates), reference
+
+
+def without_constants(reference: torch.nn.Module) -> torch.nn.Module:
+    """Return torch's module with random values in the parameters that it starts as constants, such
+    as a head of zeros or a branch's factor of 1e-6, which hide what is wired wrongly before them.
+    """
+    for parameter in reference.parameters():
+        if not parameter.is_meta and parameter.min() == parameter.max():
+            parameter.data.uniform_(-0.2, 0.2)
+    return reference
 
 
 def images(size: int, batch: int = 2, channels: int = 3, seed: int = 0) -> np.ndarray:
@@ -126,9 +153,40 @@ def initial_shapes(model, x: np.ndarray):
     return jax.eval_shape(model.init, jax.random.key(0), jnp.asarray(x))
 
 
+def torch_shapes(variables) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each variable under its torch key, in torch's layout."""
+    empty = jax.tree.map(lambda leaf: np.broadcast_to(np.False_, leaf.shape), variables)
+    return {k: v.shape for k, v in to_torch(empty).items() if not k.endswith(IGNORED)}
+
+
+def shapes_of_reference(name: str, case: Case) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each parameter and buffer of torch's whole module, made without values"""
+    with torch.device("meta"):
+        state_dict = build_reference(name, case).state_dict()
+    return {k: tuple(v.shape) for k, v in state_dict.items() if not k.endswith(IGNORED)}
+
+
 def converted(model, reference: torch.nn.Module, x: np.ndarray):
     """The reference's weights in our tree: fails unless the key sets agree both ways."""
     return from_torch(reference.state_dict(), initial_shapes(model, x))
+
+
+def unlike_initial_values(model, reference: torch.nn.Module, x: np.ndarray) -> list[str]:
+    """Return torch's keys of the parameters whose initial values have another mean or deviation in
+    our network, by more than six standard errors of two draws of that number of values.
+    """
+    ours = to_torch(drawn(model.init)(jax.random.key(0), jnp.asarray(x)))
+    unlike = []
+    for key, value in reference.named_parameters():
+        theirs = value.detach().numpy()
+        error = 6 * np.std(theirs, dtype=np.float64) / math.sqrt(theirs.size) + 1e-12
+        means, deviations = (
+            abs(function(ours[key], dtype=np.float64) - function(theirs, dtype=np.float64))
+            for function in (np.mean, np.std)
+        )
+        if means > math.sqrt(2) * error or deviations > error:
+            unlike.append(key)
+    return unlike
 
 
 def recomputed_parts(jaxpr) -> int:
@@ -172,10 +230,21 @@ def logits_error(model, reference: torch.nn.Module, x: np.ndarray, variables=Non
 
 
 def round_trip_is_exact(variables, reference: torch.nn.Module) -> bool:
-    state_dict = reference.state_dict()
+    """Tell whether torch's module takes what `to_torch` gives of its own values, to the bit."""
+    state_dict = {key: value.clone() for key, value in reference.state_dict().items()}
     back = to_torch(variables)
+    tensors = OrderedDict((key, torch.from_numpy(value)) for key, value in back.items())
+    # The version of the outermost module alone, which torchvision's MnasNet refuses to be without.
+    vars(tensors)["_metadata"] = {"": vars(reference.state_dict())["_metadata"][""]}
+    reference.load_state_dict(tensors)
     kept = {key for key in state_dict if not key.endswith("num_batches_tracked")}
     return set(back) == kept and all(np.array_equal(back[k], state_dict[k].numpy()) for k in kept)
+
+
+def _torch_parameters(params) -> dict[str, np.ndarray]:
+    """Return parameters, or their gradients, under torch's keys, without its integer buffers."""
+    state_dict = to_torch({"params": params})
+    return {key: value for key, value in state_dict.items() if not key.endswith(IGNORED)}
 
 
 def _torch_loss(reference: torch.nn.Module, x: np.ndarray, labels: np.ndarray) -> torch.Tensor:
@@ -242,13 +311,13 @@ def _training_errors(
             gradients = {
                 key: p.grad for key, p in reference.named_parameters() if p.grad is not None
             }
-            errors["gradients"] = largest_error(to_torch({"params": grads}), gradients)
+            errors["gradients"] = largest_error(_torch_parameters(grads), gradients)
         optimizer.step()
         ours.append(float(value))
         theirs.append(loss.item())
     errors["losses"] = relative_error(ours, theirs)
     errors["parameters after"] = largest_error(
-        to_torch({"params": params}), dict(reference.named_parameters())
+        _torch_parameters(params), dict(reference.named_parameters())
     )
     statistics = {k: v for k, v in reference.named_buffers() if "running" in k}
     if statistics:

@@ -27,9 +27,13 @@ HEADS = {name: family.HEAD for name, family in FAMILIES.items()}
 MANY_MODULES = {
     "densenet121", "inception_v3", "inception_v4", "inception_resnet_v1", "inception_resnet_v2",
 }  # fmt: skip
+SLOW = {name for name, case in CASES.items() if case.deeper} | MANY_MODULES
 EVERY_NETWORK = [
-    pytest.param(name, marks=[pytest.mark.slow] if case.deeper or name in MANY_MODULES else [])
-    for name, case in CASES.items()
+    pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in CASES
 ]
 # The first network of each class.
 CLASSES = list({build.func: name for name, build in reversed(VARIANTS.items())}.values())[::-1]
+# Fields that make a network of each class cheap to trace: a `SMALL` one, else the first.
+TRACED = {name: small.fields for name, small in SMALL.items()} | {
+    name: {} for name in CLASSES if VARIANTS[name].func not in {VARIANTS[n].func for n in SMALL}
+}

@@ -30,6 +30,6 @@ CASES = {
     ),
 }
 SMALL = {
-    "inception_v3": Small({}, 107, 2, 75),
+    "inception_v3": Small({"modules": KEPT}, 107, 2, 75),
 }
 HEAD = "fc"

@@ -9,10 +9,16 @@ from torch import nn
 from parity import Case
 
 
-def mlp(*sizes: int, num_classes: int) -> nn.Module:
+def mlp(
+    *sizes: int,
+    num_classes: int,
+    activation: type[nn.Module] = nn.ReLU,
+    batch_norm: bool = False,
+) -> nn.Module:
     layers = []
     for n_in, n_out in itertools.pairwise(sizes):
-        layers += [nn.Linear(n_in, n_out), nn.ReLU()]
+        norms = [nn.BatchNorm1d(n_out)] if batch_norm else []
+        layers += [nn.Linear(n_in, n_out), *norms, activation()]
     classifier = nn.Sequential(*layers, nn.Linear(sizes[-1], num_classes))
     return nn.Sequential(OrderedDict(flatten=nn.Flatten(), classifier=classifier))
 

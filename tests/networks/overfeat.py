@@ -62,6 +62,7 @@ CASES = {
     "overfeat_fast": Case(  # Table 4: 145 million
         145_920_872,
         sizes=(231, 247),
+        cut_fields={"hidden_features": (48, 64)},
         train_size=231,
         train_optimization=1,
         train_fields={"channels": (6, 16, 32, 64, 64), "hidden_features": (48, 64)},
@@ -71,6 +72,7 @@ CASES = {
     "overfeat_accurate": Case(  # Table 4: 144 million
         144_656_488,
         sizes=(221, 255),
+        cut_fields={"hidden_features": (48, 64)},
         train_size=221,
         train_optimization=1,
         train_fields={"channels": (6, 16, 32, 32, 64, 64), "hidden_features": (64, 64)},

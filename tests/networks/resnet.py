@@ -3,14 +3,54 @@ fewer stages.
 
 At such a learning rate and batch, 50 layers or more diverge: rounding grows thirtyfold a step, from
 1e-14 in the first loss to 1e-8 in the fifth. `test_resnet.py` has a single step of all 50.
+
+torchvision has shortcuts of option B alone; its blocks are given the paper's others here.
 """
 
 import functools
+from typing import Any
 
+import torch
 from torch import nn
+from torch.nn import functional as F
 
 from parity import Case, Small
 from tools.torchvision_import import torchvision
+
+
+class Padded(nn.Module):
+    """Option A where the shape changes."""
+
+    def forward(self, x):
+        x = x[:, :, ::2, ::2]
+        return torch.cat([x, torch.zeros_like(x)], 1)
+
+
+def with_shortcuts(model: nn.Module, option: str) -> nn.Module:
+    """Replace the shortcuts of a network of basic blocks."""
+    block: Any
+    for block in model.modules():
+        if isinstance(block, torchvision.models.resnet.BasicBlock):
+            features, inputs, stride = *block.conv1.weight.shape[:2], block.stride
+            if option == "none":
+                block.downsample = None
+                block.forward = functools.partial(plain_forward, block)
+            elif option == "A" and inputs != features:
+                block.downsample = Padded()
+            elif option == "C":
+                block.downsample = nn.Sequential(
+                    nn.Conv2d(inputs, features, 1, stride, bias=False), nn.BatchNorm2d(features)
+                )
+    return model
+
+
+def plain_forward(block, x):
+    y = F.relu(block.bn1(block.conv1(x)))
+    return F.relu(block.bn2(block.conv2(y)))
+
+
+def plain(name: str, **fields) -> nn.Module:
+    return with_shortcuts(resnet(name, **fields), "none")
 
 
 def resnet(name: str, depths: tuple[int, ...] | None = None, num_classes: int = 1000) -> nn.Module:
@@ -45,15 +85,31 @@ TRAIN_DEPTHS = {
     # Wide stages are slow to compile, on maps below 5x5 above all.
     **dict.fromkeys(WIDE, (1, 2)),
 }
+BASE = ("resnet18", "resnet50", "resnext50_32x4d")
 CASES = {
     name: Case(
         count,
+        sizes=(224, 193) if name in BASE else (65,),
+        # All of the width, in every place once or twice.
+        cut_fields={"depths": (1, 2, 1, 1)} if count > 60e6 else {},
         train_fields={"depths": TRAIN_DEPTHS.get(name, (1, 2, 1, 1))},
         train_optimization=1,
-        deeper=name not in ("resnet18", "resnet50", "resnext50_32x4d"),
+        deeper=name not in BASE,
         reference=functools.partial(resnet, name),
     )
     for name, count in PARAMETERS.items()
+}
+CASES |= {  # without the projections
+    f"plain{depth}": Case(
+        PARAMETERS[f"resnet{depth}"] - 173_824,
+        sizes=(65,),
+        cut_fields={"depths": (1, 2, 1, 1)},
+        train_fields={"depths": (1, 2)},
+        train_optimization=1,
+        deeper=depth > 18,
+        reference=functools.partial(plain, f"resnet{depth}"),
+    )
+    for depth in (18, 34)
 }
 SMALL = {
     "resnet18": Small({"depths": (1, 1)}, 64, 8, 1, recomputed=2),

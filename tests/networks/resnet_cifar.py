@@ -12,16 +12,24 @@ from parity import Case, Small
 
 
 class BasicBlock(nn.Module):
-    def __init__(self, inputs: int, features: int, stride: int):
+    def __init__(self, inputs: int, features: int, stride: int, shortcut: str):
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, features, 3, stride, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(features)
         self.conv2 = nn.Conv2d(features, features, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(features)
-        self.stride = stride
+        self.stride, self.shortcut = stride, shortcut
+        if shortcut == "C" or (shortcut == "B" and inputs != features):
+            self.downsample = nn.Sequential(
+                nn.Conv2d(inputs, features, 1, stride, bias=False), nn.BatchNorm2d(features)
+            )
 
     def forward(self, x):
         y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        if self.shortcut == "none":
+            return F.relu(y)
+        if hasattr(self, "downsample"):
+            return F.relu(y + self.downsample(x))
         identity = x[:, :, :: self.stride, :: self.stride]
         new = y.shape[1] - x.shape[1]
         if new:
@@ -61,12 +69,12 @@ def cifar_network(stem: int, stages: Sequence[nn.Module], outputs: int, classes:
     return nn.Sequential(parts)
 
 
-def resnet(depth: int, num_classes: int = 10) -> nn.Module:
+def resnet(depth: int, num_classes: int = 10, shortcut: str = "A") -> nn.Module:
     more = (depth - 2) // 6 - 1
     stages = [
         nn.Sequential(
-            BasicBlock(inputs, features, stride),
-            *[BasicBlock(features, features, 1) for _ in range(more)],
+            BasicBlock(inputs, features, stride, shortcut),
+            *[BasicBlock(features, features, 1, shortcut) for _ in range(more)],
         )
         for inputs, features, stride in ((16, 16, 1), (16, 32, 2), (32, 64, 2))
     ]
@@ -92,19 +100,30 @@ RESNEXTS = {8: 34_426_698, 16: 68_155_210}
 CASES = {
     f"resnet{depth}_cifar": Case(
         count,
-        sizes=(32, 27) if depth < 1202 else (32,),
+        sizes=(32, 27) if depth == 20 else (27,),
+        cut_fields={"depth": min(depth, 110)},
         train_size=16,
-        # Deeper ones only repeat its blocks.
-        train_fields={} if depth <= 56 else {"depth": 32},
         reference=functools.partial(resnet, depth=depth),
         deeper=depth > 20,
     )
     for depth, count in RESNETS.items()
 }
+CASES |= {  # shortcuts without parameters: as many as the residual network has
+    f"plain{depth}_cifar": Case(
+        RESNETS[depth],
+        sizes=(32, 27),
+        cut_fields={"depth": 20},
+        train_size=16,
+        train_fields={"depth": 8},
+        reference=functools.partial(resnet, depth=depth, shortcut="none"),
+        deeper=depth > 20,
+    )
+    for depth in (20, 32, 44, 56, 110)
+}
 CASES |= {
     f"resnext29_{groups}x64d_cifar": Case(
         count,
-        sizes=(32, 27),
+        sizes=(32, 27) if groups == 8 else (27,),
         train_size=20,  # larger maps than 4x4, which are slow to compile
         train_fields={"groups": groups // 4},
         train_optimization=1,

@@ -34,7 +34,10 @@ def random_variables(model, x: np.ndarray):
     return variables
 
 
-@pytest.mark.parametrize("name", SMALL)
+WITH_MAP = [name for name, case in SMALL.items() if case.cells]
+
+
+@pytest.mark.parametrize("name", [name for name in WITH_MAP if SMALL[name].linear])
 def test_the_mean_of_the_map_is_the_logits(name):
     """Images have one channel, which every network takes."""
     case, model = SMALL[name], small(name)
@@ -51,7 +54,7 @@ def test_the_mean_of_the_map_is_the_logits(name):
     assert np.ptp(scores, axis=(1, 2)).max() > 1e-3 * abs(logits).max()  # the positions differ
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", WITH_MAP)
 def test_the_smallest_image_and_one_sentence_for_a_smaller_one(name):
     """In bfloat16, of one channel."""
     side, model = SMALL[name].smallest, small(name, dtype=jnp.bfloat16)
@@ -93,6 +96,9 @@ def test_remat_has_the_same_tree_gradients_and_statistics(name):
         gradients = parity.jit_quickly(jax.grad(loss, has_aux=True), static_argnums=2)
         ours, expected = (gradients(params, rest, m, x) for m in (remat, model))
         traced = gradients.trace(params, rest, remat, x)
+    # A bias between two norms has no gradient but rounding's.
+    floor = 1e-4 * max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected[0]))
     for one, other in zip(*map(jax.tree.leaves, (ours, expected)), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-9 * np.abs(other).max())
+        largest = max(np.abs(other).max(), floor)
+        np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-9 * largest)
     assert parity.recomputed_parts(traced.jaxpr.jaxpr) >= SMALL[name].recomputed

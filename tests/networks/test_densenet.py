@@ -13,6 +13,7 @@ from flaxnets import create_model, layers, to_torch
 from flaxnets.initializers import drawn
 from flaxnets.kernels import normalization
 from flaxnets.kernels.onednn import calls as onednn
+from networks.densenet import CASES
 
 SMALL = {
     "densenet121": {"depths": (1, 2, 1, 1), "growth_rate": 4},
@@ -43,10 +44,10 @@ def shapes(model, *shape: int):
     ],
 )
 def test_the_name_counts_convolutions_and_the_linear_layer(name, depth, features):
-    params = shapes(create_model(name))["params"]
-    kernels = [path for path, _ in jax.tree.leaves_with_path(params) if path[-1].key == "kernel"]
-    assert len(kernels) == depth
-    assert params["classifier"]["kernel"].shape[0] == features
+    """In torch's network, of which ours has every key and shape (tests/parity)."""
+    reference = parity.shapes_of_reference(name, CASES[name])
+    assert sum(len(shape) > 1 for shape in reference.values()) == depth
+    assert reference["classifier.weight"][1] == features
 
 
 def test_a_layer_reads_every_map_before_it_in_its_block():

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 import parity
-from flaxnets import create_model, to_torch
+from flaxnets import InputError, create_model, to_torch
 from flaxnets.initializers import drawn
 from flaxnets.layers import Conv
 from flaxnets.models.highway import Highway
+from networks import highway
 
 SMALL = {
     "highway19_cifar": {"stages": ((4, 1), (6, 2), (8, 1))},
@@ -41,7 +42,12 @@ def initialised(name: str):
 
 
 @pytest.mark.parametrize(
-    ("name", "depth", "millions"), [("highway19_cifar", 19, 2.3), ("highway32_cifar", 32, 1.25)]
+    ("name", "depth", "millions"),
+    [
+        ("highway11_cifar", 11, 0.236),
+        ("highway19_cifar", 19, 2.3),
+        ("highway32_cifar", 32, 1.25),
+    ],
 )
 def test_layers_and_parameters_of_table_2(name, depth, millions):
     params = shapes(create_model(name))["params"]
@@ -53,6 +59,15 @@ def test_a_thin_fully_connected_layer_has_about_5000_parameters():
     params = shapes(create_model("highway_mlp"))["params"]  # section 3.1
     assert count(params["fc2"]) == 5_100
     assert len(params) == 10 + 1  # and the output
+    plain = shapes(create_model("plain_mlp"))["params"]
+    assert count(plain["fc2"]) == 5_112
+
+
+def test_a_plain_convolutional_network_is_torchs():
+    stages = ((4, 1), (6, 2), (8, 1))
+    reference = highway.highway_cifar(stages, layer=highway.Plain)
+    model = create_model("highway19_cifar", gated=False, stages=stages)
+    assert parity.logits_error(model, reference, parity.images(11)) < 1e-5
 
 
 @pytest.mark.parametrize("name", ["highway19_cifar", "highway_mlp"])
@@ -96,16 +111,18 @@ def test_a_closed_gate_carries_and_an_open_one_transforms():
 
 
 def test_fields_of_the_fully_connected_network():
-    model = create_model("highway_mlp", patch=(8, 8), depth=5, activation=nn.tanh, gate_bias=-4.0)
+    model = create_model("highway_mlp", patch=(8, 8), depth=5, activation="tanh", gate_bias=-4.0)
     x = parity.images(8, channels=1)
     variables = drawn(model.init)(jax.random.key(0), x)
     params = variables["params"]
     assert params["fc1"]["patch_kernel"].shape == (8, 8, 1, 50)
     assert len(params) == 5 + 1
     assert np.all(params["fc5"]["T"]["bias"] == -4)
-    rectified = model.clone(activation=nn.relu)
+    rectified = model.clone(activation="relu")
     logits, others = (jax.jit(m.apply)(variables, x) for m in (model, rectified))
     assert np.any(logits != others)
+    with pytest.raises(InputError, match="unknown activation 'relo'; did you mean 'relu'"):
+        shapes(model.clone(activation="relo"))
 
 
 def test_dropout_acts_in_training_only():

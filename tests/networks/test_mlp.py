@@ -1,5 +1,6 @@
 """Linear models and multilayer perceptrons on rows and on images, and on scikit-learn's data."""
 
+import functools
 from typing import Any
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from sklearn.datasets import load_breast_cancer, load_diabetes
+from torch import nn
 
 import parity
 from flaxnets import create_model, from_torch
@@ -79,6 +81,22 @@ def test_weights_go_into_the_network_under_torchs_keys():
     variables = from_torch(weights, initial(model, jnp.zeros((1, 10))))
     outputs: Any = model.apply(variables, jnp.eye(10))
     assert outputs[:, 0].tolist() == list(range(1, 11))
+
+
+@pytest.mark.parametrize("batch_norm", [False, True])
+@pytest.mark.parametrize(("name", "theirs"), [("sigmoid", nn.Sigmoid), ("tanh", nn.Tanh)])
+def test_activations_and_batch_norm_are_torchs(name, theirs, batch_norm):
+    """Ioffe & Szegedy 2015, section 4.1: three hidden layers of 100 units."""
+    fields = {"activation": name, "batch_norm": batch_norm, "hidden_features": (100,) * 3}
+    reference = functools.partial(
+        mlp.mlp, 64, 100, 100, 100, num_classes=10, activation=theirs, batch_norm=batch_norm
+    )
+    case = parity.Case(0, reference=lambda **_: reference())
+    model, reference = parity.build_pair("mlp", case, **fields)
+    assert parity.logits_error(model, reference, parity.images(8, channels=1)) < 1e-5
+    batches = [parity.images(8, 4, 1, seed) for seed in range(5)]
+    for column, error in parity.training_errors(model, reference, batches).items():
+        assert error < 1e-9, column
 
 
 @pytest.mark.parametrize("name", mlp.CASES)

@@ -9,15 +9,15 @@ from flax import nnx
 
 from flaxnets import create_model, to_torch
 from flaxnets.initializers import drawn
-from networks import CLASSES
+from networks import TRACED
 
 MUTABLE = ["batch_stats", "aux_logits"]
 
 
-@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("name", TRACED)
 @pytest.mark.slow
 def test_a_network_of_each_class_trains_in_shapes(name):
-    model = create_model(name, num_classes=7)
+    model = create_model(name, num_classes=7, **TRACED[name])
     x = jnp.zeros((2, *model.input_shape))
 
     def train():

@@ -1,5 +1,6 @@
 """Facts about the residual networks that the comparison of every network does not state."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -11,12 +12,13 @@ import pytest
 
 import parity
 from flaxnets import create_model, to_torch
+from flaxnets.blocks import StochasticDepth, shortcut
 from flaxnets.initializers import drawn
 from flaxnets.layers import BatchNorm, Conv
 from flaxnets.models.resnet import BasicBlock, Bottleneck
-from flaxnets.models.resnet_cifar import pad_shortcut
+from flaxnets.models.resnet_cifar import BasicBlock as resnet_cifar_block
 from flaxnets.models.wide_resnet import WideBlock
-from networks.resnet import CASES
+from networks import CASES, resnet, resnet_cifar
 
 INIT = {
     "resnet18": {"depths": (1, 2)},
@@ -149,17 +151,103 @@ def test_a_depth_that_is_no_whole_number_of_blocks_is_refused(name, depth):
 
 @pytest.mark.parametrize("depth", [20, 32, 44, 56, 110, 1202])
 def test_depth_counts_convolutions_and_the_linear_layer(depth):
-    params = shapes(create_model(f"resnet{depth}_cifar"))["params"]
-    kernels = [path for path, _ in jax.tree.leaves_with_path(params) if path[-1].key == "kernel"]
-    assert len(kernels) == depth
+    """In torch's network, of which ours has every key and shape (tests/parity)."""
+    name = f"resnet{depth}_cifar"
+    reference = parity.shapes_of_reference(name, CASES[name])
+    assert sum(len(shape) > 1 for shape in reference.values()) == depth
 
 
 def test_the_shortcut_without_parameters_subsamples_and_appends_zeros():
     x = jnp.arange(1.0, 26.0).reshape(1, 5, 5, 1)
-    y = pad_shortcut(x, 3, 2)
+    y = shortcut("A", x, 3, 2, Conv, BatchNorm)
+    assert y is not None
     np.testing.assert_array_equal(y[0, ..., 0], [[1, 3, 5], [11, 13, 15], [21, 23, 25]])
     assert not y[..., 1:].any()
-    np.testing.assert_array_equal(pad_shortcut(x, 1, 1), x)
+    assert shortcut("A", x, 1, 1, Conv, BatchNorm) is x
+
+
+@pytest.mark.parametrize("option", ["A", "B", "C"])
+def test_shortcuts_of_table_3(option):
+    """Logits of both kinds of networks, against torch; gradients of one."""
+    fields = {"depths": (2, 1), "num_classes": 10}
+    case = dataclasses.replace(
+        CASES["resnet18"],
+        reference=lambda **fields: resnet.with_shortcuts(
+            resnet.resnet("resnet18", **fields), option
+        ),
+    )
+    _, reference = parity.build_pair("resnet18", case, **fields)
+    model = create_model("resnet18", shortcut=option, **fields)
+    assert parity.logits_error(model, reference, parity.images(49)) < 1e-5
+
+    case = dataclasses.replace(
+        CASES["resnet20_cifar"],
+        reference=functools.partial(resnet_cifar.resnet, shortcut=option),
+    )
+    _, reference = parity.build_pair("resnet20_cifar", case, depth=14)
+    model = create_model("resnet20_cifar", shortcut=option, depth=14)
+    assert parity.logits_error(model, reference, parity.images(27)) < 1e-5
+    if option == "C":
+        batches = [parity.images(8, 4, seed=seed) for seed in range(2)]
+        for column, error in parity.training_errors(model, reference, batches).items():
+            assert error < 1e-9, column
+
+
+def test_projections_take_as_many_parameters_as_table_3_says():
+    """Option C projects 13 shapes more than B: of 64, 128, 256 and 512 channels."""
+    a, b, c = (count(shapes(create_model("resnet34", shortcut=o))["params"]) for o in "ABC")
+    assert b - a == sum(width * width // 2 + 2 * width for width in (128, 256, 512))
+    more = {64: 3, 128: 3, 256: 5, 512: 2}
+    assert c - b == sum(n * (width * width + 2 * width) for width, n in more.items())
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "sentence"),
+    [
+        ("resnet18", {"shortcut": "D"}, "unknown shortcut 'D'; expected one of A, B, C, none"),
+        ("plain18", {"zero_init_residual": True}, "a plain network cannot start its blocks at"),
+        ("plain20_cifar", {"stochastic_depth_rate": 0.5}, "a plain network has no blocks to leave"),
+    ],
+)
+def test_shortcuts_that_do_not_fit_get_one_sentence(name, fields, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        shapes(create_model(name, **fields))
+
+
+def test_stochastic_depth_grows_linearly_and_acts_in_training_only():
+    """Huang et al. 2016, equation 4: the last block survives with 1 - rate, the input with 1."""
+    model = create_model("resnet20_cifar", depth=8, stochastic_depth_rate=0.5)
+    x = parity.images(8)
+    variables = drawn(model.init)(jax.random.key(0), x)
+    rates = []
+
+    def record(next_function, args, kwargs, context):
+        if isinstance(context.module, StochasticDepth):
+            rates.append(context.module.rate)
+        return next_function(*args, **kwargs)
+
+    with nn.intercept_methods(record):
+        jax.eval_shape(model.apply, variables, x)
+    np.testing.assert_allclose(rates, [1 / 6, 2 / 6, 3 / 6])
+
+    @functools.partial(jax.jit, static_argnums=(1, 2))
+    def logits(seed: int, model=model, train: bool = True):
+        return model.apply(
+            variables, x, train, mutable=["batch_stats"], rngs={"dropout": jax.random.key(seed)}
+        )[0]
+
+    assert np.any(logits(0) != logits(1))
+    whole = model.clone(stochastic_depth_rate=0.0)
+    np.testing.assert_array_equal(logits(0, model, False), logits(1, whole, False))
+
+
+def test_a_block_that_is_left_out_is_its_shortcut():
+    norm: Any = no_norm
+    block = resnet_cifar_block(4, Conv, norm, "A", functools.partial(StochasticDepth, 1.0, True))
+    x = abs(parity.images(5, channels=4))
+    variables = block.init({"params": jax.random.key(0), "dropout": jax.random.key(1)}, x)
+    rngs = {"dropout": jax.random.key(2)}
+    np.testing.assert_array_equal(block.apply(variables, x, rngs=rngs), x)
 
 
 def test_a_wide_block_drops_activations_between_its_convolutions_only():

@@ -50,9 +50,8 @@ SIZES = {(16, 4): 2_748_890, (28, 10): 36_479_194, (40, 4): 8_949_210}
 CASES = {
     f"wrn_{depth}_{widen}": Case(
         count,
-        sizes=(32, 27),
+        sizes=(32, 27) if depth == 16 else (27,),
         train_size=16,
-        train_fields={"widen": 2} if widen == 10 else {},
         train_optimization=1,
         deeper=depth > 16,
         reference=functools.partial(wide_resnet, depth=depth, widen=widen),

@@ -14,8 +14,8 @@ from PIL import Image
 from safetensors.numpy import save_file
 from sklearn.datasets import load_sample_images
 
-from experiments.classify import Options, main
 from flaxnets import InputError, create_model, pretrained, to_torch
+from flaxnets.classify import Options, main
 from flaxnets.data.pixels.crop import CenterCrop
 from flaxnets.data.pixels.decode import Decode, as_array
 from flaxnets.data.pixels.resize import Resize, cover, scale_short_side
@@ -27,15 +27,14 @@ from flaxnets.inference.options import NetworkOptions
 from flaxnets.inference.views import (
     check_views,
     for_views,
-    mean_log_probabilities,
     random_crops,
     ten_crop,
-    view_logits,
     views_of,
 )
 from flaxnets.initializers import drawn
 from flaxnets.recipes import Interpolation
 from flaxnets.training.on_device import normalize
+from flaxnets.training.views import mean_log_probabilities, view_logits
 from scripts import command, errors, output, script
 from tools.torchvision_import import torchvision
 
@@ -338,7 +337,7 @@ def test_one_bad_picture_among_many_costs_no_other_its_result(small, files, tmp_
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({}, "no network given; expected --arch NAME or --workdir DIR"),
+        ({"ema": True, "weights": "IMAGENET1K_V1"}, "no network given; expected --arch NAME or"),
         ({"arch": "alexnt"}, "unknown architecture 'alexnt'; did you mean 'alexnet'?"),
         ({"arch": "alexnet"}, "no weights of alexnet given; expected --weights NAME or"),
         (

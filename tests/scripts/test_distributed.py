@@ -17,9 +17,8 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from experiments import train
 from feeds import eval_batches, train_batches
-from flaxnets import InputError, create_model
+from flaxnets import InputError, create_model, train
 from flaxnets.data import open_source
 from flaxnets.recipes import Preprocessing, recipe_for
 from flaxnets.runs import processes as processes_

@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from experiments import dense, evaluate
+from flaxnets import dense, evaluate
+from flaxnets.recipes import Preprocessing
 from flaxnets.runs.evaluation import Example, draw_worst
 from flaxnets.runs.figures import draw_batch, draw_grid, draw_learning_curve, literal
 from tools import show_augmentation
@@ -43,7 +44,7 @@ def test_the_figures_of_a_run_name_classes_as_they_are():
     images = np.zeros((4, 5, 5, 1), np.uint8)
     assert set(texts(draw_grid(list(images), NAMES))) == set(SHOWN)
     batch = {"image": images, "label": np.arange(4)}
-    assert set(texts(draw_batch(batch, NAMES, pad=0))) == set(SHOWN)
+    assert set(texts(draw_batch(batch, NAMES, Preprocessing()))) == set(SHOWN)
     worst = [Example(1.0, images[0], label=0, output=1), Example(0.5, images[0], 2, 2)]
     assert texts(draw_worst(worst, NAMES)) == ["\\$1\\$\nnot $5_$10 (1.0)", "_$x (0.5)"]
 

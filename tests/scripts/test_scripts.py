@@ -16,9 +16,9 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from experiments import train as train_script
 from feeds import in_memory
 from flaxnets import data
+from flaxnets import train as train_script
 from flaxnets.training.parallel import DataParallel
 from scripts import ROOT, command, output, refusal, script
 from tools import convert_torchvision
@@ -203,15 +203,15 @@ def test_bad_input_ends_the_script_with_status_2(arguments, sentence, tmp_path):
 @pytest.mark.parametrize(
     ("dataset", "arch", "facts"),
     [
-        ("digits", "vgg19", ["--image-size", "(default: 32)"]),
-        ("folder:nowhere", "vgg19", ["--image-size", "(default: 224)"]),
-        ("npz:none.npz", "vgg19", ["--image-size", "(default: 32)"]),
-        ("cifar10", "vgg19", ["--image-size", "(default: 32)"]),
-        ("diabetes", "perceptron", ["--loss", "squared_error)"]),
+        ("digits", "vgg19", ["--image-size 32*"]),
+        ("folder:nowhere", "vgg19", ["--image-size 224"]),
+        ("npz:none.npz", "vgg19", ["--image-size 32*"]),
+        ("cifar10", "vgg19", ["--image-size 32*"]),
+        ("diabetes", "perceptron", ["--loss squared_error*"]),
         ("imagenet2012", "vgg19", ["for photographs: help does not open imagenet2012"]),
     ],
 )
-def test_help_opens_no_data_set(dataset, arch, facts, tmp_path, monkeypatch, capsys):
+def test_help_opens_no_data_set(dataset, arch, facts, monkeypatch, capsys):
     """Nor does it import TensorFlow: the name of the data set decides the defaults."""
 
     def opened(*_):
@@ -222,11 +222,10 @@ def test_help_opens_no_data_set(dataset, arch, facts, tmp_path, monkeypatch, cap
     monkeypatch.setenv("COLUMNS", "200")
     with pytest.raises(SystemExit) as ended:
         train_script.main(["--arch", arch, "--dataset", dataset, "--help"])
-    assert ended.value.code == 0
+    assert not ended.value.code
     text = " ".join(capsys.readouterr().out.split())
-    place = 0
     for fact in facts:
-        place = text.index(fact, place)
+        assert fact in text
     assert ("help does not open" in text) == (data.kind_of(dataset) is None)
 
 
@@ -329,6 +328,7 @@ def test_weights_travel_from_torch_and_back(tmp_path):
         ({"checkpoint": tmp_path / "none.pth"}, "no file"),
         ({"weights": "IMAGENET1K_V9"}, "no weights of 'lenet5' are published"),
         ({}, "give one of --checkpoint, --weights and --workdir"),
+        ({"average": 3}, "--average is about the checkpoints of a run; expected --workdir DIR"),
     ]:
         assert sentence in refusal(convert_torchvision.main, "lenet5", out, **options)
     assert not out.exists()

@@ -25,6 +25,7 @@ SCRIPTS = sorted(
     for path in (ROOT / directory).glob("*.py")
     if "__main__" in path.read_text() and path.stem != "gpu_check"  # imports no package
 )
+MODULES = [f"flaxnets.{name}" for name in ("train", "classify", "evaluate", "dense")]
 TRAIN = "experiments/train.py"
 INTERRUPTED = "interrupted\n"
 
@@ -55,9 +56,10 @@ def without_packages(tmp_path):
     return os.environ | {"PYTHONPATH": path}
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize("name", [*SCRIPTS, *MODULES])
 def test_control_c_during_imports_is_one_line(name, without_packages):
-    with started(command(name), env=without_packages) as process:
+    start = [sys.executable, "-m", name] if name in MODULES else command(name)
+    with started(start, env=without_packages) as process:
         assert output(process).readline() == "importing\n"
         process.send_signal(signal.SIGINT)
         assert process.communicate() == ("", INTERRUPTED)

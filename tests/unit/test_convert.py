@@ -75,3 +75,30 @@ def test_a_transposed_linear_layer_is_refused(lenet):
     state_dict["classifier.2.weight"] = state_dict["classifier.2.weight"].T
     with pytest.raises(InputError, match=r"misshapen: classifier.2.weight \(120, 84\)"):
         from_torch(state_dict, variables)
+
+
+def test_leaves_that_rank_says_nothing_about_are_kept():
+    """torch's buffers of integers come from shapes, flattened for Swin, a matrix for MaxViT."""
+    rng = np.random.default_rng(0)
+    swin = {"logit_scale": rng.normal(size=(3, 1, 1)), "qkv.bias": rng.normal(size=6)}
+    swin["relative_position_bias_table"] = rng.normal(size=(9, 3))
+    params = {
+        "class_token": rng.normal(size=(1, 1, 4)),
+        "encoder.pos_embedding": rng.normal(size=(1, 5, 4)),
+        "swin": swin,
+        "maxvit": {"partition_bias_table": rng.normal(size=(9, 3))},
+    }
+    coords = rng.normal(size=(1, 5, 5, 2))
+    variables = {"params": params, "buffers": {"v2": {"relative_coords_table": coords}}}
+    state_dict = to_torch(variables)
+    index = [[4, 3, 1, 0], [5, 4, 2, 1], [7, 6, 4, 3], [8, 7, 5, 4]]  # of a window of 2x2
+    np.testing.assert_array_equal(state_dict["maxvit.relative_position_index"], index)
+    np.testing.assert_array_equal(state_dict["swin.relative_position_index"], np.ravel(index))
+    assert state_dict["v2.relative_position_index"].shape == (81,)
+    assert state_dict["maxvit.relative_position_bias_table"].shape == (9, 3)
+    assert state_dict["swin.logit_scale"].shape == (3, 1, 1)
+    back = from_torch(state_dict, variables)
+    jax.tree.map(np.testing.assert_array_equal, back, variables)
+    state_dict["class_token"] = state_dict["class_token"].T
+    with pytest.raises(InputError, match=r"class_token \(4, 1, 1\), expected \(1, 1, 4\)"):
+        from_torch(state_dict, variables)

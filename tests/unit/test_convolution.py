@@ -35,6 +35,14 @@ CONVOLUTIONS = {
     "two groups": ((3, 3, 32, 96), (1, 1), (1, 1), (1, 1), 2, 7),
     "32 groups of 4, stride 2": ((3, 3, 4, 128), (2, 2), (1, 1), (1, 1), 32, 8),
     "a group a channel": ((3, 3, 1, 6), (1, 1), (1, 1), (1, 1), 6, 5),
+    "a group a channel, 5x3, stride 2": ((5, 3, 1, 6), (2, 2), (2, 0), (1, 1), 6, 12),
+    "a group a channel, dilation 2": ((3, 3, 1, 6), (1, 1), (2, 2), (2, 2), 6, 2),
+    "a group a channel, two filters each": ((3, 3, 1, 12), (1, 1), (1, 1), (1, 1), 6, 5),
+    # Kernels whose gradient comes in strips.
+    "wide, a group a channel": ((5, 5, 1, 6), (1, 1), (2, 2), (1, 1), 6, 9),
+    "wide, stride 2": ((5, 5, 1, 6), (2, 2), (2, 2), (1, 1), 6, 8),
+    "wide, last pixels unread": ((3, 4, 1, 6), (1, 3), (0, 1), (1, 1), 6, 10),
+    "7x7 on 2x2, a group a channel": ((7, 7, 1, 6), (1, 1), (3, 3), (1, 1), 6, 2),
 }
 TO_ONE_PIXEL = {
     "3x3 on 1x1": ((3, 3, 6, 8), (1, 1), (1, 1), (1, 1), 1, 1),
@@ -76,7 +84,8 @@ def test_convolution_without_onednn_equals_xla(name, monkeypatch):
     monkeypatch.setattr(onednn, "available", lambda: False)
     x, kernel, geometry = arrays(name)
     program = jax.jit(lambda x, kernel: conv2d(x, kernel, *geometry)).lower(x, kernel).as_text()
-    assert "dot_general" in program
+    is_depthwise = kernel.shape[2:] == (1, geometry[3])
+    assert "stablehlo.convolution" not in program if is_depthwise else "dot_general" in program
     assert_same_derivatives(
         lambda x, kernel: conv2d(x, kernel, *geometry),
         lambda x, kernel: xla_convolution(x, kernel, geometry),
@@ -271,8 +280,21 @@ def test_onednn_takes_a_kernel_as_it_lies_where_that_is_its_own_layout():
 
 
 @onednn_only
-def test_onednn_has_forward_mode_and_second_derivatives():
-    x, kernel, geometry = arrays("5x5 with dilation and stride")
+@pytest.mark.parametrize(
+    ("name", "calls"),
+    [("a group a channel", 1), ("wide, stride 2", 2), ("7x7 on 2x2, a group a channel", 3)],
+)
+def test_the_gradient_of_a_wide_depthwise_kernel_comes_in_strips(name, calls):
+    """Of up to three columns, to which oneDNN's fast code is limited."""
+    x, kernel, geometry = arrays(name)
+    y, pull = jax.vjp(lambda kernel: convolution._conv_by_onednn(x, kernel, geometry), kernel)
+    assert jax.jit(pull).lower(y).as_text().count(f"@{onednn.CONVOLUTION}(") == calls
+
+
+@onednn_only
+@pytest.mark.parametrize("name", ["5x5 with dilation and stride", "wide, stride 2"])
+def test_onednn_has_forward_mode_and_second_derivatives(name):
+    x, kernel, geometry = arrays(name)
 
     def gradients(convolve):
         def loss(x, kernel):

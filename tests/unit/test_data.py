@@ -14,9 +14,8 @@ import simplejpeg
 import sklearn.datasets
 from PIL import Image
 
-from experiments import train
 from feeds import eval_batches, in_memory, train_batches
-from flaxnets import InputError, data
+from flaxnets import InputError, data, train
 from flaxnets.data import open_source, pipeline
 from flaxnets.data.folder import picture_suffixes
 from flaxnets.data.npz import ARRAYS
@@ -171,7 +170,7 @@ def test_small_images_are_evaluated_as_they_are_in_memory(batch_size, processes)
     ("change", "flip", "keys"),
     [
         ({}, False, {"offset"}),
-        ({"flip": False, "pad": 0}, True, set()),
+        ({"flip": "none", "pad": 0}, True, set()),
         ({"pad": 0}, True, {"mirrored"}),
         ({"image_size": 12}, True, {"offset", "mirrored"}),
         ({"train_size": 6}, True, {"offset", "mirrored"}),
@@ -188,8 +187,34 @@ def test_the_step_crops_where_nothing_else_changes_an_image(change, flip, keys):
     assert batch["image"].shape == (16, size, size, 3)
 
 
+def test_alternating_flips_show_both_sides_of_every_image_in_two_passes():
+    """Batches run across the ends of passes; a stream that starts later goes on alike."""
+    how = dataclasses.replace(WHOLE, flip="alternating")
+    source = letters(True)
+    size = source.sizes["train"]
+    batches = list(itertools.islice(train_batches(source, 16, how), 2 * size // 16))
+    sides = np.concatenate([batch["mirrored"] for batch in batches])
+    order = np.concatenate(
+        list(itertools.islice(source.training_order(16, 0, 0, (0, 1), 1), len(batches)))
+    )
+    first, second = (np.empty(size, bool) for _ in range(2))
+    first[order[:size]], second[order[size:]] = sides[:size], sides[size:]
+    np.testing.assert_array_equal(first, ~second)
+    assert 0.2 < first.mean() < 0.8
+    later = next(train_batches(source, 16, how, start_step=3))
+    np.testing.assert_array_equal(later["mirrored"], batches[3]["mirrored"])
+    halves = [next(train_batches(source, 16, how, shard=(i, 2)))["mirrored"] for i in range(2)]
+    np.testing.assert_array_equal(np.concatenate(halves), batches[0]["mirrored"])
+
+
+def test_images_that_are_changed_on_the_host_are_not_flipped_in_alternation():
+    how = dataclasses.replace(WHOLE, flip="alternating", policy="trivial_augment_wide")
+    with pytest.raises(InputError, match="expected the flip 'random'"):
+        next(train_batches(letters(True), 16, how))
+
+
 def test_more_small_images_than_memory_is_given_are_resized_in_every_epoch(monkeypatch):
-    source, how = letters(), dataclasses.replace(WHOLE, image_size=12, pad=0, flip=False)
+    source, how = letters(), dataclasses.replace(WHOLE, image_size=12, pad=0, flip="none")
     kept = next(train_batches(source, 40, how))
     plan = data.training_plan(how, source)
     resized = data.training_as_fed(source, plan)
@@ -473,7 +498,7 @@ def test_a_file_of_arrays(names, size, column, tmp_path):
     assert source.sizes == {"train": 9, "test": 5}
     assert source.channels == (3 if size[2:] == (3,) else 1)
     assert source.flip
-    how = Preprocessing(image_size=12, resize=12, flip=False, pad=0, pca_std=0.0)
+    how = Preprocessing(image_size=12, resize=12, flip="none", pad=0, pca_std=0.0)
     batch = next(train_batches(source, 9, how))
     (tested,) = eval_batches(source, 5, how)
     for split, found in ((0, batch), (2, tested)):

@@ -1,5 +1,7 @@
 """Activations by name, against torch's hooks."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,7 +25,8 @@ from networks import CASES
 )
 @pytest.mark.slow
 def test_activations_are_those_of_torchs_hooks(arch, names):
-    model, reference = parity.build_pair(arch, CASES[arch], num_classes=10)
+    fields: dict[str, Any] = {"num_classes": 10, **CASES[arch].train_fields}
+    model, reference = parity.build_pair(arch, CASES[arch], **fields)
     x = parity.images(min(64, model.input_shape[0]))
     variables = parity.converted(model, reference, x)
     theirs = {}
@@ -33,8 +36,14 @@ def test_activations_are_those_of_torchs_hooks(arch, names):
         )
     with torch.no_grad():
         reference.eval()(parity.nchw(x))
-    ours = features(model, variables, jnp.asarray(x), names)
-    assert list(ours) == names
+
+    @jax.jit
+    def compute(variables, x):
+        found = features(model, variables, x, names)
+        assert list(found) == names
+        return found
+
+    ours = compute(variables, x)
     for name, value in ours.items():
         expected = np.moveaxis(theirs[name].numpy(), 1, -1)
         assert parity.relative_error(np.squeeze(value), np.squeeze(expected)) < 1e-5, name

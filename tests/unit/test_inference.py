@@ -15,19 +15,18 @@ from PIL import Image, ImageOps
 from safetensors.numpy import save_file
 from sklearn.datasets import load_sample_images
 
-from experiments import classify, evaluate
 from feeds import eval_batches, in_memory
-from flaxnets import InputError, create_model, to_torch
+from flaxnets import InputError, classify, create_model, evaluate, to_torch
 from flaxnets.data.pixels.resize import cover
 from flaxnets.inference.dense import log_multi_scale, multi_scale
 from flaxnets.inference.predict import accuracy, mean_of_members, predict
 from flaxnets.inference.run import load_run
-from flaxnets.inference.views import mean_log_probabilities
 from flaxnets.initializers import drawn
 from flaxnets.recipes import recipe_for
 from flaxnets.runs.files import json_text
 from flaxnets.training.parallel import DataParallel
 from flaxnets.training.state import init_variables
+from flaxnets.training.views import mean_log_probabilities
 from scripts import script
 from tools.torchvision_import import torchvision
 

@@ -46,7 +46,7 @@ from scripts import ROOT
 from tools.torchvision_import import torchvision
 
 PHOTOS = load_sample_images().images  # uint8 (427, 640, 3)
-README = (ROOT / "README.md").read_text()
+PAGE = (ROOT / "docs/pretrained.md").read_text()
 
 
 def initialized(arch: str, in_channels: int = 3, **fields):
@@ -82,8 +82,10 @@ def same(ours, theirs) -> None:
 
 @torch.no_grad()
 def test_fifteen_classes_in_five_lines(tmp_path, monkeypatch, capsys):
-    """README's code, with torchvision's network of random weights for the published ones."""
-    five_lines = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    """The first code of docs/pretrained.md; random weights of torchvision's network stand in for
+    the published ones.
+    """
+    five_lines = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     (code,) = [code for code in five_lines if "top=15" in code]
     assert len([line for line in code.splitlines() if line]) == 4
     torch.manual_seed(0)
@@ -99,7 +101,7 @@ def test_fifteen_classes_in_five_lines(tmp_path, monkeypatch, capsys):
     photo = Image.fromarray(PHOTOS[0])
     photo.save("dog.jpg", format="PNG")
     namespace: dict[str, object] = {}
-    exec(compile(code, "README.md", "exec"), namespace)
+    exec(compile(code, "docs/pretrained.md", "exec"), namespace)
 
     transform = torchvision.models.AlexNet_Weights.IMAGENET1K_V1.transforms()
     scores, order = reference(transform(photo)[None])[0].sort(descending=True)
@@ -184,7 +186,7 @@ def test_published_weights_bring_their_preprocessing(lenet, tmp_path, monkeypatc
 def test_a_run_of_train(tmp_path, monkeypatch, capsys):
     import convert_torchvision
 
-    from experiments import evaluate, train
+    from flaxnets import evaluate, train
 
     monkeypatch.setattr(train, "join", lambda processes: None)
     run = tmp_path / "run"
@@ -473,7 +475,7 @@ def test_features_and_maps_by_name_and_stride(lenet):
     maps = lenet.pyramid(PHOTOS, strides=(4, 1))
     assert [each.shape for each in maps] == [(2, 4, 4, 16), (2, 24, 24, 6)]
     np.testing.assert_array_equal(maps[0], lenet.features(PHOTOS, ["features.5"])["features.5"])
-    with pytest.raises(InputError, match="MLP has no convolutions, so no maps"):
+    with pytest.raises(InputError, match="MLP reads images of one size and has no maps"):
         pretrained(initialized("softmax_regression")).pyramid(PHOTOS[0])
 
 

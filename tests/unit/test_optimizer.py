@@ -67,6 +67,11 @@ def test_schedules_are_those_of_torch():
     np.testing.assert_allclose(
         cosine, torch_rates(20, torch_schedules.CosineAnnealingLR, T_max=20, eta_min=0.1), rtol=1e-5
     )
+    linear = rates(schedule="linear", final_rate=0.1)
+    falling = {"start_factor": 1.0, "end_factor": 0.1, "total_iters": 20}
+    np.testing.assert_allclose(
+        linear, torch_rates(20, torch_schedules.LinearLR, **falling), rtol=1e-5
+    )
     # optax counts the steps of each half where torch counts the intervals between them.
     one_cycle = rates(500, schedule="one_cycle")
     np.testing.assert_allclose(
@@ -141,6 +146,10 @@ def wavy(step, parameter):
             {"optimizer": "adamw", "weight_decay": 0.1},
             lambda groups: torch.optim.AdamW(groups, 0.05),
         ),
+        (
+            {"optimizer": "rmsprop_torch", "rmsprop_decay": 0.8, "rmsprop_epsilon": 0.0316},
+            lambda groups: torch.optim.RMSprop(groups, 0.05, 0.8, 0.0316, momentum=0.9),
+        ),
     ],
 )
 def test_steps_are_those_of_torch_with_norms_in_a_group_without_decay(values, reference):
@@ -161,7 +170,7 @@ def test_steps_are_those_of_torch_with_norms_in_a_group_without_decay(values, re
         np.testing.assert_allclose(leaf, wanted.detach().numpy(), atol=3e-6)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "rmsprop", "adamw", "lars", "lamb"])
+@pytest.mark.parametrize("optimizer", ["sgd", "rmsprop", "rmsprop_torch", "adamw", "lars", "lamb"])
 def test_what_does_not_decay_keeps_its_bits_without_a_gradient(optimizer):
     recipe = dataclasses.replace(
         RECIPE, optimizer=optimizer, weight_decay=0.1, decay_norms=False, no_decay=("*.bias",)
@@ -186,6 +195,50 @@ def test_lars_and_lamb_move_each_parameter_in_proportion_to_its_norm():
             assert step == pytest.approx(share * 0.05, rel=1e-3)
 
 
+def orthogonalized(matrix, steps=3):
+    """Jordan's quintic iteration of Newton and Schulz, in float64."""
+    x = matrix / np.linalg.norm(matrix)
+    for _ in range(steps):
+        a = x @ x.T
+        x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
+    return x
+
+
+def test_muon_moves_kernels_by_orthogonal_matrices_and_sgd_the_rest():
+    """Without momentum; the kernel has the norm sqrt(features) before its update."""
+    recipe = dataclasses.replace(
+        RECIPE, optimizer="muon", muon_momentum=0.0, muon_keys=("conv1.*",), momentum=0.0,
+        weight_decay=0.1, decay_factors=(("fc.*", 0.5), ("fc.bias", 0.0)),
+    )  # fmt: skip
+    after = steps(recipe, wavy)
+    kernel = PARAMS["conv1"]["kernel"].astype(np.float64)
+    update = orthogonalized(wavy(0, kernel).reshape(18, 3).T).T.reshape(kernel.shape)
+    expected = kernel * (np.sqrt(3) / np.linalg.norm(kernel)) - 0.05 * update
+    np.testing.assert_allclose(after["conv1"]["kernel"], expected, atol=1e-5)
+    for module, name, decay in [
+        ("bn1", "scale", 0.1), ("bn1", "bias", 0.1), ("fc", "kernel", 0.05), ("fc", "bias", 0.0)
+    ]:  # fmt: skip
+        before = PARAMS[module][name]
+        moved = before - 0.05 * (wavy(0, before) + decay * before)
+        np.testing.assert_allclose(after[module][name], moved, atol=1e-6)
+
+
+def test_muon_remembers_gradients_as_jordans_does():
+    """Once the corrections of the first steps have died away."""
+    recipe = dataclasses.replace(
+        RECIPE, optimizer="muon", muon_momentum=0.6, muon_keys=("conv1.*",), weight_decay=0.0
+    )
+    kernel, memory = PARAMS["conv1"]["kernel"].astype(np.float64), np.zeros((3, 3, 2, 3))
+    for step in range(40):
+        gradient = wavy(step, kernel)
+        memory = 0.6 * memory + gradient
+        update = orthogonalized((gradient + 0.6 * memory).reshape(18, 3).T).T
+        kernel = kernel * (np.sqrt(3) / np.linalg.norm(kernel)) - 0.05 * update.reshape(3, 3, 2, 3)
+    after = steps(recipe, wavy, 40)["conv1"]["kernel"]
+    # What the corrections changed once is turned and scaled with the kernel ever since.
+    assert np.linalg.norm(after - kernel) < 0.02 * np.linalg.norm(kernel)
+
+
 def test_a_gradient_is_clipped_to_its_norm():
     recipe = dataclasses.replace(RECIPE, momentum=0.0, weight_decay=0.0, clip_norm=0.5)
     after = steps(recipe, wavy)
@@ -199,6 +252,8 @@ def test_a_gradient_is_clipped_to_its_norm():
         {"freeze": ("fcc.*",)},
         {"no_decay": ("fcc.*",)},
         {"rate_factors": (("fcc.*", 0.5),)},
+        {"decay_factors": (("fcc.*", 0.5),)},
+        {"optimizer": "muon", "muon_keys": ("fcc.*",)},
     ],
 )
 def test_a_pattern_that_matches_nothing_is_refused(values):

@@ -14,9 +14,8 @@ import pytest
 import sklearn.datasets
 from PIL import Image, ImageOps
 
-from experiments import evaluate, train
 from feeds import in_memory, train_batches
-from flaxnets import InputError, data, pretrained
+from flaxnets import InputError, data, evaluate, pretrained, train
 from flaxnets.data import Plan, evaluation_plan, open_source, training_plan
 from flaxnets.data.pixels.colour import IMAGENET_EIGENVALUES, IMAGENET_EIGENVECTORS
 from flaxnets.data.pixels.crop import CenterCrop, RandomResizedCrop
@@ -273,7 +272,7 @@ def test_what_stays_in_memory_and_what_is_left_to_the_device_is_read_off_the_lis
     assert split(photographs, grayscale=0.1) == [
         ["Decode", "RandomCrop", "Flip", "Grayscale"], ["Colour"]
     ]  # fmt: skip
-    assert split(photographs, crop="random_resized", flip=False, pca_std=0.0) == [
+    assert split(photographs, crop="random_resized", flip="none", pca_std=0.0) == [
         ["Decode", "RandomResizedCrop"], []
     ]  # fmt: skip
 
@@ -300,7 +299,7 @@ def test_the_shift_of_colours_has_its_covariance_in_what_the_network_is_fed(kind
 
     @jax.jit
     def fed(batch):
-        pixels = cropped(batch, how.pad).astype(jnp.float32) / 255
+        pixels = cropped(batch, how).astype(jnp.float32) / 255
         return shifted(pixels, batch, 1.0)
 
     for batch, without in itertools.islice(both, 32):

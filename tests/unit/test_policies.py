@@ -120,6 +120,9 @@ def test_sub_policies_are_torchvisions():
         assert any(
             step[:2] == one[:2] and step[2] == pytest.approx(one[2], rel=1e-6) for one in chosen
         )
+    strong = sub_policies("rand_augment", 176, 224, magnitude=15)
+    degrees = {step.magnitude for pair in strong for step in pair if step.operation == "Rotate"}
+    assert degrees == {float(space["Rotate"][0][15])}
     with pytest.raises(InputError, match="did you mean 'rand_augment'"):
         sub_policies("random_augment", 32, 32)  # type: ignore[arg-type]
 

@@ -13,6 +13,7 @@ import re
 import resource
 import struct
 import time
+import tracemalloc
 import zipfile
 from typing import Any
 
@@ -118,6 +119,17 @@ def test_views_are_torchs(kind, zipped, tmp_path):
     assert ours["whole"].storage is ours["shared"].storage
     with pytest.raises(ValueError, match="read-only"):
         ours["whole"].array()[:] = 0
+
+
+@FORMATS
+def test_numbers_stay_in_the_file_until_they_are_used(zipped, tmp_path):
+    path = saved({name: torch.ones(2**20) for name in "abcd"}, tmp_path / "a.pth", zipped)
+    tracemalloc.start()
+    arrays = read_weights(path, "abcd")
+    assert tracemalloc.get_traced_memory()[1] < 2**18  # 16 MiB are in the file
+    assert sum(float(array.astype(np.float32).sum()) for array in arrays.values()) == 2**22
+    assert tracemalloc.get_traced_memory()[1] < 2 * 2**22 + 2**18  # a tensor has 4 MiB
+    tracemalloc.stop()
 
 
 @FORMATS

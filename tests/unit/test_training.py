@@ -610,16 +610,22 @@ def test_saving_copies_what_the_next_step_overwrites(tmp_path):
     variables = init_variables(model, (28, 28, 1), recipe, 0)
     state = parallel.replicate(create_state(variables, optimizer, recipe))
     checkpoints = Checkpoints(tmp_path)
-    stream = itertools.cycle(batches(3))
+    stream, saved = itertools.cycle(batches(3)), []
     for _ in range(3):
         state, _ = step(state, parallel.shard(next(stream)))
         expected = jax.tree.map(np.array, state.params)
+        saved.append(expected)
         checkpoints.save(state, {}, error=1.0)
         for _ in range(2):
             state, _ = step(state, parallel.shard(next(stream)))
         restored = checkpoints.restore_variables()["params"]
         for a, b in zip(jax.tree.leaves(restored), jax.tree.leaves(expected), strict=True):
             np.testing.assert_array_equal(a, b)
+    mean = jax.tree.leaves(checkpoints.restore_mean(2)["params"])
+    for a, *leaves in zip(mean, *map(jax.tree.leaves, saved[-2:]), strict=True):
+        np.testing.assert_array_equal(a, np.mean(leaves, 0, np.float64).astype(np.float32))
+    with pytest.raises(InputError, match=r"the mean of 9 checkpoints is asked for; .* has [23]$"):
+        checkpoints.restore_mean(9)
     checkpoints.close()
 
 

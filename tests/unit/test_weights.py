@@ -25,28 +25,31 @@ from flaxnets import (
     WeightsWarning,
     create_model,
     from_torch,
-    list_models,
-    list_weights,
     load_weights,
     pretrained,
     published_weights,
     to_torch,
 )
+from flaxnets.data.pixels.crop import CenterCrop
+from flaxnets.data.pixels.decode import Decode
+from flaxnets.data.plan import Plan
 from flaxnets.layers import imagenet_to_unit_range
+from flaxnets.models import FAMILIES
 from flaxnets.weights import PublishedWeights, published
 from flaxnets.weights.files import torchvision_keys
 from flaxnets.weights.loading import adapt_input_channels
 from flaxnets.weights.published import WEIGHTS
+from networks import HEADS, SMALL
 from tools.torchvision_import import torchvision
 
 TORCHVISION = torchvision.models.list_models(torchvision.models)
 
 
-def state_dict(arch: str, channels: int | None = None, **fields) -> dict[str, np.ndarray]:
-    """Random weights under torch's keys, for a network of any fields."""
+def state_dict(arch: str, read: int | None = None, **fields) -> dict[str, np.ndarray]:
+    """Random weights under torch's keys, for a network of any fields that reads `read` channels."""
     model = create_model(arch, **fields)
     *size, usual = model.input_shape
-    images = jnp.zeros((1, *size, channels or usual))
+    images = jnp.zeros((1, *size, read or usual))
     random = np.random.default_rng(0)
     return to_torch(
         jax.tree.map(
@@ -71,18 +74,20 @@ def cache(tmp_path, monkeypatch) -> pathlib.Path:
 # --- The table -----------------------------------------------------------------------------------
 
 
-def test_every_torchvision_weight_of_our_networks_has_a_row():
+TORCHVISIONS = [row for row in WEIGHTS if row.package is None]
+
+
+def test_every_weight_of_torchvision_has_a_row():
     theirs = {
         (arch, entry.name)
-        for arch in list_models()
-        if arch in TORCHVISION
+        for arch in TORCHVISION
         for entry in torchvision.models.get_model_weights(arch)
     }
-    assert {(row.arch, row.name) for row in WEIGHTS} == theirs
-    assert len(WEIGHTS) == len(theirs) == 33
+    assert {(row.arch, row.name) for row in TORCHVISIONS} == theirs
+    assert len(TORCHVISIONS) == len(theirs) == 115
 
 
-@pytest.mark.parametrize("row", WEIGHTS, ids=lambda row: f"{row.arch}-{row.name}")
+@pytest.mark.parametrize("row", TORCHVISIONS, ids=lambda row: f"{row.arch}-{row.name}")
 def test_rows_are_torchvisions(row):
     theirs = torchvision.models.get_model_weights(row.arch)[row.name]
     preset = theirs.transforms()
@@ -94,25 +99,37 @@ def test_rows_are_torchvisions(row):
     assert ([row.resize], [row.crop]) == (preset.resize_size, preset.crop_size)
     assert (row.interpolation, True) == (preset.interpolation.value, preset.antialias)
     assert (list(row.mean), list(row.std)) == (preset.mean, preset.std)
+    licence = theirs.meta.get("license")
+    if licence is None:
+        assert row.licence.startswith("BSD-3-Clause")
+    else:
+        assert row.licence == f"CC-BY-NC-4.0 ({licence})"
 
 
-@pytest.mark.parametrize("arch", [arch for arch in TORCHVISION if list_weights(arch)])
+@pytest.mark.parametrize("arch", TORCHVISION)
 def test_default_is_torchvisions(arch):
     best = torchvision.models.get_model_weights(arch).DEFAULT
     assert published_weights(arch, "DEFAULT").name == best.name
 
 
-@pytest.mark.parametrize("arch", ["googlenet", "inception_v3", "resnet18"])
-def test_fields_are_what_torchvisions_builders_set_for_weights(arch, monkeypatch):
-    enum = torchvision.models.get_model_weights(arch)
+# What a builder of torchvision sets when it has weights.
+SET = {"transform_input": False, "image_size": 224}
+
+
+@pytest.mark.parametrize("row", TORCHVISIONS, ids=lambda row: f"{row.arch}-{row.name}")
+def test_fields_are_what_torchvisions_builders_set_for_weights(row, monkeypatch):
+    if not any(hasattr(create_model(row.arch), field) for field in SET):
+        assert row.fields == {}
+        return
+    enum = torchvision.models.get_model_weights(row.arch)
     monkeypatch.setattr(enum, "get_state_dict", lambda *_, **__: {})
-    build = torchvision.models.get_model_builder(arch)
+    build = torchvision.models.get_model_builder(row.arch)
     monkeypatch.setattr(torch.nn.Module, "load_state_dict", lambda *_: None)
     with torch.device("meta"):
-        module = build(weights="IMAGENET1K_V1")
-    set_fields = {"transform_input": True} if getattr(module, "transform_input", False) else {}
-    assert published_weights(arch).fields == set_fields
-    assert all(hasattr(create_model(arch), field) for field in set_fields)
+        module = build(weights=row.name)
+    values = {field: getattr(module, field, usual) for field, usual in SET.items()}
+    assert row.fields == {field: x for field, x in values.items() if x != SET[field]}
+    assert all(hasattr(create_model(row.arch), field) for field in row.fields)
 
 
 def test_statistics_without_the_field_equal_the_field():
@@ -170,7 +187,7 @@ def test_keys_behind_torchs_wrappers():
 
 def small_row(path: pathlib.Path, arch: str = "lenet5") -> PublishedWeights:
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return PublishedWeights(arch, "IMAGENET1K_V1", f"{arch}-{digest[:8]}", 10, 1, 2, 28, 28)
+    return PublishedWeights(arch, "IMAGENET1K_V1", f"{arch}-{digest[:8]}", 1, 2, 28, 28, classes=10)
 
 
 @pytest.fixture(scope="module")
@@ -288,7 +305,7 @@ sys.modules["torch"] = sys.modules["tensorflow"] = None
 import numpy as np
 from flaxnets import load_weights, to_torch
 from flaxnets.weights import PublishedWeights, published
-published.WEIGHTS = (PublishedWeights("lenet5", "IMAGENET1K_V1", {row.file!r}, 10, 1, 2, 28, 28),)
+published.WEIGHTS = (PublishedWeights("lenet5", "IMAGENET1K_V1", {row.file!r}, 1, 2, 28, 28),)
 PublishedWeights.url = {row.url!r}
 found = [load_weights("lenet5")]
 for name in ("lenet.safetensors", "chain.pth"):
@@ -340,6 +357,41 @@ def test_other_classes_get_a_fresh_last_layer(tmp_path, lenet):
     assert_same(to_torch(found), expected)
 
 
+def family_of(arch: str) -> str:
+    (name,) = [name for name, variants in FAMILIES.items() if arch in variants]
+    return name
+
+
+@pytest.mark.parametrize(
+    "arch", ["squeezenet1_0", "mobilenet_v3_large", "convnext_tiny", "maxvit_t"]
+)
+def test_heads_of_any_kind_are_told_apart(arch, tmp_path):
+    """Convolutions, and linear layers without bias, behind hidden layers, norms and activations."""
+    fields, head = SMALL[arch].fields, HEADS[family_of(arch)]
+    values = state_dict(arch, num_classes=7, **fields)
+    save_file(values, tmp_path / "a.safetensors")
+    assert_same(
+        to_torch(load_weights(arch, checkpoint=tmp_path / "a.safetensors", **fields)), values
+    )
+    with pytest.warns(WeightsWarning) as warned:
+        found = to_torch(
+            load_weights(arch, checkpoint=tmp_path / "a.safetensors", num_classes=4, **fields)
+        )
+    assert [str(warning.message) for warning in warned] == [
+        f"freshly initialised for 4 classes (the weights have 7 classes): {head}"
+    ]
+    shapes = {key: value.shape for key, value in values.items()}
+    for key, value in found.items():
+        if key.startswith(f"{head}."):
+            assert value.shape == (4, *shapes[key][1:])
+        else:
+            np.testing.assert_array_equal(value, values[key], key)
+    headless = load_weights(arch, checkpoint=tmp_path / "a.safetensors", num_classes=0, **fields)
+    assert_same(
+        to_torch(headless), {k: v for k, v in values.items() if not k.startswith(f"{head}.")}
+    )
+
+
 @pytest.mark.parametrize(
     ("arch", "heads"),
     [("googlenet", ["aux1.fc2", "aux2.fc2", "fc"]), ("inception_v3", ["AuxLogits.fc", "fc"])],
@@ -361,6 +413,32 @@ def test_auxiliary_heads_are_fresh_as_well(arch, heads, tmp_path):
     found = load_weights(arch, checkpoint=tmp_path / "a.safetensors", aux_logits=False)
     without = {key: value for key, value in values.items() if key[:3].lower() != "aux"}
     assert_same(to_torch(found), without)
+
+
+def test_weights_for_larger_images_bring_their_size(tmp_path, monkeypatch):
+    """SWAG's vision transformers; a position embedding is no head."""
+    narrow: dict[str, Any] = {"layers": 1, "features": 8, "mlp_features": 8, "heads": 2}
+    values = state_dict("vit_b_16", image_size=384, **narrow)
+    path = tmp_path / "vit.pth"
+    torch.save({key: torch.from_numpy(value) for key, value in values.items()}, path)
+    row = published_weights("vit_b_16", "IMAGENET1K_SWAG_E2E_V1")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    row = dataclasses.replace(row, file=f"vit_b_16_swag-{digest[:8]}")
+    monkeypatch.setattr(published, "WEIGHTS", (row,))
+    monkeypatch.setattr(PublishedWeights, "url", property(lambda _: path.as_uri()))
+    network = pretrained("vit_b_16", row.name, **narrow)
+    assert_same(to_torch(network.variables), values)
+    assert_same(to_torch(load_weights("vit_b_16", row.name, **narrow)), values)
+    assert network.preprocessing == Plan((Decode(3), CenterCrop(384, 384, "bicubic")))
+    assert str(network.card.licence).startswith("CC-BY-NC-4.0")
+    fresh = "freshly initialised for 3 classes (the weights have 1000 classes): heads.head"
+    moved = "encoder.pos_embedding is interpolated from 577 to 197 positions, for images of another"
+    for side, resize, sentences in ((384, 438, [fresh]), (224, 256, [f"{moved} size", fresh])):
+        with pytest.warns(WeightsWarning) as warned:
+            other = pretrained("vit_b_16", path, num_classes=3, image_size=side, **narrow)
+        assert [str(warning.message) for warning in warned] == sentences
+        assert other.preprocessing == Plan((Decode(3), CenterCrop(resize, side)))
+        assert other(np.zeros((400, 500, 3), np.uint8)).shape == (3,)
 
 
 def test_features_alone_leave_the_classifier_fresh(tmp_path, monkeypatch):
@@ -674,7 +752,7 @@ def test_the_published_googlenet_converts(auxiliary, tmp_path, monkeypatch):
 
 
 def test_scripts_choose_the_averages(tmp_path, lenet):
-    from experiments import evaluate
+    from flaxnets import evaluate
     from flaxnets.inference.options import NetworkOptions
     from flaxnets.recipes import recipe_for
     from flaxnets.runs.initial import initial_weights
@@ -777,7 +855,7 @@ def test_bad_input_is_one_sentence(arguments, sentence, tmp_path, monkeypatch):
 
 def test_training_starts_from_a_published_name(server, lenet, capsys, tmp_path, monkeypatch):
     """With other classes: the features of the file, a fresh head, and a line that says so."""
-    from experiments import train
+    from flaxnets import train
     from flaxnets.runs.checkpoints import Checkpoints
 
     _, values = lenet

@@ -1,3 +1,3 @@
-"""What tools/benchmark.py measures: a file for each kind of question, none of which reads options
-of the command line or writes files.
+"""What tools/benchmark.py measures: a file for each kind of question. None of them reads the
+command line or writes files.
 """

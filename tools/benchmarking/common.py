@@ -13,7 +13,7 @@ from typing import Any, Literal
 import jax
 
 Row = dict[str, Any]
-Contender = Callable[[], float]  # does its work, waits for it, and returns the seconds
+Contender = Callable[[], float]  # does its work, waits for the result, and returns the seconds
 Other = Literal["torchvision", "torch.compile", "plain"]
 Mode = Literal[
     "infer", "train", "compile", "profile", "traffic", "growth", "dense", "data", "start", "learn",
@@ -24,21 +24,21 @@ Mode = Literal[
 @dataclasses.dataclass(frozen=True)
 class Options:
     arch: tuple[str, ...] = ()
-    """Names of networks; all of the library unless given."""
+    """Names of networks; all networks of the library unless given."""
     mode: Mode = "train"
     """What to measure."""
     all: bool = False
     """Inference and training of the networks in one Markdown table, with batches of as many images
     as take 12 G multiply-adds forward (from 4 to 64) unless their size is given."""
     vs: tuple[Other, ...] = ("torchvision",)
-    """Whom to measure beside ours (infer, train)."""
+    """Peers to measure beside our networks (infer, train)."""
     batch_size: int | None = None
     """Images in a step; crops at once (dense). 8 unless given, 64 of data, the recipe's of
     accuracy."""
     image_size: int | None = None
     """Height and width in pixels; the network's native size, or twice it (dense), unless given."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the computation; torch's is then autocast."""
+    """Type of the computation; torch uses autocast."""
     remat: bool = False
     """Recompute activations in the backward pass."""
     devices: int = 1
@@ -48,22 +48,25 @@ class Options:
     steps: int = 100
     """Training steps (learn); batches of a round (data)."""
     learning_rate: float | None = None
-    """Of learn and accuracy; the recipe's, in proportion to the batch, unless given."""
-    epochs: int = 24
-    """Of accuracy, at most."""
+    """Learning rate (learn, accuracy); the recipe's, in proportion to the batch, unless given."""
+    epochs: int | None = None
+    """Of accuracy: one cycle of the learning rate in so many; the network's own recipe unless
+    given."""
     target: float = 0.94
-    """Of accuracy: share of the test images."""
+    """Share of the test images to reach (accuracy)."""
     dataset: str = "digits"
-    """Data to read or to learn, a name as in train.py."""
+    """Data to read or to learn, named as in train.py."""
     data_dir: str | None = None
-    """Where TensorFlow Datasets were prepared; TFDS_DATA_DIR otherwise."""
+    """Directory of prepared TensorFlow Datasets; TFDS_DATA_DIR unless given."""
     out: pathlib.Path | None = None
     """File for the rows with versions and hardware, .csv or .json; plots (growth) have its name
     with .png."""
 
 
 def alternate(contenders: dict[str, Contender], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each call, in turns after two unmeasured, so that all meet the same machine."""
+    """Return the seconds of each call, in turns after two unmeasured ones, so that all meet the
+    same machine.
+    """
     for run in [*contenders.values()] * 2:
         run()
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
@@ -77,11 +80,11 @@ TURN = 0.3  # seconds
 
 
 def timed(work: Callable[[], object], wait: Callable[[], object] | None = None) -> Contender:
-    """Seconds of a call; of short ones the median of as many as fill a turn, behind one that wakes
-    the cores: those of a virtual machine take a while.
+    """Return the seconds of a call. For short calls it is the median of as many as fill a turn,
+    after one that wakes the cores, which takes a while on a virtual machine.
 
-    With `wait`, `work` queues its work on a device, as training does: the seconds are the mean of
-    as many calls as fill a turn, and of the waiting for the last one.
+    With `wait`, `work` queues its work on a device, as training does: the result is the mean of as
+    many calls as fill a turn, including the wait for the last one.
     """
 
     def queued(wait: Callable[[], object]) -> float:
@@ -110,18 +113,20 @@ def timed(work: Callable[[], object], wait: Callable[[], object] | None = None) 
 
 
 def spread(seconds: list[float]) -> float:
-    """Of the middle half, as a share of the median."""
+    """Return the spread of the middle half, as a share of the median."""
     lower, median, upper = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else seconds * 3
     return (upper - lower) / median
 
 
 def installed(*packages: str) -> bool:
-    """Without importing them, so that one that is there and broken fails where it is used."""
+    """Return whether modules are installed, without importing them, so that a broken one fails
+    where it is used.
+    """
     return all(importlib.util.find_spec(package) for package in packages)
 
 
 def peak_gigabytes() -> float:
-    """Of this process until now; on a device with memory of its own, of that."""
+    """Return the peak memory of this process; of the device, if that has its own memory."""
     of_device = jax.local_devices()[0].memory_stats()
     if of_device is not None:
         return of_device["peak_bytes_in_use"] / 2**30

@@ -1,4 +1,4 @@
-"""The map of a larger picture beside the same predictions from separate crops."""
+"""Measure the map of a larger picture beside the same predictions from separate crops."""
 
 import statistics
 from typing import Any
@@ -25,12 +25,12 @@ def measure_dense(arch: str, options: Options) -> Row:
     side = options.image_size or 2 * max(size)
     input_shape = (side, side, channels)
     variables = init_variables(model, model.input_shape, recipe_for(arch, "small images"), 0)
-    # A prediction is the mean of the cells that the network has at its own size, often one.
+    # A prediction is the mean of the cells of the network at its own size, often one.
     window, grid = map_shape(model, model.input_shape), map_shape(model, input_shape)
     down, right = map(round, cell_stride(model, model.input_shape))
     rows, columns = (cells - span + 1 for cells, span in zip(grid, window, strict=True))
     corners = [(row * down, column * right) for row, column in np.ndindex(rows, columns)]
-    # The last crops may hang over the edge, where a padded network reads zeros.
+    # The last crops may reach over the edge, where a padded network reads zeros.
     hang = [(0, max(0, corners[-1][axis] + size[axis] - side)) for axis in (0, 1)]
     picture = np.random.default_rng(0).normal(size=input_shape).astype(np.float32)
     padded = np.pad(picture, [*hang, (0, 0)])

@@ -13,11 +13,11 @@ from benchmarking.common import Options, Row
 BATCH_SIZES = (1, 2, 4, 8, 16)
 IMAGE_SIZES = (64, 96, 128, 160, 224, 288)  # pixels
 DEPTHS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
-DEVICES = (1, 2, 4, 8)  # which share the cores of one CPU: what mapping alone costs
+DEVICES = (1, 2, 4, 8)  # which share the cores of one CPU: the cost of mapping alone
 
 
 def series(arch: str, options: Options) -> list[tuple[Row, str, Options]]:
-    """Labels of a row, the network, and how it is measured."""
+    """The labels of a row, the network, and its measurement."""
     alone = dataclasses.replace(options, mode="train", vs=())
     usual = dataclasses.replace(alone, batch_size=options.batch_size or 8)
 
@@ -35,7 +35,7 @@ def series(arch: str, options: Options) -> list[tuple[Row, str, Options]]:
 
 
 def draw(rows: list[Row], path: pathlib.Path) -> None:
-    """One row of plots for each network that was asked for."""
+    """Draw one row of plots for each network."""
     networks = list(dict.fromkeys(row["of"] for row in rows))
     figure = Figure(figsize=(22, 4 * len(networks)), layout="constrained")
     axes = figure.subplots(len(networks), 5, squeeze=False)

@@ -1,4 +1,6 @@
-"""Where the time of a training step goes, and what this machine's memory and products allow."""
+"""Measure where the time of a training step goes, and the bounds of this machine's memory and
+products.
+"""
 
 import collections
 import pathlib
@@ -56,15 +58,15 @@ def measure_profile(arch: str, options: Options) -> Row:
 
 
 def large_copy() -> tuple[int, Contender]:
-    """Bytes that it reads and writes, and the copy: of far more than caches hold."""
+    """Return the bytes that a copy reads and writes, far more than caches hold, and the copy."""
     x = jnp.zeros(2**26 if platform() == "cpu" else 2**29)
     add = jax.jit(lambda x: x + 1)
     return 2 * x.nbytes, timed(lambda: jax.block_until_ready(add(x)))
 
 
 def operations(ours: Ours, program: str) -> tuple[dict[str, float], float]:
-    """The shares of operations of the compiled `program` in the time of all, the largest first, and
-    the seconds of that time in a step: of all threads on a CPU.
+    """Return each operation's share of the time of the compiled `program`, the largest first, and
+    the seconds of that time in a step; on a CPU, of all threads.
     """
     kinds = {name: kind(path) for name, path in OPERATION.findall(program)}
     nanoseconds: collections.Counter[str] = collections.Counter()
@@ -89,18 +91,20 @@ def nanoseconds_of_steps(ours: Ours) -> collections.Counter[str]:
 
 
 def kind(path: str) -> str:
-    """Of "jit(train_step)/transpose(jvp(VGG))/features.0/reduce_sum": "reduce_sum, backward"."""
+    """Return "reduce_sum, backward" for
+    "jit(train_step)/transpose(jvp(VGG))/features.0/reduce_sum".
+    """
     passes = {"transpose(": "backward", "jvp(": "forward"}
     its_pass = next((name for part, name in passes.items() if part in path), "update")
     return f"{path.rsplit('/', 1)[-1]}, {its_pass}"
 
 
 def traced(directory: pathlib.Path) -> Iterator[tuple[str, int]]:
-    """XLA's operations in a trace of the profiler: their names and nanoseconds."""
+    """Yield XLA's operations in a trace of the profiler: their names and nanoseconds."""
     (path,) = directory.rglob("*.xplane.pb")
     for plane in jax.profiler.ProfileData.from_file(str(path)).planes:
         for line in plane.lines:
-            # A device's plane may have summaries of the same time in other lines.
+            # A device's plane may summarise the same time in other lines.
             if plane.name.startswith("/device:") and not line.name.startswith(LINES):
                 continue
             for event in line.events:

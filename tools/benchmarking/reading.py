@@ -1,4 +1,6 @@
-"""Images a second from a data set to uint8 batches in memory, cropped at random and mirrored."""
+"""Measure images a second from a data set to uint8 batches in memory, cropped at random and
+mirrored.
+"""
 
 import collections
 import concurrent.futures
@@ -29,12 +31,13 @@ def measure_reading(arch: str, options: Options) -> Row:
 
     Photographs are cropped to any size and shape and resized to the network's, images in memory
     padded by 4 pixels and cropped (ours on the device, as in the training step). Each reader starts
-    anew in each round; what counts are the batches behind its first one. What is not installed has
+    again in each round; the batches after its first one count. A reader that is not installed has
     no figures.
     """
     source = data.open_source(options.dataset, options.data_dir)
     side = source.image_size or options.image_size or create_model(arch).input_shape[0]
-    how = Preprocessing(side, resize=side, crop="random_resized", flip=source.flip, pca_std=0.0)
+    flip = "random" if source.flip else "none"
+    how = Preprocessing(side, resize=side, crop="random_resized", flip=flip, pca_std=0.0)
     size, steps = options.batch_size or 64, options.steps
     stream = itertools.islice(source.examples("train"), size * (steps + 1))
     examples = [(raw, int(label)) for raw, label in stream]
@@ -71,7 +74,7 @@ def _rate(batches: Iterator[Any], size: int, steps: int) -> float:
 
 
 def _ours(source: data.Source, plan: data.Plan, how: Preprocessing, size: int, steps: int) -> float:
-    on_device = jax.jit(functools.partial(cropped, pad=how.pad))
+    on_device = jax.jit(functools.partial(cropped, how=how))
     batches = data.train_batches(source, size, plan)
     if source.kind != "photographs":
         batches = (jax.block_until_ready(on_device(batch)) for batch in batches)
@@ -105,7 +108,7 @@ class Examples:
                 transforms.RandomResizedCrop(side)
                 if photographs
                 else transforms.RandomCrop(side, self.how.pad),
-                transforms.RandomHorizontalFlip(0.5 if self.how.flip else 0.0),
+                transforms.RandomHorizontalFlip(0.5 if self.how.flip == "random" else 0.0),
                 transforms.PILToTensor(),
             ]
         )

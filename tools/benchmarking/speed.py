@@ -1,4 +1,4 @@
-"""Steps of a network, ours and others': seconds in turns, and compilation."""
+"""Measure steps of a network, ours and others': seconds in turns, and compilation."""
 
 import concurrent.futures
 import functools
@@ -54,7 +54,7 @@ def suitable_batch_size(arch: str) -> int:
 
 
 class Ours:
-    """A network of the library in training and in inference, from bytes in memory."""
+    """A network of the library in training and inference, on bytes in memory."""
 
     def __init__(self, arch: str, options: Options):
         model = create_model(arch, dtype=jnp.dtype(options.dtype), remat=options.remat)
@@ -115,7 +115,7 @@ def torch_network(arch: str) -> tuple[str, Callable[[], Any]] | None:
 def torchs(
     build: Callable[[], Any], images: np.ndarray, options: Options, on_gpu: bool
 ) -> dict[str, Contender]:
-    """torch's network doing the same work, in both memory layouts."""
+    """Torch's network with the same work, in both memory layouts."""
     import torch
 
     device = torch.device("cuda" if on_gpu else "cpu")
@@ -164,7 +164,7 @@ _torchs: dict[str, Contender] = {}  # in the process that has torch
 def _prepare_torchs(
     arch: str, images: np.ndarray, options: Options, on_gpu: bool
 ) -> tuple[str, list[str]] | None:
-    """Whose network it is, and what it is called; None without torch."""
+    """Return whose network the peer is, and its name; None without torch."""
     quiet()
     reuse_memory()
     found = torch_network(arch)
@@ -219,7 +219,7 @@ def measure_speed(arch: str, options: Options) -> Row:
     if "plain" in options.vs:
         contenders["plain"] = plain_contender(arch, options)
     found, theirs = None, {}
-    # Not in this process: each would meet a heap that the other has cut to its sizes.
+    # Not in this process: each would get a heap that the other has cut up.
     with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as other:
         if {"torchvision", "torch.compile"} & set(options.vs):
             on_gpu = platform() == "gpu"

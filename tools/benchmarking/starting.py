@@ -1,4 +1,4 @@
-"""Seconds from the command to the first training step, in processes of their own."""
+"""Measure the seconds from the command to the first training step, in separate processes."""
 
 import contextlib
 import os
@@ -13,7 +13,7 @@ from benchmarking.common import Options, Row
 from flaxnets.errors import InputError
 
 ROOT = pathlib.Path(__file__).parents[2]
-# Runs train.py, says what it imported of these, and ends as soon as a step is complete.
+# Run train.py, print which of these it imported, and end as soon as a step is complete.
 LATE = ("flaxnets.data.tfds",)  # it imports TensorFlow
 UNTIL_THE_FIRST_STEP = f"""
 import os, runpy, sys
@@ -35,8 +35,8 @@ for name in sys.argv[1:]:
 
 
 def measure_start(arch: str, options: Options) -> Row:
-    """The imports of train.py and, with no cache of compiled programs and with the one that this
-    leaves, its first output and its first step.
+    """Return the seconds of train.py's imports, its first output and its first step; the latter two
+    without a cache of compiled programs, then with the cache that this leaves.
     """
     row: Row = {"dataset": options.dataset}
     imported: list[str] = []
@@ -58,8 +58,8 @@ def measure_start(arch: str, options: Options) -> Row:
 
 
 def _seconds(command: list[str], environment: os._Environ | dict) -> tuple[float, float, str]:
-    """Until the first output of the command on a terminal, and until its end; and what it said
-    aside.
+    """Return the seconds to the command's first output on a terminal and to its end, and its
+    standard error.
     """
     start = time.perf_counter()
     terminal, its_end = pty.openpty()

@@ -112,7 +112,7 @@ def measure_traffic(arch: str, options: Options) -> Row:
 
 
 def described_gpu() -> list[Any]:
-    """A device that programs can be compiled for, and nothing else.
+    """Return a device for which programs can only be compiled.
 
     Raises InputError without jax's CUDA plugin.
     """

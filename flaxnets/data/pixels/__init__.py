@@ -1,5 +1,5 @@
-"""Pixels: what a picture's bytes become before a network sees them.
+"""Pixels: the operations that turn a picture's bytes into network input.
 
-One module a kind of operation; `flaxnets.data.plan` puts operations in order. Every operation is a
-frozen dataclass whose fields are its values, so that a run can write down what it did.
+Each kind of operation has a module; `flaxnets.data.plan` puts operations in order. Every operation
+is a frozen dataclass whose fields are its values, so that a run can store them.
 """

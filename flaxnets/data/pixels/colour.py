@@ -19,7 +19,7 @@ IMAGENET_EIGENVECTORS = np.array(
 
 @dataclasses.dataclass(frozen=True)
 class Grayscale:
-    """Grey, in as many channels, with a probability; torchvision's RandomGrayscale."""
+    """Remove the colours with a probability, keep the channels; torchvision's RandomGrayscale."""
 
     probability: float
 
@@ -34,8 +34,8 @@ class Colour:
     """Add sum_i alpha_i * lambda_i * p_i to every pixel, alpha_i ~ N(0, std) once an image
     (Krizhevsky et al. 2012, section 4.1). lambda_i and p_i belong to RGB values in 0..1.
 
-    The training step adds it to the pixels that it is fed, in floating point: rounded to 1/255 with
-    the pixels, the smallest component would be 2.7 times too large. Nothing is clipped.
+    The training step adds it in floating point: rounded to 1/255 with the pixels, the smallest
+    component would be 2.7 times too large. Nothing is clipped.
     """
 
     std: float

@@ -1,4 +1,4 @@
-"""Crop pictures: windows of training at random, the centre in evaluation, padded crops, and flips.
+"""Crop pictures: random windows in training, the centre in evaluation, padded crops, and flips.
 
 The first four operations turn a `Picture` into uint8 pixels (height, width, channels), the others
 change pixels.
@@ -19,21 +19,22 @@ from flaxnets.data.pixels.resize import (
     resize_window,
     short_side_size,
 )
-from flaxnets.recipes import Interpolation
+from flaxnets.recipes import Interpolation, Padding
 
 # Szegedy et al. 2014, section 6, as torchvision's RandomResizedCrop has it: the window's share of
 # the image's area, its aspect ratio (width to height), and how many are tried.
 AREA = (0.08, 1.0)
 RATIO = (3 / 4, 4 / 3)
 TRIES = 10
+SIDE = 2  # what a generator is for: the side of each image in the first pass
 LOG_RATIO = tuple(math.log(ratio) for ratio in RATIO)
 
 
 @dataclasses.dataclass(frozen=True)
 class CenterCrop:
-    """Evaluation: the short side resized to `resize` pixels, then the central `size` x `size`.
+    """Evaluation: resize the short side to `resize` pixels, then take the central `size` x `size`.
 
-    torchvision's `ImageClassification` (transforms/_presets.py), to the bit.
+    Bit-equal to torchvision's `ImageClassification` (transforms/_presets.py).
     """
 
     resize: int
@@ -55,8 +56,8 @@ def crop_of_scaled(
     size: int,
     interpolation: Interpolation,
 ) -> np.ndarray:
-    """Return `size` x `size` pixels at `offset` of the image resized to `scaled`, (height, width)
-    both. Of an image so long that it would take too much memory only that part is resized.
+    """Return `size` x `size` pixels at `offset` of the image resized to `scaled`, both (height,
+    width). If the whole would take too much memory, only that part is resized.
     """
     top, left = offset
     if scaled[0] * scaled[1] <= MAX_RESIZED:
@@ -76,9 +77,10 @@ def center(pixels: np.ndarray, size: int) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class RandomResizedCrop:
-    """Training: a window of random area, aspect ratio and place, resized to `size` x `size`.
+    """Training: take a window of random area, aspect ratio and place, and resize it to `size` x
+    `size`.
 
-    The resampling sees no pixel outside of the window, as in torchvision.
+    As in torchvision, the resampling reads no pixel outside the window.
     """
 
     size: int
@@ -97,9 +99,9 @@ class RandomResizedCrop:
 
 
 def random_window(height: int, width: int, random: Random) -> tuple[int, int, int, int]:
-    """Draw top, left, height and width of a window of an image of the given size: the first of ten
-    that fits, their areas uniform and the logarithms of their aspect ratios too; else the largest
-    one in the centre that has an allowed ratio. The place is uniform.
+    """Draw top, left, height and width of a window of an image of the given size. Of ten windows
+    with uniform area and log-uniform aspect ratio the first that fits is taken, at a uniform place;
+    if none fits, the largest one in the centre with an allowed ratio.
     """
     for _ in range(TRIES):
         area = height * width * random.uniform(*AREA)
@@ -114,16 +116,14 @@ def random_window(height: int, width: int, random: Random) -> tuple[int, int, in
 
 
 def _covering(first: int, count: int, fewer: int, full: int) -> Span:
-    """Where the pixels that cover `count` of `full`, from `first` on, begin and end among
-    `fewer`.
-    """
+    """Return the span among `fewer` pixels that covers `count` of `full` ones, from `first` on."""
     return first * fewer // full, -(-(first + count) * fewer // full)
 
 
 @dataclasses.dataclass(frozen=True)
 class RandomCrop:
-    """Training: the short side resized to `resize` pixels, or to a number at random from there to
-    `resize_max`; of the picture `size` x `size` at random.
+    """Training: resize the short side to `resize` pixels, or to a random number from there to
+    `resize_max`, then take `size` x `size` pixels at a random place.
 
     Krizhevsky et al. 2012, section 4.1, whose 32 x 32 offsets of a 256-pixel image leave out the
     last row and column; He et al. 2015, section 3.4, for the range.
@@ -149,8 +149,8 @@ class RandomCrop:
     def _sampled(
         self, picture: Picture, scaled: tuple[int, int], offsets: tuple[int, int]
     ) -> np.ndarray:
-        """The crop at `offsets` of the picture resized to `scaled`, (height, width) each. No more
-        of it than is needed is decoded and resized.
+        """Return the crop at `offsets` of the picture resized to `scaled`, both (height, width).
+        Only the part that is needed is decoded and resized.
         """
         fraction = picture.fraction(min(picture.size), min(scaled))
         spans, first, factors = [], [], []
@@ -174,14 +174,18 @@ class RandomCrop:
 
 @dataclasses.dataclass(frozen=True)
 class PadAndCrop:
-    """Zeros on all sides, then a window of the old size at random (He et al. 2015, section 4.2)."""
+    """Zeros on all sides, or the pixels that the edge reflects, then a window of the old size at
+    random (He et al. 2015, section 4.2).
+    """
 
     pad: int
+    padding: Padding = "zeros"
 
     def __call__(self, pixels: np.ndarray, random: Random) -> np.ndarray:
         height, width, _ = pixels.shape
         top, left = (random.randint(0, 2 * self.pad) for _ in range(2))
-        padded = np.pad(pixels, [(self.pad, self.pad), (self.pad, self.pad), (0, 0)])
+        mode = "constant" if self.padding == "zeros" else "reflect"
+        padded = np.pad(pixels, [(self.pad, self.pad), (self.pad, self.pad), (0, 0)], mode)
         return padded[top : top + height, left : left + width]
 
     def draw(self, random: np.random.Generator, count: int) -> dict[str, np.ndarray]:
@@ -191,9 +195,12 @@ class PadAndCrop:
 
 @dataclasses.dataclass(frozen=True)
 class Flip:
-    """The mirror image, left for right, with a probability."""
+    """The mirror image, left for right, with a probability; or alternating, of the same half of the
+    images in every other pass over the data and of the other half in between.
+    """
 
     probability: float = 0.5
+    alternating: bool = False
 
     def __call__(self, pixels: np.ndarray, random: Random) -> np.ndarray:
         return mirror(pixels) if random.random() < self.probability else pixels
@@ -201,6 +208,12 @@ class Flip:
     def draw(self, random: np.random.Generator, count: int) -> dict[str, np.ndarray]:
         """Draw `"mirrored"`, bool (count,), for the training step."""
         return {"mirrored": random.random(count) < self.probability}
+
+    def alternate(self, seed: int, indices: np.ndarray, passes: np.ndarray) -> np.ndarray:
+        """Return whether the examples `indices` are mirrored in the passes `passes`, bool (N,)."""
+        size = int(indices.max(initial=0)) + 1
+        begins = np.random.default_rng([SIDE, seed % 2**64]).random(size) < self.probability
+        return begins[indices] ^ (passes % 2 == 1)
 
 
 def mirror(pixels: np.ndarray) -> np.ndarray:

@@ -3,7 +3,7 @@
 Pixels are those of Pillow's `convert("RGB")`, or `"L"` for one channel, with one exception: grey
 values of 16 bits are scaled to 8, where Pillow saturates. The format is read from the bytes, never
 from the name of the file. Training windows of JPEGs take a faster road (`jpeg.py`), which decodes
-no row below a window and only a fraction of large pictures.
+no row below the window and decodes large pictures at a fraction of their size.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from flaxnets.errors import InputError, shown
 from flaxnets.recipes import Orientation
 
 MODES = {1: "L", 3: "RGB"}  # Pillow's, by the number of channels
-Span = tuple[int, int]  # of pixels: the first, and the one after the last
+Span = tuple[int, int]  # the first pixel, and the one after the last
 
 # How a stored picture becomes upright, by its EXIF orientation (JEITA CP-3451): whether rows and
 # columns are exchanged, then whether rows, then whether columns are reversed.
@@ -34,7 +34,7 @@ TURNS = {
     7: (True, True, True), 8: (True, True, False),
 }  # fmt: skip
 
-SPARE = 2  # a fraction of a picture leaves at least so many times the pixels that are asked for
+SPARE = 2  # a fraction of a picture has at least this many times the pixels that are needed
 
 
 @functools.cache
@@ -58,12 +58,13 @@ class Decode:
     channels: int
     """1 (grey) or 3 (RGB)."""
     orientation: Orientation = "upright"
-    """Turned as EXIF says, or as the pixels are stored (torchvision's ImageFolder)."""
+    """Upright as EXIF says, or as the pixels are stored (as in torchvision's ImageFolder)."""
 
     def __call__(
         self, raw: bytes | np.ndarray, *, memory: Decoded | None = None, name: str = "the picture"
     ) -> "Picture":
-        """`name` stands for the picture in messages; `memory` keeps it decoded if it has room.
+        """Return the picture, of which nothing is decoded yet. Messages call it `name`; `memory`
+        keeps it decoded if it has room.
 
         Raises UnreadablePicture if it has no format that Pillow reads, or is too large.
         """
@@ -84,14 +85,14 @@ def read_file(path: pathlib.Path | str) -> bytes:
 
 
 class Picture:
-    """A picture of which the whole, or windows, are decoded as they are asked for.
+    """A picture that is decoded, whole or in windows, when it is asked for.
 
-    `size` is the (height, width) of the picture as it is turned.
+    `size` is its (height, width) after turning.
     """
 
     def __init__(self, raw: bytes | np.ndarray, decode: Decode, memory: Decoded, name: str):
         self._name, self._memory = shown(name), memory
-        self._kept: np.ndarray | None = None  # all pixels as they are stored, by the fast road
+        self._kept: np.ndarray | None = None  # all pixels as stored, by the fast road
         self.size: tuple[int, int]
         if isinstance(raw, np.ndarray):
             self.takes_fast_road, self.pixels = False, raw
@@ -134,12 +135,12 @@ class Picture:
 
     @property
     def image(self) -> Image.Image:
-        """The whole picture, exactly as Pillow has it, for Pillow."""
+        """The whole picture as a Pillow image, exactly as Pillow decodes it."""
         return self._decoded() if self.takes_fast_road else as_image(self.pixels)
 
     def fraction(self, pixels: int, asked: int) -> int:
-        """Return the fraction (1, 2, 4 or 8) of height and width that is enough where `pixels` are
-        resized to `asked`: twice as many stay.
+        """Return the fraction (1, 2, 4 or 8) of height and width at which decoding is enough if
+        `pixels` are resized to `asked`: at least twice as many remain.
         """
         if not self.takes_fast_road:
             return 1
@@ -169,9 +170,9 @@ class Picture:
         return pixels[:: -1 if down else 1, :: -1 if across else 1]
 
     def keep_for(self, smallest: int) -> None:
-        """Keep the picture decoded, if there is room, unless windows that are resized to `smallest`
-        pixels or more are at times made of a fraction of it: one window has one set of pixels,
-        whether or not there is room.
+        """Keep the picture decoded if there is room and no window resized to `smallest` pixels or
+        more is ever made from a fraction of it. So a window has the same pixels with and without
+        room.
         """
         if not self.takes_fast_road or self.fraction(min(self.size), smallest) > 1:
             return
@@ -182,8 +183,8 @@ class Picture:
             self._memory.keep(self._encoded, self._kept)
 
     def _rows(self, count: int, fraction: int) -> np.ndarray:
-        """The first `count` stored rows, and maybe more, of the picture decoded to that fraction.
-        What libjpeg-turbo finds fault with is Pillow's to decide.
+        """Return at least the first `count` stored rows of the picture decoded to that fraction. If
+        libjpeg-turbo finds fault with the file, Pillow decides.
         """
         if self._kept is not None:  # only where the fraction is always 1
             return self._kept
@@ -252,10 +253,10 @@ def _one_sentence(name: str) -> Iterator[None]:
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF's, 1 to 8; 1 where there is none, or none that can be understood."""
+    """Return EXIF's orientation, 1 to 8; 1 if there is none, or if it cannot be read."""
     try:
         value = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # a broken block of EXIF does not make a picture unreadable
+    except Exception:  # a picture with broken EXIF is still readable
         return 1
     return value if value in TURNS else 1
 

@@ -24,8 +24,8 @@ Operation = Callable[[Image.Image, float, Image.Resampling], Image.Image]
 
 
 def _affine(matrix: Callable[[float], tuple[float, ...]]) -> Operation:
-    """The image under the inverse of `matrix(magnitude)`, with zeros where that leads out of it:
-    pixel [x, y] of the result is that at [a x + b y + c, d x + e y + f].
+    """Return an operation that moves pixels by `matrix(magnitude)`: pixel [x, y] of the result is
+    that at [a x + b y + c, d x + e y + f], or zero outside the image.
     """
 
     def operation(image: Image.Image, magnitude: float, resampling: Image.Resampling):
@@ -36,7 +36,7 @@ def _affine(matrix: Callable[[float], tuple[float, ...]]) -> Operation:
 
 
 def _enhance(kind: type) -> Operation:
-    """1 + magnitude times as far from what the enhancement starts from."""
+    """Return an operation that enhances an image by the factor 1 + magnitude."""
     return lambda image, magnitude, _: kind(image).enhance(1 + magnitude)
 
 
@@ -171,8 +171,8 @@ def magnitudes(bins: int, height: int, width: int, wide: bool = False) -> dict[s
     has some: tangents of the shears, pixels of the translations, degrees of the rotation, relative
     changes of the enhancements, bits that are kept and the first value that is inverted.
 
-    They are torchvision's but for the last bit. One whole number hangs on it: the sixteenth of the
-    wide translations is of 16 pixels, where float32 gives torchvision 15.999999, hence 15.
+    They are torchvision's up to the last bit, which decides one whole number: the sixteenth wide
+    translation is 16 pixels here; in torchvision float32 gives 15.999999, hence 15.
     """
     tangent, degrees, change, bits = (0.99, 135.0, 0.99, 6) if wide else (0.3, 30.0, 0.9, 4)
     right, down = (32.0, 32.0) if wide else (150 / 331 * width, 150 / 331 * height)
@@ -187,8 +187,11 @@ def magnitudes(bins: int, height: int, width: int, wide: bool = False) -> dict[s
 
 
 @functools.cache
-def sub_policies(policy: PolicyName, height: int, width: int) -> list[tuple[Step, ...]]:
-    """Return the equally likely sequences of operations that `policy` has for images of that size.
+def sub_policies(
+    policy: PolicyName, height: int, width: int, magnitude: int = 9
+) -> list[tuple[Step, ...]]:
+    """Return the equally likely sequences of operations that `policy` has for images of that size;
+    `magnitude`, of 0 to 30, is RandAugment's.
 
     Raises InputError for an unknown policy.
     """
@@ -207,16 +210,16 @@ def sub_policies(policy: PolicyName, height: int, width: int) -> list[tuple[Step
     strengths = {name: values.get(name, np.zeros(31)).tolist() for name in names}
     if policy == "trivial_augment_wide":  # any operation at any magnitude
         return [(Step(name, 1.0, value),) for name in names for value in strengths[name]]
-    # Two operations at magnitude 9 of 0..30.
-    return list(
-        itertools.product([Step(name, 1.0, strengths[name][9]) for name in names], repeat=2)
-    )
+    steps = [Step(name, 1.0, strengths[name][magnitude]) for name in names]
+    return list(itertools.product(steps, repeat=2))
 
 
-def draw(policy: PolicyName, height: int, width: int, random: Random) -> list[tuple[str, float]]:
+def draw(
+    policy: PolicyName, height: int, width: int, random: Random, magnitude: int = 9
+) -> list[tuple[str, float]]:
     """Draw what is done to an image: operations and their magnitudes."""
     drawn = []
-    for step in random.choice(sub_policies(policy, height, width)):
+    for step in random.choice(sub_policies(policy, height, width, magnitude)):
         is_applied, is_reversed = random.random() < step.probability, random.random() < 0.5
         if is_applied:
             reverse = is_reversed and (step.operation in MOVING or step.operation in ENHANCING)
@@ -226,14 +229,15 @@ def draw(policy: PolicyName, height: int, width: int, random: Random) -> list[tu
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
-    """The operations that a policy draws, of uint8 pixels (height, width, channels)."""
+    """Change uint8 pixels (height, width, channels) by the operations that a policy draws."""
 
     policy: PolicyName
     interpolation: Interpolation = "bilinear"
+    magnitude: int = 9
 
     def __call__(self, pixels: np.ndarray, random: Random) -> np.ndarray:
         image, resampling = as_image(pixels), Image.Resampling[self.interpolation.upper()]
         height, width = pixels.shape[:2]
-        for name, magnitude in draw(self.policy, height, width, random):
+        for name, magnitude in draw(self.policy, height, width, random, self.magnitude):
             image = OPERATIONS[name](image, magnitude, resampling)
         return as_array(image)

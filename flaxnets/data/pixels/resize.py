@@ -1,4 +1,4 @@
-"""Resize pictures as Pillow does it, with antialiasing: one by one, many at once, or faster.
+"""Resize pictures as Pillow does, with antialiasing: one by one, many at once, or faster.
 
 `torchvision.transforms.Resize` of a PIL image is Pillow's; so is timm's.
 """
@@ -60,7 +60,7 @@ def cover(
 
 @dataclasses.dataclass(frozen=True)
 class Resize:
-    """The whole picture at `size` x `size` pixels, whatever its proportions."""
+    """Resize the whole picture to `size` x `size` pixels, whatever its proportions."""
 
     size: int
     interpolation: Interpolation = "bilinear"
@@ -72,9 +72,9 @@ class Resize:
         return as_array(resize(picture.image, (self.size, self.size), self.interpolation))
 
     def many(self, images: np.ndarray) -> np.ndarray:
-        """Resize uint8 images (N, H, W, C), in threads, to the bits of one by one.
+        """Resize uint8 images (N, H, W, C) in threads, bit-equal to one by one.
 
-        A call of Pillow takes longer than resizing a small image, so many are one image to it.
+        A call of Pillow takes longer than resizing a small image, so many are passed as one.
         """
         if images.shape[1:3] == (self.size, self.size):
             return images
@@ -100,8 +100,8 @@ class Resize:
 def resize_window(
     pixels: np.ndarray, size: int, interpolation: Interpolation, by_fast_road: bool
 ) -> np.ndarray:
-    """Resize a decoded window, uint8 (height, width, channels), to `size` x `size` pixels: as
-    Pillow does it, or close to that by the fast road, which is bilinear.
+    """Resize a decoded window, uint8 (height, width, channels), to `size` x `size` pixels: exactly
+    as Pillow does, or closely by the fast road, which is bilinear.
     """
     road = fast_road() if by_fast_road and interpolation == "bilinear" else None
     if road is not None:

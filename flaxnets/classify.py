@@ -1,0 +1,116 @@
+"""Say what is in pictures.
+
+    python -m flaxnets.classify dog.jpg
+    python -m flaxnets.classify dog.jpg cat.png --arch alexnet --weights IMAGENET1K_V1
+    python -m flaxnets.classify dog.jpg --arch vgg16 --checkpoint FILE.safetensors
+    python -m flaxnets.classify digit.png --workdir runs/lenet5-digits
+
+Print the best classes of each picture with their scores (logits). An unreadable picture gets a
+sentence instead, and the exit status is 2. Unless given, the network is EfficientNet-Lite0, whose
+weights the extra `demo` installs.
+"""
+
+if __name__ == "__main__":  # first, for the other imports take seconds
+    from flaxnets.terminal import quiet
+
+    quiet()
+
+import dataclasses
+import pathlib
+import sys
+from typing import Annotated, Any
+
+import tyro
+
+from flaxnets.errors import InputError, shown
+from flaxnets.inference.network import AnyViews, Network, Normalization
+from flaxnets.inference.opening import DEMO
+from flaxnets.inference.options import NetworkOptions
+from flaxnets.runs.files import json_text
+from flaxnets.terminal import arguments, compilation_cache, one_sentence_errors, say_error
+
+
+@dataclasses.dataclass(frozen=True)
+class Options(NetworkOptions):
+    """What is asked for; the text under a field is its help."""
+
+    pictures: Annotated[tuple[pathlib.Path, ...], tyro.conf.Positional]
+    """Files in any format that Pillow reads."""
+    top: int = 5
+    """Classes to print."""
+    probabilities: bool = False
+    """Print per cent instead of scores; several views always do."""
+    views: AnyViews = "center"
+    """Views whose class probabilities are averaged: the centre; corners and centre with their
+    mirror images; ten random crops; OverFeat's six scales; or the whole picture, not scaled."""
+    normalize: Normalization = "training"
+    """Normalise by mean and deviation of the training data, or of the picture itself: 0.5 + 0.5 *
+    (x - mean) / std.
+    """
+    seed: int = 0
+    """Seed of random views."""
+    json: bool = False
+    """Print one JSON list."""
+    compilation_cache: bool = True
+    """Keep compiled programs in the user's cache directory, for the next start."""
+
+
+def main(options: Options) -> None:
+    """Say what is in the pictures; end with status 2 if one cannot be read."""
+    if options.compilation_cache:
+        compilation_cache()
+    if not options.pictures:
+        raise InputError("no picture given; expected files")
+    if options.top < 1:
+        raise InputError(f"--top {options.top}; expected at least 1")
+    if not (options.arch or options.workdir or options.weights or options.checkpoint):
+        options = dataclasses.replace(options, arch=DEMO, weights="DEFAULT")
+    network = options.open()
+    network.check_views(options.views)
+    results = []
+    for path in options.pictures:
+        result: dict[str, Any] = {"picture": str(path)}
+        try:
+            result["classes"] = _best_classes(network, path, options)
+        except InputError as error:
+            is_named = shown(path) in str(error)
+            result["error"] = str(error) if is_named else f"{shown(path)}: {error}"
+        results.append(result)
+        if not options.json:
+            _print(result, options.probabilities, titled=len(options.pictures) > 1)
+    if options.json:
+        print(json_text(results, indent=2))
+    if any("error" in result for result in results):
+        sys.exit(2)
+
+
+def _best_classes(network: Network, path: pathlib.Path, options: Options) -> list[dict[str, Any]]:
+    predictions = network.classify(
+        path, options.top, views=options.views, normalization=options.normalize, seed=options.seed
+    )
+    return [
+        {"index": x.index, "class": x.name, "score": x.score, "probability": x.probability}
+        for x in predictions
+    ]
+
+
+def _print(result: dict[str, Any], probabilities: bool, titled: bool) -> None:
+    if "error" in result:
+        say_error(result["error"])
+        return
+    if titled:
+        print(result["picture"])
+    for row in result["classes"]:
+        percent = probabilities or row["score"] is None
+        value = f"{row['probability']:7.2%}" if percent else f"{row['score']:5.2f}"
+        print(f"{value} {row['class']}")
+
+
+def run() -> None:
+    """Do what the command line says, as a script."""
+    with one_sentence_errors():
+        main(tyro.cli(Options, args=arguments(), description=__doc__))
+
+
+if __name__ == "__main__":
+    run()

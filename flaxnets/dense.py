@@ -1,0 +1,187 @@
+r"""Draw where in a picture a network sees a class.
+
+    python -m flaxnets.dense photo.jpg --arch vgg16 --weights IMAGENET1K_V1 --class tabby \
+        --out map.png
+    python -m flaxnets.dense photo.jpg --workdir runs/vgg16-pets --class Maine --scales 6
+
+The network is applied to the whole picture as one filter. The figure shows the picture, the
+probability of the class in every cell of the map, and the best class of every cell.
+"""
+
+if __name__ == "__main__":  # first, for the other imports take seconds
+    from flaxnets.terminal import quiet
+
+    quiet()
+
+import collections
+import dataclasses
+import pathlib
+from typing import Annotated, Any, Literal
+
+import jax
+import numpy as np
+import tyro
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from PIL import Image
+
+from flaxnets.data.pixels.decode import as_array, read_file
+from flaxnets.data.pixels.resize import scale_short_side
+from flaxnets.errors import InputError, one_of
+from flaxnets.inference.dense import SIX_SCALES, average_maps, cell_stride, finest_map
+from flaxnets.inference.inputs import MAX_READ
+from flaxnets.inference.network import Network
+from flaxnets.inference.options import NetworkOptions
+from flaxnets.runs.figures import literal
+from flaxnets.terminal import arguments, compilation_cache, one_sentence_errors, reuse_memory
+
+# Matplotlib's colours; C7 is its grey, for all but the most frequent classes.
+COLORS, GREY = ("C0", "C1", "C2", "C3", "C4", "C5", "C6", "C8", "C9"), "C7"
+Box = tuple[float, float, float, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Options(NetworkOptions):
+    """What is asked for; the text under a field is its help."""
+
+    picture: Annotated[pathlib.Path, tyro.conf.Positional]
+    """File in any format that Pillow reads."""
+    class_: Annotated[str, tyro.conf.arg(name="class")]
+    """Name of the class to draw."""
+    image_size: int | None = None
+    """Short side of the scaled picture, in pixels; twice the network's input unless given."""
+    scales: Literal[1, 6] = 1
+    """6: OverFeat's scales, in proportion to the network's input, and their mirror images."""
+    out: pathlib.Path = pathlib.Path("map.png")
+    """File to draw to; .png, .pdf, .svg."""
+    compilation_cache: bool = True
+    """Keep compiled programs in the user's cache directory, for the next start."""
+
+
+def main(options: Options) -> None:
+    """Draw where the network sees the class, and print the best class of the cells."""
+    if options.compilation_cache:
+        compilation_cache()
+    if options.image_size is not None and options.scales == 6:
+        raise InputError("--scales 6 has sizes of its own; leave out --image-size")
+    known = Figure().canvas.get_supported_filetypes()
+    one_of(known, options.out.suffix.removeprefix("."), "format of a figure")
+    network = options.open()
+    one_of(network.classes, options.class_, "class")
+    raw = read_file(options.picture)
+    picture = network.preprocessing.decode(raw, name=str(options.picture)).image
+    pictures = [as_array(_scaled(picture, size)) for size in _short_sides(options, network)]
+    sizes = [pixels.shape[:2] for pixels in pictures]
+    grids = [_probabilities(network, pixels, options.scales == 6) for pixels in pictures]
+    probabilities = average_maps(grids, sizes)
+    shown = pictures[-1]
+    down, right = cell_stride(finest_map(network.model), shown.shape)
+
+    rows, columns, _ = probabilities.shape
+    heat = probabilities[..., network.classes.index(options.class_)]
+    row, column = np.unravel_index(heat.argmax(), heat.shape)
+    best = probabilities.argmax(2)
+    counts = collections.Counter(best.ravel().tolist()).most_common()
+    size = f"{shown.shape[1]}x{shown.shape[0]}"
+    print(f"{rows}x{columns} cells, {down:g} pixels apart, of {size} pixels")
+    place = f"row {row + 1}, column {column + 1}"
+    print(f"{options.class_}: {heat[row, column]:.2%} at most, in {place}")
+    print("cells by their best class:")
+    for index, count in counts[: len(COLORS)]:
+        print(f"{count:5} {network.classes[index]}")
+    named = [(index, f"{network.classes[index]} ({count})") for index, count in counts]
+    # Cells are centred on the picture.
+    height, width = rows * down / 2, columns * right / 2
+    middle, centre = shown.shape[0] / 2, shown.shape[1] / 2
+    box = (centre - width, centre + width, middle + height, middle - height)
+    figure = draw(shown, options.class_, heat, best, named, box)
+    try:
+        figure.savefig(options.out, dpi=120, bbox_inches="tight")
+    except OSError as error:
+        raise InputError(f"cannot write {options.out} ({error.strerror})") from error
+
+
+def _probabilities(network: Network, picture: np.ndarray, mirrored: bool) -> np.ndarray:
+    """Return the map (H', W', classes) of class probabilities of uint8 (height, width, channels);
+    with `mirrored` the mean of those of the picture and of its mirror image.
+    """
+    probabilities = np.asarray(jax.nn.softmax(network.dense(picture)))
+    if not mirrored:
+        return probabilities
+    other = np.asarray(jax.nn.softmax(network.dense(picture[:, ::-1])))
+    return (probabilities + other[:, ::-1]) / 2
+
+
+def _short_sides(options: Options, network: Network) -> list[int]:
+    if options.scales == 6:
+        return [round(min(size) * network.preprocessing.size / 221) for size in SIX_SCALES]
+    return [2 * network.preprocessing.size if options.image_size is None else options.image_size]
+
+
+def _scaled(picture: Image.Image, short_side: int) -> Image.Image:
+    if short_side < 1:
+        raise InputError(f"--image-size is {short_side}; expected at least 1")
+    pixels = short_side**2 * max(picture.size) // min(picture.size)
+    if pixels > MAX_READ:
+        raise InputError(
+            f"the picture scaled to {short_side} pixels on its short side has {pixels:,}; expected "
+            f"at most {MAX_READ:,}: cut it, or give a smaller --image-size"
+        )
+    return scale_short_side(picture, short_side)
+
+
+def draw(
+    picture: np.ndarray,
+    name: str,
+    heat: np.ndarray,
+    best: np.ndarray,
+    classes: list[tuple[int, str]],
+    box: Box,
+) -> Figure:
+    """Return a figure of three panels: the picture, the probabilities, the best classes.
+
+    Args:
+        picture: uint8 (H, W, 1 or 3).
+        name: of the class whose probabilities are `heat`, (H', W').
+        best: class of each cell, (H', W').
+        classes: each class in `best` with its label, the most frequent first.
+        box: left, right, bottom and top of the map, in pixels of the picture.
+    """
+    height, width = picture.shape[:2]
+    panel = 5 * min(max(width / height, 0.5), 2)
+    figure = Figure((3 * panel + 3, 5.5), layout="constrained")
+    axes: Any = figure.subplots(1, 3)
+    for axis in axes:
+        pixels = picture[..., 0] if picture.shape[2] == 1 else picture
+        axis.imshow(pixels, cmap="gray", vmin=0, vmax=255, extent=(0, width, height, 0))
+        axis.set_axis_off()
+    axes[0].set_title("picture")
+
+    values = axes[1].imshow(heat, "inferno", vmin=0, extent=box, alpha=0.6)
+    axes[1].set_title(literal(f"probability of {name}"))
+    figure.colorbar(values, ax=axes[1], fraction=0.046)
+
+    colors = {index: color for (index, _), color in zip(classes, COLORS, strict=False)}
+    rgb = {index: to_rgb(colors.get(index, GREY)) for index, _ in classes}
+    tiles = np.array([[rgb[index] for index in row] for row in best.tolist()])
+    axes[2].imshow(tiles, extent=box, alpha=0.6, interpolation="nearest")
+    axes[2].set_title("best class of each cell")
+    handles = [Patch(color=colors[i], label=literal(name)) for i, name in classes if i in colors]
+    if len(classes) > len(handles):
+        handles.append(Patch(color=GREY, label=f"{len(classes) - len(handles)} other classes"))
+    axes[2].legend(handles=handles, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
+    for axis in axes:
+        axis.set(xlim=(0, width), ylim=(height, 0))
+    return figure
+
+
+def run() -> None:
+    """Do what the command line says, as a script."""
+    reuse_memory()
+    with one_sentence_errors():
+        main(tyro.cli(Options, args=arguments(), description=__doc__))
+
+
+if __name__ == "__main__":
+    run()

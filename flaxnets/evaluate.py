@@ -1,0 +1,276 @@
+"""Evaluate trained networks, one by one and together.
+
+    python -m flaxnets.evaluate runs/mcdnn_mnist-digits runs/second-column runs/third-column
+    python -m flaxnets.evaluate --arch resnet50 --weights IMAGENET1K_V1 --dataset imagenet2012
+
+Print top-1 and top-5 accuracy over the whole test split for each network and, for several, for the
+mean of their class probabilities.
+"""
+
+if __name__ == "__main__":  # first, for the other imports take seconds
+    from flaxnets.terminal import quiet
+
+    quiet()
+
+import dataclasses
+import pathlib
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+import numpy as np
+import tyro
+from matplotlib.figure import Figure
+
+import flaxnets.data as data
+from flaxnets.errors import InputError, one_of
+from flaxnets.inference.network import IMAGENET, Network
+from flaxnets.inference.options import NetworkOptions
+from flaxnets.inference.predict import accuracy, mean_of_members, predict
+from flaxnets.inference.views import (
+    SHARES,
+    VIEWS_PER_SIZE,
+    Views,
+    for_views,
+    view_batches,
+    views_of,
+)
+from flaxnets.recipes import Orientation
+from flaxnets.runs.figures import literal
+from flaxnets.runs.files import json_text
+from flaxnets.runs.progress import track
+from flaxnets.terminal import arguments, compilation_cache, one_sentence_errors, reuse_memory
+from flaxnets.training.parallel import DataParallel
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What is asked for; the text under a field is its help."""
+
+    workdirs: Annotated[tuple[pathlib.Path, ...], tyro.conf.Positional] = ()
+    """Runs of train.py, or files of network.save, with the same classes."""
+    arch: tuple[str, ...] = ()
+    """Names of networks, for the weights that --weights or --checkpoint give: one name for all, or
+    one for each."""
+    weights: tuple[str, ...] = ()
+    """Published weights such as IMAGENET1K_V1; beside --checkpoint, their preprocessing alone."""
+    checkpoint: tuple[pathlib.Path, ...] = ()
+    """Files of weights (safetensors or torch) with classes in the data set's order."""
+    ema: bool = False
+    """Take the average weights of every --checkpoint that has raw and average ones."""
+    dataset: str | None = None
+    """Data set, named as in train.py; that of the first run unless given."""
+    data_dir: str | None = None
+    """Directory of prepared TensorFlow Datasets; TFDS_DATA_DIR unless given."""
+    views: Views = "center"
+    """Views whose class probabilities are averaged. Of photographs: the centre; corners and centre
+    with their mirror images; ten random crops; OverFeat's six scales. Of any image: network input
+    and two shifts of it by a pixel, with their mirror images."""
+    orientation: Orientation | None = None
+    """Turn pictures upright as EXIF says, or take them as they are stored, as the published
+    accuracies were measured. Unless given: as in the run, or upright."""
+    seed: int = 0
+    """Seed of random views."""
+    ensemble: bool = True
+    """For several networks, also evaluate the mean of their class probabilities."""
+    batch_size: int = 64
+    """Images, or views of images, in a step, over all devices."""
+    json: bool = False
+    """Print JSON."""
+    output: pathlib.Path | None = None
+    """NumPy file (.npz) for `probabilities` and their logarithms `log_probabilities` (networks, N,
+    classes), and `labels` (N,)."""
+    confusion: pathlib.Path | None = None
+    """File for a picture of the confusion matrix: of the last line, so of the mean of several
+    networks.
+    """
+    compilation_cache: bool = True
+    """Keep compiled programs in the user's cache directory, for the next start."""
+
+
+def main(options: Options) -> None:
+    """Print the accuracy of each network and of their mean."""
+    if options.compilation_cache:
+        compilation_cache()
+    for path in (options.output, options.confusion):  # a typing error must not cost hours
+        if path is not None and not path.absolute().parent.is_dir():
+            raise InputError(f"cannot write {path}: no directory {path.parent}")
+    if options.confusion is not None:
+        formats = Figure().canvas.get_supported_filetypes()
+        one_of(formats, options.confusion.suffix.removeprefix("."), "format of a figure")
+    named = _named_weights(options)
+    networks = [
+        NetworkOptions(workdir=path, orientation=options.orientation).open()
+        for path in options.workdirs
+    ]
+    if not networks and not named:
+        raise InputError("no network given; expected directories that train.py wrote, or --arch")
+    dataset = options.dataset or (networks[0].card.training_data if networks else None)
+    if dataset is None:
+        raise InputError("no data set given; expected --dataset NAME")
+    source = data.open_source(dataset, options.data_dir)
+    networks += [network.open(source.kind) for network in named]
+    if not source.class_names:
+        raise InputError(f"{dataset} has numbers to predict, not classes; expected classes")
+    for network in networks:
+        _check_fits(network, source, options.views)
+    parallel = DataParallel()
+    members, labels = [], np.empty(0)
+    for network in networks:
+        batch_size = parallel.round_up(-(-options.batch_size // VIEWS_PER_SIZE[options.views]))
+        batches = _batches(source, batch_size, network.preprocessing, options)
+        count = -(-source.sizes["test"] // batch_size)
+        watched = track(batches, network.card.source, count)
+        model = for_views(network.model, options.views)
+        log_probabilities, labels = predict(
+            model,
+            network.variables,
+            watched,
+            network.statistics,
+            parallel,
+            SHARES.get(options.views),
+        )
+        members.append(log_probabilities)
+
+    evaluated = [(x.card.source, x.arch, own) for x, own in zip(networks, members, strict=True)]
+    if options.ensemble and len(networks) > 1:
+        name = f"mean of {len(networks)}"
+        evaluated.append((name, name, mean_of_members(members)))
+    rows = [{"network": name, "arch": arch, **accuracy(p, labels)} for name, arch, p in evaluated]
+    result = {
+        "dataset": dataset, "examples": len(labels), "views": options.views,
+        "orientations": [network.preprocessing.orientation for network in networks],
+        "results": rows,
+    }  # fmt: skip
+    if options.json:
+        print(json_text(result, indent=2))
+    else:
+        print(f"{len(labels)} test examples of {dataset}{_orientations(networks, source)}")
+        for row in rows:
+            print(
+                f"top-1 {row['top1']:7.2%}  top-5 {row['top5']:7.2%}  loss {row['loss']:.4f}  "
+                f"{row['network']}"
+            )
+    if options.output is not None:
+        logs = np.stack(members)
+        np.savez(options.output, probabilities=np.exp(logs), log_probabilities=logs, labels=labels)
+    if options.confusion is not None:
+        name, _, log_probabilities = evaluated[-1]
+        guesses = log_probabilities.argmax(1)
+        title = f"{name} on {dataset}: {rows[-1]['top1']:.2%}"
+        draw_confusion(options.confusion, guesses, labels, source.class_names, title)
+
+
+def _orientations(networks: list[Network], source: data.Source) -> str:
+    """Return how photographs were turned, for the title."""
+    if source.kind != "photographs":
+        return ""
+    words = {"upright": "turned upright", "stored": "read as they are stored"}
+    return ", " + " or ".join(
+        dict.fromkeys(words[network.preprocessing.decode.orientation] for network in networks)
+    )
+
+
+def _named_weights(options: Options) -> list[NetworkOptions]:
+    """Return each network that the options name by its weights."""
+    if options.ema and not options.checkpoint:
+        raise InputError("--ema is about files of weights; expected --checkpoint FILE beside it")
+    count = max(len(options.arch), len(options.weights), len(options.checkpoint))
+    columns: list[Any] = []
+    for name in ("arch", "weights", "checkpoint"):
+        values = getattr(options, name) or (None,)
+        if len(values) not in (1, count):
+            raise InputError(
+                f"--{name} has {len(values)} values for {count} networks; expected one for all or "
+                "one for each"
+            )
+        columns.append(values * count if len(values) == 1 else values)
+    networks = []
+    for arch, weights, checkpoint in zip(*columns, strict=True):
+        if arch is None:
+            raise InputError("weights of no network; expected --arch NAME")
+        networks.append(
+            NetworkOptions(
+                arch=arch,
+                weights=weights,
+                checkpoint=checkpoint,
+                ema=options.ema,
+                orientation=options.orientation,
+            )
+        )
+    return networks
+
+
+def _check_fits(network: Network, source: "data.Source", views: Views) -> None:
+    name, trained_on = network.card.source, network.card.training_data
+    if trained_on not in (None, IMAGENET) and network.classes != source.class_names:
+        raise InputError(
+            f"{name} was trained on the classes of {trained_on!r}, not {source.name!r}"
+        )
+    if len(network.classes) != len(source.class_names):
+        raise InputError(
+            f"{name} tells {len(network.classes)} classes apart, {source.name!r} has "
+            f"{len(source.class_names)}"
+        )
+    channels = network.input_shape[-1]
+    if channels != source.channels:
+        raise InputError(
+            f"{name} reads images of {channels} channels; those of {source.name!r} have "
+            f"{source.channels}"
+        )
+    network.check_views(views)
+
+
+def _batches(
+    source: data.Source, batch_size: int, plan: data.Plan, options: Options
+) -> Iterator[dict[str, np.ndarray]]:
+    if options.views == "center":
+        return data.eval_batches(source, batch_size, plan)
+
+    def prepare(index: int, element: Any) -> tuple[dict[str, np.ndarray], Any]:
+        raw, label = source.read("test", element)
+        seed, name = (options.seed, index), source.title("test", element)
+        return views_of(raw, plan, options.views, seed, name), label
+
+    return view_batches(source.evaluation_order("test", (0, 1)), batch_size, prepare)
+
+
+def draw_confusion(
+    path: pathlib.Path,
+    guesses: np.ndarray,
+    labels: np.ndarray,
+    class_names: tuple[str, ...],
+    title: str,
+) -> None:
+    """Draw a row for each true class: the share of its examples that were taken for each class."""
+    count = len(class_names)
+    matrix = np.zeros((count, count))
+    np.add.at(matrix, (labels, guesses), 1)
+    shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    side = max(4.0, min(12.0, 0.3 * count))
+    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    axes = figure.subplots()
+    drawn = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+    figure.colorbar(drawn, label="share of the true class")
+    if count <= 40:
+        shown = [literal(name) for name in class_names]
+        axes.set_xticks(range(count), shown, rotation=90)
+        axes.set_yticks(range(count), shown)
+    if count <= 12:
+        for row, column in np.argwhere(matrix):
+            colour = "white" if shares[row, column] > 0.5 else "black"
+            axes.text(column, row, f"{matrix[row, column]:.0f}", ha="center", va="center", c=colour)
+    axes.set_xlabel("network's class")
+    axes.set_ylabel("true class")
+    axes.set_title(literal(title))
+    figure.savefig(path, dpi=120)
+
+
+def run() -> None:
+    """Do what the command line says, as a script."""
+    reuse_memory()
+    with one_sentence_errors():
+        main(tyro.cli(Options, args=arguments(), description=__doc__))
+
+
+if __name__ == "__main__":
+    run()

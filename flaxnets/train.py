@@ -1,0 +1,123 @@
+"""Train any network of the library: `python -m flaxnets.train --arch vgg19`.
+
+Values that are not given come from the network's recipe, which `--arch NAME --help` shows. The same
+command again continues an interrupted run.
+"""
+
+if __name__ == "__main__":  # first, for the other imports take seconds
+    from flaxnets.terminal import quiet
+
+    quiet()
+
+import argparse
+import shlex
+import sys
+import time
+from typing import get_args
+
+import tyro
+
+import flaxnets.data as data
+from flaxnets.errors import one_of
+from flaxnets.models import create_model
+from flaxnets.recipes import Version
+from flaxnets.runs.assembly import assemble
+from flaxnets.runs.help import help_text
+from flaxnets.runs.loop import Interrupted, fit
+from flaxnets.runs.options import Options, default_values
+from flaxnets.runs.processes import join
+from flaxnets.runs.report import dry_run, result, summary_of
+from flaxnets.terminal import (
+    arguments,
+    command_line,
+    compilation_cache,
+    one_sentence_errors,
+    print_table,
+    reuse_memory,
+    versions,
+)
+from flaxnets.training.parallel import DataParallel
+
+
+def parse(arguments: list[str]) -> tuple[Options, data.Source]:
+    """Return the options and the data set, which are read first: the network and the kind of data
+    decide the defaults of everything else. Help needs only the data set's name.
+    """
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--arch", default="vgg19")
+    first.add_argument("--recipe", default="paper")
+    first.add_argument("--dataset", default="digits")
+    first.add_argument("--data-dir", "--data_dir")
+    chosen, _ = first.parse_known_args(arguments)
+    create_model(chosen.arch)  # a wrong name is answered before a data set is opened
+    one_of(get_args(Version), chosen.recipe, "recipe")
+    for flag in ("-h", "--help"):
+        if flag in arguments:
+            show_help(chosen, *arguments[arguments.index(flag) + 1 :][:1])
+    if sys.stdout.isatty():
+        print(f"{chosen.arch} on {chosen.dataset}")  # TensorFlow is imported next, for seconds
+    source = data.open_source(chosen.dataset, chosen.data_dir)
+    values = default_values(
+        chosen.arch, source.kind, chosen.recipe, has_classes=bool(source.class_names)
+    )
+    default = Options(values, **vars(chosen))
+    flat = (tyro.conf.OmitArgPrefixes,)
+    return tyro.cli(Options, args=arguments, default=default, config=flat), source
+
+
+def show_help(chosen: argparse.Namespace, topic: str = "") -> None:
+    """Print the options with their defaults and end the process; opens no data set. A `topic` that
+    begins with a dash is the next option.
+    """
+    kind, note = data.kind_of(chosen.dataset), ""
+    if kind is None:
+        kind = "photographs"
+        note = f" The defaults are those for photographs: help does not open {chosen.dataset}."
+    classes = data.has_classes(chosen.dataset)
+    values = default_values(chosen.arch, kind, chosen.recipe, has_classes=classes)
+    print(help_text(Options(values, **vars(chosen)), "" if topic[:1] == "-" else topic, note))
+    sys.exit()
+
+
+def main(arguments: list[str]) -> None:
+    """Train, or go on, as the command line's arguments say; print the result in one sentence."""
+    options, source = parse(arguments)
+    if options.compilation_cache:
+        compilation_cache()
+    options.check()
+    join(options.processes)
+    run = assemble(options, source, DataParallel(options.parallel))
+    for note in run.notes:
+        print(note)
+    if options.dry_run:
+        for table in dry_run(run):
+            print_table(*table)
+        return
+    workdir, command = run.open_workdir(), shlex.join(command_line())
+    start = time.perf_counter()
+    try:
+        row = fit(run.program, workdir, title=run.title, options=options.run)
+    except Interrupted as stopped:
+        workdir.close()
+        print(f"{stopped}; go on with: {command}")
+        sys.exit(130)
+    if row["steps"] > run.program.steps:
+        workdir.leave()
+        asked = f"epoch {row['epoch']} of {options.values.epochs} asked"
+        print(f"{run.title}: the run is already at {asked}; see {run.path}")
+        return
+    seconds = time.perf_counter() - start
+    summary = summary_of(run, row, seconds=seconds, versions=versions(), command=command)
+    workdir.finish(summary, run.title)
+    print(result(run, summary))
+
+
+def run() -> None:
+    """Do what the command line says, as a script."""
+    reuse_memory()
+    with one_sentence_errors():
+        main(arguments())
+
+
+if __name__ == "__main__":
+    run()

@@ -147,7 +147,7 @@ class Linear(nn.Module):
         # converter could not tell them apart on the way back to torch.
         leaf = "patch_kernel" if self.patch else "kernel"
         shape = (*(self.patch or ()), x.shape[-1], self.features)
-        kernel = self.param(leaf, self.kernel_init, shape, jnp.float32).astype(self.dtype)
+        kernel = self.param(leaf, self.kernel_init, shape, jnp.float32)
         x = x.astype(self.dtype)
         bias = None
         if self.use_bias:

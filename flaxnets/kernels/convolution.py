@@ -8,6 +8,7 @@ convolutions instead of a grouped one. Values and derivatives of any order are t
 
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,7 @@ import flaxnets.kernels.onednn.calls as onednn
 from flaxnets.kernels.folding import remember
 from flaxnets.kernels.geometry import Pair, check_fits
 from flaxnets.kernels.platform import formulation
-from flaxnets.kernels.precision import plus_bias, widened
+from flaxnets.kernels.precision import is_narrow, plus_bias, widened
 
 Array = jax.Array
 Geometry = tuple[Pair, Pair, Pair, int]  # stride, padding, dilation, groups
@@ -48,7 +49,7 @@ def conv2d(
     check_fits(x, (height, width), padding)
 
     def output(kernel: Array, bias: Array | None) -> Array:
-        return _convolve(x, kernel.astype(x.dtype), bias, geometry)
+        return _convolve(x, kernel, bias, geometry)
 
     def affine(factor: Array, shift: Array) -> Array:
         return output(kernel * factor, shift if bias is None else bias * factor + shift)
@@ -59,7 +60,13 @@ def conv2d(
 
 
 def _convolve(x: Array, kernel: Array, bias: Array | None, geometry: Geometry) -> Array:
-    if (traced_for := formulation("convolution")) != "cpu":
+    traced_for = formulation("convolution")
+    if traced_for == "cpu" and is_narrow(x) and _is_for_onednn(x, kernel, geometry):
+        if bias is None:
+            return _conv_by_onednn(x, widened(kernel), geometry)
+        return _biased(x, widened(kernel), widened(bias), geometry)
+    kernel = kernel.astype(x.dtype)
+    if traced_for != "cpu":
         if traced_for == "gpu" and _is_narrow_stem(x, geometry):
             return plus_bias(conv_of_blocks(x, kernel, geometry), bias)
         # Of narrow types, too, XLA makes one call of cuDNN of this on GPUs, which adds the bias in
@@ -73,10 +80,10 @@ def _convolve(x: Array, kernel: Array, bias: Array | None, geometry: Geometry) -
 def _on_cpu(x: Array, kernel: Array, geometry: Geometry) -> Array:
     """Return the convolution in the formulation that is fastest on CPUs at this shape."""
     stride, padding, dilation, groups = geometry
+    if _is_for_onednn(x, kernel, geometry):
+        return _conv_by_onednn(x, kernel, geometry)
     if groups == 1 and _output_map(x, kernel, geometry) == (1, 1):
         return _conv_to_one_pixel(x, kernel, padding, dilation)
-    if onednn.takes(x, kernel):
-        return _conv_by_onednn(x, kernel, geometry)
     if groups > 1:
         if kernel.shape[2:] == (1, groups):
             return _conv_by_taps(x, kernel, geometry)
@@ -230,20 +237,44 @@ def _conv_by_bundles(x: Array, kernel: Array, geometry: Geometry) -> Array:
 # which reads the shortcut).
 
 
-def _conv_by_onednn(x: Array, kernel: Array, geometry: Geometry) -> Array:
-    by_xla = functools.partial(xla_convolution, geometry=geometry)
-    shapes = (x.shape, kernel.shape, jax.eval_shape(by_xla, x, kernel).shape)
-    return _convolution.bind(x, kernel, result="output", shapes=shapes, geometry=geometry)
+def _is_for_onednn(x: Array, kernel: Array, geometry: Geometry) -> bool:
+    to_one_pixel = geometry[-1] == 1 and _output_map(x, kernel, geometry) == (1, 1)
+    return not to_one_pixel and onednn.takes(x, kernel)
 
 
-# One of onednn.ROLES from the two others. It is linear in each operand, and the transpose with
-# respect to one is the same primitive with that one as its result: derivatives of any order.
+def _conv_by_onednn(x: Array, kernel: Array, geometry: Geometry, *bias: Array) -> Array:
+    """Return the convolution of `x`, float32 or bfloat16, with a kernel in float32, in the type of
+    `x`; of bfloat16 plus a bias in float32, if one is given.
+    """
+    output = (len(x), *_output_map(x, kernel, geometry), kernel.shape[3])
+    shapes = (x.shape, kernel.shape, output)
+    return _convolution.bind(
+        x, kernel, *bias, result="output", shapes=shapes, geometry=geometry, dtype=x.dtype
+    )
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
+def _biased(x: Array, kernel: Array, bias: Array, geometry: Geometry) -> Array:
+    return _conv_by_onednn(x, kernel, geometry, bias)
+
+
+@_biased.defjvp
+def _biased_jvp(geometry: Geometry, primals: tuple[Array, ...], tangents: tuple[Array, ...]):
+    def rounded_twice(x: Array, kernel: Array, bias: Array) -> Array:
+        return plus_bias(_conv_by_onednn(x, kernel, geometry), bias)
+
+    return _biased(*primals, geometry), jax.jvp(rounded_twice, primals, tangents)[1]
+
+
+# One of onednn.ROLES from the two others: input and output of type `dtype`, and the kernel in
+# float32. It is linear in each operand, and the transpose with respect to one is the same primitive
+# with that one as its result: derivatives of any order.
 # CPUs call oneDNN for it. Elsewhere, where no program has it that was traced for the platform, it
 # is lowered to XLA's convolution, or its transpose.
 _convolution = Primitive("convolution")
 
 
-@functools.partial(jax.jit, static_argnames=("result", "shapes", "geometry"))
+@functools.partial(jax.jit, static_argnames=("result", "shapes", "geometry", "dtype"))
 def _compiled(*operands: Array, **params) -> Array:
     return _convolution.bind(*operands, **params)
 
@@ -253,15 +284,18 @@ def _eagerly(*operands: Array, **params) -> Array:
         return _compiled(*operands, **params)
 
 
-def _abstractly(*operands, result: str, shapes: tuple[tuple[int, ...], ...], geometry: Geometry):
-    return operands[0].update(shape=shapes[onednn.ROLES.index(result)])
+def _abstractly(*operands, result, shapes, geometry, dtype):
+    if result == "kernel":
+        dtype = jnp.dtype(jnp.float32)
+    return operands[0].update(shape=shapes[onednn.ROLES.index(result)], dtype=dtype)
 
 
-def _lowered(context, *operands, result, shapes, geometry):
+def _lowered(context, *operands, result, shapes, geometry, dtype):
     assert onednn.available()  # it registers the call
     stride, padding, dilation, groups = geometry
     numbers = (*stride, *padding, *dilation, groups)
-    description = onednn.describe_convolution(result, shapes, numbers)
+    narrow, biased = dtype == jnp.bfloat16, len(operands) == 3
+    description = onednn.describe_convolution(result, shapes, numbers, narrow, biased)
     return jax.ffi.ffi_lowering(onednn.CONVOLUTION)(context, *operands, description=description)
 
 
@@ -316,24 +350,31 @@ def _kernel_by_strips(
 def _by_xla(
     first: Array,
     second: Array,
-    *,
+    *bias: Array,
     result: str,
     shapes: tuple[tuple[int, ...], ...],
     geometry: Geometry,
+    dtype: Any,
 ) -> Array:
-    """Return the primitive in XLA's own operations: the convolution, or its transpose."""
-    if result == "output":
-        return xla_convolution(first, second, geometry)
+    """Return the primitive in XLA's own operations, computed in float32: the convolution, or its
+    transpose.
+    """
     roles = [role for role in onednn.ROLES if role != result]
-    known = {roles[0]: first, roles[1]: second}
+    known = {  # the kernel is rounded
+        role: widened(operand.astype(dtype))
+        for role, operand in zip(roles, (first, second), strict=True)
+    }
+    if result == "output":
+        y = xla_convolution(known["input"], known["kernel"], geometry)
+        return plus_bias(y, *bias or (None,)).astype(dtype)
 
     def output(array: Array) -> Array:
         arrays = known | {result: array}
         return xla_convolution(arrays["input"], arrays["kernel"], geometry)
 
-    unknown = jax.ShapeDtypeStruct(shapes[onednn.ROLES.index(result)], first.dtype)
+    unknown = jax.ShapeDtypeStruct(shapes[onednn.ROLES.index(result)], jnp.float32)
     (found,) = jax.linear_transpose(output, unknown)(known["output"])
-    return found
+    return found if result == "kernel" else found.astype(dtype)
 
 
 def _mapped(operands, axes, **params):

@@ -3,7 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from flaxnets.kernels.precision import is_narrow, plus_bias
+from flaxnets.kernels.platform import platform
+from flaxnets.kernels.precision import is_narrow, plus_bias, widened
 
 Array = jax.Array
 
@@ -11,9 +12,13 @@ Array = jax.Array
 def linear(x: Array, kernel: Array, bias: Array | None = None) -> Array:
     """Return `x` (..., C) @ `kernel` (C, O) plus `bias` (O,).
 
-    `x` and `kernel` share a floating-point type, which the result has too. Of less than 32 bits the
-    sum of products and bias is rounded to it once.
+    The result has the type of `x`. Of less than 32 bits the kernel is rounded to it, but not on
+    CPUs, where XLA multiplies in float32 and would only convert it back; the sum of products and
+    bias is rounded once.
     """
+    if platform() == "cpu" and is_narrow(x):
+        return plus_bias(widened(x) @ widened(kernel), bias).astype(x.dtype)
+    kernel = kernel.astype(x.dtype)
     if is_narrow(x) and bias is not None:
         return _narrow_linear(x, kernel, bias)
     return plus_bias(x @ kernel, bias)

@@ -21,6 +21,9 @@ from flaxnets.kernels.onednn import library as dnnl
 from flaxnets.kernels.platform import compiling_for, on_every_platform, plain
 from parity import onednn_only
 
+bfloat16_only = pytest.mark.skipif(
+    not dnnl.computes_bfloat16(), reason="this CPU does not multiply bfloat16"
+)
 # Kernel, stride, padding, dilation, groups, pixels.
 CONVOLUTIONS = {
     "pointwise": ((1, 1, 6, 8), (1, 1), (0, 0), (1, 1), 1, 9),
@@ -157,6 +160,61 @@ def assert_rounded_once(y, exact, dtype):
     of_rounding, _ = rounding_errors(exact.astype(dtype), exact, dtype)
     ratio = np.sqrt(np.square(error).mean() / np.square(of_rounding).mean())
     assert ratio == pytest.approx(1, abs=1e-3)
+
+
+@bfloat16_only
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("name", ["pointwise, stride 2", "32 groups of 4, stride 2", *LARGE_MAPS])
+def test_bfloat16_by_onednn_is_rounded_once(name, with_bias):
+    """The result is float32's of the rounded operands but for one rounding (2^-9 of a value) and
+    the order of sums; so are the gradients, that of the kernel, in float32, without it.
+    """
+    x, kernel, geometry = arrays(name)
+    x, bias = x.astype(jnp.bfloat16), jnp.linspace(-1, 1, kernel.shape[3])
+
+    def output(x, kernel, bias):
+        return conv2d(x, kernel, *geometry, bias=bias if with_bias else None)
+
+    def gradients(x, kernel, bias):
+        y, pull_back = jax.vjp(output, x, kernel, bias)
+        return pull_back(
+            jnp.round(4 * jnp.sin(jnp.arange(y.size).reshape(y.shape))).astype(y.dtype)
+        )
+
+    program = str(jax.make_jaxpr(gradients)(x, kernel, bias))
+    assert program.count("= convolution[") == 3 + with_bias  # one of them is unused
+    rounded = kernel.astype(jnp.bfloat16).astype(jnp.float32)
+    wide = x.astype(jnp.float32), rounded, bias
+    y, expected = output(x, kernel, bias), output(*wide)
+    assert y.dtype == jnp.bfloat16
+    scale = float(jnp.abs(expected).max())
+    np.testing.assert_allclose(y.astype(jnp.float32), expected, rtol=2**-8, atol=1e-5 * scale)
+    found, wanted = gradients(x, kernel, bias), gradients(*wide)
+    assert [leaf.dtype for leaf in found] == [jnp.bfloat16, jnp.float32, jnp.float32]
+    for ours, theirs, rtol in zip(found, wanted, (2**-8, 1e-4, 2**-8), strict=True):
+        scale = float(jnp.abs(theirs).max())
+        np.testing.assert_allclose(ours.astype(jnp.float32), theirs, rtol=rtol, atol=1e-4 * scale)
+
+
+@bfloat16_only
+def test_bfloat16_is_mapped_and_differentiated_as_float32():
+    """`jax.vmap` and second derivatives, with a bias and without."""
+    x, kernel, geometry = arrays("1x7 and odd channels")
+    bias = jnp.linspace(-1, 1, kernel.shape[3])
+    for shift in (None, bias):
+
+        def loss(x, kernel, shift=shift):
+            return jnp.square(conv2d(x, kernel, *geometry, bias=shift).astype(jnp.float32)).sum()
+
+        def curvature(x, kernel, loss=loss):
+            grad = jax.grad(lambda kernel: loss(x, kernel))
+            return jax.jvp(grad, (kernel,), (kernel,))[1]
+
+        for function in (curvature, jax.vmap(curvature, (None, 0))):
+            kernels = kernel if function is curvature else jnp.stack([kernel, 2 * kernel])
+            wide = function(x, kernels)
+            narrow = function(x.astype(jnp.bfloat16), kernels)
+            assert float(jnp.abs(narrow - wide).max() / jnp.abs(wide).max()) < 0.02
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])

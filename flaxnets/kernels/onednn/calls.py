@@ -40,6 +40,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import flaxnets.kernels.onednn.library as dnnl
@@ -73,26 +74,33 @@ def _finish() -> None:
 
 
 def describe_convolution(
-    result: str, shapes: Sequence[Shape], geometry: Sequence[int]
+    result: str,
+    shapes: Sequence[Shape],
+    geometry: Sequence[int],
+    narrow: bool,
+    biased: bool,
 ) -> np.ndarray:
     """Return the arguments of `library.Convolution` as the numbers that `CONVOLUTION` takes for its
     attribute `description`.
     """
-    return np.array([ROLES.index(result), *sum(shapes, ()), *geometry], np.int64)
+    return np.array([ROLES.index(result), *sum(shapes, ()), *geometry, narrow, biased], np.int64)
 
 
 @functools.cache
 def _convolution(description: bytes) -> dnnl.Convolution:
-    result, *numbers = struct.unpack("20q", description)
+    result, *numbers = struct.unpack("22q", description)
     shapes = [tuple(numbers[first : first + 4]) for first in (0, 4, 8)]
-    return dnnl.Convolution(ROLES[result], shapes, numbers[12:])
+    *geometry, narrow, biased = numbers[12:]
+    return dnnl.Convolution(ROLES[result], shapes, geometry, bool(narrow), bool(biased))
 
 
 def takes(*arrays: jax.Array) -> bool:
-    """Return whether what is computed of these, here, can be a call of the library."""
+    """Return whether what is computed of these, here, can be a call of the library: float32, or
+    bfloat16 where the CPU multiplies it.
+    """
     return (
         all(
-            each.dtype == np.float32
+            (each.dtype == np.float32 or (each.dtype == jnp.bfloat16 and dnnl.computes_bfloat16()))
             and all(isinstance(n, int) and n > 0 for n in each.shape)  # not symbolic: jax.export
             and not _is_mapped(each)
             for each in arrays

@@ -39,14 +39,16 @@ ROLES = ("input", "kernel", "output")
 
 # dnnl_types.h
 DNNL = types.SimpleNamespace(
-    cpu=1, stream_in_order=1, f32=3, format_tag_any=1, convolution_direct=1,
+    cpu=1, stream_in_order=1, bf16=2, f32=3, format_tag_any=1, convolution_direct=1,
+    cpu_isa_avx512_core_bf16=0xE7,
     forward_training=64, backward=128, use_scale=2, use_shift=4, fuse_norm_relu=8,
     scratchpad_mode_user=1, query_weights_md=131, query_diff_weights_md=132,
     query_workspace_md=135, query_scratchpad_md=136,
     # Arguments of a primitive: arrays, and the gradients (DIFF) of them.
-    ARG_FROM=1, ARG_TO=17, ARG_SRC=1, ARG_WEIGHTS=33, ARG_DST=17, ARG_MEAN=49, ARG_VARIANCE=50,
-    ARG_SCALE=51, ARG_SHIFT=52, ARG_WORKSPACE=64, ARG_SCRATCHPAD=80, ARG_DIFF_SRC=129,
-    ARG_DIFF_WEIGHTS=161, ARG_DIFF_DST=145, ARG_DIFF_SCALE=255, ARG_DIFF_SHIFT=256,
+    ARG_FROM=1, ARG_TO=17, ARG_SRC=1, ARG_WEIGHTS=33, ARG_BIAS=41, ARG_DST=17, ARG_MEAN=49,
+    ARG_VARIANCE=50, ARG_SCALE=51, ARG_SHIFT=52, ARG_WORKSPACE=64, ARG_SCRATCHPAD=80,
+    ARG_DIFF_SRC=129, ARG_DIFF_WEIGHTS=161, ARG_DIFF_DST=145, ARG_DIFF_SCALE=255,
+    ARG_DIFF_SHIFT=256,
     MAX_NDIMS=12,
 )  # fmt: skip
 _ARGUMENTS = {  # by result: of input, kernel and output
@@ -93,6 +95,13 @@ def library_version() -> str:
     return ".".join(map(str, (ctypes.c_int * 3).from_address(library().dnnl_version())))
 
 
+@functools.cache
+def computes_bfloat16() -> bool:
+    """Return whether this CPU multiplies bfloat16 (avx512_bf16 or AMX) and the library is here."""
+    needed = DNNL.cpu_isa_avx512_core_bf16  # a bit for each set of instructions
+    return library() is not None and library().dnnl_get_effective_cpu_isa() & needed == needed
+
+
 def _call(function: str, *arguments) -> None:
     status = getattr(library(), function)(*arguments)
     if status:
@@ -115,23 +124,23 @@ def _engine_and_stream() -> tuple[ctypes.c_void_p, ctypes.c_void_p]:
     return engine, _create("dnnl_stream_create", engine, DNNL.stream_in_order)
 
 
-def _strided(shape: Shape, strides: Shape) -> ctypes.c_void_p:
+def _strided(shape: Shape, strides: Shape, dtype: int = DNNL.f32) -> ctypes.c_void_p:
     return _create(
         "dnnl_memory_desc_create_with_strides",
-        len(shape), _numbers(shape), DNNL.f32, _numbers(strides),
+        len(shape), _numbers(shape), dtype, _numbers(strides),
     )  # fmt: skip
 
 
-def _images(shape: Shape) -> ctypes.c_void_p:
+def _images(shape: Shape, dtype: int = DNNL.f32) -> ctypes.c_void_p:
     """Describe row-major NHWC in oneDNN's order of axes, NCHW."""
     n, height, width, channels = shape
     row = width * channels
-    return _strided((n, channels, height, width), (height * row, 1, row, channels))
+    return _strided((n, channels, height, width), (height * row, 1, row, channels), dtype)
 
 
-def _kernels(shape: Shape, groups: int) -> tuple[ctypes.c_void_p, ctypes.c_void_p]:
-    """Describe row-major HWIO in oneDNN's order (G)OIHW, and the same axes in a layout of its
-    choice.
+def _kernels(shape: Shape, groups: int, dtype: int) -> tuple[ctypes.c_void_p, ctypes.c_void_p]:
+    """Describe row-major HWIO, float32, in oneDNN's order (G)OIHW, and the same axes in a layout of
+    its choice and the type `dtype`.
     """
     height, width, channels, features = shape
     axes = (features // groups, channels, height, width)
@@ -139,7 +148,7 @@ def _kernels(shape: Shape, groups: int) -> tuple[ctypes.c_void_p, ctypes.c_void_
     if groups > 1:
         axes, strides = (groups, *axes), (features // groups, *strides)
     chosen = _create(
-        "dnnl_memory_desc_create_with_tag", len(axes), _numbers(axes), DNNL.f32, DNNL.format_tag_any
+        "dnnl_memory_desc_create_with_tag", len(axes), _numbers(axes), dtype, DNNL.format_tag_any
     )
     return _strided(axes, strides), chosen
 
@@ -246,19 +255,32 @@ class Convolution(Computation):
     reordered into oneDNN's and back, unless that is the same.
 
     `result` names the member of ROLES that is computed; `shapes` are those of input (N, H, W, C),
-    kernel (h, w, C / groups, O) and output (N, H', W', O), all float32; `geometry` is stride,
-    padding and dilation, each for rows and columns, and the number of groups.
+    kernel (h, w, C / groups, O) and output (N, H', W', O); `geometry` is stride, padding and
+    dilation, each for rows and columns, and the number of groups.
+
+    All are float32 unless `narrow`: then input and output are bfloat16 and the kernel is rounded to
+    it; products are added up in float32. An output that is the result may be `biased`: the call
+    then takes a float32 bias (O,) as well, which is added before the sum is rounded.
 
     Raises RuntimeError with oneDNN's status where it refuses.
     """
 
-    def __init__(self, result: str, shapes: Sequence[Shape], geometry: Sequence[int]):
+    def __init__(
+        self,
+        result: str,
+        shapes: Sequence[Shape],
+        geometry: Sequence[int],
+        narrow: bool = False,
+        biased: bool = False,
+    ):
         (engine, _), direct = _engine_and_stream(), DNNL.convolution_direct
         *window, (groups,) = geometry[:2], geometry[4:6], geometry[2:4], geometry[2:4], geometry[6:]
         window[1] = [step - 1 for step in window[1]]  # dilation counts the holes
         window = [_numbers(each) for each in window]
-        images, outputs, bias = _images(shapes[0]), _images(shapes[2]), None
-        ours, theirs = _kernels(shapes[1], groups)
+        dtype = DNNL.bf16 if narrow else DNNL.f32
+        images, outputs = _images(shapes[0], dtype), _images(shapes[2], dtype)
+        bias = _strided(shapes[1][3:], (1,)) if biased else None
+        ours, theirs = _kernels(shapes[1], groups, dtype)
         descriptor = forward = _create(
             "dnnl_convolution_forward_primitive_desc_create",
             engine, DNNL.forward_training, direct, images, theirs, bias, outputs, *window,
@@ -270,6 +292,7 @@ class Convolution(Computation):
                 engine, direct, images, theirs, outputs, *window, forward, _attributes(),
             )  # fmt: skip
         elif result == "kernel":
+            _, theirs = _kernels(shapes[1], groups, DNNL.f32)  # a sum over all positions
             descriptor = _create(
                 "dnnl_convolution_backward_weights_primitive_desc_create",
                 engine, direct, images, theirs, bias, outputs, *window, forward, _attributes(),
@@ -277,7 +300,10 @@ class Convolution(Computation):
         theirs = _Primitive.description(descriptor, _KERNEL_QUERY[result])
         memories = [_memory(images), _memory(ours), _memory(outputs)]
         inside = [memories[0], _memory(theirs), memories[2]]
-        convolution = _Primitive(descriptor, dict(zip(_ARGUMENTS[result], inside, strict=True)))
+        arguments = dict(zip(_ARGUMENTS[result], inside, strict=True))
+        if bias is not None:
+            arguments[DNNL.ARG_BIAS] = _memory(bias)
+        convolution = _Primitive(descriptor, arguments)
         ends = [(ours, memories[1]), (theirs, inside[1])]
         if result == "kernel":
             ends.reverse()
@@ -288,7 +314,8 @@ class Convolution(Computation):
         else:
             steps = [convolution, reorder] if result == "kernel" else [reorder, convolution]
         position = ROLES.index(result)
-        arrays = [*memories[:position], *memories[position + 1 :], memories[position]]
+        arrays = [*memories[:position], *memories[position + 1 :], *list(arguments.values())[3:]]
+        arrays.append(memories[position])
         super().__init__(steps, arrays, (inside[1], _bytes(theirs)))
 
 

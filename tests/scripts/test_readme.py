@@ -175,7 +175,7 @@ def execute(line: str, variables: dict[str, str], monkeypatch, *, only_read: boo
             words += ["--image-size", "64", "--resize", "72", "--resize-max", "0"]
         if path == "experiments/train.py":
             words += ["--batch-size", "16" if any(":" in word for word in words) else "128"]
-    if path != "experiments/train.py":
+    if "--workdir" not in words or path != "experiments/train.py":
         make_missing(line, monkeypatch)
     run(path, words, monkeypatch)
 
@@ -186,9 +186,10 @@ def make_missing(text: str, monkeypatch) -> None:
         if workdir in text and not pathlib.Path(workdir).exists():
             trained = f"python experiments/train.py --arch {arch} --dataset {dataset} "
             execute(f"{trained} --workdir {workdir}", {}, monkeypatch)
-    if '"mine.pth"' in text:
-        convert = "python tools/convert_torchvision.py --arch resnet18 --weights IMAGENET1K_V1 "
-        execute(f"{convert} --out mine.pth", {}, monkeypatch)
+    for file, arch in (("mine.pth", "resnet18"), ("vgg19.safetensors", "vgg19")):
+        if file in text and f"--out {file}" not in text and not pathlib.Path(file).exists():
+            convert = f"python tools/convert_torchvision.py --arch {arch} --weights IMAGENET1K_V1"
+            execute(f"{convert} --out {file}", {}, monkeypatch)
 
 
 def is_installation(line: str) -> bool:

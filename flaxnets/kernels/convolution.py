@@ -303,7 +303,7 @@ def _transposed(position: int, cotangent: Array, *operands, result: str, **param
     """Return the gradient of the operand at `position`, which is unknown; the other is an array."""
     roles = [role for role in onednn.ROLES if role != result]
     known = {result: cotangent, roles[1 - position]: operands[1 - position]}
-    if roles[position] == "kernel" and _is_wide_and_depthwise(**params):
+    if roles[position] == "kernel" and _is_wide_and_depthwise(params["shapes"], params["geometry"]):
         return _kernel_by_strips(known["output"], known["input"], **params)
     pair = [known[role] for role in onednn.ROLES if role in known]
     return _convolution.bind(*pair, result=roles[position], **params)
@@ -312,14 +312,19 @@ def _transposed(position: int, cotangent: Array, *operands, result: str, **param
 STRIP = 3  # columns
 
 
-def _is_wide_and_depthwise(*, shapes: tuple[tuple[int, ...], ...], geometry: Geometry) -> bool:
+def _is_wide_and_depthwise(shapes: tuple[tuple[int, ...], ...], geometry: Geometry) -> bool:
     _, width, channels, features = shapes[onednn.ROLES.index("kernel")]
     *_, dilation, groups = geometry
     return width > STRIP and channels == 1 and features == groups and dilation[1] == 1
 
 
 def _kernel_by_strips(
-    output: Array, x: Array, *, shapes: tuple[tuple[int, ...], ...], geometry: Geometry
+    output: Array,
+    x: Array,
+    *,
+    shapes: tuple[tuple[int, ...], ...],
+    geometry: Geometry,
+    dtype: jnp.dtype,
 ) -> Array:
     """Return the gradient of a depthwise kernel in strips of its columns, each of which reads the
     columns of the images that it meets.
@@ -342,6 +347,7 @@ def _kernel_by_strips(
             result="kernel",
             shapes=tuple(its[role] for role in onednn.ROLES),
             geometry=(stride, (padding[0], 0), dilation, groups),
+            dtype=dtype,
         )
         strips.append(strip)
     return jnp.concatenate(strips, 1)

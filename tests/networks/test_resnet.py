@@ -286,11 +286,13 @@ def test_the_dropout_rate_of_a_wide_network_acts_in_training_only():
 
 
 def test_no_block_computes_the_sums_of_earlier_blocks_again():
-    def additions(depth: int) -> int:
+    """Operations beside convolutions, which oneDNN has, grow with the number of blocks."""
+
+    def operations(depth: int) -> float:
         model = create_model("resnet20_cifar", depth=depth)
         x = jnp.zeros((1, *model.input_shape))
-        compiled = jax.jit(model.apply).lower(shapes(model), x).compile()
-        return str(compiled.as_text()).count(" add(")
+        cost: Any = jax.jit(model.apply).lower(shapes(model), x).compile().cost_analysis()
+        return cost["flops"]
 
-    shallow, middle, deep = map(additions, (20, 38, 56))
+    shallow, middle, deep = map(operations, (20, 38, 56))
     assert deep - middle < 1.1 * (middle - shallow)  # 1.7 with `nn.relu`

@@ -164,6 +164,7 @@ def _is_for_onednn(x: Array, scale: Array, bias: Array) -> bool:
     return (
         formulation("normalization") == "cpu"
         and x.ndim == 4
+        and x.dtype == scale.dtype == bias.dtype == jnp.float32
         and x.shape[-1] % 16 == 0  # whole vectors: else densenet_bc_100_12's step takes 1.5 times
         and onednn.takes(x, scale, bias)
     )

@@ -58,11 +58,15 @@ class DataParallel:
         """
         if self.replicated.is_fully_addressable:
             return jax.device_put(tree, self.replicated, may_alias=not copied)
-        # `device_put` would send each array to the other processes, to compare them.
-        return jax.tree.map(
-            lambda leaf: jax.make_array_from_process_local_data(self.replicated, np.asarray(leaf)),
-            tree,
-        )
+        # `device_put` would send each array to the other processes, to compare them. To JAX the
+        # other way is an implicit transfer, as in `shard`.
+        with jax.transfer_guard_host_to_device("allow"):
+            return jax.tree.map(
+                lambda leaf: jax.make_array_from_process_local_data(
+                    self.replicated, np.asarray(leaf)
+                ),
+                tree,
+            )
 
     def keeps(self, images: np.ndarray) -> bool:
         """Return whether the images of a data set stay on every device. Images of more than

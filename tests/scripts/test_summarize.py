@@ -37,7 +37,7 @@ UNPUBLISHED = {
     "plain18", "plain34", "zfnet", "prelu_net_a", "prelu_net_b", "prelu_net_c",
     *(f"plain{depth}_cifar" for depth in (20, 32, 44, 56, 110)),
     "alexnet_cifar", "alexnet_cifar_local", "lenet5", "lenet5_1998", "highway_mlp", "plain_mlp",
-    "mcdnn_mnist", "inception_resnet_v1",
+    "mcdnn_mnist", "inception_resnet_v1", "airbench94",
     "softmax_regression", "perceptron", "mlp", "linear_regression",
 }  # fmt: skip
 

@@ -331,5 +331,5 @@ def test_images_read_whole_have_no_views(tmp_path):
         evaluate.main(evaluate.Options(**options, views="ten-crop"))
     assert str(raised.value) == (
         "this network reads the whole picture at 28x28 pixels, of which there are no ten-crop "
-        "views; expected the view 'center'"
+        "views; expected 'center' or 'mirror-and-shift'"
     )

@@ -36,7 +36,6 @@ silu = jax.nn.silu
 sigmoid = jax.nn.sigmoid
 hard_sigmoid = jax.nn.hard_sigmoid
 
-
 ACTIVATIONS: dict[str, Activation] = {"relu": relu, "sigmoid": sigmoid, "tanh": jnp.tanh}
 SHORTCUTS = ("A", "B", "C", "none")
 
@@ -234,8 +233,7 @@ class Attention(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Multi-head attention of (N, positions, C) to itself (arXiv:2010.11929,
-    appendix A), torch's
+    """Multi-head attention of (N, positions, C) to itself (arXiv:2010.11929, appendix A), torch's
     `MultiheadAttention`: one linear layer, `in_proj`, gives queries, keys and values.
     """
 

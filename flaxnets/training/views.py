@@ -27,7 +27,7 @@ def mirror_and_shift(images: Any) -> Any:
 
 
 def view_logits(model: nn.Module, variables: Any, images: jax.Array) -> jax.Array:
-    """Of normalised images (N, V, H, W, C): logits (N, V, classes), or maps of them."""
+    """Return the logits (N, V, classes), or maps of them, of normalised images (N, V, H, W, C)."""
     with folded_norms():
         logits: Any = model.apply(variables, images.reshape(-1, *images.shape[2:]))
     return logits.astype(jnp.float32).reshape(*images.shape[:2], *logits.shape[1:])

@@ -160,7 +160,7 @@ class Workdir:
 
 
 class Follower(Workdir):
-    """The same directory in the other processes of a run, which only read it.
+    """The workdir as the other processes of a run have it: they only read it.
 
     Raises InputError if this process does not see what process 0 wrote, or has other options.
     """

@@ -285,7 +285,7 @@ def test_onednn_takes_a_kernel_as_it_lies_where_that_is_its_own_layout():
     [("a group a channel", 1), ("wide, stride 2", 2), ("7x7 on 2x2, a group a channel", 3)],
 )
 def test_the_gradient_of_a_wide_depthwise_kernel_comes_in_strips(name, calls):
-    """Of up to three columns, to which oneDNN's fast code is limited."""
+    """A strip has at most three columns, to which oneDNN's fast code is limited."""
     x, kernel, geometry = arrays(name)
     y, pull = jax.vjp(lambda kernel: convolution._conv_by_onednn(x, kernel, geometry), kernel)
     assert jax.jit(pull).lower(y).as_text().count(f"@{onednn.CONVOLUTION}(") == calls

@@ -34,7 +34,7 @@ OURS_AND_FLAXS = {
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("name", OURS_AND_FLAXS)
 def test_an_initializer_has_the_bits_of_flaxs(name, shape):
-    """By itself, in a program, and for several keys at once."""
+    """Draw by itself, in a program, and for several keys at once."""
     ours, theirs = OURS_AND_FLAXS[name]
     np.testing.assert_array_equal(ours(KEY, shape), theirs(KEY, shape))
     np.testing.assert_array_equal(jax.jit(lambda: ours(KEY, shape))(), theirs(KEY, shape))

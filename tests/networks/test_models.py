@@ -99,7 +99,7 @@ def test_every_network_is_pickled_copied_and_hashed():
 
 @pytest.mark.parametrize("name", TRACED)
 def test_class_count_channels_and_precision_are_free(name):
-    """Try one network of each class; every network is in bfloat16 where it is compared with torch."""
+    """Try one network of each class; the comparison with torch tries every one in bfloat16."""
     model = create_model(name, num_classes=7, dtype=jnp.bfloat16, **TRACED[name])
     *size, channels = model.input_shape
     x = jnp.zeros((2, *size, channels + 1))

@@ -26,6 +26,7 @@ from flaxnets.layers import (
     Size,
     average_positions,
     avg_pool,
+    joined,
     max_pool,
     relu,
 )
@@ -125,7 +126,7 @@ class Mixed(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        return jnp.concatenate([branch(self.conv, *row)(x) for row in self.branches], -1)
+        return joined([branch(self.conv, *row)(x) for row in self.branches])
 
 
 class Residual(nn.Module):
@@ -139,7 +140,7 @@ class Residual(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        y = jnp.concatenate([branch(self.conv, *row)(x) for row in self.branches], -1)
+        y = joined([branch(self.conv, *row)(x) for row in self.branches])
         x = x + self.scale * Conv(x.shape[-1], 1, dtype=self.dtype, name="conv2d")(y)
         return relu(x) if self.relu else x
 

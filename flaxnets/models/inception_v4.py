@@ -22,6 +22,7 @@ from flaxnets.layers import (
     Size,
     average_positions,
     avg_pool,
+    joined,
     max_pool,
 )
 from flaxnets.models.base import Model
@@ -100,7 +101,7 @@ class Mixed(nn.Module):
             else:
                 branch = self.conv(*layers[0], name=name) if layers[0] is not MAX else MAX
             outputs.append(branch(x))
-        return jnp.concatenate(outputs, -1)
+        return joined(outputs)
 
 
 class InceptionC(nn.Module):
@@ -123,7 +124,7 @@ class InceptionC(nn.Module):
             conv(256, (3, 1), name="branch2_3b")(fork2),
             Sequential([AVERAGE, conv(256, 1)], name="branch3")(x),
         ]
-        return jnp.concatenate(outputs, -1)
+        return joined(outputs)
 
 
 class InceptionV4(Model):

@@ -271,9 +271,9 @@ runpy.run_path({str(ROOT / "experiments/train.py")!r}, run_name="__main__")
         refused = run("--arch", "mlp", "--dataset", "cifar10")
         assert refused.returncode == 2
         assert refused.stderr == (
-            "error: the data set 'cifar10' needs tensorflow and tensorflow_datasets: pip install "
-            "'flaxnets[tfds]'; without it there are digits, breast_cancer, diabetes, folder:PATH "
-            "and npz:PATH\n"
+            "error: the data set 'cifar10' needs tensorflow and tensorflow_datasets; run pip "
+            "install 'flaxnets[tfds]', or choose digits, breast_cancer, diabetes, folder:PATH or "
+            "npz:PATH\n"
         )
 
 

@@ -33,7 +33,7 @@ def _name(kind: type) -> str:
     return re.sub(r"(?<!^)(?=[A-Z])", "_", kind.__name__).lower()
 
 
-OPERATIONS = {_name(kind): kind for kind in (Decode, *WINDOWS, *CHANGES)}
+TYPES = {_name(kind): kind for kind in (Decode, *WINDOWS, *CHANGES)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,12 +130,12 @@ class Plan:
         """Return the plan that `to_json` wrote as `rows`. Raises InputError if they are no plan."""
         try:
             operations = tuple(
-                OPERATIONS[row["operation"]](**{k: v for k, v in row.items() if k != "operation"})
+                TYPES[row["operation"]](**{k: v for k, v in row.items() if k != "operation"})
                 for row in rows
             )
         except (KeyError, TypeError) as error:
             raise InputError(
-                f"{rows!r} is not a plan; expected operations named {', '.join(OPERATIONS)}"
+                f"{rows!r} is not a plan; expected operations named {', '.join(TYPES)}"
             ) from error
         kinds = [type(operation) for operation in operations]
         in_order = kinds[:1] == [Decode] and len(kinds) > 1 and kinds[1] in WINDOWS

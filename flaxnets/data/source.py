@@ -186,8 +186,9 @@ def local_batch_size(batch_size: int, shard: Shard) -> int:
     Raises InputError if the batch does not divide evenly over the processes.
     """
     if batch_size < 1 or batch_size % shard[1]:
+        processes = f"{shard[1]} process{'es' if shard[1] > 1 else ''}"
         raise InputError(
-            f"batch size {batch_size} does not divide over {shard[1]} process(es); expected a "
-            f"positive multiple, such as {-(-max(batch_size, 1) // shard[1]) * shard[1]}"
+            f"batch size {batch_size} does not divide over {processes}; expected a positive "
+            f"multiple, such as {-(-max(batch_size, 1) // shard[1]) * shard[1]}"
         )
     return batch_size // shard[1]

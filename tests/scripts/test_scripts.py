@@ -131,8 +131,8 @@ def test_an_epoch_of_many_passes_is_said_at_the_start(dry, tmp_path):
     result = script("experiments/train.py", *arguments, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert result.stderr == (
-        "warning: a batch of 4326 images is larger than the data set: an epoch is one step, "
-        "3 passes over the 1442 training examples\n"
+        "warning: a batch of 4326 images is larger than the data set, so that each epoch is one "
+        "step and 3 passes over the 1442 training examples; choose a batch size of at most 1442\n"
     )
 
 
@@ -169,11 +169,11 @@ def test_control_c_saves_and_says_how_to_go_on(tmp_path):
         (["--recipe", "torchvision-v1"], "recipe torchvision-v1 does not train lenet5; exp"),
         (
             ["--arch", "softmax_regression", "--train-size", "6"],
-            "train size is 6; softmax_regression reads images of one size, expected 8 or 0",
+            "train size is 6, but softmax_regression reads images of a single size; expected 8 or",
         ),
         (
             ["--arch", "perceptron", "--dataset", "diabetes", "--loss", "cross_entropy"],
-            "diabetes has numbers to predict, not classes; expected the loss squared_error",
+            "the labels of diabetes are numbers, not classes, and the loss is cross_entropy; exp",
         ),
     ],
 )

@@ -348,7 +348,7 @@ def test_one_bad_picture_among_many_costs_no_other_its_result(small, files, tmp_
             {"arch": "alexnet", "workdir": pathlib.Path("x")},
             "--workdir names a network with its weights; give nothing beside it",
         ),
-        ({"arch": "alexnet", "top": 0}, "--top 0; expected at least 1"),
+        ({"arch": "alexnet", "top": 0}, "--top is 0; expected at least 1"),
     ],
 )
 def test_bad_options(options, sentence, files):

@@ -372,7 +372,7 @@ def test_a_run_stops_at_a_loss_that_is_not_finite_and_names_the_checkpoint(tmp_p
     assert row["skipped_steps"] == 1
     assert all(np.isfinite(value) for value in row.values())
 
-    with pytest.raises(InputError, match=r"after step 2 .*, and no checkpoint was saved before; tr"):
+    with pytest.raises(InputError, match=r"after step 2 .*, and no checkpoint was saved before; "):
         start(tmp_path / "early", features_feed(poisoned=(2,)))
 
 
@@ -714,7 +714,8 @@ def test_a_full_disk_loses_nothing(tmp_path):
     refused = script(*arguments, "--epochs", 2)
     assert refused.returncode == 2
     assert refused.stderr == (
-        "error: the disk is full; what was saved before is intact: make room and run again\n"
+        "error: the disk is full; what was saved before is intact, so free some space and run the "
+        "same command again\n"
     )
     assert (contents(tmp_path / "checkpoints"), logged(tmp_path)) == before
     full.unlink()

@@ -682,7 +682,7 @@ def test_a_finished_run_asked_for_fewer_epochs_stays_as_it_is(tmp_path):
     assert script(*arguments, "--epochs", 3).returncode == 0
     before = contents(tmp_path)
     for epochs, said in [
-        (2, f": the run is already at epoch 3 of 2 asked; see {tmp_path}\n"),
+        (2, f": the run has 3 epochs already, and 2 were asked for; see {tmp_path}\n"),
         (3, f" of 355 test examples after 3 epochs; see {tmp_path}\n"),
     ]:
         again = script(*arguments, "--epochs", epochs)

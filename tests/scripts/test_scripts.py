@@ -208,7 +208,7 @@ def test_bad_input_ends_the_script_with_status_2(arguments, sentence, tmp_path):
         ("npz:none.npz", "vgg19", ["--image-size 32*"]),
         ("cifar10", "vgg19", ["--image-size 32*"]),
         ("diabetes", "perceptron", ["--loss squared_error*"]),
-        ("imagenet2012", "vgg19", ["for photographs: help does not open imagenet2012"]),
+        ("imagenet2012", "vgg19", ["photographs, because help does not open imagenet2012"]),
     ],
 )
 def test_help_opens_no_data_set(dataset, arch, facts, monkeypatch, capsys):

@@ -407,11 +407,12 @@ def test_a_picture_is_drawn_with_its_map(lenet, capsys):
         (
             {"image_size": 2000},
             "the picture has 6,000,000 pixels when its short side is scaled to 2000; expected at "
-            "4,194,304: cut it, or give a smaller --image-size",
+            "most 4,194,304, so cut it or give a smaller --image-size",
         ),
         (
             {"image_size": 99, "scales": 6},
-            "--image-size 100 is given with --scales 6, which has its own sizes; leave out one of ",
+            "--image-size 99 is given with --scales 6, which has its own sizes; leave out one of "
+            "them",
         ),
         (
             {"workdir": pathlib.Path("run")},

@@ -291,7 +291,8 @@ def test_random_views_depend_on_the_seed_and_not_on_the_batch(folder, two_files,
         ),
         (
             {"arch": ("lenet5",), "dataset": "digits"},
-            "{} has 2 classes, but 'digits' has 10; expected a --dataset with the network's classes",
+            "{} has 2 classes, but 'digits' has 10; expected a --dataset with the network's "
+            "classes",
         ),
         (
             {"output": pathlib.Path("absent/out.npz")},

@@ -41,19 +41,26 @@ class Options(NetworkOptions):
     probabilities: bool = False
     """Print probabilities in per cent instead of scores; several views always do."""
     views: AnyViews = "center"
-    """Views of a picture whose class probabilities are averaged. center: one crop. ten-crop: four
-    corners, centre and their mirror images. random-10: ten random crops. multi-scale: OverFeat's
-    six scales. mirror-and-shift: the network input, shifted by a pixel and mirrored. whole: the
-    whole picture, not scaled."""
+    """Views whose class probabilities are averaged: the central crop; ten-crop, also the corners
+    and all mirrored; random-10, random crops; multi-scale, OverFeat's six scales; mirror-and-shift,
+    by a pixel; or the whole picture, not scaled."""
     normalize: Normalization = "training"
-    """Mean and deviation that normalise a picture: those of the training data, or those of the
-    picture itself (image), as 0.5 + 0.5 * (x - mean) / std."""
+    """Normalise by mean and deviation of the training data, or of the picture itself: 0.5 + 0.5 *
+    (x - mean) / std."""
     seed: int = 0
     """Seed of random-10."""
     json: bool = False
     """Print the results as one JSON list."""
     compilation_cache: bool = True
-    """Keep compiled programs in the user's cache directory for the next start."""
+    """Keep compiled programs for the next start."""
+
+
+GROUPS = {
+    "pictures": ("pictures", "views", "seed", "normalize", "orientation"),
+    "network": ("arch", "weights", "checkpoint", "ema", "class_names", "workdir"),
+    "output": ("top", "probabilities", "json"),
+    "running": ("compilation_cache",),
+}
 
 
 def main(options: Options) -> None:
@@ -109,8 +116,10 @@ def _print(result: dict[str, Any], probabilities: bool, titled: bool) -> None:
 
 def run() -> None:
     """Run the script with the arguments of the command line."""
+    from flaxnets.script_help import parsed
+
     with one_sentence_errors():
-        main(tyro.cli(Options, args=arguments(), description=__doc__))
+        main(parsed(Options, arguments(), __doc__, GROUPS))
 
 
 if __name__ == "__main__":

@@ -57,7 +57,15 @@ class Options(NetworkOptions):
     out: pathlib.Path = pathlib.Path("map.png")
     """File for the figure (.png, .pdf, .svg)."""
     compilation_cache: bool = True
-    """Keep compiled programs in the user's cache directory for the next start."""
+    """Keep compiled programs for the next start."""
+
+
+GROUPS = {
+    "picture": ("picture", "class_", "image_size", "scales", "orientation"),
+    "network": ("arch", "weights", "checkpoint", "ema", "class_names", "workdir"),
+    "output": ("out",),
+    "running": ("compilation_cache",),
+}
 
 
 def main(options: Options) -> None:
@@ -184,9 +192,11 @@ def draw(
 
 def run() -> None:
     """Run the script with the arguments of the command line."""
+    from flaxnets.script_help import parsed
+
     reuse_memory()
     with one_sentence_errors():
-        main(tyro.cli(Options, args=arguments(), description=__doc__))
+        main(parsed(Options, arguments(), __doc__, GROUPS))
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
     python -m flaxnets.evaluate runs/mcdnn_mnist-digits runs/second-column runs/third-column
     python -m flaxnets.evaluate --arch resnet50 --weights IMAGENET1K_V1 --dataset imagenet2012
 
-Print top-1 and top-5 accuracy over the whole test split for each network. For several networks also
-print the accuracy of the mean of their class probabilities.
+Print top-1 and top-5 accuracy over the whole test split, for each network and for the mean of their
+class probabilities.
 """
 
 if __name__ == "__main__":  # first, for the other imports take seconds
@@ -58,14 +58,13 @@ class Options:
     ema: bool = False
     """Use the average weights of a --checkpoint that has raw and average ones."""
     dataset: str | None = None
-    """Data set, named as in train.py. Default: that of the first run."""
+    """Data set, as in train.py. Default: the first run's."""
     data_dir: str | None = None
     """Directory of prepared TensorFlow Datasets. Default: TFDS_DATA_DIR."""
     views: Views = "center"
-    """Views of an image whose class probabilities are averaged. center: one crop. ten-crop: four
-    corners, centre and their mirror images. random-10: ten random crops. multi-scale: OverFeat's
-    six scales. mirror-and-shift: the network input, shifted by a pixel and mirrored. Small images
-    take center and mirror-and-shift only."""
+    """Views whose class probabilities are averaged: the central crop; ten-crop, also the corners
+    and all mirrored; random-10, random crops; multi-scale, OverFeat's six scales; mirror-and-shift,
+    by a pixel. Small images have only center and mirror-and-shift."""
     orientation: Orientation | None = None
     """Turn pictures upright as EXIF says, or take them as they are stored, as for the published
     accuracies. Default: as in the run, else upright."""
@@ -78,12 +77,20 @@ class Options:
     json: bool = False
     """Print the results as JSON."""
     output: pathlib.Path | None = None
-    """Write a NumPy file (.npz) with `probabilities` and `log_probabilities` (networks, N, classes)
-    and `labels` (N,)."""
+    """NumPy file (.npz) for `probabilities` and `log_probabilities`, (networks, N, classes), and
+    `labels`, (N,)."""
     confusion: pathlib.Path | None = None
-    """Draw the confusion matrix to this file (.png, .pdf, .svg): that of the last line printed."""
+    """File (.png, .pdf, .svg) for the confusion matrix of the last line printed."""
     compilation_cache: bool = True
-    """Keep compiled programs in the user's cache directory for the next start."""
+    """Keep compiled programs for the next start."""
+
+
+GROUPS = {
+    "networks": ("workdirs", "arch", "weights", "checkpoint", "ema", "ensemble"),
+    "data": ("dataset", "data_dir", "views", "seed", "orientation"),
+    "output": ("json", "output", "confusion"),
+    "running": ("batch_size", "compilation_cache"),
+}
 
 
 def main(options: Options) -> None:
@@ -274,9 +281,11 @@ def draw_confusion(
 
 def run() -> None:
     """Run the script with the arguments of the command line."""
+    from flaxnets.script_help import parsed
+
     reuse_memory()
     with one_sentence_errors():
-        main(tyro.cli(Options, args=arguments(), description=__doc__))
+        main(parsed(Options, arguments(), __doc__, GROUPS))
 
 
 if __name__ == "__main__":

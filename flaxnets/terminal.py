@@ -175,12 +175,16 @@ def arguments() -> list[str]:
     ]
 
 
-def command_line() -> list[str]:
-    """Return the words of the command that started this process."""
+def program() -> list[str]:
+    """Return the words that start this script, without arguments: `python -m flaxnets.train`."""
     spec = sys.modules["__main__"].__spec__
     name = "" if spec is None else spec.name
-    script = ["-m", name] if name.startswith("flaxnets.") else sys.argv[:1]
-    return ["python", *script, *sys.argv[1:]]
+    return ["python", *(["-m", name] if name.startswith("flaxnets.") else sys.argv[:1])]
+
+
+def command_line() -> list[str]:
+    """Return the words of the command that started this process."""
+    return [*program(), *sys.argv[1:]]
 
 
 def _expanded(match: re.Match[str]) -> str:

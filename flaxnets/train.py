@@ -64,7 +64,10 @@ def parse(arguments: list[str]) -> tuple[Options, data.Source]:
     )
     default = Options(values, **vars(chosen))
     flat = (tyro.conf.OmitArgPrefixes,)
-    return tyro.cli(Options, args=arguments, default=default, config=flat), source
+    options = tyro.cli(
+        Options, args=arguments, default=default, config=flat, prog="python -m flaxnets.train"
+    )
+    return options, source
 
 
 def show_help(chosen: argparse.Namespace, topic: str = "") -> None:

@@ -1,28 +1,27 @@
-"""The options of a run as a person looks for them: in groups, each with its default and where that
-comes from. `train.py --help` prints them, and the page of all values is made from them.
+"""Describe the options of train.py in groups, each with its default and the source of that.
+
+`train.py --help` prints them, and the documentation's page of all values is made from them.
 """
 
-import ast
 import dataclasses
-import inspect
-import shutil
 import textwrap
-import types
-from collections.abc import Iterator
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from collections.abc import Iterator, Sequence
+from typing import Any, get_type_hints
 
 from flaxnets.errors import one_of
 from flaxnets.recipes import Preprocessing, Recipe
 from flaxnets.runs.options import Options, RunOptions
 from flaxnets.runs.processes import Processes
+from flaxnets.script_help import field_texts, help_width, kind_of_value, shown_value
 
-# The groups in the order of help, and which class's fields they have unless MOVED says otherwise.
+# The groups in the order of help. The group of a field is that of its class in HOME, unless MOVED
+# names another.
 GROUPS = {
-    "data": "what is trained on, and how pictures are read",
-    "augmentation": "how training images are changed",
-    "optimisation": "what is minimised, and how",
-    "running": "which network, where and in which precision",
-    "saving": "checkpoints, logs and what happens when something goes wrong",
+    "data": "the data set, and how pictures are read",
+    "augmentation": "changes of training images",
+    "optimisation": "the loss, the optimiser and its schedule",
+    "running": "the network, its start, precision and devices",
+    "saving": "the workdir, checkpoints, logs and failures",
 }
 HOME = {
     Options: "running", Recipe: "optimisation", Preprocessing: "augmentation",
@@ -34,7 +33,6 @@ MOVED = {
     "pixels": "data", "random_erasing": "augmentation", "mixup": "augmentation",
     "cutmix": "augmentation", "workdir": "saving", "on_nan": "saving", "views": "data",
 }  # fmt: skip
-WIDTH = 100  # characters of a line of help at most
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,19 +41,19 @@ class Row:
 
     group: str
     name: str
-    """On the command line: "--learning-rate"."""
+    """Name on the command line: "--learning-rate"."""
     kind: str
-    """What it takes: "NUMBER", "sgd, adamw", or "" for a switch."""
+    """Kind of its value: "NUMBER", "sgd, adamw", or "" for a switch."""
     default: str
     source: str
-    """The version of the recipe that says the default, or "library"."""
+    """Version of the recipe that has the default, or "library"."""
     text: str
 
 
 def rows(options: Options) -> list[Row]:
-    """Return a row for each option, with the defaults that `options` hold."""
-    found = list(_rows(options, options.recipe))
-    return [row for group in GROUPS for row in found if row.group == group]
+    """Return a row for each option of train.py, with the values of `options` as defaults."""
+    all_rows = list(_rows(options, options.recipe))
+    return [row for group in GROUPS for row in all_rows if row.group == group]
 
 
 def _rows(part: Any, version: str) -> Iterator[Row]:
@@ -69,8 +67,8 @@ def _rows(part: Any, version: str) -> Iterator[Row]:
         yield Row(
             MOVED.get(field.name, HOME[type(part)]),
             f"--{field.name.replace('_', '-')}",
-            _kind(types_of[field.name]),
-            _shown(value),
+            kind_of_value(types_of[field.name]),
+            shown_value(value),
             version if is_of_recipe and not is_common else "library",
             texts.get(field.name, ""),
         )
@@ -79,47 +77,15 @@ def _rows(part: Any, version: str) -> Iterator[Row]:
             yield from _rows(value, version)
 
 
-def field_texts(cls: type) -> dict[str, str]:
-    """Return the text under each field of a dataclass, in one line."""
-    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
-    assert isinstance(tree, ast.ClassDef)
-    texts = {}
-    for field, text in zip(tree.body, tree.body[1:], strict=False):
-        match field, text:
-            case ast.AnnAssign(target=ast.Name(name)), ast.Expr(value=ast.Constant(str(words))):
-                texts[name] = " ".join(words.split())
-    return texts
-
-
-def _kind(hint: Any) -> str:
-    if get_origin(hint) is Literal:
-        return ", ".join(map(str, get_args(hint)))
-    if get_origin(hint) in (Union, types.UnionType):
-        return _kind(next(part for part in get_args(hint) if part is not type(None)))
-    if get_origin(hint) is tuple:
-        (first, *_) = get_args(hint)
-        return f"{_kind(first)} ..." if get_origin(first) is not tuple else "PATTERN NUMBER ..."
-    names = {int: "NUMBER", float: "NUMBER", bool: "", str: "TEXT"}
-    return names.get(hint, "PATH")
-
-
-def _shown(value: Any) -> str:
-    if value is None or value in ((), ""):
-        return "none"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, tuple):
-        return " ".join(_shown(part) for part in value)
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
 def help_text(options: Options, topic: str = "", note: str = "") -> str:
-    """Return the help of train.py: every option with its default by groups, or with `topic`, a
-    group or "all", what each of its options means.
+    """Return the help of train.py.
+
+    Without a `topic` it lists every option with its default. The topic of a group, or "all",
+    explains the options. `note` is another sentence on the defaults.
 
     Raises InputError for an unknown topic, with the nearest one.
     """
-    width = min(shutil.get_terminal_size().columns, WIDTH)
+    width = help_width()
     groups: dict[str, list[Row]] = {group: [] for group in GROUPS}
     for row in rows(options):
         groups[row.group].append(row)
@@ -133,22 +99,35 @@ def help_text(options: Options, topic: str = "", note: str = "") -> str:
         if topic:
             lines += [line for row in members for line in _explained(row, width)]
         else:
-            # An option and its default are not parted: their blank becomes one at the end.
-            words = [f"{row.name} {_default(row)}".replace(" ", "\0") for row in members]
-            text = textwrap.fill("  ".join(words), width, initial_indent="  ",
-                                 subsequent_indent="  ", break_on_hyphens=False)  # fmt: skip
-            lines += text.replace("\0", " ").splitlines()
-    recipe = f"the recipe {options.recipe!r} of {options.arch}"
+            lines += _in_columns([f"{row.name} {_default(row)}" for row in members], width)
+    file = "papers.py" if options.recipe == "paper" else "torchvision.py"
+    about = (
+        f"Every option is shown with its default. A star marks a value from the recipe "
+        f"{options.recipe!r} of {options.arch} (flaxnets/recipes/{file}, with its source); all "
+        f"others are the library's defaults.{note}"
+    )
     start = [
         "usage: python -m flaxnets.train [--arch NAME] [--dataset NAME] [OPTIONS]",
+        "example: python -m flaxnets.train --arch resnet18 --dataset folder:~/pictures",
         "",
-        *textwrap.wrap(f"Each option with its default; those marked * are values of {recipe}, "
-                       f"{'of its paper' if options.recipe == 'paper' else 'of torchvision'} "
-                       f"(flaxnets/recipes/), the others the library's.{note}", width),
+        *textwrap.wrap(about, width),
+    ]
+    end = [
+        "",
+        *textwrap.wrap(f"--help GROUP explains the options of a group ({', '.join(GROUPS)}); "
+                       f"--help all explains all of them.", width),
     ]  # fmt: skip
-    topics = ", ".join(GROUPS)
-    end = ["", f"--help TOPIC explains the options of a group ({topics}), or all."]
     return "\n".join([*start, *lines, *([] if topic else end)])
+
+
+def _in_columns(cells: Sequence[str], width: int) -> list[str]:
+    """Return lines with the cells, row by row, in as many aligned columns as fit in `width`."""
+    for count in range(len(cells), 0, -1):
+        widths = [max(map(len, cells[column::count])) for column in range(count)]
+        if sum(widths) + 2 * count <= width or count == 1:
+            break
+    padded = [cell.ljust(widths[i % count]) for i, cell in enumerate(cells)]
+    return ["  " + "  ".join(padded[i : i + count]).rstrip() for i in range(0, len(padded), count)]
 
 
 def _default(row: Row) -> str:
@@ -156,10 +135,10 @@ def _default(row: Row) -> str:
 
 
 def _explained(row: Row, width: int) -> list[str]:
-    """Return the lines that say what an option takes and means."""
+    """Return the lines that explain one option of train.py."""
     name = f"{row.name}, --no-{row.name[2:]}" if not row.kind else f"{row.name} {row.kind}"
-    where = row.source if row.source == "library" else f"recipe {row.source}"
-    text = f"{row.text} (default: {row.default}; {where})"
+    source = row.source if row.source == "library" else f"recipe {row.source}"
+    text = f"{row.text} (default: {row.default}; {source})"
     heading = textwrap.wrap(name, width - 2, initial_indent="  ", subsequent_indent="    ")
     body = textwrap.wrap(text, width - 6, initial_indent=" " * 6, subsequent_indent=" " * 6)
     return [*heading, *body]

@@ -163,7 +163,7 @@ def test_control_c_saves_and_says_how_to_go_on(tmp_path):
         (["--max-bad-images", "-1"], "max bad images is -1; expected zero or more"),
         (
             ["--decoded-gigabytes", "-1"],
-            "decoded gigabytes is -1.0; expected a finite number from 0 on",
+            "decoded gigabytes is -1.0; expected a finite number, zero or more",
         ),
         (["--keep", "0"], "keep is 0; expected at least 1 checkpoint"),
         (["--recipe", "torchvision-v1"], "recipe torchvision-v1 does not train lenet5; exp"),

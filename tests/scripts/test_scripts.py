@@ -1,4 +1,4 @@
-"""The scripts as a user runs them."""
+"""Test the scripts as a user runs them."""
 
 import json
 import pathlib
@@ -34,7 +34,7 @@ def train(*arguments, **options):
 
 
 def start_training(workdir):
-    """More epochs than anyone waits for."""
+    """Start a training run with too many epochs to finish."""
     arguments = ["--arch", "lenet5", "--epochs", 4000, "--workdir", workdir]
     run = command("experiments/train.py", *arguments)
     return subprocess.Popen(run, text=True, stdout=subprocess.PIPE)
@@ -60,7 +60,7 @@ def test_training_prints_only_our_lines_and_resumes_after_a_kill(tmp_path):
     assert set(summary) == SUMMARY
     assert (summary["parameters"], summary["steps"]) == (44_426, 44)
 
-    # Killed somewhere after its third epoch, it goes on from there and not from the start.
+    # Killed at some time after its third epoch, it continues there and not from the start.
     with start_training(workdir) as running:
         for line in output(running):
             if line.startswith("epoch   30"):
@@ -212,7 +212,7 @@ def test_bad_input_ends_the_script_with_status_2(arguments, sentence, tmp_path):
     ],
 )
 def test_help_opens_no_data_set(dataset, arch, facts, monkeypatch, capsys):
-    """Nor does it import TensorFlow: the name of the data set decides the defaults."""
+    """Help does not import TensorFlow either: the data set's name decides the defaults."""
 
     def opened(*_):
         raise AssertionError("a data set was opened")
@@ -291,7 +291,7 @@ def test_numbers_are_predicted_through_the_same_script(tmp_path):
 
 @pytest.mark.slow
 def test_weights_travel_from_torch_and_back(tmp_path):
-    """A .pth to safetensors and back, bit by bit; train.py starts from the file."""
+    """A .pth becomes safetensors and back with equal bits, and train.py starts from the file."""
     import parity
     from networks import CASES
 
@@ -344,7 +344,7 @@ def test_the_augmentation_is_drawn(tmp_path):
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library allocates")
 @pytest.mark.slow
 def test_freed_memory_is_kept():
-    """A thread of XLA's gets the pages of its last intermediate result of 128 MiB again."""
+    """A thread of XLA reuses the pages of its last intermediate result of 128 MiB."""
     program = """
 import resource, statistics, sys
 import jax, jax.numpy as jnp
@@ -372,7 +372,7 @@ print(statistics.median(faults))
     "path", ["experiments/train.py", "experiments/evaluate.py", "tools/benchmark.py"]
 )
 def test_tensorflow_waits_for_the_first_output(path):
-    """Its threads would have arenas before `reuse_memory`, too."""
+    """TensorFlow's threads would have their own arenas before `reuse_memory` is called."""
     program = f"""
 import runpy, sys
 sys.path.insert(0, "{pathlib.Path(path).parent}")

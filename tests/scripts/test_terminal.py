@@ -1,4 +1,4 @@
-"""What the scripts do to a terminal: Ctrl-C, closed outputs, narrow windows, names with markup."""
+"""Test the scripts on a terminal: Ctrl-C, closed outputs, narrow windows, names with markup."""
 
 import contextlib
 import fcntl
@@ -46,7 +46,7 @@ def test_what_scripts_import_first_takes_no_time():
 
 @pytest.fixture
 def without_packages(tmp_path):
-    """An environment where the first import of a package says so, and takes for ever."""
+    """Return an environment in which the first import of a package prints a line and hangs."""
     assert {TRAIN, "experiments/classify.py", "tools/benchmark.py"} <= set(SCRIPTS)
     for name in ("jax", "numpy", "torch", "matplotlib", "tyro"):
         (tmp_path / f"{name}.py").write_text(
@@ -79,7 +79,7 @@ with one_sentence_errors():
     ("work", "times", "sentence"),
     [
         ("import time; time.sleep(99)", 1, INTERRUPTED),
-        # Compiled code, during which no handler in Python runs.
+        # Compiled code; meanwhile no handler in Python runs.
         (
             "import hashlib; hashlib.pbkdf2_hmac('sha256', b'', b'', 2**31 - 1)",
             2,
@@ -177,7 +177,7 @@ def test_a_name_that_the_terminal_lacks_is_escaped():
 
 
 def on_terminal(program, columns):
-    """What a program shows on a terminal of so many columns: its lines, each state of a bar one."""
+    """Return the lines that a program shows on a terminal; each state of a bar is a line."""
     ours, its = pty.openpty()
     fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     environment = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES")}

@@ -1,4 +1,4 @@
-"""Help and the table of values have every option once, with the default that it has."""
+"""Test that help and the table of values have every option once, with its default."""
 
 import dataclasses
 import re

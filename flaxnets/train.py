@@ -55,7 +55,8 @@ def parse(arguments: list[str]) -> tuple[Options, data.Source]:
     one_of(get_args(Version), chosen.recipe, "recipe")
     for flag in ("-h", "--help"):
         if flag in arguments:
-            show_help(chosen, *arguments[arguments.index(flag) + 1 :][:1])
+            print(help_text(*arguments[arguments.index(flag) + 1 :][:1], **vars(chosen)))
+            sys.exit()
     if sys.stdout.isatty():
         print(f"{chosen.arch} on {chosen.dataset}")  # TensorFlow is imported next, for seconds
     source = data.open_source(chosen.dataset, chosen.data_dir)
@@ -68,21 +69,6 @@ def parse(arguments: list[str]) -> tuple[Options, data.Source]:
         Options, args=arguments, default=default, config=flat, prog="python -m flaxnets.train"
     )
     return options, source
-
-
-def show_help(chosen: argparse.Namespace, topic: str = "") -> None:
-    """Print the options with their defaults, without opening the data set, and end the process.
-
-    `topic` is the word after `--help`. If it begins with a dash, it is another option.
-    """
-    kind, note = data.kind_of(chosen.dataset), ""
-    if kind is None:
-        kind = "photographs"
-        note = f" The defaults are for photographs, because help does not open {chosen.dataset}."
-    classes = data.has_classes(chosen.dataset)
-    values = default_values(chosen.arch, kind, chosen.recipe, has_classes=classes)
-    print(help_text(Options(values, **vars(chosen)), "" if topic[:1] == "-" else topic, note))
-    sys.exit()
 
 
 def main(arguments: list[str]) -> None:

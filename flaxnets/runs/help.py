@@ -8,9 +8,10 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any, get_type_hints
 
+from flaxnets.data import has_classes, kind_of
 from flaxnets.errors import one_of
-from flaxnets.recipes import Preprocessing, Recipe
-from flaxnets.runs.options import Options, RunOptions
+from flaxnets.recipes import Preprocessing, Recipe, Version
+from flaxnets.runs.options import Options, RunOptions, default_values
 from flaxnets.runs.processes import Processes
 from flaxnets.script_help import field_texts, help_width, kind_of_value, shown_value
 
@@ -77,11 +78,32 @@ def _rows(part: Any, version: str) -> Iterator[Row]:
             yield from _rows(value, version)
 
 
-def help_text(options: Options, topic: str = "", note: str = "") -> str:
-    """Return the help of train.py.
+def help_text(topic: str = "", *, dataset: str, arch: str, recipe: Version, **chosen: Any) -> str:
+    """Return the help of train.py for a network, a recipe and a data set, which is not opened.
 
-    Without a `topic` it lists every option with its default. The topic of a group, or "all",
-    explains the options. `note` is another sentence on the defaults.
+    Args:
+        topic: the word after `--help`, if any: a group or "all". Another option is no topic.
+        dataset: name of the data set, which decides the kind of data.
+        arch: name of the network.
+        recipe: version of the recipe.
+        chosen: values of other options.
+
+    Raises:
+        InputError: the topic or the network is unknown, or the recipe does not fit.
+    """
+    kind, note = kind_of(dataset), ""
+    if kind is None:
+        kind = "photographs"
+        note = f" The defaults are for photographs, because help does not open {dataset}."
+    values = default_values(arch, kind, recipe, has_classes=has_classes(dataset))
+    options = Options(values, dataset=dataset, arch=arch, recipe=recipe, **chosen)
+    return explained(options, "" if topic.startswith("-") else topic, note)
+
+
+def explained(options: Options, topic: str = "", note: str = "") -> str:
+    """Return a list of every option with its default, or an explanation of the options of a topic.
+
+    The topic is a group or "all". `note` is another sentence on the defaults.
 
     Raises InputError for an unknown topic, with the nearest one.
     """
@@ -97,14 +119,14 @@ def help_text(options: Options, topic: str = "", note: str = "") -> str:
             continue
         lines += ["", f"{group}: {GROUPS[group]}"]
         if topic:
-            lines += [line for row in members for line in _explained(row, width)]
+            lines += [line for row in members for line in _meaning(row, width)]
         else:
             lines += _in_columns([f"{row.name} {_default(row)}" for row in members], width)
     file = "papers.py" if options.recipe == "paper" else "torchvision.py"
     about = (
-        f"Every option is shown with its default. A star marks a value from the recipe "
-        f"{options.recipe!r} of {options.arch} (flaxnets/recipes/{file}, with its source); all "
-        f"others are the library's defaults.{note}"
+        f"Every option is shown with its default. A star marks a value of the recipe "
+        f"{options.recipe!r} of {options.arch}, whose source is in flaxnets/recipes/{file}; all "
+        f"others are the library's.{note}"
     )
     start = [
         "usage: python -m flaxnets.train [--arch NAME] [--dataset NAME] [OPTIONS]",
@@ -134,11 +156,13 @@ def _default(row: Row) -> str:
     return row.default + ("" if row.source == "library" else "*")
 
 
-def _explained(row: Row, width: int) -> list[str]:
+def _meaning(row: Row, width: int) -> list[str]:
     """Return the lines that explain one option of train.py."""
     name = f"{row.name}, --no-{row.name[2:]}" if not row.kind else f"{row.name} {row.kind}"
     source = row.source if row.source == "library" else f"recipe {row.source}"
-    text = f"{row.text} (default: {row.default}; {source})"
+    text = row.text
+    if (row.default, row.source) != ("none", "library"):
+        text += f" (default: {row.default}; {source})"
     heading = textwrap.wrap(name, width - 2, initial_indent="  ", subsequent_indent="    ")
     body = textwrap.wrap(text, width - 6, initial_indent=" " * 6, subsequent_indent=" " * 6)
     return [*heading, *body]

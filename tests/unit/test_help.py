@@ -8,7 +8,7 @@ import tyro
 
 from flaxnets import InputError, classify, dense, evaluate
 from flaxnets.recipes import Preprocessing, recipe_for
-from flaxnets.runs.help import GROUPS, help_text, rows
+from flaxnets.runs.help import GROUPS, explained, rows
 from flaxnets.runs.options import Options
 from flaxnets.script_help import field_texts, parsed, script_help
 
@@ -60,23 +60,23 @@ def test_a_default_names_its_source():
 
 def test_help_fits_a_screen_and_explains_a_group(monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
-    lines = help_text(options()).splitlines()
+    lines = explained(options()).splitlines()
     assert len(lines) <= 50
     assert max(map(len, lines)) <= 105
     text = " ".join(" ".join(lines).split())
     assert all(f"{row.name} {row.default}" in text for row in rows(options()))
     assert "--learning-rate 0.01*" in text
-    explained = help_text(options(), "saving")
-    assert "Newest checkpoints to keep" in explained
-    assert "--learning-rate" not in explained
+    text = explained(options(), "saving")
+    assert "Newest checkpoints to keep" in text
+    assert "--learning-rate" not in text
     with pytest.raises(InputError, match="did you mean 'saving'"):
-        help_text(options(), "savin")
+        explained(options(), "savin")
 
 
 @pytest.mark.parametrize("width", [80, 120])
 def test_columns_of_defaults_are_aligned_and_fit(width, monkeypatch):
     monkeypatch.setenv("COLUMNS", str(width))
-    lines = help_text(options()).splitlines()
+    lines = explained(options()).splitlines()
     assert len(lines) <= 50
     assert max(map(len, lines)) <= min(width, 100)
     first = lines.index("optimisation: the loss, the optimiser and its schedule") + 1
@@ -86,7 +86,7 @@ def test_columns_of_defaults_are_aligned_and_fit(width, monkeypatch):
 
 
 def test_a_pattern_is_quoted_and_is_no_star_of_the_recipe():
-    assert "--muon-keys '*' " in help_text(options())
+    assert "--muon-keys '*' " in explained(options())
 
 
 @pytest.mark.parametrize("module", [classify, evaluate, dense])
@@ -101,9 +101,9 @@ def test_the_other_scripts_explain_every_option_once_in_groups(module, monkeypat
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) <= 56
     texts = field_texts(module.Options)
-    explained = " ".join(" ".join(lines).split())
+    words = " ".join(" ".join(lines).split())
     for name in names:
-        assert texts[name] in explained
+        assert texts[name] in words
     for group in module.GROUPS:
         assert f"{group}:" in lines
 

@@ -20,8 +20,8 @@ class Decoded:
         self._lock = threading.RLock()
 
     def get(self, encoded: bytes) -> np.ndarray | None:
-        """The whole picture."""
-        return self._pictures.get(encoded)
+        """Return the whole picture, or None if it is not kept."""
+        return self._pictures.get(encoded) if self._pictures else None  # a hash takes time
 
     def fits(self, encoded: bytes, pixels: int) -> bool:
         return len(encoded) + pixels <= self.room

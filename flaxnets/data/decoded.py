@@ -22,7 +22,7 @@ class Decoded:
 
     def get(self, encoded: bytes) -> np.ndarray | None:
         """Return the whole decoded picture; None if it is not kept."""
-        return self._pictures.get(encoded)
+        return self._pictures.get(encoded) if self._pictures else None  # a hash takes time
 
     def fits(self, encoded: bytes, pixels: int) -> bool:
         """Return whether there is room for the file and `pixels` bytes of its decoded picture."""

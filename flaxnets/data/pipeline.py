@@ -1,24 +1,21 @@
-"""From a source to NumPy batches: `{"image": uint8 (N, H, W, C), "label": int32 (N,)}`; rows of
+"""Turn a source into NumPy batches: `{"image": uint8 (N, H, W, C), "label": int32 (N,)}`; rows of
 measured features and numbers to predict are float32.
 
 Position decides everything: image `i` of the training stream of all processes is augmented with a
-seed made of (seed, i), what is left to the training step is drawn with (seed, step), and each pass
-over the data is shuffled with (seed, pass). So the same seed gives the same batches whatever the
-number of threads, and a stream can start at any step. Where the examples have indices (`InMemory`),
-the batch of all processes is the same for any number of them: each knows the whole order and takes
-its part of every batch. Records of TensorFlow Datasets are divided by file instead: each process
-reads its files again and again, in an order of its own.
+seed made of (seed, i), draws for the training step use (seed, step), and each pass over the data is
+shuffled with (seed, pass). So the same seed gives the same batches for any number of threads, and a
+stream can start at any step. Where the examples have indices (`InMemory`), the batch of all
+processes is the same for any number of them: each knows the whole order and takes its part of every
+batch. Records of TensorFlow Datasets are divided by file instead: each process reads its own files
+in every pass, in its own order.
 
-Whatever a `Plan` makes the same every time stays in memory if it fits: small images as network
+Images that a `Plan` makes the same every time stay in memory if they fit: small images as network
 input, photographs decoded (`Decoded`). Threads make the rest, ahead of the training step.
 """
 
-import collections
-import concurrent.futures
 import dataclasses
 import functools
 import itertools
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from random import Random
 from typing import Any
@@ -32,15 +29,13 @@ from flaxnets.data.pixels.decode import UnreadablePicture
 from flaxnets.data.pixels.resize import Resize
 from flaxnets.data.plan import Plan
 from flaxnets.data.source import InMemory, Shard, Source, local_batch_size
+from flaxnets.data.threads import in_threads
 from flaxnets.errors import InputError
 
 Keep = Callable[[np.ndarray], Callable[[np.ndarray], Any]]
 
 MAX_RESIZED = 2**30  # bytes of training images; more are resized again in every epoch
-PREFETCH = 2  # batches ready ahead of the training step
-DRAWS = 1  # what a generator is for; 0 is the order of a pass (`flaxnets.data.source`)
-# That this process may use.
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+DRAWS = 1  # marks the generator of a step's draws; 0 marks the order of a pass (`source.PASS`)
 
 
 def train_batches(
@@ -62,18 +57,18 @@ def train_batches(
     example is left out. Process `i` has the `i`-th part of each batch. With `repeats` (Berman et
     al. 2019, Hoffer et al. 2020) an epoch has as many batches but fewer distinct examples, drawn
     again for each epoch. An unreadable picture is replaced by the next one in the order of the
-    files, augmented as the first would have been.
+    files, with the augmentation of the first.
 
-    What `plan` leaves to the training step (`flaxnets.training.on_device`) is drawn here:
-    `"offset"`, int32 (N, [y, x]) in 0..2 * pad, `"mirrored"`, bool (N,), and `"colour"`, float32
-    (N, 3). `keep(images)` returns a function that takes images that stay in memory by their indices
-    (`DataParallel.keep`).
+    Draws for the changes that `plan` leaves to the training step (`flaxnets.training.on_device`)
+    are made here: `"offset"`, int32 (N, [y, x]) in 0..2 * pad, `"mirrored"`, bool (N,), and
+    `"colour"`, float32 (N, 3). `keep(images)` returns a function from indices to images that stay
+    in memory (`DataParallel.keep`).
 
     Photographs are decoded once as far as `decoded` has room, the others in every epoch; the
     batches are the same.
 
-    Raises InputError if `batch_size` cannot be divided, or if more pictures are unreadable than
-    `bad` allows (none unless given).
+    Raises InputError if `batch_size` cannot be divided among the processes, or if more pictures are
+    unreadable than `bad` allows (none unless given).
     """
     local = local_batch_size(batch_size, shard)
     if source.share("train", shard) < 1:
@@ -114,8 +109,9 @@ def train_batches(
 
 
 def training_as_fed(source: Source, plan: Plan) -> InMemory | None:
-    """Return the source with its training images as the plan's window leaves them, where these stay
-    in memory: pixels in memory, of a window that does not move, of at most `MAX_RESIZED` bytes.
+    """Return the source with its training images as the plan's window makes them, or None if these
+    do not stay in memory. They do if the source has pixels, the window does not move and the result
+    has at most `MAX_RESIZED` bytes.
     """
     if not isinstance(source, InMemory) or not source.has_pixels or not plan.has_fixed_window:
         return None
@@ -187,22 +183,6 @@ def _grouped(elements: Iterable[Any], count: int) -> Iterator[list[Any]]:
     return iter(lambda: list(itertools.islice(stream, count)), [])
 
 
-# ------------------------------------------------------------------------------------- by threads
-
-
-@dataclasses.dataclass
-class Made:
-    """The images that threads made from a group of elements, each in its place."""
-
-    elements: Sequence[Any]
-    images: np.ndarray
-    labels: list[Any]
-    errors: dict[int, UnreadablePicture]  # by the places of unreadable pictures
-
-
-Make = Callable[[int, int, Any], tuple[np.ndarray, Any]]  # (number, place, element): image, label
-
-
 def _made_for_training(
     source: Source,
     plan: Plan,
@@ -221,7 +201,7 @@ def _made_for_training(
         return plan(raw, random, memory=decoded, name=source.title("train", element)), label
 
     shape = (plan.size, plan.size, source.channels)
-    for step, made in enumerate(_in_threads(order, make, shape, start_step), start_step):
+    for step, made in enumerate(in_threads(order, make, shape, start_step), start_step):
         for place, error in sorted(made.errors.items()):
             here = functools.partial(make, step, place)
             image, label = _next_readable(source, made.elements[place], error, here, bad)
@@ -259,50 +239,9 @@ def _made_for_evaluation(
         return plan(raw, name=source.title(split, element)), label
 
     shape = (plan.size, plan.size, source.channels)
-    for made in _in_threads(_grouped(elements, local), make, shape, 0):
+    for made in in_threads(_grouped(elements, local), make, shape, 0):
         mask = np.ones(len(made.elements), np.float32)
         for place, error in sorted(made.errors.items()):
             _add(source, split, made.elements[place], error, bad)
             made.images[place], made.labels[place], mask[place] = 0, 0, 0
         yield {"image": made.images, "label": np.array(made.labels, np.int32), "mask": mask}
-
-
-@functools.cache
-def threads() -> concurrent.futures.Executor:
-    """Return the threads that make images, one for each core."""
-    return concurrent.futures.ThreadPoolExecutor(CORES)
-
-
-def _in_threads(
-    groups: Iterator[Sequence[Any]], make: Make, shape: tuple[int, ...], first_number: int
-) -> Iterator[Made]:
-    """Yield the images of `shape` that `make` returns for each group of elements, ahead of the
-    reader; groups are counted from `first_number`.
-    """
-
-    def begin(number: int, elements: Sequence[Any]) -> tuple[Made, Iterator[None]]:
-        count = len(elements)
-        made = Made(elements, np.empty((count, *shape), np.uint8), [None] * count, {})
-
-        def part(first: int) -> None:  # one task for many images: starting one takes time
-            for place in range(first, count, CORES):
-                try:
-                    image, made.labels[place] = make(number, place, elements[place])
-                    made.images[place] = image
-                except UnreadablePicture as error:
-                    made.errors[place] = error
-
-        return made, threads().map(part, range(CORES))
-
-    def complete(made: Made, parts: Iterator[None]) -> Made:
-        for _ in parts:  # raises a thread's exception
-            continue
-        return made
-
-    ahead = collections.deque()
-    for number, elements in enumerate(groups, first_number):
-        ahead.append(begin(number, elements))
-        if len(ahead) > PREFETCH:
-            yield complete(*ahead.popleft())
-    while ahead:
-        yield complete(*ahead.popleft())

@@ -16,7 +16,7 @@ from PIL import Image
 
 from feeds import eval_batches, in_memory, train_batches
 from flaxnets import InputError, data, train
-from flaxnets.data import open_source, pipeline
+from flaxnets.data import open_source, threads
 from flaxnets.data.folder import picture_suffixes
 from flaxnets.data.npz import ARRAYS
 from flaxnets.errors import InputWarning
@@ -388,8 +388,8 @@ def test_photographs_that_fit_are_decoded_once(pictures, photographs, monkeypatc
         decoded[encoded[-1000:]] += 1  # the header may say fewer rows
         return decode(encoded, *rest, **options)
 
-    pipeline.threads().shutdown()  # ends decoding ahead for other tests
-    pipeline.threads.cache_clear()
+    threads.threads().shutdown()  # ends decoding ahead for other tests
+    threads.threads.cache_clear()
     monkeypatch.setattr(simplejpeg, "decode_jpeg", spying)
     source = open_source(f"folder:{pictures}")
     preprocessing = Preprocessing(image_size=200, resize=220, crop=crop)
@@ -397,8 +397,8 @@ def test_photographs_that_fit_are_decoded_once(pictures, photographs, monkeypatc
     begun = train_batches(source, 6, preprocessing, decoded=data.Decoded(room))
     batches = list(itertools.islice(begun, 8))
     fewest, most = sorted(decoded.values())
-    assert fewest <= pipeline.CORES if fitting else fewest >= 24  # two threads may meet
-    assert most <= pipeline.CORES if fitting == 2 else most >= 24  # some batches are made ahead
+    assert fewest <= threads.CORES if fitting else fewest >= 24  # two threads may meet
+    assert most <= threads.CORES if fitting == 2 else most >= 24  # some batches are made ahead
     for batch, expected in zip(batches, train_batches(source, 6, preprocessing), strict=False):
         np.testing.assert_array_equal(batch["image"], expected["image"])
 

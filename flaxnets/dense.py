@@ -107,11 +107,13 @@ def main(options: Options) -> None:
     height, width = rows * down / 2, columns * right / 2
     middle, centre = shown.shape[0] / 2, shown.shape[1] / 2
     box = (centre - width, centre + width, middle + height, middle - height)
-    figure = draw(shown, options.class_, heat, best, named, box)
+    figure = draw_maps(shown, options.class_, heat, best, named, box)
     try:
         figure.savefig(options.out, dpi=120, bbox_inches="tight")
     except OSError as error:
-        raise InputError(f"cannot write {options.out} ({error.strerror})") from error
+        raise InputError(
+            f"cannot write {options.out} ({error.strerror}); give another file with --out"
+        ) from error
 
 
 def _probabilities(network: Network, picture: np.ndarray, mirrored: bool) -> np.ndarray:
@@ -144,7 +146,7 @@ def _scaled(picture: Image.Image, short_side: int) -> Image.Image:
     return scale_short_side(picture, short_side)
 
 
-def draw(
+def draw_maps(
     picture: np.ndarray,
     name: str,
     heat: np.ndarray,

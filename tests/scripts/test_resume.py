@@ -679,8 +679,9 @@ def test_another_number_of_examples_is_said_once(tmp_path):
     with pytest.warns(InputWarning) as more:
         begin(train=40, test=10)
     assert [str(note.message) for note in (*notes, *more)] == [
-        "the data changed: 32 training examples before, 42 now",
-        "the data changed: 42 training examples before, 40 now; 16 test examples before, 10 now",
+        "the data set has changed since this run was started: 32 training examples before, 42 now",
+        "the data set has changed since this run was started: 42 training examples before, 40 now; "
+        "16 test examples before, 10 now",
     ]
 
 

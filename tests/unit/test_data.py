@@ -222,7 +222,7 @@ def test_more_small_images_than_memory_is_given_are_resized_in_every_epoch(monke
     resized = data.training_as_fed(source, plan)
     assert resized is not None
     assert resized.images["train"].nbytes == 40 * 12 * 12 * 3
-    monkeypatch.setattr("flaxnets.data.pipeline.MAX_RESIZED", 40 * 12 * 12 * 3 - 1)
+    monkeypatch.setattr("flaxnets.data.pipeline.MAX_IN_MEMORY", 40 * 12 * 12 * 3 - 1)
     assert data.training_as_fed(source, plan) is None
     streamed = next(train_batches(source, 40, preprocessing))
     for key, values in kept.items():

@@ -122,10 +122,10 @@ def explained(options: Options, topic: str = "", note: str = "") -> str:
             lines += [line for row in members for line in _meaning(row, width)]
         else:
             lines += _in_columns([f"{row.name} {_default(row)}" for row in members], width)
-    file = "papers.py" if options.recipe == "paper" else "torchvision.py"
+    origin = "its paper" if options.recipe == "paper" else "torchvision's training command"
     about = (
         f"Every option is shown with its default. A star marks a value of the recipe "
-        f"{options.recipe!r} of {options.arch}, whose source is in flaxnets/recipes/{file}; all "
+        f"{options.recipe!r} of {options.arch}, taken from {origin} (see flaxnets/recipes/); all "
         f"others are the library's.{note}"
     )
     start = [

@@ -33,7 +33,8 @@ from flaxnets.errors import InputWarning
 from flaxnets.inference.run import load_run
 from flaxnets.layers import BatchNorm, Linear
 from flaxnets.recipes import Preprocessing, Recipe
-from flaxnets.runs.checkpoints import Checkpoints, checksums
+from flaxnets.runs.checkpoints import Checkpoints
+from flaxnets.runs.checksums import checksums
 from flaxnets.runs.feed import feed_from_source
 from flaxnets.runs.loop import fit
 from flaxnets.runs.options import RunOptions

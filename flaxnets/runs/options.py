@@ -1,4 +1,4 @@
-"""The options of a run, and the values that its recipe gives."""
+"""The options of a run, and the defaults that its recipe gives."""
 
 import dataclasses
 import math

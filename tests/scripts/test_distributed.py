@@ -166,7 +166,7 @@ def test_a_refusal_in_one_process_ends_all(tmp_path):
     first, second = outputs(started)
     assert first == ("", "", 2)
     sentence = f"workdir {tmp_path} holds a run with seed 0, not 1; choose another workdir"
-    assert second == ("", f"error: {sentence} or remove it\n", 2)
+    assert second == ("", f"error: {sentence} or remove this one\n", 2)
     assert {path.name for path in tmp_path.iterdir()} == {"config.json", "lock"}
 
 

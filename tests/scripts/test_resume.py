@@ -256,7 +256,8 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(how, tmp_path):
     with pytest.warns(InputWarning, match="damaged") as notes:
         restored, position = checkpoints.restore(state)
     for step, note in zip((3, 2), notes, strict=True):
-        assert f"), now in {path}_damaged/{step}; checkpoint 1 is" in str(note.message)
+        moved = f") and was moved to {path}_damaged/{step}; checkpoint 1 is"
+        assert moved in str(note.message)
     assert int(restored.step) == 1
     assert position == {"sums": {"loss": 1.1}}
     assert sorted(contents(tmp_path).values()) == sorted(before.values())
@@ -277,7 +278,7 @@ def test_other_dtypes_are_named_and_are_no_damage(tmp_path):
         jax.tree.map(np.testing.assert_array_equal, found, wide)
         assert {leaf.dtype.name for leaf in jax.tree.leaves(found)} == {"float64"}
     sentence = r"checkpoint 0 in \S+ has params/\S+ in float64; expected float32: "
-    with pytest.raises(InputError, match=sentence + "set JAX_ENABLE_X64=1, with which it was"):
+    with pytest.raises(InputError, match=sentence + "set JAX_ENABLE_X64=1, as when it was"):
         Checkpoints(path, read_only=True).restore_variables()
     with pytest.raises(InputError, match=sentence + "start another run"):
         Checkpoints(path).restore(state)
@@ -359,19 +360,19 @@ def test_a_step_that_is_not_finite_changes_only_the_counter():
 def test_a_run_stops_at_a_loss_that_is_not_finite_and_names_the_checkpoint(tmp_path):
     feed = features_feed(poisoned=(9,))
     sentence = (
-        rf"the loss is nan after step 9 \(learning rate 0.05\); the checkpoint of step 8 in "
-        rf"{tmp_path}/checkpoints is intact: lower the learning rate in another "
+        rf"the loss is nan after step 9 \(learning rate 0.05\), and the checkpoint of step 8 in "
+        rf"{tmp_path}/checkpoints is intact; train with a lower learning rate in another "
         rf"workdir, or skip such steps \(on nan skip\)"
     )
     for _ in range(2):  # the second begins at step 8
         with pytest.raises(InputError, match=sentence):
             start(tmp_path, feed, checkpoint_steps=4)
-    with pytest.warns(InputWarning, match="step 9 is left out: its loss is nan"):
+    with pytest.warns(InputWarning, match=r"step 9 is skipped, because its loss \(nan\) or its"):
         row = start(tmp_path, feed, skip_non_finite=True)
     assert row["skipped_steps"] == 1
     assert all(np.isfinite(value) for value in row.values())
 
-    with pytest.raises(InputError, match=r"after step 2 .*; no checkpoint was saved before: lower"):
+    with pytest.raises(InputError, match=r"after step 2 .*, and no checkpoint was saved before; tr"):
         start(tmp_path / "early", features_feed(poisoned=(2,)))
 
 
@@ -404,11 +405,11 @@ def test_skipped_steps_are_part_of_the_position(tmp_path):
     """Left out before and after a kill: counts, means and bits of a run that was not killed."""
     feed = features_feed(poisoned=(3, 6, 8))
     cut = killing(feed, 6, tmp_path / "cut", kept=(5,))
-    with pytest.warns(InputWarning, match="is left out"):
+    with pytest.warns(InputWarning, match="is skipped"):
         start(tmp_path / "whole", feed, skip_non_finite=True)
-    with pytest.warns(InputWarning, match="step [36] is left out"), pytest.raises(Killed):
+    with pytest.warns(InputWarning, match="step [36] is skipped"), pytest.raises(Killed):
         start(tmp_path / "cut", cut, skip_non_finite=True, checkpoint_steps=5)
-    with pytest.warns(InputWarning, match="step [68] is left out"):
+    with pytest.warns(InputWarning, match="step [68] is skipped"):
         row = start(tmp_path / "cut", feed, skip_non_finite=True)
     assert row["skipped_steps"] == 3
     assert saved(tmp_path / "cut") == saved(tmp_path / "whole")
@@ -419,8 +420,8 @@ def test_skipped_steps_are_part_of_the_position(tmp_path):
 def test_too_many_steps_left_out_in_a_row_end_the_run(tmp_path):
     feed = features_feed(poisoned=range(5, 99))
     with (
-        pytest.warns(InputWarning, match="is left out"),
-        pytest.raises(InputError, match="10 steps in a row were left out up to step 14"),
+        pytest.warns(InputWarning, match="is skipped"),
+        pytest.raises(InputError, match="10 steps in a row were skipped up to step 14"),
     ):
         start(tmp_path, feed, skip_non_finite=True)
 
@@ -652,7 +653,7 @@ def test_a_data_set_is_found_in_the_home_directory(tmp_path, monkeypatch):
     arrays = {f"{name}_{split}": part[name] for name in part for split in ("train", "test")}
     np.savez(tmp_path / "mine.npz", **arrays)
     assert data.open_source("npz:~/mine.npz").sizes == {"train": 3, "test": 3}
-    with pytest.raises(InputError, match=f"no directory {tmp_path}/mine; a folder data set has"):
+    with pytest.raises(InputError, match=f"no directory {tmp_path}/mine; a folder data set needs"):
         data.open_source("folder:~/mine")
 
 
@@ -670,8 +671,8 @@ def test_another_number_of_examples_is_said_once(tmp_path):
     with pytest.warns(InputWarning) as more:
         begin(train=40, test=10)
     assert [str(note.message) for note in (*notes, *more)] == [
-        "the data changed: 32 training examples then, 42 now",
-        "the data changed: 42 training examples then, 40 now; 16 test examples then, 10 now",
+        "the data changed: 32 training examples before, 42 now",
+        "the data changed: 42 training examples before, 40 now; 16 test examples before, 10 now",
     ]
 
 
@@ -728,9 +729,9 @@ def test_a_full_disk_loses_nothing(tmp_path):
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        (b"{", "config.json is damaged: it is no JSON"),
-        (b"\xff\xfe", "config.json is damaged: it is no JSON"),
-        (b"[" * 100_000, "config.json is damaged: it is no JSON"),
+        (b"{", "config.json is damaged: it is not JSON"),
+        (b"\xff\xfe", "config.json is damaged: it is not JSON"),
+        (b"[" * 100_000, "config.json is damaged: it is not JSON"),
         (b"[]", "config.json is not that of a training run"),
         (b'{"arch": "lenet5"}', "config.json is not that of a training run"),
         (b" " * (2**24 + 1), "config.json is larger than 16 MiB"),
@@ -745,7 +746,7 @@ def test_a_config_that_no_run_wrote_is_one_sentence(content, sentence, tmp_path)
 def test_metrics_damaged_in_the_middle_are_one_sentence(tmp_path):
     with Workdir(tmp_path, {}) as workdir:
         (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"st\n{"step": 3}\n{"ste')
-        with pytest.raises(InputError, match=r"metrics.jsonl is damaged: a line of it is no JSON"):
+        with pytest.raises(InputError, match=r"metrics.jsonl is damaged: line 2 is not JSON"):
             workdir.rows()
         (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"ste')
         assert workdir.rows() == [{"step": 1}]

@@ -131,8 +131,8 @@ def test_an_epoch_of_many_passes_is_said_at_the_start(dry, tmp_path):
     result = script("experiments/train.py", *arguments, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert result.stderr == (
-        "warning: a batch of 4326 images is larger than the data set: an epoch is one step, "
-        "3 passes over the 1442 training examples\n"
+        "warning: a batch of 4326 images is larger than the data set, so that each epoch is one "
+        "step and 3 passes over the 1442 training examples; choose a batch size of at most 1442\n"
     )
 
 
@@ -154,12 +154,12 @@ def test_control_c_saves_and_says_how_to_go_on(tmp_path):
         (["--arch", "lenet6"], "unknown architecture 'lenet6'; did you mean 'lenet5'?"),
         (["--batch-size", "0"], "batch size is 0; expected a positive number"),
         (["--init-from", "none.safetensors"], "no file none.safetensors; tools/convert_"),
-        (["--dataset", "folder:nowhere"], "no directory nowhere; a folder data set has"),
+        (["--dataset", "folder:nowhere"], "no directory nowhere; a folder data set needs"),
         (["--dataset", "diabetes"], "lenet5 does not read rows; expected one of softmax_"),
         (["--image-size", "8"], "the images are too small for this network: a window of"),
         (["--train-size", "8"], "the images are too small for this network: a window of"),
-        (["--gradient-accumulation", "3"], "batch size 64 does not divide over 1 devices, in"),
-        (["--no-decay", "layer1.*"], "no decay 'layer1.*' matches no parameter; the first"),
+        (["--gradient-accumulation", "3"], "batch size 64 does not divide over 1 device in 3 par"),
+        (["--no-decay", "layer1.*"], "no decay 'layer1.*' matches no parameter; expected"),
         (["--max-bad-images", "-1"], "max bad images is -1; expected zero or more"),
         (
             ["--decoded-gigabytes", "-1"],
@@ -169,11 +169,11 @@ def test_control_c_saves_and_says_how_to_go_on(tmp_path):
         (["--recipe", "torchvision-v1"], "recipe torchvision-v1 does not train lenet5; exp"),
         (
             ["--arch", "softmax_regression", "--train-size", "6"],
-            "train size is 6; softmax_regression reads images of one size, expected 8 or 0",
+            "train size is 6, but softmax_regression reads images of a single size; expected 8 or",
         ),
         (
             ["--arch", "perceptron", "--dataset", "diabetes", "--loss", "cross_entropy"],
-            "diabetes has numbers to predict, not classes; expected the loss squared_error",
+            "the labels of diabetes are numbers, not classes, and the loss is cross_entropy; exp",
         ),
     ],
 )
@@ -271,9 +271,9 @@ runpy.run_path({str(ROOT / "experiments/train.py")!r}, run_name="__main__")
         refused = run("--arch", "mlp", "--dataset", "cifar10")
         assert refused.returncode == 2
         assert refused.stderr == (
-            "error: the data set 'cifar10' needs tensorflow and tensorflow_datasets: pip install "
-            "'flaxnets[tfds]'; without it there are digits, breast_cancer, diabetes, folder:PATH "
-            "and npz:PATH\n"
+            "error: the data set 'cifar10' needs tensorflow and tensorflow_datasets; run pip "
+            "install 'flaxnets[tfds]', or choose digits, breast_cancer, diabetes, folder:PATH or "
+            "npz:PATH\n"
         )
 
 

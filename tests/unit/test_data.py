@@ -433,7 +433,7 @@ def test_a_folder_is_read_as_torchvision_reads_it(tmp_path, photographs):
         assert source.labels[split].tolist() == theirs.targets
     for name in ("notes.txt", "Thumbs.db", "more.txt", "deep/.hidden.jpg", "deep/README"):
         (inside / name).write_bytes(b"")
-    sentence = "5 files in .* are no pictures by their suffix: 2 .txt, 1 .db, 1 hidden, 1 without a"
+    sentence = "5 files in .* are ignored, .* not those of pictures: 2 .txt, 1 .db, 1 hidden, 1 wit"
     with pytest.warns(InputWarning, match=sentence):
         assert open_source(f"folder:{tmp_path}").sizes == source.sizes
 
@@ -456,7 +456,7 @@ def test_file_names_of_any_bytes(tmp_path):
 
 
 def test_wrong_folders_get_one_sentence(pictures):
-    with pytest.raises(InputError, match="no directory /nowhere; a folder data set has"):
+    with pytest.raises(InputError, match="no directory /nowhere; a folder data set needs"):
         open_source("folder:/nowhere")
     (pictures / "train" / "empty").mkdir()
     with pytest.raises(InputError, match="class 'empty' has no pictures in"):
@@ -525,12 +525,12 @@ def test_the_name_of_a_file_of_arrays_says_what_it_is(tmp_path):
         ({"y_test": None}, "has the arrays x_train, y_train, x_test; expected x_train, y_train"),
         ({"x_test": np.zeros((5, 12, 12, 3))}, "x_test of .* is float64 .*; expected uint8"),
         ({"x_train": np.zeros((9, 2), np.uint8)}, r"x_train of .* is uint8 \(9, 2\); expected"),
-        ({"x_test": np.zeros((5, 8, 8, 3), np.uint8)}, r"\(12, 12, 3\) and \(8, 8, 3\); expec"),
+        ({"x_test": np.zeros((5, 8, 8, 3), np.uint8)}, r"\(12, 12, 3\) and .* \(8, 8, 3\); expec"),
         ({"y_train": np.arange(8)}, r"the labels of x_train .* are int64 \(8,\); expected 9 who"),
         ({"y_train": np.zeros(9)}, "the labels of x_train .* are float64 .*; expected 9 whole"),
-        ({"y_test": np.arange(5) - 1}, "labels of x_test in .* are from -1 to 3; expected classes"),
-        ({"y_test": np.arange(5) + 99_997}, "from 99997 to 100001; .* from 0 to less than 100,000"),
-        ({"y_test": np.array([None] * 5)}, "cannot read .*mine.npz: no .npz file"),
+        ({"y_test": np.arange(5) - 1}, "labels of x_test in .* range from -1 to 3; expected class"),
+        ({"y_test": np.arange(5) + 99_997}, "from 99997 to 100001; .* classes from 0 to 99,999"),
+        ({"y_test": np.array([None] * 5)}, "cannot read .*mine.npz: it is not a .npz file"),
     ],
 )
 def test_wrong_arrays_get_one_sentence(change, sentence, tmp_path):
@@ -545,10 +545,10 @@ def test_files_that_hold_no_arrays_get_one_sentence(content, tmp_path):
     with pytest.raises(InputError, match=r"cannot read .*mine.npz: No such file or directory"):
         open_source(f"npz:{tmp_path}/mine.npz")
     (tmp_path / "mine.npz").write_bytes(content)
-    with pytest.raises(InputError, match=r"cannot read .*mine.npz: no .npz file"):
+    with pytest.raises(InputError, match=r"cannot read .*mine.npz: it is not a .npz file"):
         open_source(f"npz:{tmp_path}/mine.npz")
     np.save(tmp_path / "one.npy", np.zeros(3))
-    with pytest.raises(InputError, match=r"cannot read .*one.npy: no .npz file"):
+    with pytest.raises(InputError, match=r"cannot read .*one.npy: it is not a .npz file"):
         open_source(f"npz:{tmp_path}/one.npy")
 
 
@@ -592,13 +592,13 @@ def test_photographs_of_tfds_are_streamed(prepared):
 def test_wrong_data_sets_get_one_sentence(tmp_path):
     with pytest.raises(InputError, match="unknown data set 'cifr10'; did you mean 'cifar10'"):
         open_source("cifr10", str(tmp_path))
-    with pytest.raises(InputError, match=r"'mnist' is not prepared in .*; where there is a netw"):
+    with pytest.raises(InputError, match=r"'mnist' is not prepared in .*; run 'tfds build mnis"):
         open_source("mnist", str(tmp_path))
 
 
 def test_batches_that_cannot_be_divided():
     source = in_memory("digits")
-    with pytest.raises(InputError, match="batch size 0; expected a positive multiple"):
+    with pytest.raises(InputError, match=r"batch size 0 .*; expected .* multiple, such as 1$"):
         next(train_batches(source, 0, SMALL))
-    with pytest.raises(InputError, match="batch size 5; expected a positive multiple of the 2"):
+    with pytest.raises(InputError, match=r"batch size 5 does not divide over 2 .* as 6$"):
         next(train_batches(source, 5, SMALL, shard=(0, 2)))

@@ -242,14 +242,14 @@ def test_a_plan_is_read_back_from_json(kind):
     ],
 )
 def test_what_is_no_plan(rows):
-    with pytest.raises(InputError, match="is no plan"):
+    with pytest.raises(InputError, match="is not a plan; expected"):
         Plan.from_json(rows)
 
 
 def test_rows_of_features_are_no_pictures():
     rows = np.ones((1, 1, 30), np.float32)
     np.testing.assert_array_equal(Plan()(rows), rows)
-    with pytest.raises(InputError, match="the network reads rows of features; expected one that"):
+    with pytest.raises(InputError, match="reads rows of features, not pictures; expected a"):
         views_of(CASES["PNG RGB"], Plan(), "center")
     with pytest.raises(InputError, match="of which there are no ten-crop views"):
         views_of(CASES["PNG RGB"], Plan(), "ten-crop")

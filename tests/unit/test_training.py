@@ -317,7 +317,7 @@ def test_what_is_frozen_keeps_its_bits(remat):
 def test_a_pattern_that_freezes_nothing_is_refused():
     recipe = dataclasses.replace(RECIPE, freeze=("feature.*",))
     variables = init_variables(create_model("lenet5"), (28, 28, 1), recipe, 0)
-    with pytest.raises(InputError, match=r"freeze 'feature.\*' matches no parameter; the first"):
+    with pytest.raises(InputError, match=r"freeze 'feature.\*' matches no parameter; expected"):
         create_state(variables, make_optimizer(recipe, lambda _: 0.1), recipe)
 
 
@@ -624,7 +624,7 @@ def test_saving_copies_what_the_next_step_overwrites(tmp_path):
     mean = jax.tree.leaves(checkpoints.restore_mean(2)["params"])
     for a, *leaves in zip(mean, *map(jax.tree.leaves, saved[-2:]), strict=True):
         np.testing.assert_array_equal(a, np.mean(leaves, 0, np.float64).astype(np.float32))
-    with pytest.raises(InputError, match=r"the mean of 9 checkpoints is asked for; .* has [23]$"):
+    with pytest.raises(InputError, match=r"cannot average 9 checkpoints: .* has [23]; expected"):
         checkpoints.restore_mean(9)
     checkpoints.close()
 
@@ -660,5 +660,5 @@ def test_recipes_refuse_impossible_values():
             dataclasses.replace(RECIPE, **values).check()
     with pytest.raises(InputError, match="resize 100 is smaller than the image size 224"):
         Preprocessing(resize=100).check()
-    with pytest.raises(InputError, match="batch size 12 does not divide over 8 devices; try 16"):
+    with pytest.raises(InputError, match=r"batch size 12 does not divide over 8 dev.* such as 16"):
         DataParallel().check_batch_size(12)

@@ -96,7 +96,9 @@ def _labels(options: type) -> dict[str, str]:
 def field_texts(cls: type) -> dict[str, str]:
     """Return the text under each field of a dataclass and its bases, as one line."""
     texts = {}
-    for base in filter(dataclasses.is_dataclass, reversed(cls.__mro__)):
+    for base in reversed(cls.__mro__):
+        if "__dataclass_fields__" not in vars(base):
+            continue
         (tree,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
         assert isinstance(tree, ast.ClassDef)
         for field, text in zip(tree.body, tree.body[1:], strict=False):

@@ -144,11 +144,13 @@ def explained(options: Options, topic: str = "", note: str = "") -> str:
 
 def _in_columns(cells: Sequence[str], width: int) -> list[str]:
     """Return lines with the cells, row by row, in as many aligned columns as fit in `width`."""
-    for count in range(len(cells), 0, -1):
-        widths = [max(map(len, cells[column::count])) for column in range(count)]
-        if sum(widths) + 2 * count <= width or count == 1:
-            break
-    padded = [cell.ljust(widths[i % count]) for i, cell in enumerate(cells)]
+
+    def widths(count: int) -> list[int]:
+        return [max(map(len, cells[column::count])) for column in range(count)]
+
+    counts = range(len(cells), 0, -1)
+    count = next((n for n in counts if sum(widths(n)) + 2 * n <= width), 1)
+    padded = [cell.ljust(widths(count)[i % count]) for i, cell in enumerate(cells)]
     return ["  " + "  ".join(padded[i : i + count]).rstrip() for i in range(0, len(padded), count)]
 
 

@@ -225,6 +225,7 @@ ALLOWED = {
         "weights",
         "recipes",
         "summary",
+        "script_help",
         "errors",
     },
     "inference": {
@@ -242,6 +243,7 @@ ALLOWED = {
     },
     "catalog": {"models", "weights", "errors"},
     "terminal": {"errors"},
+    "script_help": {"terminal"},
     "weights": {
         "weights",
         "recipes",

@@ -1,4 +1,4 @@
-"""Pictures as torchvision prepares them, views of them, and the script that names their content."""
+"""Test preprocessing against torchvision's, views of pictures, and the script classify.py."""
 
 import json
 import pathlib
@@ -91,7 +91,7 @@ def test_random_crops_are_seeded_windows_on_either_side():
 
 
 class Grid:
-    """A network whose logits are the normalised colours of every hundredth pixel."""
+    """A network whose logits are the normalised colours of every 100th pixel."""
 
     dense = False
 
@@ -159,7 +159,7 @@ def test_class_names_are_torchvisions():
 
 @pytest.fixture(scope="module")
 def alexnet(tmp_path_factory):
-    """torchvision's network, whose logits differ more than at initialisation, and its file."""
+    """Return torchvision's network with larger logits than at initialisation, and its file."""
     torch.manual_seed(0)
     reference = torchvision.models.alexnet().eval()
     reference.classifier[6].weight.data *= 50
@@ -222,7 +222,7 @@ def test_top_fifteen_are_torchs(alexnet, files, capsys):
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    """A network for 28 pixels, grey images and seven classes."""
+    """Return the file of a network for grey images of 28 pixels and seven classes."""
     path = tmp_path_factory.mktemp("small") / "small.safetensors"
     model = create_model("lenet5", num_classes=7)
     variables = drawn(model.init)(jax.random.key(0), np.zeros((1, 28, 28, 1)))
@@ -349,7 +349,7 @@ def test_one_bad_picture_among_many_costs_no_other_its_result(small, files, tmp_
             "--workdir names a network with its weights; leave out --arch, --weights, "
             "--checkpoint and --ema",
         ),
-        ({"arch": "alexnet", "top": 0}, "--top 0; expected at least 1"),
+        ({"arch": "alexnet", "top": 0}, "--top is 0; expected at least 1"),
     ],
 )
 def test_bad_options(options, sentence, files):

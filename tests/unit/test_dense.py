@@ -410,12 +410,13 @@ def test_a_picture_is_drawn_with_its_map(lenet, capsys):
         ({"image_size": 0}, "--image-size is 0; expected at least 1"),
         (
             {"image_size": 2000},
-            "the picture scaled to 2000 pixels on its short side has 6,000,000; expected at most "
-            "4,194,304: cut it, or give a smaller --image-size",
+            "the picture has 6,000,000 pixels when its short side is scaled to 2000; expected at "
+            "most 4,194,304, so cut it or give a smaller --image-size",
         ),
         (
             {"image_size": 99, "scales": 6},
-            "--scales 6 has sizes of its own; leave out --image-size",
+            "--image-size 99 is given with --scales 6, which has its own sizes; leave out one of "
+            "them",
         ),
         (
             {"workdir": pathlib.Path("run")},

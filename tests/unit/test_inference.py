@@ -174,7 +174,8 @@ def test_runs_that_cannot_be_evaluated(tmp_path):
     refused = script("experiments/evaluate.py")
     assert refused.returncode == 2
     assert refused.stderr == (
-        "error: no network given; expected directories that train.py wrote, or --arch\n"
+        "error: no network given; expected workdirs of train.py, or --arch NAME with --weights "
+        "NAME or --checkpoint FILE\n"
     )
 
 
@@ -283,18 +284,19 @@ def test_random_views_depend_on_the_seed_and_not_on_the_batch(folder, two_files,
     ("options", "sentence"),
     [
         ({"arch": ("lenet5",)}, "no data set given; expected --dataset NAME"),
-        ({"dataset": "digits"}, "weights of no network; expected --arch NAME"),
+        ({"dataset": "digits"}, "weights are given, but no network; expected --arch NAME"),
         (
             {"arch": ("lenet5", "alexnet", "vgg11"), "dataset": "digits"},
             "--checkpoint has 2 values for 3 networks; expected one for all or one for each",
         ),
         (
             {"arch": ("lenet5",), "dataset": "digits"},
-            "{} tells 2 classes apart, 'digits' has 10",
+            "{} has 2 classes, but 'digits' has 10; expected a --dataset with the network's "
+            "classes",
         ),
         (
             {"output": pathlib.Path("absent/out.npz")},
-            "cannot write absent/out.npz: no directory absent",
+            "cannot write absent/out.npz: there is no directory absent; create it first",
         ),
         (
             {"confusion": pathlib.Path("out.pngg")},

@@ -114,7 +114,7 @@ def test_a_run_whitens_its_first_convolution_and_freezes_it(tmp_path, monkeypatc
 
 def test_only_the_kernel_of_a_convolution_whitens(tmp_path, monkeypatch):
     monkeypatch.setattr(train, "join", lambda processes: None)
-    with pytest.raises(InputError, match=r"'fc\.weight' is no kernel of a convolution; expected"):
+    with pytest.raises(InputError, match=r"'fc\.weight' is not the kernel of a convolution; exp"):
         train.main([
             "--arch", "lenet5", "--whiten", "fc.weight", "--workdir", str(tmp_path / "run"),
             "--no-compilation-cache",

@@ -14,7 +14,7 @@ import jax
 
 from benchmarking.common import Options, Row, installed, spread
 from flaxnets import create_model, data
-from flaxnets.data.pipeline import CORES
+from flaxnets.data.threads import CORES
 from flaxnets.recipes import Preprocessing
 from flaxnets.training.on_device import cropped
 

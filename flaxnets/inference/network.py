@@ -196,7 +196,7 @@ class Network:
         """
         model = finest_map(self.model)
         if not as_list(picture, self.preprocessing)[1]:
-            raise InputError("several pictures are given; expected one, call dense for each")
+            raise InputError("dense reads one picture, but several are given; call it for each")
 
         def scores(variables: Any, images: dict[str, jax.Array], statistics: Any) -> jax.Array:
             return predict_views(model, variables, [images["image"]], statistics)[0][0][:, 0]

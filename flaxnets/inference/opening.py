@@ -109,8 +109,8 @@ def pretrained(
         if isinstance(source, str):
             one_of(VARIANTS, source, "architecture")
         raise InputError(
-            f"{', '.join(names)} can only be given for a network opened by name; this source has "
-            "its own weights, so leave it out"
+            f"{', '.join(names)} cannot be given with a source that has its own weights; expected "
+            "the name of a network"
         )
     elif isinstance(source, tuple):
         network = _at_hand(*source, row, kind, preprocessing, statistics)

@@ -77,4 +77,6 @@ def _lines(path: pathlib.Path) -> tuple[str, ...]:
     try:
         return tuple(path.read_text("utf-8-sig").splitlines())
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read class names from {path} ({error})") from error
+        raise InputError(
+            f"cannot read class names from {path} ({error}); expected one name per line"
+        ) from error

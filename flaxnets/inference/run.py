@@ -22,7 +22,10 @@ def read_config(path: pathlib.Path) -> dict[str, Any]:
     """Return the config of a run. Raises InputError if `path` is not the workdir of a run."""
     config = path / CONFIG
     if not config.is_file():
-        raise InputError(f"{path} is not the workdir of a training run: it has no {CONFIG}")
+        raise InputError(
+            f"{path} is not the workdir of a training run: it has no {CONFIG}; expected one that "
+            "train.py wrote"
+        )
     return read_json(config)
 
 

@@ -95,7 +95,7 @@ def _read_zip(path: pathlib.Path, file: mmap.mmap) -> Any:
         start, end = place("byteorder")
         if file[start : min(end, start + 6)] != b"little":
             raise InputError(
-                f"{path} was written on a big-endian machine; save it again on another"
+                f"{path} was written on a big-endian machine; save it on a little-endian one"
             )
 
     storages: dict[str, Storage] = {}

@@ -282,7 +282,7 @@ class Mean(torch.nn.Module):
         (lambda d, n: pretrained("vgg16", "IMAGENET1K_FEATURES"), "the weights IMAGENET1K_FEATURES"
          " of vgg16 are features without classes; give num_classes"),
         (lambda d, n: pretrained("alexnet", in_channels=0), "in_channels is 0; expected at least"),
-        (lambda d, n: pretrained(d, in_channels=1), "in_channels can only be given for a"),
+        (lambda d, n: pretrained(d, in_channels=1), "in_channels cannot be given with a source"),
         (lambda d, n: pretrained("alexnet", ema=True), "the weights IMAGENET1K_V1 of alexnet "
          "have no averages; leave out ema"),
         (lambda d, n: pretrained("lenet5", d / "none.pth"), "no file {}/none.pth"),
@@ -295,8 +295,8 @@ class Mean(torch.nn.Module):
         (lambda d, n: pretrained(d / "text"), "{}/text does not say which network"),
         (lambda d, n: pretrained(typing.cast(Any, 7)), "cannot open a network from a value "
          "of type int; expected a name"),
-        (lambda d, n: pretrained(d, "IMAGENET1K_V1"), "weights can only be given for a"),
-        (lambda d, n: pretrained(d, num_classes=3), "num_classes can only be given for a"),
+        (lambda d, n: pretrained(d, "IMAGENET1K_V1"), "weights cannot be given with a source"),
+        (lambda d, n: pretrained(d, num_classes=3), "num_classes cannot be given with a source"),
         (lambda d, n: pretrained((n.model, {})), "the variables do not fit this LeNet5"),
         (lambda d, n: pretrained((Mean(), {})), "Mean is no network of the library; give prep"),
         (lambda d, n: pretrained((n.model, n.variables), classes=["a"]), "classes has 1 names; "
@@ -314,7 +314,7 @@ class Mean(torch.nn.Module):
         (lambda d, n: n([d / "none.jpg"]), "no file {}/none.jpg"),
         (lambda d, n: n(d / "text"), "{}/text is not a picture in a format that Pillow reads"),
         (lambda d, n: n(b"text"), "the picture is not a picture in a format that Pillow reads"),
-        (lambda d, n: n.dense([PHOTOS[0]]), "several pictures are given; expected one"),
+        (lambda d, n: n.dense([PHOTOS[0]]), "dense reads one picture, but several are given"),
         (lambda d, n: n.dense(np.zeros((4000, 4000, 3), np.uint8)), "4000x4000 pixels are too"),
         (lambda d, n: n.features(PHOTOS[0], ["features.9"]), "unknown layer 'features.9'; did you"),
         (lambda d, n: n.pyramid(PHOTOS[0]), "the network has no map of stride 8; expected one of "

@@ -121,12 +121,16 @@ def _shown(key: str) -> str:
 def from_torch(state_dict: Mapping[str, Any], like: Any) -> Any:
     """Return the variables of a network from torch's parameters and buffers.
 
+        model = create_model("resnet18")
+        like = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 224, 224, 3)))
+        variables = from_torch(torch_model.state_dict(), like)
+
     Args:
-        state_dict: torch's keys to NumPy arrays or torch tensors.
+        state_dict: torch's keys to NumPy arrays or torch tensors, in torch's layout.
         like: the network's variables or their shapes, `jax.eval_shape(model.init, key, images)`.
 
     Returns:
-        A tree like `like` of NumPy arrays of its dtypes, ready for `model.apply`.
+        A tree with the structure and dtypes of `like`, of NumPy arrays, ready for `model.apply`.
 
     Raises:
         InputError: keys are missing, unused, or of another shape. The message names at most five of
@@ -158,7 +162,10 @@ def from_torch(state_dict: Mapping[str, Any], like: Any) -> Any:
 def to_torch(variables: Any) -> dict[str, np.ndarray]:
     """Return NumPy arrays under torch's keys, in torch's layout: the inverse of `from_torch`.
 
-    `torch_model.load_state_dict({key: torch.from_numpy(value) ...})` accepts them.
+        arrays = to_torch(variables)
+        torch_model.load_state_dict({key: torch.from_numpy(a) for key, a in arrays.items()})
+
+    Counters (`num_batches_tracked`) are not among them; `load_state_dict` does not need them.
     """
     paths, _ = tree_util.tree_flatten_with_path(variables)
     state_dict = {}

@@ -23,9 +23,10 @@ from matplotlib.figure import Figure
 
 import flaxnets.data as data
 from flaxnets.errors import InputError, one_of
-from flaxnets.inference.network import IMAGENET, Network
+from flaxnets.inference.network import Network
 from flaxnets.inference.options import NetworkOptions
 from flaxnets.inference.predict import accuracy, mean_of_members, predict
+from flaxnets.inference.results import IMAGENET
 from flaxnets.inference.views import (
     SHARES,
     VIEWS_PER_SIZE,

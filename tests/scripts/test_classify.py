@@ -22,8 +22,8 @@ from flaxnets.data.pixels.resize import Resize, cover, scale_short_side
 from flaxnets.data.plan import Plan
 from flaxnets.data.source import IMAGENET_STATISTICS
 from flaxnets.inference.inputs import own_statistics
-from flaxnets.inference.network import imagenet_class_names
 from flaxnets.inference.options import NetworkOptions
+from flaxnets.inference.results import imagenet_class_names
 from flaxnets.inference.views import (
     check_views,
     for_views,
@@ -137,7 +137,7 @@ def test_overfeats_maps_have_the_sizes_of_table_5():
 def test_a_network_that_reads_the_whole_picture_has_one_view_of_it(views):
     whole = Plan((Decode(3), Resize(28)))
     check_views("center", whole)
-    with pytest.raises(InputError, match="reads the whole picture at 28x28 pixels, of which there"):
+    with pytest.raises(InputError, match="reads the whole picture at 28x28 pixels and has no"):
         check_views(views, whole)
 
 
@@ -245,7 +245,7 @@ def test_classes_and_channels_are_read_off_the_file(small, tmp_path, files, caps
     names.write_bytes(b"\xef\xbb\xbfa\r\nb\r\nc\r\nd\r\ne\r\nf\r\n\xc3\xa9\r\n")  # Windows' Notepad
     assert options.open().classes == tuple("abcdefé")
     names.write_text("a\nb\n")
-    with pytest.raises(InputError, match=r"names.txt has 2 lines; the network tells 7 classes"):
+    with pytest.raises(InputError, match=r"names.txt has 2 lines; expected 7, one for each class"):
         options.open()
 
 
@@ -346,7 +346,8 @@ def test_one_bad_picture_among_many_costs_no_other_its_result(small, files, tmp_
         ),
         (
             {"arch": "alexnet", "workdir": pathlib.Path("x")},
-            "--workdir names a network with its weights; give nothing beside it",
+            "--workdir names a network with its weights; leave out --arch, --weights, "
+            "--checkpoint and --ema",
         ),
         ({"arch": "alexnet", "top": 0}, "--top is 0; expected at least 1"),
     ],

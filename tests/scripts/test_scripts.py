@@ -153,9 +153,9 @@ def test_control_c_saves_and_says_how_to_go_on(tmp_path):
     [
         (["--arch", "lenet6"], "unknown architecture 'lenet6'; did you mean 'lenet5'?"),
         (["--batch-size", "0"], "batch size is 0; expected a positive number"),
-        (["--init-from", "none.safetensors"], "no file none.safetensors; tools/convert_"),
+        (["--init-from", "none.safetensors"], "no file none.safetensors; expected a file"),
         (["--dataset", "folder:nowhere"], "no directory nowhere; a folder data set needs"),
-        (["--dataset", "diabetes"], "lenet5 does not read rows; expected one of softmax_"),
+        (["--dataset", "diabetes"], "lenet5 does not read rows of features; expected one of so"),
         (["--image-size", "8"], "the images are too small for this network: a window of"),
         (["--train-size", "8"], "the images are too small for this network: a window of"),
         (["--gradient-accumulation", "3"], "batch size 64 does not divide over 1 device in 3 par"),
@@ -327,8 +327,8 @@ def test_weights_travel_from_torch_and_back(tmp_path):
     for options, sentence in [
         ({"checkpoint": tmp_path / "none.pth"}, "no file"),
         ({"weights": "IMAGENET1K_V9"}, "no weights of 'lenet5' are published"),
-        ({}, "give one of --checkpoint, --weights and --workdir"),
-        ({"average": 3}, "--average is about the checkpoints of a run; expected --workdir DIR"),
+        ({}, "no weights given; expected --checkpoint, --weights or --workdir"),
+        ({"average": 3}, "--average needs the checkpoints of a run; expected --workdir DIR"),
     ]:
         assert sentence in refusal(convert_torchvision.main, "lenet5", out, **options)
     assert not out.exists()

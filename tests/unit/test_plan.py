@@ -253,7 +253,7 @@ def test_rows_of_features_are_no_pictures():
     np.testing.assert_array_equal(Plan()(rows), rows)
     with pytest.raises(InputError, match="reads rows of features, not pictures; expected a"):
         views_of(CASES["PNG RGB"], Plan(), "center")
-    with pytest.raises(InputError, match="of which there are no ten-crop views"):
+    with pytest.raises(InputError, match="pixels and has no ten-crop views"):
         views_of(CASES["PNG RGB"], Plan(), "ten-crop")
 
 

@@ -18,16 +18,18 @@ if __name__ == "__main__":  # first, for the other imports take seconds
 import dataclasses
 import pathlib
 import sys
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from flaxnets.errors import InputError, shown
-from flaxnets.inference.network import AnyViews, Network, Normalization
-from flaxnets.inference.opening import DEMO
-from flaxnets.inference.options import NetworkOptions
+from flaxnets.inference.options import DEMO, NetworkOptions
 from flaxnets.runs.files import json_text
 from flaxnets.terminal import arguments, compilation_cache, one_sentence_errors, say_error
+from flaxnets.types import AnyViews, Normalization
+
+if TYPE_CHECKING:
+    from flaxnets.inference.network import Network
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +86,7 @@ def main(options: Options) -> None:
         sys.exit(2)
 
 
-def _best_classes(network: Network, path: pathlib.Path, options: Options) -> list[dict[str, Any]]:
+def _best_classes(network: "Network", path: pathlib.Path, options: Options) -> list[dict[str, Any]]:
     predictions = network.classify(
         path, options.top, views=options.views, normalization=options.normalize, seed=options.seed
     )

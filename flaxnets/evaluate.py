@@ -15,31 +15,21 @@ if __name__ == "__main__":  # first, for the other imports take seconds
 import dataclasses
 import pathlib
 from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import tyro
-from matplotlib.figure import Figure
 
 import flaxnets.data as data
 from flaxnets.errors import InputError, one_of
-from flaxnets.inference.network import IMAGENET, Network
 from flaxnets.inference.options import NetworkOptions
-from flaxnets.inference.predict import accuracy, mean_of_members, predict
-from flaxnets.inference.views import (
-    SHARES,
-    VIEWS_PER_SIZE,
-    Views,
-    for_views,
-    view_batches,
-    views_of,
-)
 from flaxnets.recipes import Orientation
-from flaxnets.runs.figures import literal
 from flaxnets.runs.files import json_text
-from flaxnets.runs.progress import track
 from flaxnets.terminal import arguments, compilation_cache, one_sentence_errors, reuse_memory
-from flaxnets.training.parallel import DataParallel
+from flaxnets.types import Views
+
+if TYPE_CHECKING:
+    from flaxnets.inference.network import Network
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,12 +79,20 @@ class Options:
 
 def main(options: Options) -> None:
     """Print the accuracy of each network and of their mean."""
+    # Not before `--help` is answered: jax, linen and Matplotlib take a second.
+    from flaxnets.inference.predict import accuracy, mean_of_members, predict
+    from flaxnets.inference.views import SHARES, VIEWS_PER_SIZE, for_views
+    from flaxnets.runs.progress import track
+    from flaxnets.training.parallel import DataParallel
+
     if options.compilation_cache:
         compilation_cache()
     for path in (options.output, options.confusion):  # a typing error must not cost hours
         if path is not None and not path.absolute().parent.is_dir():
             raise InputError(f"cannot write {path}: no directory {path.parent}")
     if options.confusion is not None:
+        from matplotlib.figure import Figure
+
         formats = Figure().canvas.get_supported_filetypes()
         one_of(formats, options.confusion.suffix.removeprefix("."), "format of a figure")
     named = _named_weights(options)
@@ -160,7 +158,7 @@ def main(options: Options) -> None:
         draw_confusion(options.confusion, guesses, labels, source.class_names, title)
 
 
-def _orientations(networks: list[Network], source: data.Source) -> str:
+def _orientations(networks: list["Network"], source: data.Source) -> str:
     """Return how photographs were turned, for the title."""
     if source.kind != "photographs":
         return ""
@@ -200,7 +198,9 @@ def _named_weights(options: Options) -> list[NetworkOptions]:
     return networks
 
 
-def _check_fits(network: Network, source: "data.Source", views: Views) -> None:
+def _check_fits(network: "Network", source: data.Source, views: Views) -> None:
+    from flaxnets.inference.network import IMAGENET
+
     name, trained_on = network.card.source, network.card.training_data
     if trained_on not in (None, IMAGENET) and network.classes != source.class_names:
         raise InputError(
@@ -225,6 +225,7 @@ def _batches(
 ) -> Iterator[dict[str, np.ndarray]]:
     if options.views == "center":
         return data.eval_batches(source, batch_size, plan)
+    from flaxnets.inference.views import view_batches, views_of
 
     def prepare(index: int, element: Any) -> tuple[dict[str, np.ndarray], Any]:
         raw, label = source.read("test", element)
@@ -242,6 +243,10 @@ def draw_confusion(
     title: str,
 ) -> None:
     """Draw a row for each true class: the share of its examples that were taken for each class."""
+    from matplotlib.figure import Figure
+
+    from flaxnets.runs.figures import literal
+
     count = len(class_names)
     matrix = np.zeros((count, count))
     np.add.at(matrix, (labels, guesses), 1)

@@ -19,14 +19,10 @@ import tyro
 
 import flaxnets.data as data
 from flaxnets.errors import one_of
-from flaxnets.models import create_model
+from flaxnets.models import NAMES
 from flaxnets.recipes import Version
-from flaxnets.runs.assembly import assemble
 from flaxnets.runs.help import help_text
-from flaxnets.runs.loop import Interrupted, fit
 from flaxnets.runs.options import Options, default_values
-from flaxnets.runs.processes import join
-from flaxnets.runs.report import dry_run, result, summary_of
 from flaxnets.terminal import (
     arguments,
     command_line,
@@ -36,7 +32,6 @@ from flaxnets.terminal import (
     reuse_memory,
     versions,
 )
-from flaxnets.training.parallel import DataParallel
 
 
 def parse(arguments: list[str]) -> tuple[Options, data.Source]:
@@ -49,7 +44,7 @@ def parse(arguments: list[str]) -> tuple[Options, data.Source]:
     first.add_argument("--dataset", default="digits")
     first.add_argument("--data-dir", "--data_dir")
     chosen, _ = first.parse_known_args(arguments)
-    create_model(chosen.arch)  # a wrong name is answered before a data set is opened
+    one_of(NAMES, chosen.arch, "architecture")  # before a data set is opened
     one_of(get_args(Version), chosen.recipe, "recipe")
     for flag in ("-h", "--help"):
         if flag in arguments:
@@ -82,6 +77,13 @@ def show_help(chosen: argparse.Namespace, topic: str = "") -> None:
 def main(arguments: list[str]) -> None:
     """Train, or go on, as the command line's arguments say; print the result in one sentence."""
     options, source = parse(arguments)
+    # Not before `--help` is answered: jax and linen take a second.
+    from flaxnets.runs.assembly import assemble
+    from flaxnets.runs.loop import Interrupted, fit
+    from flaxnets.runs.processes import join
+    from flaxnets.runs.report import dry_run, result, summary_of
+    from flaxnets.training.parallel import DataParallel
+
     if options.compilation_cache:
         compilation_cache()
     options.check()

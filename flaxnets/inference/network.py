@@ -7,7 +7,7 @@ import math
 import operator
 import pathlib
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,14 +33,13 @@ from flaxnets.inference.inputs import (
     own_statistics,
 )
 from flaxnets.inference.predict import predict_views
-from flaxnets.inference.views import SHARES, VIEWS_PER_SIZE, Views, check_views, views_of
+from flaxnets.inference.views import SHARES, VIEWS_PER_SIZE, check_views, views_of
 from flaxnets.models import describe
 from flaxnets.recipes import Statistics
 from flaxnets.training.on_device import normalize
+from flaxnets.types import AnyViews, Normalization
 from flaxnets.weights.loading import with_fresh_head
 
-AnyViews: TypeAlias = Views | Literal["whole"]
-Normalization: TypeAlias = Literal["training", "image"]
 IMAGENET = "ImageNet-1k"  # its training images, ILSVRC 2012
 BATCH = 32  # views of pictures that are computed at once
 

@@ -22,13 +22,11 @@ from flaxnets.inference.network import (
     imagenet_class_names,
 )
 from flaxnets.inference.run import load_run
-from flaxnets.models import VARIANTS, create_model, describe
+from flaxnets.models import NAMES, create_model, describe
 from flaxnets.recipes import Kind, Orientation, Preprocessing, Statistics, recipe_for
 from flaxnets.weights import PublishedWeights, find_weights, load_model, published_weights
 from flaxnets.weights.files import read_weights
 from flaxnets.weights.loading import check_in_channels
-
-DEMO = "efficientnet_lite0"  # whose published weights the extra `demo` installs
 
 
 def pretrained(
@@ -75,7 +73,7 @@ def pretrained(
         InputError: for wrong names, and files that are absent, broken or of another network.
     """
     row = preprocessing if isinstance(preprocessing, str) else None
-    if isinstance(source, str) and source in VARIANTS:
+    if isinstance(source, str) and source in NAMES:
         check_in_channels(in_channels)
         start = _start(source, weights)
         _check_start(start, source, ema, fields.get("num_classes"))
@@ -104,7 +102,7 @@ def pretrained(
         options = {"weights": weights, "ema": ema, "in_channels": in_channels}
         names = [name for name, value in options.items() if value] + list(fields)
         if isinstance(source, str):
-            one_of(VARIANTS, source, "architecture")
+            one_of(NAMES, source, "architecture")
         raise InputError(f"{', '.join(names)}: for a network by its name, not one with its weights")
     elif isinstance(source, tuple):
         network = _at_hand(*source, row, kind, preprocessing, statistics)
@@ -212,7 +210,7 @@ def _stored(source: Any) -> Network:
     if path.is_file():
         return _saved(path)
     if isinstance(source, str) and path.name == source and not path.suffix and not path.exists():
-        one_of(VARIANTS, source, "architecture")  # mistyped
+        one_of(NAMES, source, "architecture")  # mistyped
     return load_run(path)
 
 

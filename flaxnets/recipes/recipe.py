@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from flaxnets.errors import InputError
-from flaxnets.models import VARIANTS
+from flaxnets.models import NAMES
 
 Kind: TypeAlias = Literal["photographs", "small images", "rows"]
 Statistics: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]  # mean, deviation a channel
@@ -240,4 +240,4 @@ def _check_share(row, name: str) -> None:
 
 def matching(*rows: tuple[str, Recipe]) -> dict[str, Recipe]:
     """A row for every network whose name matches its pattern; the last one that matches counts."""
-    return {name: recipe for pattern, recipe in rows for name in fnmatch.filter(VARIANTS, pattern)}
+    return {name: recipe for pattern, recipe in rows for name in fnmatch.filter(NAMES, pattern)}

@@ -13,8 +13,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from flaxnets.errors import one_of
 from flaxnets.recipes import Preprocessing, Recipe
-from flaxnets.runs.options import Options, RunOptions
-from flaxnets.runs.processes import Processes
+from flaxnets.runs.options import Options, Processes, RunOptions
 
 # The groups in the order of help, and which class's fields they have unless MOVED says otherwise.
 GROUPS = {

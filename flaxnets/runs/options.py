@@ -7,8 +7,7 @@ from typing import Literal
 
 from flaxnets.errors import InputError
 from flaxnets.recipes import Kind, Recipe, Version, recipe_for
-from flaxnets.runs.processes import Processes
-from flaxnets.training.parallel import Mapping
+from flaxnets.types import Mapping
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +36,42 @@ class RunOptions:
             if getattr(self, name) < 1:
                 what = name.replace("_", " ")
                 raise InputError(f"{what} is {getattr(self, name)}; expected at least 1 {unit}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Processes:
+    """The processes of a run. Under SLURM, Open MPI and on TPU pods JAX finds them by itself."""
+
+    coordinator: str | None = None
+    """HOST:PORT of process 0, where the port is free."""
+    num_processes: int | None = None
+    """Number of processes on all machines together."""
+    process_id: int | None = None
+    """Number of this process, from 0."""
+
+    @property
+    def are_named(self) -> bool:
+        """True if options say who takes part; JAX finds out otherwise."""
+        return any(value is not None for value in vars(self).values())
+
+    def check(self) -> None:
+        """Raises InputError for values that no run can have."""
+        names = {name.replace("_", " "): value for name, value in vars(self).items()}
+        missing = [name for name, value in names.items() if value is None]
+        if not self.are_named:
+            return
+        if self.coordinator is None or self.num_processes is None or self.process_id is None:
+            raise InputError(f"{', '.join(names)} belong together; missing: {', '.join(missing)}")
+        host, _, port = self.coordinator.rpartition(":")
+        if not (host and port.isdecimal() and 0 < int(port) < 2**16):
+            raise InputError(
+                f"coordinator {self.coordinator!r}; expected HOST:PORT, such as 10.0.0.1:8476"
+            )
+        if not 0 <= self.process_id < self.num_processes:
+            raise InputError(
+                f"process id {self.process_id} of {self.num_processes} processes; expected 0 to "
+                f"the number of processes less one"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

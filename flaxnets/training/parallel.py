@@ -5,17 +5,17 @@ the former since 0.8).
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from flaxnets.errors import InputError
+from flaxnets.types import Mapping
 
 PyTree = Any
 AXIS = "batch"  # the name of the mapped axis
-Mapping: TypeAlias = Literal["shard_map", "pmap"]
 MAX_KEPT = 2**30  # bytes of images on each device: six times CIFAR-10's
 
 

@@ -66,8 +66,9 @@ def outputs(processes):
 def train_on_four_devices(monkeypatch):
     """train.py's main in this process."""
     four = jax.devices()[:4]
-    monkeypatch.setattr(train, "DataParallel", lambda mapping: DataParallel(mapping, four))
-    monkeypatch.setattr(train, "join", lambda processes: None)
+    patched = "flaxnets.training.parallel.DataParallel"
+    monkeypatch.setattr(patched, lambda mapping: DataParallel(mapping, four))
+    monkeypatch.setattr("flaxnets.runs.processes.join", lambda processes: None)
     return lambda *arguments: train.main([str(argument) for argument in arguments])
 
 

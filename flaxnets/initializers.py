@@ -73,20 +73,28 @@ def variance_scaling(
     return Draw(distribution, factor)
 
 
-def drawn(init: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function with the values of `init`, evaluated one operation after another; what they
-    do not depend on is not computed. Of `model.init` that leaves the draws.
-    """
+class Drawing:
+    """`init(*arguments)` traced once: the `shapes` of its values, and the values themselves."""
 
-    def values(*arguments: Any) -> Any:
-        closed, shapes = jax.make_jaxpr(init, return_shape=True)(*arguments)
+    def __init__(self, init: Callable[..., Any], *arguments: Any):
+        self._closed, self.shapes = jax.make_jaxpr(init, return_shape=True)(*arguments)
+        self._operands = jax.tree.leaves(arguments)
+
+    def values(self) -> Any:
+        """Return the values, evaluated one operation after another; what they do not depend on is
+        not computed. Of `model.init` that leaves the draws.
+        """
+        closed = self._closed
         jaxpr, is_used = partial_eval.dce_jaxpr(closed.jaxpr, [True] * len(closed.out_avals))
-        operands = zip(jax.tree.leaves(arguments), is_used, strict=True)
+        operands = zip(self._operands, is_used, strict=True)
         used = [operand for operand, needed in operands if needed]
         leaves = eval_jaxpr(jaxpr, closed.consts, *used)
-        return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
+        return jax.tree.unflatten(jax.tree.structure(self.shapes), leaves)
 
-    return values
+
+def drawn(init: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function with the values of `init`, as `Drawing` evaluates them."""
+    return lambda *arguments: Drawing(init, *arguments).values()
 
 
 _draw = Primitive("draw")

@@ -1,6 +1,7 @@
 """The compiled functions of a run, mapped onto the devices, and the memory they need."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -9,7 +10,7 @@ import jax
 import numpy as np
 import optax
 
-from flaxnets.initializers import drawn
+from flaxnets.initializers import Drawing
 from flaxnets.recipes import Recipe, Statistics, Views
 from flaxnets.training.guard import skipping_non_finite
 from flaxnets.training.optimizer import averaging_rule, learning_rate_schedule, make_optimizer
@@ -55,11 +56,15 @@ class Program:
     initial: PyTree | None  # variables to start from instead of fresh ones
     skips_non_finite: bool  # whether such steps are left out
 
+    @functools.cached_property
+    def _creation(self) -> Drawing:
+        return Drawing(self.create, self.initial)  # of a thousand layers 4 s
+
     def initial_state(self) -> TrainState:
         """Return the state before the first step, on all devices. It needs no program of its own,
         which would take longer to compile than the step of a deep network.
         """
-        state = drawn(self.create)(self.initial)
+        state = self._creation.values()
         return self.parallel.replicate(state, copied=True)  # steps overwrite it
 
     def state_shapes(self) -> TrainState:
@@ -68,8 +73,14 @@ class Program:
             lambda leaf: jax.ShapeDtypeStruct(
                 leaf.shape, leaf.dtype, sharding=self.parallel.replicated
             ),
-            jax.eval_shape(self.create, self.initial),
+            self._creation.shapes,
         )
+
+    def compile_step(self, batch: HostBatch) -> Any:
+        """Return the step compiled for such a batch of this process. Calls of `train_step` find it
+        compiled.
+        """
+        return self.train_step.lower(self.state_shapes(), self.parallel.shard(batch)).compile()
 
     def memory(self, batch: HostBatch, data_set: int = 0) -> dict[str, int]:
         """Return the bytes on each device in training, by what they are for. Compiles the step.
@@ -78,6 +89,7 @@ class Program:
         compiled step needs besides, including its own images.
         """
         state = self.state_shapes()
+        analysis = self.compile_step(batch).memory_analysis()
         parts = {
             "parameters": state.params,
             "running statistics": state.model_state,
@@ -88,8 +100,6 @@ class Program:
             name: sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
             for name, tree in parts.items()
         }
-        step = self.train_step.lower(state, self.parallel.shard(batch)).compile()
-        analysis = step.memory_analysis()
         sizes["data set"] = data_set
         sizes["training step"] = analysis.temp_size_in_bytes
         return sizes | {"in all": sum(sizes.values())}

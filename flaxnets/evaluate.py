@@ -1,10 +1,10 @@
-"""Evaluate trained networks, one by one and together.
+"""Evaluate trained networks on a test split, one by one and together.
 
     python -m flaxnets.evaluate runs/mcdnn_mnist-digits runs/second-column runs/third-column
     python -m flaxnets.evaluate --arch resnet50 --weights IMAGENET1K_V1 --dataset imagenet2012
 
-Print top-1 and top-5 accuracy over the whole test split for each network and, for several, for the
-mean of their class probabilities.
+Print top-1 and top-5 accuracy over the whole test split, for each network and for the mean of their
+class probabilities.
 """
 
 if __name__ == "__main__":  # first, for the other imports take seconds
@@ -34,47 +34,53 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What is asked for; the text under a field is its help."""
+    """The options of the script; the text under a field is its help."""
 
     workdirs: Annotated[tuple[pathlib.Path, ...], tyro.conf.Positional] = ()
-    """Runs of train.py, or files of network.save, with the same classes."""
+    """Workdirs of train.py or files of network.save, all with the same classes."""
     arch: tuple[str, ...] = ()
-    """Names of networks, for the weights that --weights or --checkpoint give: one name for all, or
-    one for each."""
+    """Names of networks for --weights or --checkpoint: one name for all, or one for each."""
     weights: tuple[str, ...] = ()
-    """Published weights such as IMAGENET1K_V1; beside --checkpoint, their preprocessing alone."""
+    """Published weights, such as IMAGENET1K_V1. With --checkpoint only their preprocessing is
+    used."""
     checkpoint: tuple[pathlib.Path, ...] = ()
-    """Files of weights (safetensors or torch) with classes in the data set's order."""
+    """Files of weights (safetensors or torch), with classes in the data set's order."""
     ema: bool = False
-    """Take the average weights of every --checkpoint that has raw and average ones."""
+    """Use the average weights of a --checkpoint that has raw and average ones."""
     dataset: str | None = None
-    """Data set, named as in train.py; that of the first run unless given."""
+    """Data set, as in train.py. Default: the first run's."""
     data_dir: str | None = None
-    """Directory of prepared TensorFlow Datasets; TFDS_DATA_DIR unless given."""
+    """Directory of prepared TensorFlow Datasets. Default: TFDS_DATA_DIR."""
     views: Views = "center"
-    """Views whose class probabilities are averaged. Of photographs: the centre; corners and centre
-    with their mirror images; ten random crops; OverFeat's six scales. Of any image: network input
-    and two shifts of it by a pixel, with their mirror images."""
+    """Views whose class probabilities are averaged: the central crop; ten-crop, also the corners
+    and all mirrored; random-10, random crops; multi-scale, OverFeat's six scales; mirror-and-shift,
+    by a pixel. Small images have only center and mirror-and-shift."""
     orientation: Orientation | None = None
-    """Turn pictures upright as EXIF says, or take them as they are stored, as the published
-    accuracies were measured. Unless given: as in the run, or upright."""
+    """Turn pictures upright as EXIF says, or take them as they are stored, as for the published
+    accuracies. Default: as in the run, else upright."""
     seed: int = 0
-    """Seed of random views."""
+    """Seed of random-10."""
     ensemble: bool = True
     """For several networks, also evaluate the mean of their class probabilities."""
     batch_size: int = 64
-    """Images, or views of images, in a step, over all devices."""
+    """Images in a step, over all devices; views count as images."""
     json: bool = False
-    """Print JSON."""
+    """Print the results as JSON."""
     output: pathlib.Path | None = None
-    """NumPy file (.npz) for `probabilities` and their logarithms `log_probabilities` (networks, N,
-    classes), and `labels` (N,)."""
+    """NumPy file (.npz) for `probabilities` and `log_probabilities`, (networks, N, classes), and
+    `labels`, (N,)."""
     confusion: pathlib.Path | None = None
-    """File for a picture of the confusion matrix: of the last line, so of the mean of several
-    networks.
-    """
+    """File (.png, .pdf, .svg) for the confusion matrix of the last line printed."""
     compilation_cache: bool = True
-    """Keep compiled programs in the user's cache directory, for the next start."""
+    """Keep compiled programs for the next start."""
+
+
+GROUPS = {
+    "networks": ("workdirs", "arch", "weights", "checkpoint", "ema", "ensemble"),
+    "data": ("dataset", "data_dir", "views", "seed", "orientation"),
+    "output": ("json", "output", "confusion"),
+    "running": ("batch_size", "compilation_cache"),
+}
 
 
 def main(options: Options) -> None:
@@ -87,9 +93,11 @@ def main(options: Options) -> None:
 
     if options.compilation_cache:
         compilation_cache()
-    for path in (options.output, options.confusion):  # a typing error must not cost hours
+    for path in (options.output, options.confusion):  # checked first: evaluation may take hours
         if path is not None and not path.absolute().parent.is_dir():
-            raise InputError(f"cannot write {path}: no directory {path.parent}")
+            raise InputError(
+                f"cannot write {path}: there is no directory {path.parent}; create it first"
+            )
     if options.confusion is not None:
         from matplotlib.figure import Figure
 
@@ -101,14 +109,19 @@ def main(options: Options) -> None:
         for path in options.workdirs
     ]
     if not networks and not named:
-        raise InputError("no network given; expected directories that train.py wrote, or --arch")
+        raise InputError(
+            "no network given; expected workdirs of train.py, or --arch NAME with --weights NAME "
+            "or --checkpoint FILE"
+        )
     dataset = options.dataset or (networks[0].card.training_data if networks else None)
     if dataset is None:
         raise InputError("no data set given; expected --dataset NAME")
     source = data.open_source(dataset, options.data_dir)
     networks += [network.open(source.kind) for network in named]
     if not source.class_names:
-        raise InputError(f"{dataset} has numbers to predict, not classes; expected classes")
+        raise InputError(
+            f"the labels of {dataset} are numbers, not classes; expected a --dataset with classes"
+        )
     for network in networks:
         _check_fits(network, source, options.views)
     parallel = DataParallel()
@@ -159,7 +172,7 @@ def main(options: Options) -> None:
 
 
 def _orientations(networks: list["Network"], source: data.Source) -> str:
-    """Return how photographs were turned, for the title."""
+    """Return a phrase for the title that tells how photographs were turned."""
     if source.kind != "photographs":
         return ""
     words = {"upright": "turned upright", "stored": "read as they are stored"}
@@ -169,9 +182,9 @@ def _orientations(networks: list["Network"], source: data.Source) -> str:
 
 
 def _named_weights(options: Options) -> list[NetworkOptions]:
-    """Return each network that the options name by its weights."""
+    """Return the networks that --arch, --weights and --checkpoint name."""
     if options.ema and not options.checkpoint:
-        raise InputError("--ema is about files of weights; expected --checkpoint FILE beside it")
+        raise InputError("--ema is given without --checkpoint; expected --checkpoint FILE")
     count = max(len(options.arch), len(options.weights), len(options.checkpoint))
     columns: list[Any] = []
     for name in ("arch", "weights", "checkpoint"):
@@ -185,7 +198,7 @@ def _named_weights(options: Options) -> list[NetworkOptions]:
     networks = []
     for arch, weights, checkpoint in zip(*columns, strict=True):
         if arch is None:
-            raise InputError("weights of no network; expected --arch NAME")
+            raise InputError("weights are given, but no network; expected --arch NAME")
         networks.append(
             NetworkOptions(
                 arch=arch,
@@ -204,18 +217,19 @@ def _check_fits(network: "Network", source: data.Source, views: Views) -> None:
     name, trained_on = network.card.source, network.card.training_data
     if trained_on not in (None, IMAGENET) and network.classes != source.class_names:
         raise InputError(
-            f"{name} was trained on the classes of {trained_on!r}, not {source.name!r}"
+            f"{name} was trained on the classes of {trained_on!r}, not on those of "
+            f"{source.name!r}; expected --dataset {trained_on}"
         )
     if len(network.classes) != len(source.class_names):
         raise InputError(
-            f"{name} tells {len(network.classes)} classes apart, {source.name!r} has "
-            f"{len(source.class_names)}"
+            f"{name} has {len(network.classes)} classes, but {source.name!r} has "
+            f"{len(source.class_names)}; expected a --dataset with the network's classes"
         )
     channels = network.input_shape[-1]
     if channels != source.channels:
         raise InputError(
-            f"{name} reads images of {channels} channels; those of {source.name!r} have "
-            f"{source.channels}"
+            f"{name} reads images with {channels} channel(s), but those of {source.name!r} have "
+            f"{source.channels}; expected a network trained on such images"
         )
     network.check_views(views)
 
@@ -242,7 +256,7 @@ def draw_confusion(
     class_names: tuple[str, ...],
     title: str,
 ) -> None:
-    """Draw a row for each true class: the share of its examples that were taken for each class."""
+    """Draw a row for each true class: the share of its examples that were put into each class."""
     from matplotlib.figure import Figure
 
     from flaxnets.runs.figures import literal
@@ -271,10 +285,12 @@ def draw_confusion(
 
 
 def run() -> None:
-    """Do what the command line says, as a script."""
+    """Run the script with the arguments of the command line."""
+    from flaxnets.script_help import parsed
+
     reuse_memory()
     with one_sentence_errors():
-        main(tyro.cli(Options, args=arguments(), description=__doc__))
+        main(parsed(Options, arguments(), __doc__, GROUPS))
 
 
 if __name__ == "__main__":

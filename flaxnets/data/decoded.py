@@ -1,4 +1,4 @@
-"""Memory for pictures and batches that are decoded once."""
+"""Keep decoded pictures and batches in memory, so that each is decoded once."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -10,8 +10,9 @@ Batch = dict[str, Any]  # of arrays
 
 
 class Decoded:
-    """Decoded pictures, by their encoded bytes, and batches of evaluation. The first ones are kept,
-    as many as fit `room` bytes.
+    """A memory of `room` bytes for decoded pictures and for evaluation batches.
+
+    Pictures are found by their encoded bytes. What comes first is kept until the room is used up.
     """
 
     def __init__(self, room: int = 0):
@@ -20,13 +21,15 @@ class Decoded:
         self._lock = threading.RLock()
 
     def get(self, encoded: bytes) -> np.ndarray | None:
-        """The whole picture."""
-        return self._pictures.get(encoded)
+        """Return the whole decoded picture; None if it is not kept."""
+        return self._pictures.get(encoded) if self._pictures else None  # a hash takes time
 
     def fits(self, encoded: bytes, pixels: int) -> bool:
+        """Return whether there is room for the file and `pixels` bytes of its decoded picture."""
         return len(encoded) + pixels <= self.room
 
     def keep(self, encoded: bytes, picture: np.ndarray) -> None:
+        """Keep a decoded picture if there is room."""
         with self._lock:
             if encoded not in self._pictures and self._take(len(encoded) + picture.nbytes):
                 self._pictures[encoded] = picture
@@ -34,8 +37,10 @@ class Decoded:
     def repeatable(
         self, batches_from: Callable[[int], Iterator[Batch]]
     ) -> Callable[[], Iterator[Batch]]:
-        """Return a function that passes over the batches of `batches_from(number)` each time it is
-        called; batches that are kept are not made again.
+        """Return a function that yields the batches of one pass each time it is called.
+
+        `batches_from(number)` makes the batches from batch `number` on. Kept batches are not made
+        again.
         """
         kept: list[Batch] = []
 

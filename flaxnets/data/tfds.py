@@ -1,11 +1,12 @@
-"""Data sets that TensorFlow Datasets has prepared: photographs as records, read from their files;
-small images decoded once, and kept in memory.
+"""Read data sets that TensorFlow Datasets has prepared.
 
-This is the only module that imports TensorFlow: silently, on the CPU, leaving the GPUs to JAX. The
-import takes seconds and starts threads.
+Photographs are read as records from their files. Small images are decoded once and kept in memory.
+
+This is the only module that imports TensorFlow. It does so silently and on the CPU, so that the
+GPUs are left to JAX. The import takes seconds and starts threads.
 """
 
-# TensorFlow's annotations deny what its functions accept (tensors for integers, and back).
+# TensorFlow's annotations reject arguments that its functions accept (tensors for integers).
 # pyright: reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false
 
 import concurrent.futures
@@ -38,7 +39,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 @contextlib.contextmanager
 def _stderr_closed():
-    """Silence messages that TensorFlow's C++ code prints in spite of every log level."""
+    """Silence messages that TensorFlow's C++ code prints at every log level."""
     sys.stderr.flush()
     saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
@@ -59,9 +60,9 @@ with _stderr_closed():
 
 logging.getLogger("tensorflow").setLevel(logging.ERROR)
 
-PARSED_TOGETHER = 128  # records, at once
+PARSED_TOGETHER = 128  # records in one call
 SMALL = 64  # pixels: images up to this size are kept decoded
-SHUFFLE_BYTES = 2**30  # of encoded examples held for shuffling
+SHUFFLE_BYTES = 2**30  # encoded examples held for shuffling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Records(Source):
     """Encoded photographs in TFRecord files prepared by TensorFlow Datasets."""
 
     splits: Mapping[str, Any]  # tfds.core.SplitInfo
-    keys: tuple[str, str]  # of the image and its label
+    keys: tuple[str, str]  # names of the image and of its label in a record
 
     def share(self, split, shard):
         index, count = shard
@@ -109,7 +110,10 @@ class Records(Source):
     def _records(
         self, split: str, shard: Shard, shuffle_seed: tuple[int, int] | None
     ) -> tf.data.Dataset:
-        """Return one pass over this process's records, by whole files if there are enough."""
+        """Return one pass over this process's records.
+
+        Each process reads whole files if there are enough of them, otherwise every n-th record.
+        """
         index, count = shard
         info = self.splits[split]
         paths = [str(path) for path in info.filepaths]
@@ -130,7 +134,7 @@ class Records(Source):
 
 
 def _parsed(records: tf.data.Dataset, keys: tuple[str, str]) -> Iterator[Raw]:
-    """Return the encoded pictures and the labels of serialised records."""
+    """Yield the encoded picture and the label of each serialised record."""
     image, label = keys
     features = {
         image: tf.io.FixedLenFeature((), tf.string),
@@ -146,10 +150,12 @@ def _parsed(records: tf.data.Dataset, keys: tuple[str, str]) -> Iterator[Raw]:
 
 
 def tfds_source(name: str, data_dir: str | None = None, others: Sequence[str] = ()) -> Source:
-    """Return a data set prepared by TensorFlow Datasets; the test split is "validation", else
-    "test". `others` are the names of data sets that are not TensorFlow's.
+    """Return a data set that TensorFlow Datasets has prepared in `data_dir`.
 
-    Raises InputError if it is unknown or not prepared, or maps no image to a class.
+    The test split is "validation" if there is one, otherwise "test". `others` are names of data
+    sets of this library, which a message may suggest.
+
+    Raises InputError if the data set is unknown or not prepared, or does not map images to classes.
     """
     data_dir = str(pathlib.Path(data_dir or tfds.core.constants.DATA_DIR).expanduser())
     try:
@@ -164,8 +170,9 @@ def tfds_source(name: str, data_dir: str | None = None, others: Sequence[str] = 
             "data set",
         )
         raise InputError(
-            f"data set {name!r} is not prepared in {data_dir}; where there is a network, run "
-            f"'tfds build {name} --data_dir {data_dir}' once, or name another directory"
+            f"data set {name!r} is not prepared in {data_dir}; run "
+            f"'tfds build {name} --data_dir {data_dir}' once on a machine with internet access, or "
+            f"give another data directory"
         ) from None
     info = builder.info
     keys = info.supervised_keys
@@ -174,11 +181,15 @@ def tfds_source(name: str, data_dir: str | None = None, others: Sequence[str] = 
         and isinstance(info.features[keys[0]], tfds.features.Image)
         and isinstance(info.features[keys[1]], tfds.features.ClassLabel)
     ):
-        raise InputError(f"data set {name!r} does not map an image to a class: {info.features}")
+        raise InputError(
+            f"data set {name!r} has the features {', '.join(info.features)}; expected one that "
+            f"maps an image to a class, such as cifar10"
+        )
     test = next((split for split in ("validation", "test") if split in info.splits), None)
     if "train" not in info.splits or test is None:
         raise InputError(
-            f"data set {name!r} has the splits {', '.join(info.splits)}; expected train and test"
+            f"data set {name!r} has the splits {', '.join(info.splits)}; expected train, and "
+            f"validation or test"
         )
     splits = {"train": info.splits["train"], "test": info.splits[test]}
     height, width, channels = info.features[keys[0]].shape
@@ -195,7 +206,7 @@ def tfds_source(name: str, data_dir: str | None = None, others: Sequence[str] = 
 
 
 def _in_memory(records: Records, base: dict) -> InMemory:
-    """Decode all pictures once, in threads."""
+    """Return `records` with all pictures decoded, in threads."""
     images, labels = {}, {}
     decode = Decode(records.channels, "stored")
 

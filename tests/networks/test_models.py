@@ -240,6 +240,7 @@ ALLOWED = {
         "weights",
         "recipes",
         "summary",
+        "script_help",
         "errors",
     },
     "inference": {
@@ -258,6 +259,7 @@ ALLOWED = {
     },
     "catalog": {"models", "weights", "errors"},
     "terminal": {"errors"},
+    "script_help": {"terminal"},
     "weights": {
         "weights",
         "recipes",

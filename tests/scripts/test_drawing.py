@@ -1,4 +1,4 @@
-"""Figures show the names of classes, runs and files as they are."""
+"""Figures show the names of classes, runs and files letter for letter."""
 
 import io
 
@@ -34,10 +34,10 @@ def test_a_name_is_drawn_letter_for_letter(index):
 
 def texts(figure):
     figure.savefig(io.BytesIO())  # draws everything
-    found = [text.get_text() for text in figure.findobj(Text)]
-    assert not any(map(matplotlib.cbook.is_math_text, found))
+    words = [text.get_text() for text in figure.findobj(Text)]
+    assert not any(map(matplotlib.cbook.is_math_text, words))
     ticks = "-\N{MINUS SIGN}0123456789."
-    return [text.replace(r"\$", "$") for text in found if text.strip(ticks)]
+    return [text.replace(r"\$", "$") for text in words if text.strip(ticks)]
 
 
 def test_the_figures_of_a_run_name_classes_as_they_are():
@@ -53,8 +53,8 @@ def test_the_figure_of_a_map_names_classes_as_they_are():
     classes = [(index, f"{name} (1)") for index, name in enumerate(NAMES)]
     heat, best = np.ones((2, 2)) / 2, np.arange(4).reshape(2, 2)
     pixels = np.zeros((5, 5, 1), np.uint8)
-    found = texts(dense.draw(pixels, NAMES[0], heat, best, classes, (0, 5, 5, 0)))
-    assert {"probability of $5_$10", *(f"{name} (1)" for name in SHOWN)} <= set(found)
+    words = texts(dense.draw(pixels, NAMES[0], heat, best, classes, (0, 5, 5, 0)))
+    assert {"probability of $5_$10", *(f"{name} (1)" for name in SHOWN)} <= set(words)
 
 
 def test_figures_in_files_are_drawn_of_any_name(tmp_path):

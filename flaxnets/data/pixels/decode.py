@@ -91,7 +91,7 @@ class Picture:
     """
 
     def __init__(self, raw: bytes | np.ndarray, decode: Decode, memory: Decoded, name: str):
-        self._name, self._memory = shown(name), memory
+        self._name, self._memory = name, memory
         self._kept: np.ndarray | None = None  # all pixels as stored, by the fast road
         self.size: tuple[int, int]
         if isinstance(raw, np.ndarray):
@@ -244,12 +244,15 @@ def _one_sentence(name: str) -> Iterator[None]:
     try:
         yield
     except Image.UnidentifiedImageError:
-        raise UnreadablePicture(f"{name} is not a picture in a format that Pillow reads") from None
+        sentence = f"{shown(name)} is not a picture in a format that Pillow reads"
+        raise UnreadablePicture(sentence) from None
     except Image.DecompressionBombError as error:
-        raise UnreadablePicture(f"{name} is too large a picture; scale it down first") from error
+        sentence = f"{shown(name)} is too large a picture; scale it down first"
+        raise UnreadablePicture(sentence) from error
     except Exception as error:  # what decoders raise on broken files is not documented
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise UnreadablePicture(f"{name} is not a complete picture ({reason})") from error
+        sentence = f"{shown(name)} is not a complete picture ({reason})"
+        raise UnreadablePicture(sentence) from error
 
 
 def _orientation(image: Image.Image) -> int:

@@ -15,7 +15,9 @@ cv2.setNumThreads(1)  # images are made by a thread for each core
 
 END = b"\xff\xd9"  # of a JPEG
 FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # markers before a JPEG's height and width
-PASSED = (b"\xe0", b"\xdb", b"\xc4", b"\xfe")  # JFIF's, tables and comments
+# Markers of segments that leave the pixels as they are: tables, comments, and an application's data
+# other than EXIF and XMP (0xE1), which may turn the picture.
+PASSED = tuple(bytes([code]) for code in (0xDB, 0xC4, 0xFE, 0xE0, *range(0xE2, 0xF0)))
 MAX_PLAIN = 2**26  # pixels; Pillow warns of larger pictures
 MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # that ends a JPEG's scan
 
@@ -84,7 +86,9 @@ def _cut(encoded: bytes, height: int, rows: int) -> tuple[bytes, int]:
     is_progressive = encoded[at + 1] not in (0xC0, 0xC1)
     if not encoded.endswith(END) or (not is_progressive and not _has_one_scan(encoded, at)):
         return encoded, height
-    return encoded[: place.start] + rows.to_bytes(2, "big") + encoded[place.stop :], rows
+    unchanged = memoryview(encoded)  # whose parts are not copied twice
+    parts = unchanged[: place.start], rows.to_bytes(2, "big"), unchanged[place.stop :]
+    return b"".join(parts), rows
 
 
 def _has_one_scan(encoded: bytes, at: int) -> bool:
@@ -104,8 +108,9 @@ def resize(pixels: np.ndarray, size: int) -> np.ndarray:
     """
     height, width = pixels.shape[:2]
     pixels = antialiased(pixels, height / size, width / size)
-    resized = cv2.resize(pixels, (size, size), interpolation=cv2.INTER_LINEAR)
-    return resized.reshape(size, size, -1)  # OpenCV leaves a single channel out
+    resized = np.empty((size, size, pixels.shape[2]), np.uint8)
+    cv2.resize(pixels, (size, size), resized, interpolation=cv2.INTER_LINEAR)
+    return resized
 
 
 def sample(
@@ -115,26 +120,32 @@ def sample(
     pixels apart.
     """
     (y, x), (down, across) = first, factors
-    crop = cv2.warpAffine(
+    crop = np.empty((size, size, pixels.shape[2]), np.uint8)
+    cv2.warpAffine(
         antialiased(pixels, down, across),
         np.array([[across, 0, x], [0, down, y]]),
         (size, size),
+        crop,
         flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
         borderMode=cv2.BORDER_REPLICATE,
     )
-    return crop.reshape(size, size, -1)  # as above
+    return crop
 
 
 def mirror(pixels: np.ndarray) -> np.ndarray:
     """Reverse the columns of (height, width, channels), in a twentieth of NumPy's time."""
-    return cv2.flip(pixels, 1).reshape(pixels.shape)
+    mirrored = np.empty(pixels.shape, np.uint8)
+    cv2.flip(pixels, 1, mirrored)
+    return mirrored
 
 
 def antialiased(pixels: np.ndarray, down: float, across: float) -> np.ndarray:
     """Filter pixels so that bilinear interpolation can shrink them by these factors."""
     if down <= 1 and across <= 1:
         return pixels
-    return cv2.sepFilter2D(pixels, -1, hats(across), hats(down), borderType=cv2.BORDER_REPLICATE)
+    filtered = np.empty(pixels.shape, np.uint8)
+    cv2.sepFilter2D(pixels, -1, hats(across), hats(down), filtered, borderType=cv2.BORDER_REPLICATE)
+    return filtered
 
 
 def hats(factor: float) -> np.ndarray:

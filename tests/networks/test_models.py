@@ -259,6 +259,7 @@ ALLOWED = {
     },
     "catalog": {"models", "weights", "errors"},
     "terminal": {"errors"},
+    "tables": set(),
     "script_help": {"terminal"},
     "weights": {
         "weights",

@@ -43,9 +43,9 @@ class Options(NetworkOptions):
     probabilities: bool = False
     """Print probabilities in per cent instead of scores; several views always do."""
     views: AnyViews = "center"
-    """Views whose class probabilities are averaged: the central crop; ten-crop, also the corners
-    and all mirrored; random-10, random crops; multi-scale, OverFeat's six scales; mirror-and-shift,
-    by a pixel; or the whole picture, not scaled."""
+    """Views whose class probabilities are averaged. center: one crop. ten-crop: corners and centre,
+    mirrored too. random-10: random crops. multi-scale: OverFeat's six scales. mirror-and-shift:
+    shifts by a pixel, mirrored too. whole: the picture, not scaled."""
     normalize: Normalization = "training"
     """Normalise by mean and deviation of the training data, or of the picture itself: 0.5 + 0.5 *
     (x - mean) / std."""

@@ -52,9 +52,9 @@ class Options:
     data_dir: str | None = None
     """Directory of prepared TensorFlow Datasets. Default: TFDS_DATA_DIR."""
     views: Views = "center"
-    """Views whose class probabilities are averaged: the central crop; ten-crop, also the corners
-    and all mirrored; random-10, random crops; multi-scale, OverFeat's six scales; mirror-and-shift,
-    by a pixel. Small images have only center and mirror-and-shift."""
+    """Views whose class probabilities are averaged. center: one crop. ten-crop: corners and centre,
+    mirrored too. random-10: random crops. multi-scale: OverFeat's six scales. mirror-and-shift:
+    shifts by a pixel, mirrored too. Small images have only center and mirror-and-shift."""
     orientation: Orientation | None = None
     """Turn pictures upright as EXIF says, or take them as they are stored, as for the published
     accuracies. Default: as in the run, else upright."""

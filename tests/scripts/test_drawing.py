@@ -53,7 +53,7 @@ def test_the_figure_of_a_map_names_classes_as_they_are():
     classes = [(index, f"{name} (1)") for index, name in enumerate(NAMES)]
     heat, best = np.ones((2, 2)) / 2, np.arange(4).reshape(2, 2)
     pixels = np.zeros((5, 5, 1), np.uint8)
-    words = texts(dense.draw(pixels, NAMES[0], heat, best, classes, (0, 5, 5, 0)))
+    words = texts(dense.draw_maps(pixels, NAMES[0], heat, best, classes, (0, 5, 5, 0)))
     assert {"probability of $5_$10", *(f"{name} (1)" for name in SHOWN)} <= set(words)
 
 

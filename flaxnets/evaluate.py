@@ -234,7 +234,7 @@ def _named_weights(options: Options) -> list[NetworkOptions]:
 
 
 def _check_fits(network: "Network", source: data.Source, views: Views) -> None:
-    from flaxnets.inference.network import IMAGENET
+    from flaxnets.inference.results import IMAGENET
 
     name, trained_on = network.card.source, network.card.training_data
     if trained_on not in (None, IMAGENET) and network.classes != source.class_names:

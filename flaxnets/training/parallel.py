@@ -12,9 +12,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from flaxnets.errors import InputError
+from flaxnets.training.state import PyTree
 from flaxnets.types import DeviceMapping
 
-PyTree = Any
 AXIS = "batch"  # the name of the mapped axis
 MAX_KEPT = 2**30  # bytes of images on each device: six times CIFAR-10's
 

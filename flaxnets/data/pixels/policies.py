@@ -69,7 +69,7 @@ OPERATIONS: dict[str, Operation] = {
     "Equalize": lambda image, _, __: ImageOps.equalize(image),
     "Invert": lambda image, _, __: ImageOps.invert(image),
 }
-NAMES = list(OPERATIONS)
+OPERATION_NAMES = list(OPERATIONS)
 
 # AutoAugment's policies (Cubuk et al. 2018, appendix A, tables 7 to 9): 25 pairs of (operation,
 # probability, magnitude from 0 to 9; 0 for operations without a magnitude).
@@ -210,7 +210,7 @@ def sub_policies(
             )
             for pair in AUTO_AUGMENT[policy]
         ]
-    names = [name for name in NAMES if name != "Invert"]
+    names = [name for name in OPERATION_NAMES if name != "Invert"]
     values = magnitudes(31, height, width, wide=policy == "trivial_augment_wide")
     strengths = {name: values.get(name, np.zeros(31)).tolist() for name in names}
     if policy == "trivial_augment_wide":  # any operation at any magnitude

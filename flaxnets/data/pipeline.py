@@ -1,16 +1,17 @@
-"""Turn a source into NumPy batches: `{"image": uint8 (N, H, W, C), "label": int32 (N,)}`; rows of
-measured features and numbers to predict are float32.
+"""Turn a source into NumPy batches: `{"image": uint8 (N, H, W, C), "label": int32 (N,)}`.
 
-Position decides everything: image `i` of the training stream of all processes is augmented with a
-seed made of (seed, i), draws for the training step use (seed, step), and each pass over the data is
-shuffled with (seed, pass). So the same seed gives the same batches for any number of threads, and a
-stream can start at any step. Where the examples have indices (`InMemory`), the batch of all
-processes is the same for any number of them: each knows the whole order and takes its part of every
-batch. Records of TensorFlow Datasets are divided by file instead: each process reads its own files
-in every pass, in its own order.
+Rows of measured features and labels that are numbers are float32.
+
+Position decides everything. Image `i` of the training stream of all processes is augmented with a
+seed made of (seed, i). Draws for the training step use (seed, step). Each pass over the data is
+shuffled with (seed, pass). So equal seeds give equal batches for any number of threads, and a
+stream can start at any step. If the examples have indices (`InMemory`), the batch of all processes
+does not depend on their number either: each process knows the whole order and takes its part of
+every batch. Records of TensorFlow Datasets are divided by file instead: each process reads its own
+files in every pass, in its own order.
 
 Images that a `Plan` makes the same every time stay in memory if they fit: small images as network
-input, photographs decoded (`Decoded`). Threads make the rest, ahead of the training step.
+input, photographs decoded (`Decoded`). Threads make all others, ahead of the training step.
 """
 
 import dataclasses
@@ -34,7 +35,7 @@ from flaxnets.errors import InputError
 
 Keep = Callable[[np.ndarray], Callable[[np.ndarray], Any]]
 
-MAX_RESIZED = 2**30  # bytes of training images; more are resized again in every epoch
+MAX_IN_MEMORY = 2**30  # bytes of training images; more are resized again in every epoch
 DRAWS = 1  # marks the generator of a step's draws; 0 marks the order of a pass (`source.PASS`)
 
 
@@ -53,34 +54,45 @@ def train_batches(
 ) -> Iterator[Batch]:
     """Yield augmented batches of this process without end, from step `start_step` on.
 
-    `batch_size` counts examples over all processes; batches run across the ends of epochs, so no
-    example is left out. Process `i` has the `i`-th part of each batch. With `repeats` (Berman et
-    al. 2019, Hoffer et al. 2020) an epoch has as many batches but fewer distinct examples, drawn
-    again for each epoch. An unreadable picture is replaced by the next one in the order of the
-    files, with the augmentation of the first.
+    A batch may contain the end of one epoch and the beginning of the next, so no example is left
+    out. Process `i` has the `i`-th part of each batch. An unreadable picture is replaced by the
+    next one in the order of the files, with the augmentation of the first.
 
     Draws for the changes that `plan` leaves to the training step (`flaxnets.training.on_device`)
     are made here: `"offset"`, int32 (N, [y, x]) in 0..2 * pad, `"mirrored"`, bool (N,), and
-    `"colour"`, float32 (N, 3). `keep(images)` returns a function from indices to images that stay
-    in memory (`DataParallel.keep`).
+    `"colour"`, float32 (N, 3).
 
-    Photographs are decoded once as far as `decoded` has room, the others in every epoch; the
-    batches are the same.
+    Args:
+        source: the data set.
+        batch_size: examples of a batch, over all processes.
+        plan: the operations on a training picture.
+        repeats: copies of an example in an epoch, which has as many batches but fewer distinct
+            examples (Berman et al. 2019, Hoffer et al. 2020).
+        seed: seed of the order and of the augmentation.
+        start_step: number of the first batch.
+        shard: number of this process, and number of processes.
+        bad: counts unreadable pictures. Default: none is allowed.
+        keep: `keep(images)` returns a function from indices to images, which may keep the images on
+            the devices (`DataParallel.keep`).
+        decoded: keeps decoded photographs while it has room. The batches do not depend on it.
 
-    Raises InputError if `batch_size` cannot be divided among the processes, or if more pictures are
-    unreadable than `bad` allows (none unless given).
+    Raises:
+        InputError: the batch does not divide over the processes, a process has no examples, or too
+            many pictures are unreadable.
     """
     local = local_batch_size(batch_size, shard)
     if source.share("train", shard) < 1:
-        raise InputError(f"process {shard[0]} of {shard[1]} has no training examples")
+        raise InputError(
+            f"process {shard[0]} of {shard[1]} has no training examples; expected fewer processes"
+        )
     places = slice(shard[0] * local, (shard[0] + 1) * local)
     host, on_device = plan.split()
     as_fed = training_as_fed(source, plan)
     alternating = [o for o in plan.changes if isinstance(o, Flip) and o.alternating]
     if alternating and (as_fed is None or host.changes):
         raise InputError(
-            "only images that stay in memory and that nothing but a crop changes are flipped in "
-            "alternation; expected the flip 'random'"
+            "flip 'alternating' needs images that stay in memory and are changed by crops alone; "
+            "expected the flip 'random'"
         )
     source = as_fed or source
     order: Any = source.training_order(batch_size, seed, start_step, shard, repeats)
@@ -109,15 +121,16 @@ def train_batches(
 
 
 def training_as_fed(source: Source, plan: Plan) -> InMemory | None:
-    """Return the source with its training images as the plan's window makes them, or None if these
-    do not stay in memory. They do if the source has pixels, the window does not move and the result
-    has at most `MAX_RESIZED` bytes.
+    """Return the source with its training images resized by the plan's window, as they stay.
+
+    None if they do not stay in memory. They do if the source has pixels, the window does not move
+    and the result has at most `MAX_IN_MEMORY` bytes.
     """
     if not isinstance(source, InMemory) or not source.has_pixels or not plan.has_fixed_window:
         return None
     if not plan.operations or source.image_size == plan.size:
         return source
-    if source.sizes["train"] * plan.size**2 * source.channels > MAX_RESIZED:
+    if source.sizes["train"] * plan.size**2 * source.channels > MAX_IN_MEMORY:
         return None
     images = {**source.images, "train": plan.window.many(source.images["train"])}
     return dataclasses.replace(source, images=images, image_size=plan.size)
@@ -133,12 +146,13 @@ def eval_batches(
     shard: Shard = (0, 1),
     bad: BadImages | None = None,
 ) -> Iterator[Batch]:
-    """Yield one pass over `split`, from batch `start_batch` on: every example once, in a fixed
-    order.
+    """Yield one pass over `split`, from batch `start_batch` on, in a fixed order.
 
-    The last batch is padded with zeros; `"mask"` (N,) is 1.0 for examples and 0.0 for padding and
-    for pictures that cannot be read. All processes yield the same number of batches. Raises as
-    `train_batches`.
+    Every example occurs once. The last batch is padded with zeros. `"mask"` (N,) is 1.0 for
+    examples, and 0.0 for padding and for pictures that cannot be read. All processes yield the same
+    number of batches.
+
+    Raises InputError as `train_batches` does.
     """
     local = local_batch_size(batch_size, shard)
     largest = max(source.share(split, (index, shard[1])) for index in range(shard[1]))
@@ -212,8 +226,9 @@ def _made_for_training(
 def _next_readable(
     source: Source, element: Any, error: UnreadablePicture, make: Callable, bad: BadImages
 ) -> tuple[np.ndarray, Any]:
-    """Replace an unreadable picture by the next one in the order of the files. The choice depends
-    on the place alone, so that a resumed run makes the same one.
+    """Return the next readable picture in the order of the files, with its label.
+
+    It depends only on the place of the unreadable one, so that a resumed run chooses it again.
     """
     _add(source, "train", element, error, bad)
     size = source.sizes["train"]
@@ -222,12 +237,12 @@ def _next_readable(
             return make(index)
         except UnreadablePicture as another:
             _add(source, "train", index, another, bad)
-    raise InputError(f"no training picture of {source.name} is readable")
+    raise InputError(f"no training picture of {source.name} is readable; replace its files")
 
 
 def _add(source: Source, split: str, element: Any, error: UnreadablePicture, bad: BadImages):
     if not isinstance(source, InMemory):
-        raise InputError(f"{error}; prepare the data set again") from error
+        raise InputError(f"{error}; prepare the data set again with 'tfds build'") from error
     bad.add(source.title(split, element), error)
 
 

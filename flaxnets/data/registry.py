@@ -13,7 +13,7 @@ from flaxnets.recipes import Kind
 
 FILES = {"folder": folder, "npz": npz}
 KINDS_OF_FILES: dict[str, Kind] = {"folder": "photographs", "npz": "small images"}
-PACKAGES = ("tensorflow", "tensorflow_datasets")  # of the extra `tfds`
+TFDS_PACKAGES = ("tensorflow", "tensorflow_datasets")  # installed by the extra `tfds`
 
 
 def open_source(name: str, data_dir: str | None = None) -> Source:
@@ -29,7 +29,7 @@ def open_source(name: str, data_dir: str | None = None) -> Source:
     kind, colon, path = name.partition(":")
     if colon and kind in FILES:
         return FILES[kind](pathlib.Path(os.path.expanduser(path)))
-    missing = [package for package in PACKAGES if not _is_installed(package)]
+    missing = [package for package in TFDS_PACKAGES if not _is_installed(package)]
     if missing:
         raise InputError(
             f"the data set {name!r} needs {' and '.join(missing)}; run "

@@ -12,7 +12,7 @@ import numpy as np
 
 from flaxnets.data.pixels.decode import UnreadablePicture
 
-PREFETCH = 2  # groups ready ahead of the reader
+PREFETCH = 2  # groups that are ready before the reader asks for them
 # Cores that this process may use.
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -21,12 +21,12 @@ Make = Callable[[int, int, Any], tuple[np.ndarray, Any]]  # (number, place, elem
 
 @dataclasses.dataclass
 class Made:
-    """The images that threads made from a group of elements, each in its place."""
+    """The images that threads make from a group of elements, in the order of the elements."""
 
     elements: Sequence[Any]
     images: np.ndarray
     labels: list[Any]
-    errors: dict[int, UnreadablePicture]  # by the places of unreadable pictures
+    errors: dict[int, UnreadablePicture]  # errors of unreadable pictures by their places
 
 
 @functools.cache
@@ -38,8 +38,9 @@ def threads() -> concurrent.futures.Executor:
 def in_threads(
     groups: Iterator[Sequence[Any]], make: Make, shape: tuple[int, ...], first_number: int
 ) -> Iterator[Made]:
-    """Yield the images of `shape` that `make` returns for each group of elements, ahead of the
-    reader; groups are counted from `first_number`.
+    """Yield the images of `shape` that `make` returns for each group of elements.
+
+    Groups are numbered from `first_number`. Threads make `PREFETCH` groups ahead of the reader.
     """
 
     def begin(number: int, elements: Sequence[Any]) -> tuple[Made, Iterator[None]]:
@@ -57,7 +58,7 @@ def in_threads(
         return made, threads().map(part, range(CORES))
 
     def complete(made: Made, parts: Iterator[None]) -> Made:
-        for _ in parts:  # raises a thread's exception
+        for _ in parts:  # raises the exception of a thread
             continue
         return made
 

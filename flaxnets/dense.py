@@ -1,7 +1,6 @@
 r"""Draw where in a picture a network sees a class.
 
-    python -m flaxnets.dense photo.jpg --arch vgg16 --weights IMAGENET1K_V1 --class tabby \
-        --out map.png
+    python -m flaxnets.dense photo.jpg --arch vgg16 --weights DEFAULT --class tabby
     python -m flaxnets.dense photo.jpg --workdir runs/vgg16-pets --class Maine --scales 6
 
 The network slides over the whole picture as a filter and gives a map of class probabilities. The
@@ -9,7 +8,7 @@ figure shows the picture, the probability of the class in each cell of the map, 
 of each cell.
 """
 
-if __name__ == "__main__":  # first, for the other imports take seconds
+if __name__ == "__main__":  # first, because the other imports take seconds
     from flaxnets.terminal import quiet
 
     quiet()
@@ -17,25 +16,23 @@ if __name__ == "__main__":  # first, for the other imports take seconds
 import collections
 import dataclasses
 import pathlib
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import jax
 import numpy as np
 import tyro
-from matplotlib.colors import to_rgb
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 from PIL import Image
 
 from flaxnets.data.pixels.decode import as_array, read_file
 from flaxnets.data.pixels.resize import scale_short_side
 from flaxnets.errors import InputError, one_of
-from flaxnets.inference.dense import SIX_SCALES, average_maps, cell_stride, finest_map
 from flaxnets.inference.inputs import MAX_READ
-from flaxnets.inference.network import Network
 from flaxnets.inference.options import NetworkOptions
-from flaxnets.runs.figures import literal
 from flaxnets.terminal import arguments, compilation_cache, one_sentence_errors, reuse_memory
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from flaxnets.inference.network import Network
 
 # Matplotlib's colours for the most frequent classes; its grey, C7, is for all others.
 COLORS, GREY = ("C0", "C1", "C2", "C3", "C4", "C5", "C6", "C8", "C9"), "C7"
@@ -70,6 +67,11 @@ GROUPS = {
 
 def main(options: Options) -> None:
     """Draw where the network sees the class, and print how many cells each best class has."""
+    # Not before `--help` is answered: jax, linen and Matplotlib take a second.
+    from matplotlib.figure import Figure
+
+    from flaxnets.inference.dense import average_maps, cell_stride, finest_map
+
     if options.compilation_cache:
         compilation_cache()
     if options.image_size is not None and options.scales == 6:
@@ -116,11 +118,13 @@ def main(options: Options) -> None:
         ) from error
 
 
-def _probabilities(network: Network, picture: np.ndarray, mirrored: bool) -> np.ndarray:
+def _probabilities(network: "Network", picture: np.ndarray, mirrored: bool) -> np.ndarray:
     """Return the map (H', W', classes) of class probabilities of uint8 (height, width, channels).
 
     With `mirrored` it is the mean of the maps of the picture and of its mirror image.
     """
+    import jax
+
     probabilities = np.asarray(jax.nn.softmax(network.dense(picture)))
     if not mirrored:
         return probabilities
@@ -128,8 +132,10 @@ def _probabilities(network: Network, picture: np.ndarray, mirrored: bool) -> np.
     return (probabilities + other[:, ::-1]) / 2
 
 
-def _short_sides(options: Options, network: Network) -> list[int]:
+def _short_sides(options: Options, network: "Network") -> list[int]:
     if options.scales == 6:
+        from flaxnets.inference.dense import SIX_SCALES
+
         return [round(min(size) * network.preprocessing.size / 221) for size in SIX_SCALES]
     return [2 * network.preprocessing.size if options.image_size is None else options.image_size]
 
@@ -153,7 +159,7 @@ def draw_maps(
     best: np.ndarray,
     classes: list[tuple[int, str]],
     box: Box,
-) -> Figure:
+) -> "Figure":
     """Return a figure with three panels: the picture, the probabilities, the best classes.
 
     Args:
@@ -164,6 +170,12 @@ def draw_maps(
         classes: index and label of each class in `best`, the most frequent first.
         box: left, right, bottom and top of the map, in pixels of the picture.
     """
+    from matplotlib.colors import to_rgb
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    from flaxnets.runs.figures import literal
+
     height, width = picture.shape[:2]
     panel = 5 * min(max(width / height, 0.5), 2)
     figure = Figure((3 * panel + 3, 5.5), layout="constrained")

@@ -76,21 +76,30 @@ def variance_scaling(
     return Draw(distribution, factor)
 
 
-def drawn(init: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function that gives the values of `init`, evaluated one operation after another.
+class Drawing:
+    """`init(*arguments)` traced once: the `shapes` of its values, and the values themselves."""
 
-    Operations that the values do not depend on are skipped. Of `model.init` only the draws remain.
-    """
+    def __init__(self, init: Callable[..., Any], *arguments: Any):
+        self._closed, self.shapes = jax.make_jaxpr(init, return_shape=True)(*arguments)
+        self._leaves = jax.tree.leaves(arguments)
 
-    def values(*arguments: Any) -> Any:
-        closed, shapes = jax.make_jaxpr(init, return_shape=True)(*arguments)
+    def values(self) -> Any:
+        """Return the values, evaluated one operation after another.
+
+        Operations that the values do not depend on are skipped. Of `model.init` only the draws
+        remain.
+        """
+        closed = self._closed
         jaxpr, is_used = partial_eval.dce_jaxpr(closed.jaxpr, [True] * len(closed.out_avals))
-        leaves_of_arguments = zip(jax.tree.leaves(arguments), is_used, strict=True)
-        operands = [leaf for leaf, needed in leaves_of_arguments if needed]
+        used = zip(self._leaves, is_used, strict=True)
+        operands = [leaf for leaf, needed in used if needed]
         leaves = eval_jaxpr(jaxpr, closed.consts, *operands)
-        return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
+        return jax.tree.unflatten(jax.tree.structure(self.shapes), leaves)
 
-    return values
+
+def drawn(init: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that gives the values of `init`, as `Drawing` evaluates them."""
+    return lambda *arguments: Drawing(init, *arguments).values()
 
 
 _draw = Primitive("draw")

@@ -4,7 +4,7 @@ Values that are not given come from the network's recipe; `--arch NAME --help` s
 the same command again continues an interrupted run.
 """
 
-if __name__ == "__main__":  # first, for the other imports take seconds
+if __name__ == "__main__":  # first, because the other imports take seconds
     from flaxnets.terminal import quiet
 
     quiet()
@@ -19,24 +19,19 @@ import tyro
 
 import flaxnets.data as data
 from flaxnets.errors import one_of
-from flaxnets.models import create_model
+from flaxnets.models import NAMES
 from flaxnets.recipes import Version
-from flaxnets.runs.assembly import assemble
 from flaxnets.runs.help import help_text
-from flaxnets.runs.loop import Interrupted, fit
 from flaxnets.runs.options import Options, default_values
-from flaxnets.runs.processes import join
-from flaxnets.runs.report import dry_run, result, summary_of
+from flaxnets.tables import print_table
 from flaxnets.terminal import (
     arguments,
     command_line,
     compilation_cache,
     one_sentence_errors,
-    print_table,
     reuse_memory,
     versions,
 )
-from flaxnets.training.parallel import DataParallel
 
 
 def parse(arguments: list[str]) -> tuple[Options, data.Source]:
@@ -51,7 +46,7 @@ def parse(arguments: list[str]) -> tuple[Options, data.Source]:
     first.add_argument("--dataset", default="digits")
     first.add_argument("--data-dir", "--data_dir")
     chosen, _ = first.parse_known_args(arguments)
-    create_model(chosen.arch)  # a wrong name is answered before a data set is opened
+    one_of(NAMES, chosen.arch, "architecture")  # before a data set is opened
     one_of(get_args(Version), chosen.recipe, "recipe")
     for flag in ("-h", "--help"):
         if flag in arguments:
@@ -74,6 +69,13 @@ def parse(arguments: list[str]) -> tuple[Options, data.Source]:
 def main(arguments: list[str]) -> None:
     """Start or continue the run that the arguments describe, and print its result."""
     options, source = parse(arguments)
+    # Imported after `--help` is answered: jax and linen take a second.
+    from flaxnets.runs.assembly import assemble
+    from flaxnets.runs.loop import Interrupted, fit
+    from flaxnets.runs.processes import join
+    from flaxnets.runs.report import dry_run, result, summary_of
+    from flaxnets.training.parallel import DataParallel
+
     if options.compilation_cache:
         compilation_cache()
     options.check()

@@ -23,7 +23,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 
 from flaxnets import pretrained
-from flaxnets.inference.opening import DEMO
+from flaxnets.inference.options import DEMO
 from flaxnets.terminal import arguments, one_sentence_errors
 
 

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,14 +26,12 @@ from flaxnets.inference.inputs import as_list, check_size, own_statistics
 from flaxnets.inference.predict import predict_views
 from flaxnets.inference.programs import BATCH, Programs
 from flaxnets.inference.results import Card, best_classes, class_names
-from flaxnets.inference.views import SHARES, VIEWS_PER_SIZE, Views, check_views, views_of
+from flaxnets.inference.views import SHARES, VIEWS_PER_SIZE, check_views, views_of
 from flaxnets.models import describe
 from flaxnets.recipes import Statistics
 from flaxnets.training.on_device import normalize
+from flaxnets.types import AnyViews, Normalization
 from flaxnets.weights.adaptation import with_fresh_head
-
-AnyViews: TypeAlias = Views | Literal["whole"]
-Normalization: TypeAlias = Literal["training", "image"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)

@@ -17,13 +17,11 @@ from flaxnets.inference import saved
 from flaxnets.inference.network import Network
 from flaxnets.inference.results import IMAGENET, Card, class_names, imagenet_class_names
 from flaxnets.inference.run import load_run
-from flaxnets.models import VARIANTS, create_model, describe
+from flaxnets.models import NAMES, create_model, describe
 from flaxnets.recipes import Kind, Orientation, Preprocessing, Statistics, recipe_for
 from flaxnets.weights import PublishedWeights, find_weights, load_model, published_weights
 from flaxnets.weights.files import read_weights
 from flaxnets.weights.loading import check_in_channels
-
-DEMO = "efficientnet_lite0"  # the extra `demo` installs its published weights
 
 
 def pretrained(
@@ -78,7 +76,7 @@ def pretrained(
             does not go with the source.
     """
     row = preprocessing if isinstance(preprocessing, str) else None
-    if isinstance(source, str) and source in VARIANTS:
+    if isinstance(source, str) and source in NAMES:
         check_in_channels(in_channels)
         start = _start(source, weights)
         _check_start(start, source, ema, fields.get("num_classes"))
@@ -107,7 +105,7 @@ def pretrained(
         options = {"weights": weights, "ema": ema, "in_channels": in_channels}
         names = [name for name, value in options.items() if value] + list(fields)
         if isinstance(source, str):
-            one_of(VARIANTS, source, "architecture")
+            one_of(NAMES, source, "architecture")
         raise InputError(
             f"{', '.join(names)} cannot be given with a source that has its own weights; expected "
             "the name of a network"
@@ -230,7 +228,7 @@ def _stored(source: Any) -> Network:
     if path.is_file():
         return _saved(path)
     if isinstance(source, str) and path.name == source and not path.suffix and not path.exists():
-        one_of(VARIANTS, source, "architecture")  # a mistyped name, not a path
+        one_of(NAMES, source, "architecture")  # a mistyped name, not a path
     return load_run(path)
 
 

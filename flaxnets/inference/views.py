@@ -17,7 +17,7 @@ import collections
 import concurrent.futures
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import flax.linen as nn
 import numpy as np
@@ -29,8 +29,7 @@ from flaxnets.data.plan import Plan
 from flaxnets.errors import InputError
 from flaxnets.inference.dense import SIX_SCALES, finest_map
 from flaxnets.training.views import MIRROR_AND_SHIFT, mirror_and_shift
-
-Views: TypeAlias = Literal["center", "ten-crop", "random-10", "multi-scale", "mirror-and-shift"]
+from flaxnets.types import Views as Views
 
 
 def ten_crop(image: np.ndarray, crop: int) -> np.ndarray:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from flaxnets.errors import InputError
-from flaxnets.models import VARIANTS
+from flaxnets.models import NAMES
 
 Kind: TypeAlias = Literal["photographs", "small images", "rows"]
 Statistics: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]  # means, deviations
@@ -260,4 +260,4 @@ def _check_share(row, name: str) -> None:
 
 def matching(*rows: tuple[str, Recipe]) -> dict[str, Recipe]:
     """Return a recipe for every network whose name matches a pattern; the last match counts."""
-    return {name: recipe for pattern, recipe in rows for name in fnmatch.filter(VARIANTS, pattern)}
+    return {name: recipe for pattern, recipe in rows for name in fnmatch.filter(NAMES, pattern)}

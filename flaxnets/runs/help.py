@@ -11,8 +11,7 @@ from typing import Any, get_type_hints
 from flaxnets.data import has_classes, kind_of
 from flaxnets.errors import one_of
 from flaxnets.recipes import Preprocessing, Recipe, Version
-from flaxnets.runs.options import Options, RunOptions, default_values
-from flaxnets.runs.processes import Processes
+from flaxnets.runs.options import Options, Processes, RunOptions, default_values
 from flaxnets.script_help import field_texts, help_width, kind_of_value, shown_value
 
 # The groups in the order of help. The group of a field is that of its class in HOME, unless MOVED

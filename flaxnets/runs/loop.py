@@ -4,7 +4,9 @@ During a step only the batch is transferred to the devices, by `DataParallel.sha
 transfer is an error (`jax.transfer_guard`).
 """
 
+import concurrent.futures
 import dataclasses
+import itertools
 import math
 import time
 import warnings
@@ -106,9 +108,14 @@ class _Loop:
         # `step` counts the steps that were started; the last ones may still be computing.
         if self.checkpoints.latest_step is None:
             self.step, self.counts = 0, Counts({"steps": 0.0})
-            self.batches = program.feed.train(self.step)
-            # Last, and without waiting for it: the step is traced while the values are drawn.
-            self.state = program.initial_state()
+            batches = program.feed.train(self.step)
+            batch = next(batches)
+            self.batches = itertools.chain([batch], batches)
+            # The values are drawn while XLA compiles the step, which keeps one core busy.
+            with concurrent.futures.ThreadPoolExecutor(1) as beside:
+                state = beside.submit(program.initial_state)
+                program.compile_step(batch)
+                self.state = state.result()
         else:
             self.state, position = self.checkpoints.restore(program.state_shapes())
             self.step, self.counts = int(self.state.step), Counts(**position)

@@ -7,8 +7,7 @@ from typing import Literal
 
 from flaxnets.errors import InputError
 from flaxnets.recipes import Kind, Recipe, Version, recipe_for
-from flaxnets.runs.processes import Processes
-from flaxnets.training.parallel import Mapping
+from flaxnets.types import DeviceMapping
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +36,45 @@ class RunOptions:
             if getattr(self, name) < 1:
                 what = name.replace("_", " ")
                 raise InputError(f"{what} is {getattr(self, name)}; expected at least 1 {unit}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Processes:
+    """The processes of a run. Under SLURM or Open MPI, or on TPU pods, JAX finds them by itself."""
+
+    coordinator: str | None = None
+    """HOST:PORT of process 0, where the port is free."""
+    num_processes: int | None = None
+    """Number of processes on all machines together."""
+    process_id: int | None = None
+    """Number of this process, from 0."""
+
+    @property
+    def are_named(self) -> bool:
+        """True if the options name the processes; otherwise JAX finds them."""
+        return any(value is not None for value in vars(self).values())
+
+    def check(self) -> None:
+        """Raises InputError for values that no run can have."""
+        names = {name.replace("_", " "): value for name, value in vars(self).items()}
+        missing = [name for name, value in names.items() if value is None]
+        if not self.are_named:
+            return
+        if self.coordinator is None or self.num_processes is None or self.process_id is None:
+            raise InputError(
+                f"{', '.join(names)} belong together; expected all or none of them, missing: "
+                f"{', '.join(missing)}"
+            )
+        host, _, port = self.coordinator.rpartition(":")
+        if not (host and port.isdecimal() and 0 < int(port) < 2**16):
+            raise InputError(
+                f"coordinator is {self.coordinator!r}; expected HOST:PORT, such as 10.0.0.1:8476"
+            )
+        if not 0 <= self.process_id < self.num_processes:
+            raise InputError(
+                f"process id is {self.process_id} and num processes is {self.num_processes}; "
+                f"expected a process id from 0 to {max(self.num_processes - 1, 0)}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +107,7 @@ class Options:
     """Type of the computation; parameters are always float32."""
     remat: bool = False
     """Recompute activations in the backward pass, which takes less memory and more time."""
-    parallel: Mapping = "shard_map"
+    parallel: DeviceMapping = "shard_map"
     """JAX function that maps the step onto the devices."""
     seed: int = 0
     """Seed of initialisation, data order, augmentation and dropout."""

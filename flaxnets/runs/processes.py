@@ -1,7 +1,6 @@
 """Run many processes as one: JAX finds them, and all of them act at the same step."""
 
 import contextlib
-import dataclasses
 import os
 import signal
 import sys
@@ -13,47 +12,12 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from flaxnets.errors import InputError
+from flaxnets.runs.options import Processes as Processes
 
 TIMEOUT = 300  # seconds that processes wait for each other at the start; JAX's default
 # Variables that are 1 if a launcher started only one process. JAX would join a cluster of one, and
 # use only one GPU of the machine.
 ALONE = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
-
-
-@dataclasses.dataclass(frozen=True)
-class Processes:
-    """The processes of a run. Under SLURM, Open MPI and on TPU pods JAX finds them by itself."""
-
-    coordinator: str | None = None
-    """HOST:PORT of process 0, where the port is free."""
-    num_processes: int | None = None
-    """Number of processes on all machines together."""
-    process_id: int | None = None
-    """Number of this process, from 0."""
-
-    @property
-    def are_named(self) -> bool:
-        """True if options say who takes part; JAX finds out otherwise."""
-        return any(value is not None for value in vars(self).values())
-
-    def check(self) -> None:
-        """Raises InputError for values that no run can have."""
-        names = {name.replace("_", " "): value for name, value in vars(self).items()}
-        missing = [name for name, value in names.items() if value is None]
-        if not self.are_named:
-            return
-        if self.coordinator is None or self.num_processes is None or self.process_id is None:
-            raise InputError(f"{', '.join(names)} belong together; missing: {', '.join(missing)}")
-        host, _, port = self.coordinator.rpartition(":")
-        if not (host and port.isdecimal() and 0 < int(port) < 2**16):
-            raise InputError(
-                f"coordinator {self.coordinator!r}; expected HOST:PORT, such as 10.0.0.1:8476"
-            )
-        if not 0 <= self.process_id < self.num_processes:
-            raise InputError(
-                f"process id {self.process_id} of {self.num_processes} processes; expected 0 to "
-                f"the number of processes less one"
-            )
 
 
 def join(processes: Processes, timeout: int = TIMEOUT) -> None:

@@ -1,6 +1,7 @@
 """Compile the functions of a run, mapped onto the devices, and measure the memory they need."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -9,7 +10,7 @@ import jax
 import numpy as np
 import optax
 
-from flaxnets.initializers import drawn
+from flaxnets.initializers import Drawing
 from flaxnets.recipes import Recipe, Statistics, Views
 from flaxnets.training.guard import skipping_non_finite
 from flaxnets.training.optimizer import averaging_rule, learning_rate_schedule, make_optimizer
@@ -55,13 +56,17 @@ class Program:
     initial: PyTree | None  # variables to start from; None for fresh ones
     skips_non_finite: bool  # whether steps that are not finite are skipped
 
+    @functools.cached_property
+    def _creation(self) -> Drawing:
+        return Drawing(self.create, self.initial)  # of a thousand layers 4 s
+
     def initial_state(self) -> TrainState:
         """Return the state before the first step, on all devices.
 
         No program is compiled for it: compiling one would take longer than compiling the training
         step of a deep network.
         """
-        state = drawn(self.create)(self.initial)
+        state = self._creation.values()
         return self.parallel.replicate(state, copied=True)  # steps overwrite it
 
     def state_shapes(self) -> TrainState:
@@ -70,8 +75,14 @@ class Program:
             lambda leaf: jax.ShapeDtypeStruct(
                 leaf.shape, leaf.dtype, sharding=self.parallel.replicated
             ),
-            jax.eval_shape(self.create, self.initial),
+            self._creation.shapes,
         )
+
+    def compile_step(self, batch: HostBatch) -> Any:
+        """Return the step compiled for such a batch of this process. Calls of `train_step` find it
+        compiled.
+        """
+        return self.train_step.lower(self.state_shapes(), self.parallel.shard(batch)).compile()
 
     def memory(self, batch: HostBatch, data_set: int = 0) -> dict[str, int]:
         """Return the bytes that training needs on each device, by purpose. Compiles the step.
@@ -80,6 +91,7 @@ class Program:
         temporary memory of the compiled step, which includes the images of one step.
         """
         state = self.state_shapes()
+        analysis = self.compile_step(batch).memory_analysis()
         parts = {
             "parameters": state.params,
             "running statistics": state.model_state,
@@ -90,8 +102,6 @@ class Program:
             name: sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
             for name, tree in parts.items()
         }
-        step = self.train_step.lower(state, self.parallel.shard(batch)).compile()
-        analysis = step.memory_analysis()
         sizes["data set"] = data_set
         sizes["training step"] = analysis.temp_size_in_bytes
         return sizes | {"in all": sum(sizes.values())}

@@ -179,7 +179,8 @@ def test_control_c_saves_and_says_how_to_go_on(tmp_path):
 )
 def test_bad_input_gets_one_sentence(arguments, sentence, tmp_path, monkeypatch):
     one = jax.devices()[:1]
-    monkeypatch.setattr(train_script, "DataParallel", lambda mapping: DataParallel(mapping, one))
+    patched = "flaxnets.training.parallel.DataParallel"
+    monkeypatch.setattr(patched, lambda mapping: DataParallel(mapping, one))
     monkeypatch.chdir(tmp_path)
     assert refusal(train_script.main, ["--arch", "lenet5", *arguments]).startswith(sentence)
     assert not list(tmp_path.iterdir())

@@ -349,7 +349,7 @@ def test_a_run_keeps_its_test_images(tmp_path, monkeypatch, gigabytes, begun):
         return made(*rest, start_batch=start_batch, **options)
 
     monkeypatch.setattr("flaxnets.runs.feed.eval_batches", spying)
-    monkeypatch.setattr(train, "join", lambda processes: None)
+    monkeypatch.setattr("flaxnets.runs.processes.join", lambda processes: None)
     train.main(
         ["--arch", "softmax_regression", "--epochs", "2", "--batch-size", "360",
          "--workdir", str(tmp_path), "--decoded-gigabytes", gigabytes, "--no-compilation-cache"]

@@ -187,7 +187,7 @@ def test_a_run_of_train(tmp_path, monkeypatch, capsys):
 
     from flaxnets import evaluate, train
 
-    monkeypatch.setattr(train, "join", lambda processes: None)
+    monkeypatch.setattr("flaxnets.runs.processes.join", lambda processes: None)
     run = tmp_path / "run"
     arguments = ["--arch", "lenet5", "--epochs", "1", "--workdir", str(run)]
     train.main([*arguments, "--no-compilation-cache"])

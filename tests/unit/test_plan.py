@@ -374,7 +374,7 @@ def test_a_run_its_evaluation_and_classification_are_fed_the_same(
 
         return eval_batches
 
-    monkeypatch.setattr(train, "join", lambda processes: None)
+    monkeypatch.setattr("flaxnets.runs.processes.join", lambda processes: None)
     monkeypatch.setattr("flaxnets.runs.feed.eval_batches", spying("train"))
     given = [str(word) for pair in options.items() for word in pair]
     train.main([
@@ -416,7 +416,7 @@ def test_a_run_its_evaluation_and_classification_are_fed_the_same(
 )
 def test_a_run_from_before_plans_still_opens(dataset, size, resize, window, tmp_path, monkeypatch):
     """Such a config.json has only the values of the preprocessing."""
-    monkeypatch.setattr(train, "join", lambda processes: None)
+    monkeypatch.setattr("flaxnets.runs.processes.join", lambda processes: None)
     train.main([
         "--arch", "softmax_regression", "--epochs", "1", "--workdir", str(tmp_path / "run"),
         "--no-compilation-cache",
@@ -437,7 +437,7 @@ def test_a_run_from_before_plans_still_opens(dataset, size, resize, window, tmp_
 
 
 def test_a_run_from_before_plans_goes_on(tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "join", lambda processes: None)
+    monkeypatch.setattr("flaxnets.runs.processes.join", lambda processes: None)
     arguments = ["--arch", "softmax_regression", "--workdir", str(tmp_path)]
     arguments += ["--no-compilation-cache"]
     train.main([*arguments, "--epochs", "1"])

@@ -406,6 +406,24 @@ def test_more_images_than_a_device_has_room_for_stay_on_the_host(monkeypatch):
         np.testing.assert_array_equal(taken, images[at])
 
 
+@pytest.mark.parametrize("devices", [1, 8])
+def test_the_step_is_compiled_before_its_first_call_and_not_again(devices, caplog):
+    model = create_model("softmax_regression")
+    recipe = dataclasses.replace(
+        RECIPE, preprocessing=dataclasses.replace(RECIPE.preprocessing, image_size=8, resize=8)
+    )
+    feed = feed_from_source(data.open_source("digits"), recipe)
+    parallel = DataParallel(devices=jax.devices()[:devices])
+    program, batch = make_program(model, recipe, feed, parallel), next(feed.train(0))
+    compiled = "Finished XLA compilation of jit(train_step)"
+    with jax.log_compiles(), caplog.at_level("WARNING"):
+        for count in (0, 1):
+            assert sum(text.startswith(compiled) for text in caplog.messages) == count
+            program.compile_step(batch)
+        program.train_step(program.initial_state(), parallel.shard(batch))
+    assert sum(text.startswith(compiled) for text in caplog.messages) == 1
+
+
 @pytest.mark.parametrize("average", [False, True])
 def test_a_run_starts_from_the_variables_that_it_is_given(average):
     model, source = create_model("lenet5"), data.open_source("digits")

@@ -83,7 +83,7 @@ def test_whitened_patches_have_no_correlations():
 
 def test_a_run_whitens_its_first_convolution_and_freezes_it(tmp_path, monkeypatch, capsys):
     """The summary has the accuracy over views that evaluate.py computes."""
-    monkeypatch.setattr(train, "join", lambda processes: None)
+    monkeypatch.setattr("flaxnets.runs.processes.join", lambda processes: None)
     run = tmp_path / "run"
     train.main([
         "--arch", "airbench94", "--epochs", "1", "--batch-size", "128", "--workdir", str(run),
@@ -113,7 +113,7 @@ def test_a_run_whitens_its_first_convolution_and_freezes_it(tmp_path, monkeypatc
 
 
 def test_only_the_kernel_of_a_convolution_whitens(tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "join", lambda processes: None)
+    monkeypatch.setattr("flaxnets.runs.processes.join", lambda processes: None)
     with pytest.raises(InputError, match=r"'fc\.weight' is not the kernel of a convolution; exp"):
         train.main([
             "--arch", "lenet5", "--whiten", "fc.weight", "--workdir", str(tmp_path / "run"),

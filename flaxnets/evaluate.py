@@ -1,13 +1,13 @@
 """Evaluate trained networks on a test split, one by one and together.
 
-    python -m flaxnets.evaluate runs/mcdnn_mnist-digits runs/second-column runs/third-column
-    python -m flaxnets.evaluate --arch resnet50 --weights IMAGENET1K_V1 --dataset imagenet2012
+    python -m flaxnets.evaluate runs/mcdnn_mnist-digits runs/second-column
+    python -m flaxnets.evaluate --arch resnet50 --weights DEFAULT --dataset imagenet2012
 
 Print top-1 and top-5 accuracy over the whole test split, for each network and for the mean of their
 class probabilities.
 """
 
-if __name__ == "__main__":  # first, for the other imports take seconds
+if __name__ == "__main__":  # first, because the other imports take seconds
     from flaxnets.terminal import quiet
 
     quiet()
@@ -52,9 +52,9 @@ class Options:
     data_dir: str | None = None
     """Directory of prepared TensorFlow Datasets. Default: TFDS_DATA_DIR."""
     views: Views = "center"
-    """Views whose class probabilities are averaged: the central crop; ten-crop, also the corners
-    and all mirrored; random-10, random crops; multi-scale, OverFeat's six scales; mirror-and-shift,
-    by a pixel. Small images have only center and mirror-and-shift."""
+    """Views whose class probabilities are averaged. center: one crop. ten-crop: corners and centre,
+    mirrored too. random-10: random crops. multi-scale: OverFeat's six scales. mirror-and-shift:
+    shifts by a pixel, mirrored too. Small images have only center and mirror-and-shift."""
     orientation: Orientation | None = None
     """Turn pictures upright as EXIF says, or take them as they are stored, as for the published
     accuracies. Default: as in the run, else upright."""
@@ -85,63 +85,15 @@ GROUPS = {
 
 def main(options: Options) -> None:
     """Print the accuracy of each network and of their mean."""
-    # Not before `--help` is answered: jax, linen and Matplotlib take a second.
-    from flaxnets.inference.predict import accuracy, mean_of_members, predict
-    from flaxnets.inference.views import SHARES, VIEWS_PER_SIZE, for_views
-    from flaxnets.runs.progress import track
-    from flaxnets.training.parallel import DataParallel
+    # Imported after `--help` is answered: jax and linen take a second.
+    from flaxnets.inference.predict import accuracy, mean_of_members
+    from flaxnets.runs.figures import draw_confusion
 
     if options.compilation_cache:
         compilation_cache()
-    for path in (options.output, options.confusion):  # checked first: evaluation may take hours
-        if path is not None and not path.absolute().parent.is_dir():
-            raise InputError(
-                f"cannot write {path}: there is no directory {path.parent}; create it first"
-            )
-    if options.confusion is not None:
-        from matplotlib.figure import Figure
-
-        formats = Figure().canvas.get_supported_filetypes()
-        one_of(formats, options.confusion.suffix.removeprefix("."), "format of a figure")
-    named = _named_weights(options)
-    networks = [
-        NetworkOptions(workdir=path, orientation=options.orientation).open()
-        for path in options.workdirs
-    ]
-    if not networks and not named:
-        raise InputError(
-            "no network given; expected workdirs of train.py, or --arch NAME with --weights NAME "
-            "or --checkpoint FILE"
-        )
-    dataset = options.dataset or (networks[0].card.training_data if networks else None)
-    if dataset is None:
-        raise InputError("no data set given; expected --dataset NAME")
-    source = data.open_source(dataset, options.data_dir)
-    networks += [network.open(source.kind) for network in named]
-    if not source.class_names:
-        raise InputError(
-            f"the labels of {dataset} are numbers, not classes; expected a --dataset with classes"
-        )
-    for network in networks:
-        _check_fits(network, source, options.views)
-    parallel = DataParallel()
-    members, labels = [], np.empty(0)
-    for network in networks:
-        batch_size = parallel.round_up(-(-options.batch_size // VIEWS_PER_SIZE[options.views]))
-        batches = _batches(source, batch_size, network.preprocessing, options)
-        count = -(-source.sizes["test"] // batch_size)
-        watched = track(batches, network.card.source, count)
-        model = for_views(network.model, options.views)
-        log_probabilities, labels = predict(
-            model,
-            network.variables,
-            watched,
-            network.statistics,
-            parallel,
-            SHARES.get(options.views),
-        )
-        members.append(log_probabilities)
-
+    _check_files(options)  # first, because evaluation may take hours
+    networks, source, dataset = _opened(options)
+    members, labels = _predicted(networks, source, options)
     evaluated = [(x.card.source, x.arch, own) for x, own in zip(networks, members, strict=True)]
     if options.ensemble and len(networks) > 1:
         name = f"mean of {len(networks)}"
@@ -169,6 +121,76 @@ def main(options: Options) -> None:
         guesses = log_probabilities.argmax(1)
         title = f"{name} on {dataset}: {rows[-1]['top1']:.2%}"
         draw_confusion(options.confusion, guesses, labels, source.class_names, title)
+
+
+def _check_files(options: Options) -> None:
+    """Raise InputError if a file that is asked for cannot be written."""
+    for path in (options.output, options.confusion):
+        if path is not None and not path.absolute().parent.is_dir():
+            raise InputError(
+                f"cannot write {path}: there is no directory {path.parent}; create it first"
+            )
+    if options.confusion is not None:
+        from matplotlib.figure import Figure
+
+        formats = Figure().canvas.get_supported_filetypes()
+        one_of(formats, options.confusion.suffix.removeprefix("."), "format of a figure")
+
+
+def _opened(options: Options) -> tuple[list["Network"], data.Source, str]:
+    """Return the networks, the data set and its name as it was asked for.
+
+    Raises InputError if they do not fit each other.
+    """
+    named = _named_weights(options)
+    networks = [
+        NetworkOptions(workdir=path, orientation=options.orientation).open()
+        for path in options.workdirs
+    ]
+    if not networks and not named:
+        raise InputError(
+            "no network given; expected workdirs of train.py, or --arch NAME with --weights NAME "
+            "or --checkpoint FILE"
+        )
+    dataset = options.dataset or (networks[0].card.training_data if networks else None)
+    if dataset is None:
+        raise InputError("no data set given; expected --dataset NAME")
+    source = data.open_source(dataset, options.data_dir)
+    networks += [network.open(source.kind) for network in named]
+    if not source.class_names:
+        raise InputError(
+            f"the labels of {dataset} are numbers, not classes; expected a --dataset with classes"
+        )
+    for network in networks:
+        _check_fits(network, source, options.views)
+    return networks, source, dataset
+
+
+def _predicted(
+    networks: list["Network"], source: data.Source, options: Options
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """Return each network's log-probabilities (N, classes) of the test split, and labels (N,)."""
+    from flaxnets.inference.predict import predict
+    from flaxnets.inference.views import SHARES, VIEWS_PER_SIZE, for_views
+    from flaxnets.runs.progress import track
+    from flaxnets.training.parallel import DataParallel
+
+    parallel = DataParallel()
+    batch_size = parallel.round_up(-(-options.batch_size // VIEWS_PER_SIZE[options.views]))
+    count = -(-source.sizes["test"] // batch_size)
+    members, labels = [], np.empty(0)
+    for network in networks:
+        batches = _batches(source, batch_size, network.preprocessing, options)
+        log_probabilities, labels = predict(
+            for_views(network.model, options.views),
+            network.variables,
+            track(batches, network.card.source, count),
+            network.statistics,
+            parallel,
+            SHARES.get(options.views),
+        )
+        members.append(log_probabilities)
+    return members, labels
 
 
 def _orientations(networks: list["Network"], source: data.Source) -> str:
@@ -247,41 +269,6 @@ def _batches(
         return views_of(raw, plan, options.views, seed, name), label
 
     return view_batches(source.evaluation_order("test", (0, 1)), batch_size, prepare)
-
-
-def draw_confusion(
-    path: pathlib.Path,
-    guesses: np.ndarray,
-    labels: np.ndarray,
-    class_names: tuple[str, ...],
-    title: str,
-) -> None:
-    """Draw a row for each true class: the share of its examples that were put into each class."""
-    from matplotlib.figure import Figure
-
-    from flaxnets.runs.figures import literal
-
-    count = len(class_names)
-    matrix = np.zeros((count, count))
-    np.add.at(matrix, (labels, guesses), 1)
-    shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-    side = max(4.0, min(12.0, 0.3 * count))
-    figure = Figure(figsize=(side + 1, side), layout="constrained")
-    axes = figure.subplots()
-    drawn = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
-    figure.colorbar(drawn, label="share of the true class")
-    if count <= 40:
-        shown = [literal(name) for name in class_names]
-        axes.set_xticks(range(count), shown, rotation=90)
-        axes.set_yticks(range(count), shown)
-    if count <= 12:
-        for row, column in np.argwhere(matrix):
-            colour = "white" if shares[row, column] > 0.5 else "black"
-            axes.text(column, row, f"{matrix[row, column]:.0f}", ha="center", va="center", c=colour)
-    axes.set_xlabel("network's class")
-    axes.set_ylabel("true class")
-    axes.set_title(literal(title))
-    figure.savefig(path, dpi=120)
 
 
 def run() -> None:

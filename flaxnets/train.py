@@ -4,7 +4,7 @@ Values that are not given come from the network's recipe; `--arch NAME --help` s
 the same command again continues an interrupted run.
 """
 
-if __name__ == "__main__":  # first, for the other imports take seconds
+if __name__ == "__main__":  # first, because the other imports take seconds
     from flaxnets.terminal import quiet
 
     quiet()
@@ -23,12 +23,12 @@ from flaxnets.models import NAMES
 from flaxnets.recipes import Version
 from flaxnets.runs.help import help_text
 from flaxnets.runs.options import Options, default_values
+from flaxnets.tables import print_table
 from flaxnets.terminal import (
     arguments,
     command_line,
     compilation_cache,
     one_sentence_errors,
-    print_table,
     reuse_memory,
     versions,
 )
@@ -69,7 +69,7 @@ def parse(arguments: list[str]) -> tuple[Options, data.Source]:
 def main(arguments: list[str]) -> None:
     """Start or continue the run that the arguments describe, and print its result."""
     options, source = parse(arguments)
-    # Not before `--help` is answered: jax and linen take a second.
+    # Imported after `--help` is answered: jax and linen take a second.
     from flaxnets.runs.assembly import assemble
     from flaxnets.runs.loop import Interrupted, fit
     from flaxnets.runs.processes import join

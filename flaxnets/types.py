@@ -1,13 +1,13 @@
-"""Types for annotations: trees, and what options choose among by name.
+"""Types of trees, and names that options choose among.
 
-Nothing is imported here that takes time: the scripts answer `--help` before jax is imported.
+This module imports nothing slow, so that the scripts answer `--help` before jax is imported.
 """
 
 from typing import Any, Literal, TypeAlias
 
 PyTree: TypeAlias = Any
 
-Mapping: TypeAlias = Literal["shard_map", "pmap"]
+DeviceMapping: TypeAlias = Literal["shard_map", "pmap"]
 """Mappings of a step onto devices: `flaxnets.training.parallel`."""
 
 Views: TypeAlias = Literal["center", "ten-crop", "random-10", "multi-scale", "mirror-and-shift"]

@@ -31,7 +31,8 @@ from flaxnets.models import FAMILIES
 from flaxnets.runs.files import json_text
 from flaxnets.runs.progress import track
 from flaxnets.summary import footers, summarize, totals
-from flaxnets.terminal import arguments, one_sentence_errors, print_table
+from flaxnets.tables import print_table
+from flaxnets.terminal import arguments, one_sentence_errors
 
 # Multiply-adds by the number of layers: He et al. 2015 (arXiv:1512.03385), Table 1, last row, where
 # they are called FLOPs. Our counts round to them, except for 34 layers (3.66; 3.64 with the

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-Batch = dict[str, Any]  # of arrays
+HostBatch = dict[str, Any]  # arrays of a batch, before they are on the devices
 
 
 class Decoded:
@@ -35,16 +35,16 @@ class Decoded:
                 self._pictures[encoded] = picture
 
     def repeatable(
-        self, batches_from: Callable[[int], Iterator[Batch]]
-    ) -> Callable[[], Iterator[Batch]]:
+        self, batches_from: Callable[[int], Iterator[HostBatch]]
+    ) -> Callable[[], Iterator[HostBatch]]:
         """Return a function that yields the batches of one pass each time it is called.
 
         `batches_from(number)` makes the batches from batch `number` on. Kept batches are not made
         again.
         """
-        kept: list[Batch] = []
+        kept: list[HostBatch] = []
 
-        def one_pass() -> Iterator[Batch]:
+        def one_pass() -> Iterator[HostBatch]:
             yield from kept
             for number, batch in enumerate(batches_from(len(kept)), len(kept)):
                 size = sum(values.nbytes for values in batch.values())

@@ -21,8 +21,8 @@ def npz(path: pathlib.Path) -> InMemory:
     """Return the images and labels of a NumPy file, whose arrays have the names in `ARRAYS`.
 
     Images are uint8 (N, size, size) or (N, size, size, 1 or 3). Labels are whole numbers from 0.
-    If the file has the name of a known data set (`mnist.npz`), that name decides the statistics
-    by which pixels are normalised and whether images may be mirrored.
+    The name of a known data set (`mnist.npz`) decides how pixels are normalised and whether images
+    may be mirrored.
 
     Raises InputError if the file cannot be read, or its arrays have other names, types or shapes.
     """

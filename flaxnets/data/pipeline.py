@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from flaxnets.data.bad_images import BadImages
-from flaxnets.data.decoded import Batch, Decoded
+from flaxnets.data.decoded import Decoded, HostBatch
 from flaxnets.data.pixels.crop import Flip
 from flaxnets.data.pixels.decode import UnreadablePicture
 from flaxnets.data.pixels.resize import Resize
@@ -51,7 +51,7 @@ def train_batches(
     bad: BadImages | None = None,
     keep: Keep | None = None,
     decoded: Decoded | None = None,
-) -> Iterator[Batch]:
+) -> Iterator[HostBatch]:
     """Yield augmented batches of this process without end, from step `start_step` on.
 
     A batch may contain the end of one epoch and the beginning of the next, so no example is left
@@ -145,7 +145,7 @@ def eval_batches(
     start_batch: int = 0,
     shard: Shard = (0, 1),
     bad: BadImages | None = None,
-) -> Iterator[Batch]:
+) -> Iterator[HostBatch]:
     """Yield one pass over `split`, from batch `start_batch` on, in a fixed order.
 
     Every example occurs once. The last batch is padded with zeros. `"mask"` (N,) is 1.0 for
@@ -184,7 +184,7 @@ def _is_vectorised(plan: Plan) -> bool:
 
 def _windows(
     source: InMemory, split: str, elements: Iterable[int], plan: Plan, local: int
-) -> Iterator[Batch]:
+) -> Iterator[HostBatch]:
     for few in _grouped(elements, local):
         images, labels = source.images[split][few], source.labels[split][few]
         if plan.operations:
@@ -207,7 +207,7 @@ def _made_for_training(
     batch_size: int,
     bad: BadImages,
     decoded: Decoded,
-) -> Iterator[Batch]:
+) -> Iterator[HostBatch]:
     def make(step: int, place: int, element: Any) -> tuple[np.ndarray, Any]:
         raw, label = source.read("train", element)
         position = step * batch_size + first + place
@@ -248,7 +248,7 @@ def _add(source: Source, split: str, element: Any, error: UnreadablePicture, bad
 
 def _made_for_evaluation(
     source: Source, split: str, elements: Iterable[Any], plan: Plan, local: int, bad: BadImages
-) -> Iterator[Batch]:
+) -> Iterator[HostBatch]:
     def make(_number: int, _place: int, element: Any) -> tuple[np.ndarray, Any]:
         raw, label = source.read(split, element)
         return plan(raw, name=source.title(split, element)), label

@@ -78,3 +78,36 @@ def draw_batch(
     captions = [class_names[label] for label in few["label"]]
     shown = np.round(shifted(cropped(few, preprocessing), few, 255.0))
     return draw_grid(list(np.clip(shown, 0, 255).astype(np.uint8)), captions)
+
+
+def draw_confusion(
+    path: pathlib.Path,
+    guesses: np.ndarray,
+    labels: np.ndarray,
+    class_names: tuple[str, ...],
+    title: str,
+) -> None:
+    """Draw a row for each true class: the share of its examples that were put into each class."""
+    from matplotlib.figure import Figure
+
+    count = len(class_names)
+    matrix = np.zeros((count, count))
+    np.add.at(matrix, (labels, guesses), 1)
+    shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    side = max(4.0, min(12.0, 0.3 * count))
+    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    axes = figure.subplots()
+    drawn = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+    figure.colorbar(drawn, label="share of the true class")
+    if count <= 40:
+        shown = [literal(name) for name in class_names]
+        axes.set_xticks(range(count), shown, rotation=90)
+        axes.set_yticks(range(count), shown)
+    if count <= 12:
+        for row, column in np.argwhere(matrix):
+            colour = "white" if shares[row, column] > 0.5 else "black"
+            axes.text(column, row, f"{matrix[row, column]:.0f}", ha="center", va="center", c=colour)
+    axes.set_xlabel("network's class")
+    axes.set_ylabel("true class")
+    axes.set_title(literal(title))
+    figure.savefig(path, dpi=120)

@@ -7,7 +7,7 @@ from typing import Literal
 
 from flaxnets.errors import InputError
 from flaxnets.recipes import Kind, Recipe, Version, recipe_for
-from flaxnets.types import Mapping
+from flaxnets.types import DeviceMapping
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +40,7 @@ class RunOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Processes:
-    """The processes of a run. Under SLURM, Open MPI and on TPU pods JAX finds them by itself."""
+    """The processes of a run. Under SLURM or Open MPI, or on TPU pods, JAX finds them by itself."""
 
     coordinator: str | None = None
     """HOST:PORT of process 0, where the port is free."""
@@ -51,7 +51,7 @@ class Processes:
 
     @property
     def are_named(self) -> bool:
-        """True if options say who takes part; JAX finds out otherwise."""
+        """True if the options name the processes; otherwise JAX finds them."""
         return any(value is not None for value in vars(self).values())
 
     def check(self) -> None:
@@ -61,16 +61,19 @@ class Processes:
         if not self.are_named:
             return
         if self.coordinator is None or self.num_processes is None or self.process_id is None:
-            raise InputError(f"{', '.join(names)} belong together; missing: {', '.join(missing)}")
+            raise InputError(
+                f"{', '.join(names)} belong together; expected all or none of them, missing: "
+                f"{', '.join(missing)}"
+            )
         host, _, port = self.coordinator.rpartition(":")
         if not (host and port.isdecimal() and 0 < int(port) < 2**16):
             raise InputError(
-                f"coordinator {self.coordinator!r}; expected HOST:PORT, such as 10.0.0.1:8476"
+                f"coordinator is {self.coordinator!r}; expected HOST:PORT, such as 10.0.0.1:8476"
             )
         if not 0 <= self.process_id < self.num_processes:
             raise InputError(
-                f"process id {self.process_id} of {self.num_processes} processes; expected 0 to "
-                f"the number of processes less one"
+                f"process id is {self.process_id} and num processes is {self.num_processes}; "
+                f"expected a process id from 0 to {max(self.num_processes - 1, 0)}"
             )
 
 
@@ -104,7 +107,7 @@ class Options:
     """Type of the computation; parameters are always float32."""
     remat: bool = False
     """Recompute activations in the backward pass, which takes less memory and more time."""
-    parallel: Mapping = "shard_map"
+    parallel: DeviceMapping = "shard_map"
     """JAX function that maps the step onto the devices."""
     seed: int = 0
     """Seed of initialisation, data order, augmentation and dropout."""

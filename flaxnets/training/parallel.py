@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from flaxnets.errors import InputError
-from flaxnets.types import Mapping, PyTree
+from flaxnets.types import DeviceMapping, PyTree
 
 AXIS = "batch"  # the name of the mapped axis
 MAX_KEPT = 2**30  # bytes of images on each device: six times CIFAR-10's
@@ -21,7 +21,7 @@ MAX_KEPT = 2**30  # bytes of images on each device: six times CIFAR-10's
 class DataParallel:
     """The devices of a run: all devices of all processes unless `devices` names some."""
 
-    def __init__(self, mapping: Mapping = "shard_map", devices: Sequence[Any] | None = None):
+    def __init__(self, mapping: DeviceMapping = "shard_map", devices: Sequence[Any] | None = None):
         self.mapping = mapping
         self.devices = list(devices or jax.devices())
         self.mesh = Mesh(np.array(self.devices), (AXIS,))

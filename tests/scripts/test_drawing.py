@@ -9,10 +9,16 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from flaxnets import dense, evaluate
+from flaxnets import dense
 from flaxnets.recipes import Preprocessing
 from flaxnets.runs.evaluation import Example, draw_worst
-from flaxnets.runs.figures import draw_batch, draw_grid, draw_learning_curve, literal
+from flaxnets.runs.figures import (
+    draw_batch,
+    draw_confusion,
+    draw_grid,
+    draw_learning_curve,
+    literal,
+)
 from tools import show_augmentation
 
 NAMES = ("$5_$10", r"\$1\$", "_$x", "caf\udce9")  # the last: a folder named in Latin-1
@@ -61,7 +67,7 @@ def test_figures_in_files_are_drawn_of_any_name(tmp_path):
     rows = [{"epoch": 1, "train_loss": 2.0, "test_loss": 1.0}]
     draw_learning_curve(rows, tmp_path / "curve.png", "lenet5 on folder:$5_$10")
     labels = np.arange(4)
-    evaluate.draw_confusion(tmp_path / "confusion.png", labels, labels, NAMES, "runs/$5_$10")
+    draw_confusion(tmp_path / "confusion.png", labels, labels, NAMES, "runs/$5_$10")
     for split in ("train", "val"):
         for name in NAMES[:3]:
             (tmp_path / split / name).mkdir(parents=True)

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from flaxnets import InputError, terminal
 from flaxnets.runs import progress
+from flaxnets.tables import print_table
 from scripts import ROOT, command, errors, output, script
 
 SCRIPTS = sorted(
@@ -233,6 +234,7 @@ def test_numbers_of_a_run_are_never_cut(columns, bar):
 
 
 TABLE = """
+from flaxnets.tables import print_table
 rows = [{"name": "layers.0", "shape": (8, 8, 16), "parameters": 1_002_416},
         {"name": "a longer name", "shape": (1, 1, 10), "parameters": 850}]
 print_table("network", rows, [{"name": "total", "parameters": 1_003_266}])
@@ -270,7 +272,7 @@ MARKUP = "pics[red]:dog:[/]"
 
 
 def test_tables_and_bars_show_names_as_they_are(capsys):
-    terminal.print_table(MARKUP, [{"name": MARKUP, "number": 1}])
+    print_table(MARKUP, [{"name": MARKUP, "number": 1}])
     title, *_, row, _ = capsys.readouterr().out.splitlines()
     assert title.strip() == MARKUP
     assert [cell.strip() for cell in row.split("│")] == ["", MARKUP, "1", ""]

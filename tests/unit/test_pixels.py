@@ -107,6 +107,15 @@ def test_broken_exif_turns_nothing(photograph):
     )
 
 
+def test_a_plain_header_is_read_without_pillow(photograph):
+    """Profiles and comments leave pixels as they are; EXIF may turn them."""
+    described = saved(photograph, "JPEG", icc_profile=b"profile", comment=b"a temple")
+    assert jpeg.plain_size(described) == (427, 640, 3)
+    assert jpeg.plain_size(saved(photograph[..., 0], "JPEG")) == (427, 640, 1)
+    assert jpeg.plain_size(saved(photograph, "JPEG", exif=Image.Exif())) is None
+    assert jpeg.plain_size(saved(Image.fromarray(photograph).convert("CMYK"), "JPEG")) is None
+
+
 def test_sixteen_bits_are_scaled():
     """Images of 16 bits are the one exception to Pillow's convert, which saturates them."""
     deep = np.arange(2400, dtype=np.uint16).reshape(40, 60) * 27

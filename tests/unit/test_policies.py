@@ -46,7 +46,7 @@ def strengths(name, height, width, every=1):
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("name", policies.NAMES)
+@pytest.mark.parametrize("name", policies.OPERATION_NAMES)
 def test_operations_give_torchvisions_bits(photograph, name, channels, interpolation):
     image = np.ascontiguousarray(photograph[100:140, 60:115, :channels])
     for magnitude in strengths(name, 40, 55, every=2):
@@ -55,7 +55,7 @@ def test_operations_give_torchvisions_bits(photograph, name, channels, interpola
         np.testing.assert_array_equal(ours, expected, str(magnitude))
 
 
-@pytest.mark.parametrize("name", policies.NAMES)
+@pytest.mark.parametrize("name", policies.OPERATION_NAMES)
 def test_operations_on_odd_images(name):
     random = np.random.default_rng(0)
     for image in (

@@ -69,7 +69,7 @@ OPERATIONS: dict[str, Operation] = {
     "Equalize": lambda image, _, __: ImageOps.equalize(image),
     "Invert": lambda image, _, __: ImageOps.invert(image),
 }
-NAMES = list(OPERATIONS)
+OPERATION_NAMES = list(OPERATIONS)
 
 # AutoAugment's policies (Cubuk et al. 2018, appendix A, tables 7 to 9): 25 pairs of (operation,
 # probability, magnitude from 0 to 9; 0 for operations without a magnitude).
@@ -171,9 +171,9 @@ class Step(NamedTuple):
 def magnitudes(bins: int, height: int, width: int, wide: bool = False) -> dict[str, np.ndarray]:
     """Return the magnitudes of each operation that has some, float32 (bins,), weakest first.
 
-    Their units: tangents for shears, pixels for translations, degrees for the rotation, relative
-    changes for enhancements, kept bits for posterising, and for solarising the lowest value that is
-    inverted.
+    Shears have tangents, translations pixels, the rotation degrees and enhancements relative
+    changes. The magnitude of "Posterize" is the number of bits that are kept. That of "Solarize" is
+    the lowest value that is inverted.
 
     They are torchvision's up to the last bit. That bit decides one whole number: the sixteenth wide
     translation is 16 pixels here. In torchvision float32 gives 15.999999, hence 15.
@@ -210,7 +210,7 @@ def sub_policies(
             )
             for pair in AUTO_AUGMENT[policy]
         ]
-    names = [name for name in NAMES if name != "Invert"]
+    names = [name for name in OPERATION_NAMES if name != "Invert"]
     values = magnitudes(31, height, width, wide=policy == "trivial_augment_wide")
     strengths = {name: values.get(name, np.zeros(31)).tolist() for name in names}
     if policy == "trivial_augment_wide":  # any operation at any magnitude

@@ -19,7 +19,7 @@ import flaxnets
 import parity
 from flaxnets import InputError, create_model, list_models, list_weights
 from flaxnets.initializers import drawn
-from flaxnets.models import FAMILIES
+from flaxnets.models import FAMILIES, FAMILY_NAMES
 from networks import CASES, TRACED
 
 ROOT = pathlib.Path(flaxnets.__file__).parent
@@ -196,9 +196,22 @@ flaxnets.create_model("resnet50") if "resnet50" in flaxnets.list_models() else N
     subprocess.run([sys.executable, "-W", "error::ImportWarning", "-c", code], check=True)
 
 
-# What a part of the library may import of the library; HOUSE.md's arrows, which run one way.
+def test_the_scripts_answer_help_before_jax_and_matplotlib_are_imported():
+    scripts = ", ".join(f"flaxnets.{name}" for name in SCRIPTS)
+    code = f"import sys, {scripts}; print(*{{'jax', 'flax', 'matplotlib'}} & sys.modules.keys())"
+    shown = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert shown.stdout == "\n"
+
+
+def test_the_names_are_those_of_the_families_tables():
+    tables = {family: " ".join(table) for family, table in FAMILIES.items()}
+    assert tables == FAMILY_NAMES
+
+
+# What a part of the library may import of the library. The arrows run one way (CONTRIBUTING.md).
 ALLOWED = {
     "errors": set(),
+    "types": set(),
     "kernels": {"kernels", "errors"},
     "initializers": set(),
     "layers": {"kernels", "initializers"},
@@ -210,6 +223,7 @@ ALLOWED = {
     "data": {"data", "recipes", "errors"},
     "training": {
         "training",
+        "types",
         "recipes",
         "convert",
         "initializers",
@@ -219,16 +233,19 @@ ALLOWED = {
     },
     "runs": {
         "runs",
+        "types",
         "training",
         "data",
         "models",
         "weights",
         "recipes",
         "summary",
+        "script_help",
         "errors",
     },
     "inference": {
         "inference",
+        "types",
         "convert",
         "runs",
         "training",
@@ -242,6 +259,8 @@ ALLOWED = {
     },
     "catalog": {"models", "weights", "errors"},
     "terminal": {"errors"},
+    "tables": set(),
+    "script_help": {"terminal"},
     "weights": {
         "weights",
         "recipes",

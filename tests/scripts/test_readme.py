@@ -82,7 +82,7 @@ def stand_ins(tmp_path, monkeypatch):
 
     monkeypatch.setattr(loading, "fetch", lambda published: weights(published.arch))
     monkeypatch.setattr(terminal, "reuse_memory", lambda: None)
-    monkeypatch.setattr("flaxnets.train.join", lambda processes: None)
+    monkeypatch.setattr("flaxnets.runs.processes.join", lambda processes: None)
     monkeypatch.chdir(tmp_path)
     samples: Any = load_sample_images()
     photos = [Image.fromarray(photo).resize((320, 213)) for photo in samples.images]
@@ -346,7 +346,7 @@ NOTEBOOKS = sorted((ROOT / "docs/notebooks").glob("*.py"))
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs(path, monkeypatch, capsys):
-    monkeypatch.setattr("flaxnets.train.join", lambda processes: None)
+    monkeypatch.setattr("flaxnets.runs.processes.join", lambda processes: None)
     exec(compile(path.read_text(), path.name, "exec"), {"__name__": "notebook"})
     assert capsys.readouterr().out
 

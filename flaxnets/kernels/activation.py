@@ -47,14 +47,16 @@ def relu(x: Array) -> Array:
     return _relu(x) if fused is None else fused
 
 
-def relu_of_sum(x: Array, *addends: Array) -> Array:
-    """Return the ReLU of the residual sum of `x`, a convolution's output or its norm, and the
-    `addends`, which XLA:CPU then computes once.
+def relu_of_sum(x: Array, shortcut: Array | None = None) -> Array:
+    """Return the ReLU of a residual sum, of a convolution's output `x` or its norm and the
+    `shortcut`, or of `x` if that is the sum. XLA:CPU then computes it once.
 
     XLA:CPU would fuse a maximum, and the sum with it, into both of its readers, the next
     convolution and the next sum, so that every block adds up all blocks before it again (1202
     layers did not compile in ten minutes). A choice between two arrays is stored. On GPUs sum and
     maximum are fused into a convolution.
     """
-    fused = rectified(x, *addends)
-    return _relu_of_sum(sum(addends, x)) if fused is None else fused
+    fused = rectified(x, shortcut)
+    if fused is not None:
+        return fused
+    return _relu_of_sum(x if shortcut is None else x + shortcut)

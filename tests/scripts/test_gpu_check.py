@@ -1,4 +1,4 @@
-"""The prepared run on a GPU, on a CPU: every part gives its figures; no test looks at a time."""
+"""Every part of tools/gpu_check.py gives its figures, here on a CPU; no test looks at a time."""
 
 import contextlib
 import json
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from benchmarking import gpu
+from benchmarking import gpu_data
 
 from flaxnets import InputError
 from prepared import Tiny, noise
@@ -20,18 +20,18 @@ from tools import gpu_carry, gpu_check
 
 
 class Small(Tiny):
-    """Two splits under CIFAR-10's names."""
+    """A data set with two splits that have the names of CIFAR-10's."""
 
     def _split_generators(self, dl_manager):
         return {"train": self._generate_examples(7), "test": self._generate_examples(3)}
 
 
 def rows(directory):
-    found = {}
+    parts = {}
     for line in (directory / "results.jsonl").read_text().splitlines():
         row = json.loads(line)
-        found.setdefault(row.pop("part"), []).append(row)
-    return found
+        parts.setdefault(row.pop("part"), []).append(row)
+    return parts
 
 
 @pytest.mark.slow
@@ -39,42 +39,42 @@ def test_every_part_gives_its_figures(tmp_path):
     command = [sys.executable, gpu_check.__file__, "--out", str(tmp_path), "--tiny"]
     result = subprocess.run([*command, "--minutes", "15"], capture_output=True, text=True)
     assert result.returncode == 0, (tmp_path / "log.txt").read_text()
-    found = rows(tmp_path)
-    assert set(found) == {"hardware", *(part.name for part in gpu_check.TINY)}
-    exact, _ = found["logits:resnet18"]
+    measured = rows(tmp_path)
+    assert set(measured) == {"hardware", *(part.name for part in gpu_check.TINY)}
+    exact, _ = measured["logits:resnet18"]
     assert exact["logits_error"] < 1e-5
     assert exact["folded_error"] < 1e-5
     assert exact["bfloat16_correlation"] > 0.999
-    step, _ = found["step:resnet18"]
+    step, _ = measured["step:resnet18"]
     assert step["params_error"] == step["statistics_error"] == step["mappings_differ"] == 0
-    train, infer, _ = found["speed:lenet5"]
+    train, infer, _ = measured["speed:lenet5"]
     assert (train["mode"], infer["mode"]) == ("train", "infer")
     for row in (train, infer):
         ours, theirs = row["ours_images_per_second"], row["torch.compile_images_per_second"]
         assert row["speed_over_torch"] == pytest.approx(ours / theirs)
-    variants = [(row["mode"], row["variant"]) for row in found["variants:lenet5"][:-1]]
+    variants = [(row["mode"], row["variant"]) for row in measured["variants:lenet5"][:-1]]
     assert variants == [
         ("infer", "ours"), ("infer", "unfolded"), ("infer", "xla_stem"),
         ("train", "ours"), ("train", "xla_pools"), ("train", "xla_relu"), ("train", "xla_stem"),
     ]  # fmt: skip
-    busy, shares, *longest, _ = found["profile:lenet5"]
+    busy, shares, *longest, _ = measured["profile:lenet5"]
     assert sum(shares["shares"].values()) <= 1
     assert len(longest) == 10
     assert busy["busy_seconds"] * 1e3 >= sum(row["milliseconds"] for row in longest)
-    learnt, _ = found["cifar"]
+    learnt, _ = measured["cifar"]
     assert learnt["epochs"] == len(learnt["accuracies"]) == 1
-    assert [row.get("of") for row in found["feed"]] == ["JPEG", "memory", None]
+    assert [row.get("of") for row in measured["feed"]] == ["JPEG", "memory", None]
 
 
-def test_what_does_not_fit_is_left_out_and_what_fails_is_told(tmp_path):
+def test_a_part_without_time_is_skipped_and_a_failure_is_reported(tmp_path):
     command = [sys.executable, gpu_check.__file__, "--out", str(tmp_path), "--tiny", "--only"]
     early = subprocess.run([*command, "feed", "--minutes", "0.01"], capture_output=True)
     assert early.returncode == 0
     wrong = subprocess.run([*command, "profile:no_network"], capture_output=True)
     assert wrong.returncode == 1
-    found = rows(tmp_path)
-    assert [set(row) for row in found["feed"]] == [{"at", "left_out"}]
-    assert found["profile:no_network"][0]["error"] == "failed with status 1"
+    measured = rows(tmp_path)
+    assert [set(row) for row in measured["feed"]] == [{"at", "skipped"}]
+    assert measured["profile:no_network"][0]["error"] == "failed with status 1"
     assert "unknown architecture 'no_network'" in (tmp_path / "log.txt").read_text()
 
 
@@ -82,8 +82,8 @@ def test_what_does_not_fit_is_left_out_and_what_fails_is_told(tmp_path):
     ("arguments", "sentence"),
     [
         (["--minutes", "0"], "--minutes is 0.0; expected more than 0"),
-        (["--cifar", "absent.npz"], "--cifar absent.npz is no file"),
-        (["--only", "sped:vgg19"], "--only sped:vgg19; expected cifar, feed, logits"),
+        (["--cifar", "absent.npz"], "no file absent.npz; expected --cifar"),
+        (["--only", "sped:vgg19"], "unknown part 'sped'; did you mean 'speed'"),
     ],
 )
 def test_bad_values_are_refused(arguments, sentence, tmp_path, monkeypatch):
@@ -96,7 +96,7 @@ def processes_of(directory) -> int:
     """Return how many processes have the directory in their command."""
     count = 0
     for path in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):  # one that has just ended
+        with contextlib.suppress(OSError):  # a process that has just ended
             count += str(directory).encode() in path.read_bytes()
     return count
 
@@ -122,7 +122,7 @@ def test_images_travel_as_they_are_stored(tmp_path):
     packed = gpu_carry.packed(builder)
     np.savez_compressed(file, **packed)
     assert packed["ends_train"][-1] == len(packed["encoded_train"])
-    with np.load(gpu._decoded(str(file))) as arrays:
+    with np.load(gpu_data.decoded(str(file))) as arrays:
         images, labels = arrays["x_train"], arrays["y_train"]
         assert (len(images), len(arrays["x_test"])) == (7, 3)
     examples = tfds.as_numpy(builder.as_dataset("train"))

@@ -1,4 +1,4 @@
-"""The scripts as a user runs them."""
+"""Test the scripts as a user runs them."""
 
 import json
 import pathlib
@@ -34,7 +34,7 @@ def train(*arguments, **options):
 
 
 def start_training(workdir):
-    """More epochs than anyone waits for."""
+    """Start a training run with too many epochs to finish."""
     arguments = ["--arch", "lenet5", "--epochs", 4000, "--workdir", workdir]
     run = command("experiments/train.py", *arguments)
     return subprocess.Popen(run, text=True, stdout=subprocess.PIPE)
@@ -60,7 +60,7 @@ def test_training_prints_only_our_lines_and_resumes_after_a_kill(tmp_path):
     assert set(summary) == SUMMARY
     assert (summary["parameters"], summary["steps"]) == (44_426, 44)
 
-    # Killed somewhere after its third epoch, it goes on from there and not from the start.
+    # Killed at some time after its third epoch, it continues there and not from the start.
     with start_training(workdir) as running:
         for line in output(running):
             if line.startswith("epoch   30"):
@@ -131,8 +131,8 @@ def test_an_epoch_of_many_passes_is_said_at_the_start(dry, tmp_path):
     result = script("experiments/train.py", *arguments, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert result.stderr == (
-        "warning: a batch of 4326 images is larger than the data set: an epoch is one step, "
-        "3 passes over the 1442 training examples\n"
+        "warning: a batch of 4326 images is larger than the data set, so that each epoch is one "
+        "step and 3 passes over the 1442 training examples; choose a batch size of at most 1442\n"
     )
 
 
@@ -153,33 +153,34 @@ def test_control_c_saves_and_says_how_to_go_on(tmp_path):
     [
         (["--arch", "lenet6"], "unknown architecture 'lenet6'; did you mean 'lenet5'?"),
         (["--batch-size", "0"], "batch size is 0; expected a positive number"),
-        (["--init-from", "none.safetensors"], "no file none.safetensors; tools/convert_"),
-        (["--dataset", "folder:nowhere"], "no directory nowhere; a folder data set has"),
-        (["--dataset", "diabetes"], "lenet5 does not read rows; expected one of softmax_"),
+        (["--init-from", "none.safetensors"], "no file none.safetensors; expected a file"),
+        (["--dataset", "folder:nowhere"], "no directory nowhere; a folder data set needs"),
+        (["--dataset", "diabetes"], "lenet5 does not read rows of features; expected one of so"),
         (["--image-size", "8"], "the images are too small for this network: a window of"),
         (["--train-size", "8"], "the images are too small for this network: a window of"),
-        (["--gradient-accumulation", "3"], "batch size 64 does not divide over 1 devices, in"),
-        (["--no-decay", "layer1.*"], "no decay 'layer1.*' matches no parameter; the first"),
+        (["--gradient-accumulation", "3"], "batch size 64 does not divide over 1 device in 3 par"),
+        (["--no-decay", "layer1.*"], "no decay 'layer1.*' matches no parameter; expected"),
         (["--max-bad-images", "-1"], "max bad images is -1; expected zero or more"),
         (
             ["--decoded-gigabytes", "-1"],
-            "decoded gigabytes is -1.0; expected a finite number from 0 on",
+            "decoded gigabytes is -1.0; expected a finite number, zero or more",
         ),
         (["--keep", "0"], "keep is 0; expected at least 1 checkpoint"),
         (["--recipe", "torchvision-v1"], "recipe torchvision-v1 does not train lenet5; exp"),
         (
             ["--arch", "softmax_regression", "--train-size", "6"],
-            "train size is 6; softmax_regression reads images of one size, expected 8 or 0",
+            "train size is 6, but softmax_regression reads images of a single size; expected 8 or",
         ),
         (
             ["--arch", "perceptron", "--dataset", "diabetes", "--loss", "cross_entropy"],
-            "diabetes has numbers to predict, not classes; expected the loss squared_error",
+            "the labels of diabetes are numbers, not classes, and the loss is cross_entropy; exp",
         ),
     ],
 )
 def test_bad_input_gets_one_sentence(arguments, sentence, tmp_path, monkeypatch):
     one = jax.devices()[:1]
-    monkeypatch.setattr(train_script, "DataParallel", lambda mapping: DataParallel(mapping, one))
+    patched = "flaxnets.training.parallel.DataParallel"
+    monkeypatch.setattr(patched, lambda mapping: DataParallel(mapping, one))
     monkeypatch.chdir(tmp_path)
     assert refusal(train_script.main, ["--arch", "lenet5", *arguments]).startswith(sentence)
     assert not list(tmp_path.iterdir())
@@ -208,11 +209,11 @@ def test_bad_input_ends_the_script_with_status_2(arguments, sentence, tmp_path):
         ("npz:none.npz", "vgg19", ["--image-size 32*"]),
         ("cifar10", "vgg19", ["--image-size 32*"]),
         ("diabetes", "perceptron", ["--loss squared_error*"]),
-        ("imagenet2012", "vgg19", ["for photographs: help does not open imagenet2012"]),
+        ("imagenet2012", "vgg19", ["photographs, because help does not open imagenet2012"]),
     ],
 )
 def test_help_opens_no_data_set(dataset, arch, facts, monkeypatch, capsys):
-    """Nor does it import TensorFlow: the name of the data set decides the defaults."""
+    """Help does not import TensorFlow either: the data set's name decides the defaults."""
 
     def opened(*_):
         raise AssertionError("a data set was opened")
@@ -271,9 +272,9 @@ runpy.run_path({str(ROOT / "experiments/train.py")!r}, run_name="__main__")
         refused = run("--arch", "mlp", "--dataset", "cifar10")
         assert refused.returncode == 2
         assert refused.stderr == (
-            "error: the data set 'cifar10' needs tensorflow and tensorflow_datasets: pip install "
-            "'flaxnets[tfds]'; without it there are digits, breast_cancer, diabetes, folder:PATH "
-            "and npz:PATH\n"
+            "error: the data set 'cifar10' needs tensorflow and tensorflow_datasets; run pip "
+            "install 'flaxnets[tfds]', or choose digits, breast_cancer, diabetes, folder:PATH or "
+            "npz:PATH\n"
         )
 
 
@@ -291,7 +292,7 @@ def test_numbers_are_predicted_through_the_same_script(tmp_path):
 
 @pytest.mark.slow
 def test_weights_travel_from_torch_and_back(tmp_path):
-    """A .pth to safetensors and back, bit by bit; train.py starts from the file."""
+    """A .pth becomes safetensors and back with equal bits, and train.py starts from the file."""
     import parity
     from networks import CASES
 
@@ -327,8 +328,8 @@ def test_weights_travel_from_torch_and_back(tmp_path):
     for options, sentence in [
         ({"checkpoint": tmp_path / "none.pth"}, "no file"),
         ({"weights": "IMAGENET1K_V9"}, "no weights of 'lenet5' are published"),
-        ({}, "give one of --checkpoint, --weights and --workdir"),
-        ({"average": 3}, "--average is about the checkpoints of a run; expected --workdir DIR"),
+        ({}, "no weights given; expected --checkpoint, --weights or --workdir"),
+        ({"average": 3}, "--average needs the checkpoints of a run; expected --workdir DIR"),
     ]:
         assert sentence in refusal(convert_torchvision.main, "lenet5", out, **options)
     assert not out.exists()
@@ -344,7 +345,7 @@ def test_the_augmentation_is_drawn(tmp_path):
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library allocates")
 @pytest.mark.slow
 def test_freed_memory_is_kept():
-    """A thread of XLA's gets the pages of its last intermediate result of 128 MiB again."""
+    """A thread of XLA reuses the pages of its last intermediate result of 128 MiB."""
     program = """
 import resource, statistics, sys
 import jax, jax.numpy as jnp
@@ -372,7 +373,7 @@ print(statistics.median(faults))
     "path", ["experiments/train.py", "experiments/evaluate.py", "tools/benchmark.py"]
 )
 def test_tensorflow_waits_for_the_first_output(path):
-    """Its threads would have arenas before `reuse_memory`, too."""
+    """TensorFlow's threads would have their own arenas before `reuse_memory` is called."""
     program = f"""
 import runpy, sys
 sys.path.insert(0, "{pathlib.Path(path).parent}")

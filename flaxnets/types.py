@@ -1,9 +1,11 @@
-"""Names that options choose among.
+"""Types of trees, and names that options choose among.
 
 This module imports nothing slow, so that the scripts answer `--help` before jax is imported.
 """
 
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
+
+PyTree: TypeAlias = Any
 
 DeviceMapping: TypeAlias = Literal["shard_map", "pmap"]
 """Mappings of a step onto devices: `flaxnets.training.parallel`."""

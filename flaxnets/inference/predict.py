@@ -14,7 +14,6 @@ import numpy as np
 from jax import lax
 
 from flaxnets.recipes import Statistics
-from flaxnets.training.objective import scores
 from flaxnets.training.on_device import normalize
 from flaxnets.training.parallel import AXIS, DataParallel
 from flaxnets.training.views import mean_log_probabilities, view_logits
@@ -104,5 +103,7 @@ def accuracy(log_probabilities: np.ndarray, labels: np.ndarray) -> dict[str, flo
 
     Ties are broken as in training (`training.objective.scores`).
     """
+    from flaxnets.training.objective import scores  # it imports optax
+
     values = scores(jnp.asarray(log_probabilities), jnp.asarray(labels))
     return {name: float(np.asarray(value).mean(dtype=np.float64)) for name, value in values.items()}

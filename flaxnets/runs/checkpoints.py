@@ -10,7 +10,7 @@ import json
 import pathlib
 import warnings
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import jax
 import numpy as np
@@ -22,7 +22,10 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 
 from flaxnets.errors import InputError, InputWarning
 from flaxnets.runs.checksums import Position, dtypes, verified, with_checksums
-from flaxnets.training.state import PyTree, TrainState
+from flaxnets.types import PyTree
+
+if TYPE_CHECKING:  # it imports optax, which whoever reads a network does not need
+    from flaxnets.training.state import TrainState
 
 Read = TypeVar("Read")
 
@@ -59,7 +62,7 @@ class Checkpoints:
         """The step of the newest checkpoint; None if there is none."""
         return self._manager.latest_step()
 
-    def save(self, state: TrainState, position: Position, error: float | None = None) -> None:
+    def save(self, state: "TrainState", position: Position, error: float | None = None) -> None:
         """Save the state in the background, and return once it is copied.
 
         A checkpoint with a validation `error` may be kept as the best one.
@@ -76,7 +79,7 @@ class Checkpoints:
         )
         self._manager.save(step, args=items, metrics=None if error is None else {"error": error})
 
-    def restore(self, like: TrainState) -> tuple[TrainState, Position]:
+    def restore(self, like: "TrainState") -> tuple["TrainState", Position]:
         """Return the newest intact checkpoint, with the shapes, dtypes and shardings of `like`.
 
         The number of devices may differ from that of the saved run. Newer checkpoints that are
@@ -86,7 +89,7 @@ class Checkpoints:
         newest intact one has other dtypes.
         """
 
-        def read(step: int) -> tuple[TrainState, Position]:
+        def read(step: int) -> tuple["TrainState", Position]:
             self._check_files(step)
             saved = self._manager.item_metadata(step)["state"].tree
             self._check_types(step, saved, like, "start another run")

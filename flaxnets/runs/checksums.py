@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax import tree_util
 
-from flaxnets.training.state import PyTree
+from flaxnets.types import PyTree
 
 Position = dict[str, Any]  # the JSON beside a state: how far the run was in its epoch
 

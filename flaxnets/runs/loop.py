@@ -109,7 +109,8 @@ class _Loop:
         if self.checkpoints.latest_step is None:
             self.step, self.counts = 0, Counts({"steps": 0.0})
             batches = program.feed.train(self.step)
-            batch = next(batches)
+            with jax.transfer_guard("disallow"):
+                batch = next(batches)
             self.batches = itertools.chain([batch], batches)
             # The values are drawn while XLA compiles the step, which keeps one core busy.
             with concurrent.futures.ThreadPoolExecutor(1) as beside:

@@ -12,8 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from flaxnets.errors import InputError
-from flaxnets.training.state import PyTree
-from flaxnets.types import DeviceMapping
+from flaxnets.types import DeviceMapping, PyTree
 
 AXIS = "batch"  # the name of the mapped axis
 MAX_KEPT = 2**30  # bytes of images on each device: six times CIFAR-10's
@@ -29,11 +28,17 @@ class DataParallel:
         self.replicated = NamedSharding(self.mesh, PartitionSpec())
         self._split = NamedSharding(self.mesh, PartitionSpec(AXIS))
 
-    def map(self, function: Callable, *, donate_state: bool = False) -> Any:
+    def map(
+        self,
+        function: Callable,
+        *,
+        donate_state: bool = False,
+        compiler_options: dict[str, Any] | None = None,
+    ) -> Any:
         """Return `function(state, batch)` of one device as a compiled function over all devices.
 
         Its results must be equal on every device, so it has to reduce them over `AXIS`. With
-        `donate_state` the result may overwrite the state.
+        `donate_state` the result may overwrite the state. `jax.pmap` has no `compiler_options`.
         """
         donated = (0,) if donate_state else ()
         if self.mapping == "pmap":
@@ -50,7 +55,7 @@ class DataParallel:
             # silently wrong. A test compares with one device.
             check_vma=False,
         )
-        return jax.jit(mapped, donate_argnums=donated)
+        return jax.jit(mapped, donate_argnums=donated, compiler_options=compiler_options)
 
     def replicate(self, tree: PyTree, *, copied: bool = False) -> PyTree:
         """Return the arrays of `tree`, which are equal in all processes, on all devices.

@@ -13,8 +13,8 @@ from jax import tree_util
 
 from flaxnets.initializers import drawn, variance_scaling
 from flaxnets.recipes import Recipe
+from flaxnets.types import PyTree as PyTree
 
-PyTree = Any
 Average = PyTree  # {"params", "model_state"}, as in the state
 
 he_normal = variance_scaling(2.0, "fan_in", "truncated_normal")

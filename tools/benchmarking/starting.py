@@ -14,15 +14,24 @@ from flaxnets.errors import InputError
 
 ROOT = pathlib.Path(__file__).parents[2]
 # Run train.py, print which of these it imported, and end as soon as a step is complete.
-LATE = ("flaxnets.data.tfds",)  # imports TensorFlow, only if needed
+# All are imported after the command line is parsed, the last one (TensorFlow) for its data sets.
+LATE = (
+    "flaxnets.runs.assembly", "flaxnets.runs.loop", "flaxnets.runs.report", "flaxnets.data.tfds",
+)  # fmt: skip
 UNTIL_THE_FIRST_STEP = f"""
 import os, runpy, sys
-from flaxnets.runs.progress import Clock
+import flaxnets.train as train
 aside = os.dup(2)  # the script and its progress bar replace sys.stderr
 def end(clock):
     os.write(aside, " ".join(name for name in {LATE} if name in sys.modules).encode())
     os._exit(0)
-Clock.tick = end
+parse = train.parse
+def parse_and_watch(arguments):
+    parsed = parse(arguments)
+    from flaxnets.runs.progress import Clock
+    Clock.tick = end
+    return parsed
+train.parse = parse_and_watch
 sys.argv = ["train.py", *sys.argv[1:]]
 runpy.run_path("experiments/train.py", run_name="__main__")
 """

@@ -1,9 +1,13 @@
-"""The convolution of NHWC images, in the formulation that is fastest where it runs.
+"""The convolution of NHWC images, in the formulation that is fastest on the platform.
 
-GPU and TPU keep XLA's own operation. XLA's CPU backend has none that is good at every shape. There
-the shape decides, when the program is traced: where the output is one pixel, a matrix product; else
-a call of oneDNN (`flaxnets.kernels.onednn.calls`); where that is missing, matrix products, or dense
-convolutions instead of a grouped one. Values and derivatives of any order are the same.
+GPU and TPU keep XLA's own operation. XLA's CPU backend has no operation that is fast at every
+shape, so there the shape decides when the program is traced:
+
+- An output of one pixel is a matrix product.
+- Other shapes are a call of oneDNN (`flaxnets.kernels.onednn.calls`).
+- Without oneDNN they are matrix products, or dense convolutions in place of a grouped one.
+
+Values and derivatives of any order are the same.
 """
 
 import functools
@@ -69,8 +73,8 @@ def _convolve(x: Array, kernel: Array, bias: Array | None, geometry: Geometry) -
     if traced_for != "cpu":
         if traced_for == "gpu" and _is_narrow_stem(x, geometry):
             return plus_bias(conv_of_blocks(x, kernel, geometry), bias)
-        # Of narrow types, too, XLA makes one call of cuDNN of this on GPUs, which adds the bias in
-        # float32; asked for a result in float32, it would convert the images first (4.5 times the
+        # On GPUs XLA makes one call of cuDNN of this, for narrow types too, and adds the bias in
+        # float32. If asked for a float32 result, it would first convert the images (4.5 times the
         # bytes).
         return plus_bias(xla_convolution(x, kernel, geometry), bias)
     y = _on_cpu(widened(x), widened(kernel), geometry)
@@ -102,9 +106,11 @@ def _is_narrow_stem(x: Array, geometry: Geometry) -> bool:
 
 
 def conv_of_blocks(x: Array, kernel: Array, geometry: Geometry) -> Array:
-    """Return the convolution of a network's first layer, whose stride is above one, with that
-    stride as channels: a block of stride x stride pixels becomes one pixel, and the kernel, filled
-    up with zeros to whole blocks, gets a stride of one.
+    """Return the convolution of a network's first layer, whose stride is above one, over blocks of
+    pixels.
+
+    A block of stride x stride pixels becomes one pixel with that many times the channels. The
+    kernel is padded with zeros to whole blocks and gets a stride of one.
 
     A tensor core multiplies eight channels or more at once, which three colours leave mostly idle.
     On an H100 in bfloat16 ResNet-50's inference takes 0.87 of the time, its training step 0.96.
@@ -114,7 +120,7 @@ def conv_of_blocks(x: Array, kernel: Array, geometry: Geometry) -> Array:
     cells = [-(-span // step) for span, step in zip(kernel.shape[:2], stride, strict=True)]
     blocks = [n + count - 1 for n, count in zip(n_out, cells, strict=True)]
     margins = [
-        (pad, count * step - size - pad)  # below zero where pixels are left unread
+        (pad, count * step - size - pad)  # negative where pixels stay unread
         for pad, count, step, size in zip(padding, blocks, stride, x.shape[1:3], strict=True)
     ]
     x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *((*m, 0) for m in margins), (0, 0, 0)])
@@ -156,10 +162,11 @@ def _output_map(x: Array, kernel: Array, geometry: Geometry) -> Pair:
 
 
 def _conv_to_one_pixel(x: Array, kernel: Array, padding: Pair, dilation: Pair) -> Array:
-    """Return a convolution whose output is one pixel: a fully connected layer, as LeNet-5's C5.
+    """Return a convolution whose output is one pixel, such as LeNet-5's C5: a fully connected
+    layer.
 
-    It is one matrix product of the pixels and the cells of the kernel that meet each other (oneDNN
-    multiplies the padding too: 3x3 on one pixel, 512 channels, with gradients: 4 -> 1 ms).
+    It is one matrix product of the pixels and the kernel cells that they meet. oneDNN also
+    multiplies the padding (3x3 on one pixel, 512 channels, with gradients: 4 -> 1 ms).
     """
     pixels, cells = [], []
     for axis in range(2):
@@ -167,7 +174,7 @@ def _conv_to_one_pixel(x: Array, kernel: Array, padding: Pair, dilation: Pair) -
         pad, spread = padding[axis], dilation[axis]
         first = -(-pad // spread)
         last = min(kernel.shape[axis] - 1, (x.shape[axis + 1] - 1 + pad) // spread)
-        # A negative end, where nothing is met, would count from the other side.
+        # Where nothing is met the end could be negative, which would count from the other side.
         pixels.append(slice(first * spread - pad, max(last * spread - pad + 1, 0), spread))
         cells.append(slice(first, last + 1))
     weights = kernel[*cells]
@@ -177,17 +184,18 @@ def _conv_to_one_pixel(x: Array, kernel: Array, padding: Pair, dilation: Pair) -
 
 
 def _conv_pointwise(x: Array, kernel: Array, stride: Pair) -> Array:
-    """Return a 1x1 convolution, a product over channels (its filter gradient: 37 -> 24 ms)."""
+    """Return a 1x1 convolution as a product over channels (its filter gradient: 37 -> 24 ms)."""
     return x[:, :: stride[0], :: stride[1]] @ kernel[0, 0]
 
 
 def _conv_by_taps(x: Array, kernel: Array, geometry: Geometry) -> Array:
     """Return a convolution on a tiny map: one matrix product for each cell of the kernel, over the
-    pixels it meets; cells that only meet padding cost nothing (3x3 on 2x2 pixels: 587 -> 5 ms).
+    pixels that it meets. Cells that meet only padding cost nothing (3x3 on 2x2 pixels: 587 -> 5
+    ms).
 
-    With a group for each channel (depthwise) each product is of a pixel and the weight of its
-    channel, on a map of any size (5x5 on 4x4 pixels, 672 channels, with gradients, by dense
-    convolutions: 147 -> 21 ms, compiled in 7 -> 0.3 s).
+    A depthwise convolution, with one group per channel, may have a map of any size. Each product is
+    then a pixel times the weight of its channel. Compared with dense convolutions (5x5 on 4x4
+    pixels, 672 channels, with gradients) it takes 147 -> 21 ms, and compiles in 7 -> 0.3 s.
     """
     stride, padding, dilation, groups = geometry
     n_out = _output_map(x, kernel, geometry)
@@ -211,8 +219,9 @@ def _conv_by_taps(x: Array, kernel: Array, geometry: Geometry) -> Array:
 
 
 def _conv_by_bundles(x: Array, kernel: Array, geometry: Geometry) -> Array:
-    """Return a grouped convolution as a few dense ones, each over a bundle of groups at least 32
-    channels wide, its kernel block-diagonal (filter gradient, 32 groups of 4: 4055 -> 14 ms).
+    """Return a grouped convolution as a few dense ones. Each covers a bundle of groups at least 32
+    channels wide, and its kernel is block-diagonal (filter gradient, 32 groups of 4: 4055 -> 14
+    ms).
     """
     stride, padding, dilation, groups = geometry
     width, features = kernel.shape[2], kernel.shape[3] // groups

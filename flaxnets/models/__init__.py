@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 # The names in the `VARIANTS` of each family, in their order.
 FAMILY_NAMES = {
     "lenet": "lenet5 lenet5_1998",
-    "alexnet": "alexnet alexnet_2012 alexnet_cifar alexnet_cifar_local",
+    "alexnet": "alexnet alexnet_2012",
+    "alexnet_cifar": "alexnet_cifar alexnet_cifar_local",
     "zfnet": "zfnet",
     "overfeat": "overfeat_fast overfeat_accurate",
     "vgg": "vgg11 vgg11_lrn vgg13 vgg16_c vgg16 vgg19 vgg11_bn vgg13_bn vgg16_bn vgg19_bn",
@@ -94,18 +95,21 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-LINENS_OWN = ("parent", "name")  # fields of every module
-
-
 def create_model(arch: str, /, **fields) -> "Model":
-    """The network `arch` as a linen module, whose own name (`name`) is one of the fields.
+    """Return the network `arch` as a linen module without weights.
 
-    Every network has the fields `num_classes`, `dtype` (of the computation; parameters stay
-    float32), `remat` (the backward pass recomputes activations instead of storing them) and, but
-    for the multilayer perceptrons, `dense` (a map of logits instead of their mean); its class
-    documents the others. Its attribute `input_shape` is the (height, width, channels) of its paper;
-    other sizes and channel counts work too. With `num_classes=0` the network is headless and gives
-    `(N, model.num_features)`, without auxiliary heads.
+    Every network has these fields; its class documents the others:
+
+    - `num_classes`: outputs of the head. With 0 the network is headless: it gives features
+      `(N, model.num_features)` and has no auxiliary heads.
+    - `dtype`: type of the computation; parameters stay float32.
+    - `remat`: recompute activations in the backward pass instead of storing them.
+    - `dense`: give a map of logits instead of their mean. Multilayer perceptrons and a few others
+      lack it.
+    - `name`: linen's own name of a module.
+
+    The attribute `input_shape` is the (height, width, channels) of the paper; other sizes and
+    numbers of channels work too.
 
         model = create_model("vgg16", num_classes=10, dtype=jnp.bfloat16)
         variables = model.init(jax.random.key(0), jnp.zeros((1, *model.input_shape)))
@@ -121,14 +125,15 @@ def create_model(arch: str, /, **fields) -> "Model":
     if num_classes is not None and num_classes < 0:
         raise InputError(f"num_classes is {num_classes}; expected at least 1, or 0 for no head")
     if num_classes == 0 and "aux_logits" in known:
-        fields["aux_logits"] = False  # not by a clone, which is no part of the module that asks
+        # Set here, because a clone would not belong to the module that is being built.
+        fields["aux_logits"] = False
     return build(**fields)
 
 
 def describe(model: "Model") -> tuple[str, dict[str, Any]]:
     """Return the name and the fields with which `create_model` makes this network.
 
-    Raises InputError if it is none of the library's.
+    Raises InputError if the network is not one of the library's.
     """
     descriptions = []
     for name, build in _variants().items():
@@ -137,10 +142,13 @@ def describe(model: "Model") -> tuple[str, dict[str, Any]]:
             fields = [
                 f.name for f in dataclasses.fields(variant) if f.name not in ("parent", "name")
             ]
-            own = {f: getattr(model, f) for f in fields if getattr(model, f) != getattr(variant, f)}
-            if own.keys().isdisjoint(fields[: len(build.args)]):  # those cannot be given again
-                descriptions.append((name, own))
+            changed = {
+                f: getattr(model, f) for f in fields if getattr(model, f) != getattr(variant, f)
+            }
+            # Positional arguments of the table cannot be passed twice.
+            if changed.keys().isdisjoint(fields[: len(build.args)]):
+                descriptions.append((name, changed))
     if not descriptions:
         raise InputError(f"{type(model).__name__} is no network of the library")
-    free = {"num_classes", "dtype"}  # which a name says nothing about
-    return min(descriptions, key=lambda described: len(described[1].keys() - free))
+    ignored = {"num_classes", "dtype"}  # fields that every name leaves open
+    return min(descriptions, key=lambda description: len(description[1].keys() - ignored))

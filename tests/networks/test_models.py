@@ -47,7 +47,7 @@ def test_names_with_published_weights():
 
 
 def test_names_of_small_networks():
-    """A network of exactly as many parameters is not smaller; its statistics do not count."""
+    """A network with exactly the limit is not smaller. Running statistics do not count."""
     count = CASES["resnet20_cifar"].parameters
     for limit, expected in ((count, []), (count + 1, ["resnet20_cifar"])):
         assert list_models("resnet20_*", smaller_than=limit) == expected
@@ -151,7 +151,8 @@ def test_alexnet_2012_is_initialised_as_the_paper_says():
             kernel = layer.get("kernel", layer.get("patch_kernel"))
             assert abs(float(kernel.std()) / 0.01 - 1) < 0.05
     layer_two = params["features"]["4"]["kernel"]
-    assert layer_two.shape == (5, 5, 48, 256)  # half of the 96 maps: the other is on the other GPU
+    # half of the 96 maps; the other half is on the other GPU
+    assert layer_two.shape == (5, 5, 48, 256)
 
 
 def test_every_network_can_recompute_activations():
@@ -163,7 +164,9 @@ def test_every_network_can_recompute_activations():
     [("vgg11_bn", 32, 6), ("lenet5", 28, 3), ("mcdnn_mnist", 29, 3), ("mlp", 8, 4)],
 )
 def test_a_sequence_is_recomputed_in_segments_with_the_same_gradients(name, size, segments):
-    """Every layer in one of the segments; the tree and the gradients stay, to float64."""
+    """Every layer belongs to one of the segments. The tree and the gradients stay the same, in
+    float64.
+    """
     fields = {"dropout_rate": 0.5, "hidden_features": 16} if name.startswith("vgg") else {}
     with jax.enable_x64():
         model = create_model(name, dtype=jnp.float64, **fields)
@@ -208,7 +211,7 @@ def test_the_names_are_those_of_the_families_tables():
     assert tables == FAMILY_NAMES
 
 
-# What a part of the library may import of the library. The arrows run one way (CONTRIBUTING.md).
+# What each part of the library may import from the library. Imports run one way (CONTRIBUTING.md).
 ALLOWED = {
     "errors": set(),
     "types": set(),
@@ -216,8 +219,9 @@ ALLOWED = {
     "initializers": set(),
     "layers": {"kernels", "initializers"},
     "blocks": {"layers", "kernels", "errors"},
-    "summary": {"layers", "blocks"},
-    "models": {"layers", "blocks", "initializers", "errors", "models"},
+    "attention": {"blocks", "layers", "kernels"},
+    "summary": {"layers", "attention"},
+    "models": {"layers", "blocks", "attention", "initializers", "errors", "models"},
     "recipes": {"recipes", "models", "errors"},
     "convert": {"kernels", "errors"},
     "data": {"data", "recipes", "errors"},
@@ -303,12 +307,12 @@ def test_imports_run_one_way():
                 if part == "kernels":
                     assert root != "flax", f"{path} imports {name}"
                 if part == "models" and path.name != "__init__.py" and root == "flaxnets":
-                    shared = (["layers"], ["blocks"], ["initializers"], ["errors"])
+                    shared = [[part] for part in ALLOWED["models"] - {"models"}]
                     assert rest in (*shared, ["models", "base"]), f"{path} imports {name}"
 
 
 def modules() -> dict[str, pathlib.Path]:
-    """Every module of the library by its dotted name."""
+    """Return the path of every module of the library by its dotted name."""
     names = {}
     for path in ROOT.rglob("*.py"):
         parts = path.relative_to(ROOT.parent).with_suffix("").parts
@@ -317,7 +321,7 @@ def modules() -> dict[str, pathlib.Path]:
 
 
 def imported(tree: ast.AST, known: Container[str]) -> Iterator[str]:
-    """Yield the `known` modules that a module imports anywhere, but for annotations alone."""
+    """Yield the `known` modules that a module imports anywhere, except for annotations alone."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             continue
@@ -331,8 +335,10 @@ def imported(tree: ast.AST, known: Container[str]) -> Iterator[str]:
 
 
 def circle(graph: dict[str, set[str]]) -> list[str]:
-    """Return modules of which each imports the one before it, the last one too; none if the imports
-    have no circle.
+    """Return the modules of a circle of imports, each imported by the next; the first is also the
+    last.
+
+    The list is empty if the imports have no circle.
     """
     try:
         list(graphlib.TopologicalSorter(graph).static_order())

@@ -1,6 +1,8 @@
 """Compare pixels with Pillow's and torchvision's: decoded, turned, resized, cropped, coloured."""
 
+import concurrent.futures
 import io
+import threading
 from random import Random
 
 import numpy as np
@@ -105,6 +107,21 @@ def test_broken_exif_turns_nothing(photograph):
     np.testing.assert_array_equal(
         Decode(3)(encoded).pixels, Image.open(io.BytesIO(encoded)).convert("RGB")
     )
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_threads_decode_at_the_same_time(photograph, monkeypatch, kind):
+    both, decoded = threading.Barrier(2), Picture._decoded
+
+    def meeting(self):
+        both.wait(timeout=20)
+        return decoded(self)
+
+    monkeypatch.setattr(Picture, "_decoded", meeting)
+    encoded = saved(photograph[:20, :30], kind)
+    with concurrent.futures.ThreadPoolExecutor(2) as threads:
+        first, second = threads.map(lambda encoded: opened(encoded).pixels, [encoded] * 2)
+    np.testing.assert_array_equal(first, second)
 
 
 def test_a_plain_header_is_read_without_pillow(photograph):

@@ -93,9 +93,10 @@ class Picture:
     def __init__(self, raw: bytes | np.ndarray, decode: Decode, memory: Decoded, name: str):
         self._name, self._memory = name, memory
         self._kept: np.ndarray | None = None  # all pixels as stored, by the fast road
+        self._pixels: np.ndarray | None = None  # all pixels, upright, as Pillow has them
         self.size: tuple[int, int]
         if isinstance(raw, np.ndarray):
-            self.takes_fast_road, self.pixels = False, raw
+            self.takes_fast_road, self._pixels = False, raw
             self.size = raw.shape[:2]
             return
         self._encoded, self._mode = raw, _mode(decode)
@@ -122,16 +123,18 @@ class Picture:
             orientation = _orientation(header) if self.takes_fast_road and self._is_turned else 1
         self._turn = TURNS[orientation]
 
-    @functools.cached_property
+    @property
     def pixels(self) -> np.ndarray:
         """uint8 (height, width, channels) of the whole picture, exactly as Pillow has it."""
-        if self.takes_fast_road:  # memory keeps what that road gives
-            return as_array(self._decoded())
-        pixels = self._memory.get(self._encoded)
-        if pixels is None:
-            pixels = as_array(self._decoded())
-            self._memory.keep(self._encoded, pixels)
-        return pixels
+        # Not a functools.cached_property: in Python 3.11 all pictures would share its lock, so that
+        # threads would decode in turns.
+        if self._pixels is None and not self.takes_fast_road:  # memory keeps what that road gives
+            self._pixels = self._memory.get(self._encoded)
+        if self._pixels is None:
+            self._pixels = as_array(self._decoded())
+            if not self.takes_fast_road:
+                self._memory.keep(self._encoded, self._pixels)
+        return self._pixels
 
     @property
     def image(self) -> Image.Image:

@@ -101,8 +101,9 @@ class WindowAttention(nn.Module):
 
 
 class CosineWindowAttention(WindowAttention):
-    """Swin V2's attention (section 3.3): the cosine of queries and keys over a learned temperature
-    for each head. A network of two layers gives the position biases from the logarithms of offsets.
+    """Swin V2's attention (section 3.3): the cosine of queries and keys, divided by a learned
+    temperature for each head. A network of two layers gives the position biases from the logarithms
+    of offsets.
 
     Keys have no bias of their own. torch stores the biases of queries, keys and values together and
     sets those of keys to zero.

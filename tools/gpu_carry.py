@@ -33,7 +33,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=pathlib.Path, required=True, help="directory for the files")
-    parser.add_argument("--wheels", nargs="*", default=[], metavar="NAME", help="of these packages")
+    parser.add_argument("--wheels", nargs="*", default=[], metavar="NAME", help="packages to pack")
     parser.add_argument("--python-version", default="3.12", help="Python of the wheels (3.12)")
     parser.add_argument("--data-dir", help="directory in which TensorFlow Datasets has cifar10")
     options = parser.parse_args()

@@ -5,8 +5,7 @@
 Both runs are train.py with dropout and augmentation, in their own processes. One of them gets
 SIGKILL at random moments, during its start, a step or a save, and is started again with the same
 command. Every array of the last checkpoints (parameters, statistics, the optimiser's) must have the
-same bits, and every row of metrics except its speed the same values. Otherwise the exit status is
-1.
+same bits, and every row of metrics except its speed the same values. If not, the status is 1.
 """
 
 if __name__ == "__main__":  # first, because the other imports take seconds

@@ -3,8 +3,8 @@
     python tools/measure_memory.py --steps 20000 --out memory
 
 It runs the training loop on the bundled digits with evaluations, checkpoints and logs, and reads
-the resident memory of the process (VmRSS of Linux) every --every steps. It writes `memory.csv` and
-`memory.png`, and prints the slope of a line through the second half. The slope that remains is
+the resident memory of the process (VmRSS of Linux) every --every steps. It writes memory.csv and
+memory.png, and prints the slope of a line through the second half. The slope that remains is
 tensorstore's: each checkpoint costs about 20 KiB, which it does not free when Orbax asks it for
 metrics (20,000 steps with 312 checkpoints: 7 MiB).
 """

@@ -3,8 +3,8 @@
     python tools/rgb_pca.py --dataset cifar10 --data-dir DIR
 
 Every pixel of the training split counts once. Sums are integers, so the covariance is exact; only
-the eigenvectors are rounded. The output is JSON: the eigenvalues of the covariance of RGB values in
-0..1, the largest first, and the unit eigenvectors as columns.
+the eigenvectors are rounded. The output is JSON: the eigenvalues of the covariance (of RGB values
+in 0..1), the largest first, and the unit eigenvectors as columns.
 """
 
 if __name__ == "__main__":  # first, because the other imports take seconds

@@ -33,9 +33,7 @@ Orientation: TypeAlias = Literal["upright", "stored"]
 class Preprocessing:
     """Values that turn an image of any size into the network's square input.
 
-    `flaxnets.data.plan` makes the plans of training and evaluation from them.
-
-        Preprocessing(image_size=224, resize=256, crop="random_resized")
+    The plans of training and evaluation are made from them (`flaxnets.data.plan`).
     """
 
     image_size: int = 224

@@ -10,6 +10,7 @@ import itertools
 import math
 import time
 import warnings
+from typing import Any
 
 import jax
 import numpy as np
@@ -73,6 +74,7 @@ def fit(
     trace = profiler(workdir.path / "profile", loop.step, options.profile)
     progress = terminal_progress(title, program.steps, loop.step)
     with progress as show, trace, signals_as_flag() as stopped:
+        loop.begin()
         while loop.step < program.steps:
             trace(loop.step)
             loop.take_step()
@@ -108,15 +110,8 @@ class _Loop:
         # `step` counts the steps that were started; the last ones may still be computing.
         if self.checkpoints.latest_step is None:
             self.step, self.counts = 0, Counts({"steps": 0.0})
-            batches = program.feed.train(self.step)
-            with jax.transfer_guard("disallow"):
-                batch = next(batches)
-            self.batches = itertools.chain([batch], batches)
-            # The values are drawn while XLA compiles the step, which keeps one core busy.
-            with concurrent.futures.ThreadPoolExecutor(1) as beside:
-                state = beside.submit(program.initial_state)
-                program.compile_step(batch)
-                self.state = state.result()
+            self.state: Any = None  # `begin` draws it
+            self.batches = program.feed.train(self.step)
         else:
             self.state, position = self.checkpoints.restore(program.state_shapes())
             self.step, self.counts = int(self.state.step), Counts(**position)
@@ -128,6 +123,20 @@ class _Loop:
         self._uncounted: list[dict[str, jax.Array]] = []  # metrics not yet in `counts`
         self._all_finite = jax.jit(all_finite)
         self._drawn_at = self._saved_at = time.monotonic()
+
+    def begin(self) -> None:
+        """Draw the initial values of a new run while XLA compiles its step, which keeps one core
+        busy.
+        """
+        if self.state is not None:
+            return
+        with jax.transfer_guard("disallow"):
+            batch = next(self.batches)
+        self.batches = itertools.chain([batch], self.batches)
+        with concurrent.futures.ThreadPoolExecutor(1) as beside:
+            state = beside.submit(self.program.initial_state)
+            self.program.compile_step(batch)
+            self.state = state.result()
 
     def take_step(self) -> None:
         """Start one training step, without waiting for its result."""

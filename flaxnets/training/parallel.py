@@ -28,17 +28,11 @@ class DataParallel:
         self.replicated = NamedSharding(self.mesh, PartitionSpec())
         self._split = NamedSharding(self.mesh, PartitionSpec(AXIS))
 
-    def map(
-        self,
-        function: Callable,
-        *,
-        donate_state: bool = False,
-        compiler_options: dict[str, Any] | None = None,
-    ) -> Any:
+    def map(self, function: Callable, *, donate_state: bool = False) -> Any:
         """Return `function(state, batch)` of one device as a compiled function over all devices.
 
         Its results must be equal on every device, so it has to reduce them over `AXIS`. With
-        `donate_state` the result may overwrite the state. `jax.pmap` has no `compiler_options`.
+        `donate_state` the result may overwrite the state.
         """
         donated = (0,) if donate_state else ()
         if self.mapping == "pmap":
@@ -55,7 +49,7 @@ class DataParallel:
             # silently wrong. A test compares with one device.
             check_vma=False,
         )
-        return jax.jit(mapped, donate_argnums=donated, compiler_options=compiler_options)
+        return jax.jit(mapped, donate_argnums=donated)
 
     def replicate(self, tree: PyTree, *, copied: bool = False) -> PyTree:
         """Return the arrays of `tree`, which are equal in all processes, on all devices.

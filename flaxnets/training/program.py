@@ -1,6 +1,7 @@
 """Compile the functions of a run, mapped onto the devices, and measure the memory they need."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,7 +11,6 @@ import numpy as np
 import optax
 
 from flaxnets.initializers import Drawing
-from flaxnets.kernels.compilation import compiler_options
 from flaxnets.recipes import Recipe, Statistics, Views
 from flaxnets.training.guard import skipping_non_finite
 from flaxnets.training.optimizer import averaging_rule, learning_rate_schedule, make_optimizer
@@ -52,8 +52,13 @@ class Program:
     train_step: Any  # compiled: (state, batch) -> (state, metrics); donates the state
     eval_step: Any  # compiled: (variables, batch) -> (sums, examples)
     last_eval_step: Any  # eval_step with the recipe's views, after the last epoch; None if centre
-    creation: Drawing  # of the state before the first step
+    create: Callable[[PyTree | None], TrainState]  # from variables; from fresh ones if None
+    initial: PyTree | None  # variables to start from; None for fresh ones
     skips_non_finite: bool  # whether steps that are not finite are skipped
+
+    @functools.cached_property
+    def _creation(self) -> Drawing:
+        return Drawing(self.create, self.initial)
 
     def initial_state(self) -> TrainState:
         """Return the state before the first step, on all devices.
@@ -61,7 +66,7 @@ class Program:
         No program is compiled for it: compiling one would take longer than compiling the training
         step of a deep network.
         """
-        state = self.creation.values()
+        state = self._creation.values()
         return self.parallel.replicate(state, copied=True)  # steps overwrite it
 
     def state_shapes(self) -> TrainState:
@@ -70,7 +75,7 @@ class Program:
             lambda leaf: jax.ShapeDtypeStruct(
                 leaf.shape, leaf.dtype, sharding=self.parallel.replicated
             ),
-            self.creation.shapes,
+            self._creation.shapes,
         )
 
     def compile_step(self, batch: HostBatch) -> Any:
@@ -145,6 +150,9 @@ def make_program(
     if skip_non_finite:
         train_step = skipping_non_finite(train_step)
 
+    def eval_step(views: Views) -> Any:
+        return parallel.map(make_eval_step(model, feed.statistics, loss=recipe.loss, views=views))
+
     whitened = {}
     if recipe.whiten and initial is None:
         shapes = jax.eval_shape(lambda: fresh_variables(model, feed.input_shape, recipe, seed))
@@ -156,13 +164,6 @@ def make_program(
             variables = with_values(variables, whitened)
         return create_state(variables, optimizer, recipe)
 
-    creation = Drawing(create, initial)
-    xla = compiler_options(creation.shapes.params)
-
-    def eval_step(views: Views) -> Any:
-        step = make_eval_step(model, feed.statistics, loss=recipe.loss, views=views)
-        return parallel.map(step, compiler_options=xla)
-
     return Program(
         recipe=recipe,
         feed=feed,
@@ -170,9 +171,10 @@ def make_program(
         steps_per_epoch=steps_per_epoch,
         steps=recipe.epochs * steps_per_epoch,
         schedule=schedule,
-        train_step=parallel.map(train_step, donate_state=True, compiler_options=xla),
+        train_step=parallel.map(train_step, donate_state=True),
         eval_step=eval_step("center"),
         last_eval_step=None if recipe.views == "center" else eval_step(recipe.views),
-        creation=creation,
+        create=create,
+        initial=initial,
         skips_non_finite=skip_non_finite,
     )

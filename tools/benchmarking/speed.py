@@ -26,7 +26,6 @@ from benchmarking.common import (
     timed,
 )
 from flaxnets import create_model
-from flaxnets.kernels.compilation import compiler_options
 from flaxnets.kernels.folding import folded_norms
 from flaxnets.kernels.platform import plain, platform
 from flaxnets.recipes import recipe_for
@@ -71,9 +70,7 @@ class Ours:
         self.state = self.parallel.replicate(create_state(variables, optimizer, recipe))
         pixel = (0.5,) * channels, (0.25,) * channels
         self.train_step: Any = self.parallel.map(
-            make_train_step(model, optimizer, pixel, recipe),
-            donate_state=True,
-            compiler_options=compiler_options(variables["params"]),
+            make_train_step(model, optimizer, pixel, recipe), donate_state=True
         )
 
         def forward(variables, images):

@@ -12,7 +12,7 @@ from flaxnets.models.base import Model
 # The networks that the page of a family shows.
 DRAWN: dict[str, tuple[str, ...]] = {family: (next(iter(v)),) for family, v in FAMILIES.items()} | {
     "lenet": ("lenet5", "lenet5_1998"),
-    "alexnet": ("alexnet", "alexnet_2012", "alexnet_cifar"),
+    "alexnet": ("alexnet", "alexnet_2012"),
     "vgg": ("vgg16",),
     "inception_resnet": ("inception_resnet_v1", "inception_resnet_v2"),
     "resnet": ("resnet18", "resnet50"),

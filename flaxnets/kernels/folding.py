@@ -44,8 +44,8 @@ class Output:
     output would live as long as the context.
     """
 
-    # Of an affine, an array of the output's shape that is then added or None, and whether a ReLU
-    # follows, where they are fused.
+    # Takes what is fused: an affine, an array of the output's shape that is then added, and whether
+    # a ReLU follows.
     make: Callable[[Affine | None, Array | None, bool], Array]
     affine: Affine | None = None  # fused already
 
@@ -100,7 +100,7 @@ def recall(x: Array) -> Output | None:
 
 def rectified(x: Array, addend: Array | None = None) -> Array | None:
     """Return the ReLU of `x`, or of its sum with `addend`, as part of the convolution that `x` is
-    the output of; None where it is none or another pass is as fast.
+    the output of. None if it is no convolution's output, or not traced for a CPU.
     """
     made = (_outputs.get() or {}).get(id(x))
     if made is None or formulation("folding") != "cpu":

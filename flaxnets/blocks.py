@@ -23,6 +23,7 @@ from flaxnets.layers import (
     Initializer,
     Sequential,
     Size,
+    joined,
     relu,
     torch_default,
 )
@@ -183,7 +184,7 @@ def branch(unit: Callable[..., nn.Module], name: str, *layers: Any) -> Callable[
 
 def concatenated(x: Array, branches: tuple, unit: Callable[..., nn.Module]) -> Array:
     """Return the outputs of `branches`, each a name and its layers, concatenated by channels."""
-    return jnp.concatenate([branch(unit, *row)(x) for row in branches], -1)
+    return joined([branch(unit, *row)(x) for row in branches])
 
 
 class Mixed(nn.Module):

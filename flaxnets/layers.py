@@ -17,6 +17,7 @@ from jax import lax
 from flaxnets.initializers import uniform, variance_scaling
 from flaxnets.kernels.activation import relu as relu  # torch's layer `ReLU`
 from flaxnets.kernels.activation import relu_of_sum as relu_of_sum
+from flaxnets.kernels.concatenation import joined as joined
 from flaxnets.kernels.convolution import conv2d
 from flaxnets.kernels.matmul import linear
 from flaxnets.kernels.normalization import averaged_norm, batch_norm, moments, response_norm

@@ -21,7 +21,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 import flaxnets.kernels.onednn.calls as onednn
-from flaxnets.kernels.folding import remember
+from flaxnets.kernels.folding import Affine, Output, remember
 from flaxnets.kernels.geometry import Pair, check_fits
 from flaxnets.kernels.platform import formulation
 from flaxnets.kernels.precision import is_narrow, plus_bias, widened
@@ -43,8 +43,8 @@ def conv2d(
     plus `bias` (O,).
 
     The kernel is rounded to the floating-point type of `x`, which the result has too. Of less than
-    32 bits the sum of products and bias is rounded to it once. Inside `folded_norms` a following
-    norm by running averages can be fused in.
+    32 bits the sum of products and bias is rounded to it once. Inside `folded_norms` what follows
+    can be fused in.
 
     Raises InputError if the kernel does not fit the padded map.
     """
@@ -52,23 +52,32 @@ def conv2d(
     height, width = ((n - 1) * step + 1 for n, step in zip(kernel.shape[:2], dilation, strict=True))
     check_fits(x, (height, width), padding)
 
-    def output(kernel: Array, bias: Array | None) -> Array:
-        return _convolve(x, kernel, bias, geometry)
+    traced_for = formulation("convolution")
+    is_narrow_call = traced_for == "cpu" and is_narrow(x) and _is_for_onednn(x, kernel, geometry)
 
-    def affine(factor: Array, shift: Array) -> Array:
-        return output(kernel * factor, shift if bias is None else bias * factor + shift)
+    def make(affine: Affine | None, addend: Array | None, relu: bool) -> Array:
+        if is_narrow_call:
+            factor, shift = affine or (None, None)
+            vectors = {"bias": bias, "factor": factor, "shift": shift}
+            extras = {k: widened(v) for k, v in vectors.items() if v is not None}
+            if addend is not None:
+                extras["addend"] = addend.astype(x.dtype)
+            return _fused(x, widened(kernel), extras, geometry, relu)
+        if affine is None:
+            return _convolve(x, kernel, bias, geometry, traced_for)
+        factor, shift = affine
+        shift = shift if bias is None else bias * factor + shift
+        return _convolve(x, kernel * factor, shift, geometry, traced_for)
 
-    y = output(kernel, bias)
-    remember(y, affine)
+    y = make(None, None, False)
+    if traced_for == "gpu" or is_narrow_call:
+        remember(y, Output(make))
     return y
 
 
-def _convolve(x: Array, kernel: Array, bias: Array | None, geometry: Geometry) -> Array:
-    traced_for = formulation("convolution")
-    if traced_for == "cpu" and is_narrow(x) and _is_for_onednn(x, kernel, geometry):
-        if bias is None:
-            return _conv_by_onednn(x, widened(kernel), geometry)
-        return _biased(x, widened(kernel), widened(bias), geometry)
+def _convolve(
+    x: Array, kernel: Array, bias: Array | None, geometry: Geometry, traced_for: str
+) -> Array:
     kernel = kernel.astype(x.dtype)
     if traced_for != "cpu":
         if traced_for == "gpu" and _is_narrow_stem(x, geometry):
@@ -240,10 +249,10 @@ def _conv_by_bundles(x: Array, kernel: Array, geometry: Geometry) -> Array:
 
 # --------------------------------------------------------------------------- oneDNN
 
-# A norm by running averages (`flaxnets.kernels.folding`), its ReLU and a residual sum are not
-# post-operations of the call. It was tried: inference of five networks took 1.00 to 1.15 times the
-# time. XLA has most of them in passes that stay (pads and maxima of pools, concatenations, the sum,
-# which reads the shortcut).
+# In bfloat16 a norm by running averages (`flaxnets.kernels.folding`), a residual sum and the ReLU
+# are post-operations of the call. In float32 they are not. It was tried: inference of five networks
+# took 1.00 to 1.15 times the time. XLA has most of them in passes that stay (pads and maxima of
+# pools, concatenations, the sum, which reads the shortcut).
 
 
 def _is_for_onednn(x: Array, kernel: Array, geometry: Geometry) -> bool:
@@ -251,28 +260,64 @@ def _is_for_onednn(x: Array, kernel: Array, geometry: Geometry) -> bool:
     return not to_one_pixel and onednn.takes(x, kernel)
 
 
-def _conv_by_onednn(x: Array, kernel: Array, geometry: Geometry, *bias: Array) -> Array:
+def _conv_by_onednn(x: Array, kernel: Array, geometry: Geometry) -> Array:
     """Return the convolution of `x`, float32 or bfloat16, with a kernel in float32, in the type of
-    `x`; of bfloat16 plus a bias in float32, if one is given.
+    `x`.
     """
+    return _bound(x, kernel, {}, geometry, relu=False)
+
+
+def _bound(
+    x: Array, kernel: Array, extras: dict[str, Array], geometry: Geometry, relu: bool
+) -> Array:
     output = (len(x), *_output_map(x, kernel, geometry), kernel.shape[3])
-    shapes = (x.shape, kernel.shape, output)
+    names = tuple(name for name in onednn.EXTRAS if name in extras)
     return _convolution.bind(
-        x, kernel, *bias, result="output", shapes=shapes, geometry=geometry, dtype=x.dtype
-    )
+        x, kernel, *(extras[name] for name in names),
+        result="output", shapes=(x.shape, kernel.shape, output), geometry=geometry, dtype=x.dtype,
+        extras=names, relu=relu,
+    )  # fmt: skip
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
-def _biased(x: Array, kernel: Array, bias: Array, geometry: Geometry) -> Array:
-    return _conv_by_onednn(x, kernel, geometry, bias)
+def _fused(
+    x: Array, kernel: Array, extras: dict[str, Array], geometry: Geometry, relu: bool
+) -> Array:
+    """Return the convolution of `x`, bfloat16, with a kernel in float32, and what follows: those of
+    the `extras` (`onednn.EXTRAS`) that are given, then the ReLU. It is rounded once.
+    """
+    if not extras and not relu:
+        return _conv_by_onednn(x, kernel, geometry)
+    return _fused_once(x, kernel, extras, geometry, relu)
 
 
-@_biased.defjvp
-def _biased_jvp(geometry: Geometry, primals: tuple[Array, ...], tangents: tuple[Array, ...]):
-    def rounded_twice(x: Array, kernel: Array, bias: Array) -> Array:
-        return plus_bias(_conv_by_onednn(x, kernel, geometry), bias)
+@functools.partial(jax.custom_jvp, nondiff_argnums=(3, 4))
+def _fused_once(
+    x: Array, kernel: Array, extras: dict[str, Array], geometry: Geometry, relu: bool
+) -> Array:
+    return _bound(x, kernel, extras, geometry, relu)
 
-    return _biased(*primals, geometry), jax.jvp(rounded_twice, primals, tangents)[1]
+
+@_fused_once.defjvp
+def _fused_jvp(geometry: Geometry, relu: bool, primals: tuple, tangents: tuple):
+    def rounded_often(x: Array, kernel: Array, extras: dict[str, Array]) -> Array:
+        y = _conv_by_onednn(x, kernel, geometry)
+        return lax.optimization_barrier(_finished(y, extras, relu))
+
+    # What the gradients of image, kernel and bias all read would be stored in float32 as well, by
+    # XLA:CPU, but for the barrier (4 images of 224x224 pixels, 64 channels, on one core: 55 -> 22
+    # ms).
+    return _fused_once(*primals, geometry, relu), jax.jvp(rounded_often, primals, tangents)[1]
+
+
+def _finished(y: Array, extras: dict[str, Array], relu: bool) -> Array:
+    """Return a convolution's output `y` with what follows, in the type of `y`."""
+    y = plus_bias(y, extras.get("bias"))
+    if "factor" in extras:
+        factor, shift = (lax.broadcast_to_rank(extras[k], y.ndim) for k in ("factor", "shift"))
+        y = (widened(y) * factor + shift).astype(y.dtype)
+    if "addend" in extras:
+        y = y + extras["addend"].astype(y.dtype)
+    return jax.nn.relu(y) if relu else y
 
 
 # One of onednn.ROLES from the two others: input and output of type `dtype`, and the kernel in
@@ -283,7 +328,10 @@ def _biased_jvp(geometry: Geometry, primals: tuple[Array, ...], tangents: tuple[
 _convolution = Primitive("convolution")
 
 
-@functools.partial(jax.jit, static_argnames=("result", "shapes", "geometry", "dtype"))
+_STATIC = ("result", "shapes", "geometry", "dtype", "extras", "relu")
+
+
+@functools.partial(jax.jit, static_argnames=_STATIC)
 def _compiled(*operands: Array, **params) -> Array:
     return _convolution.bind(*operands, **params)
 
@@ -293,18 +341,18 @@ def _eagerly(*operands: Array, **params) -> Array:
         return _compiled(*operands, **params)
 
 
-def _abstractly(*operands, result, shapes, geometry, dtype):
+def _abstractly(*operands, result, shapes, geometry, dtype, extras, relu):
     if result == "kernel":
         dtype = jnp.dtype(jnp.float32)
     return operands[0].update(shape=shapes[onednn.ROLES.index(result)], dtype=dtype)
 
 
-def _lowered(context, *operands, result, shapes, geometry, dtype):
+def _lowered(context, *operands, result, shapes, geometry, dtype, extras, relu):
     assert onednn.available()  # it registers the call
     stride, padding, dilation, groups = geometry
     numbers = (*stride, *padding, *dilation, groups)
-    narrow, biased = dtype == jnp.bfloat16, len(operands) == 3
-    description = onednn.describe_convolution(result, shapes, numbers, narrow, biased)
+    narrow = dtype == jnp.bfloat16
+    description = onednn.describe_convolution(result, shapes, numbers, narrow, extras, relu)
     return jax.ffi.ffi_lowering(onednn.CONVOLUTION)(context, *operands, description=description)
 
 
@@ -333,7 +381,7 @@ def _kernel_by_strips(
     *,
     shapes: tuple[tuple[int, ...], ...],
     geometry: Geometry,
-    dtype: jnp.dtype,
+    **others: Any,
 ) -> Array:
     """Return the gradient of a depthwise kernel in strips of its columns, each of which reads the
     columns of the images that it meets.
@@ -356,7 +404,7 @@ def _kernel_by_strips(
             result="kernel",
             shapes=tuple(its[role] for role in onednn.ROLES),
             geometry=(stride, (padding[0], 0), dilation, groups),
-            dtype=dtype,
+            **others,
         )
         strips.append(strip)
     return jnp.concatenate(strips, 1)
@@ -365,11 +413,13 @@ def _kernel_by_strips(
 def _by_xla(
     first: Array,
     second: Array,
-    *bias: Array,
+    *following: Array,
     result: str,
     shapes: tuple[tuple[int, ...], ...],
     geometry: Geometry,
     dtype: Any,
+    extras: tuple[str, ...],
+    relu: bool,
 ) -> Array:
     """Return the primitive in XLA's own operations, computed in float32: the convolution, or its
     transpose.
@@ -381,7 +431,7 @@ def _by_xla(
     }
     if result == "output":
         y = xla_convolution(known["input"], known["kernel"], geometry)
-        return plus_bias(y, *bias or (None,)).astype(dtype)
+        return _finished(y, dict(zip(extras, following, strict=True)), relu).astype(dtype)
 
     def output(array: Array) -> Array:
         arrays = known | {result: array}

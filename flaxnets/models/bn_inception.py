@@ -25,6 +25,7 @@ from flaxnets.layers import (
     average_positions,
     avg_pool,
     he_normal_fan_out,
+    joined,
     max_pool,
 )
 from flaxnets.models.base import Model
@@ -72,7 +73,7 @@ class Inception(nn.Module):
         if not one:
             branches.pop("branch1")
         outputs = [Sequential(branch, name=name)(x) for name, branch in branches.items()]
-        return jnp.concatenate(outputs, -1)
+        return joined(outputs)
 
 
 class BNInception(Model):

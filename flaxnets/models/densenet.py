@@ -25,6 +25,7 @@ from flaxnets.layers import (
     average_positions,
     avg_pool,
     he_normal_fan_in,
+    joined,
     max_pool,
 )
 from flaxnets.models.base import Model
@@ -49,7 +50,7 @@ class DenseLayer(nn.Module):
 
     @nn.compact
     def __call__(self, maps: Sequence[Array], moments: Moments) -> Array:
-        x = self.norm(name="norm1")(jnp.concatenate(maps, -1), moments, relu=True)
+        x = self.norm(name="norm1")(joined(maps), moments, relu=True)
         if not self.bottleneck:
             return self.dropout()(self.conv(self.growth_rate, 3, padding=1, name="conv1")(x))
         x = self.dropout()(self.conv(4 * self.growth_rate, 1, name="conv1")(x))
@@ -139,7 +140,7 @@ class DenseNet(Model):
                 maps.append(dense_layer(name=name)(tuple(maps), moments))
                 both = moments, norm5.moments(maps[-1])
                 moments = jax.tree.map(lambda *parts: jnp.concatenate(parts), *both)
-            x = jnp.concatenate(maps, -1)
+            x = joined(maps)
             # readable on request (`inference.features`)
             self.sow("intermediates", f"features.denseblock{block}", x)
         x = norm5(x, moments, relu=True)

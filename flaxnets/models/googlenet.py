@@ -28,6 +28,7 @@ from flaxnets.layers import (
     adaptive_avg_pool,
     average_positions,
     imagenet_to_unit_range,
+    joined,
     max_pool,
     relu,
 )
@@ -78,7 +79,7 @@ class Inception(nn.Module):
         outputs = [self.unit(one, name="branch1")(x)]
         for number, branch in enumerate(branches, 2):
             outputs.append(Sequential(branch, name=f"branch{number}")(x))
-        return jnp.concatenate(outputs, -1)
+        return joined(outputs)
 
 
 class AuxiliaryHead(nn.Module):

@@ -23,6 +23,7 @@ from flaxnets.layers import (
     average_positions,
     avg_pool,
     imagenet_to_unit_range,
+    joined,
     max_pool,
 )
 from flaxnets.models.base import Model
@@ -96,16 +97,16 @@ class Mixed(nn.Module):
                 unit = functools.partial(self.unit, stride=2, padding=0) if reduce else self.unit
                 name = f"{branch}_{number}" if len(chain) > 1 else branch
                 sides = "ab" if len(kernels) > 1 else [""]
-                y = jnp.concatenate([
+                y = joined([
                     unit(features, kernel, name=name + side)(y)
                     for side, kernel in zip(sides, kernels, strict=True)
-                ], -1)  # fmt: skip
+                ])  # fmt: skip
             outputs.append(y)
         if self.project is None:
             outputs.append(max_pool(3, 2)(x))
         else:
             outputs.append(self.unit(self.project, name="branch_pool")(avg_pool(3, 1, 1)(x)))
-        return jnp.concatenate(outputs, -1)
+        return joined(outputs)
 
 
 class AuxiliaryHead(nn.Module):

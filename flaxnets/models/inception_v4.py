@@ -22,6 +22,7 @@ from flaxnets.layers import (
     Sequential,
     average_positions,
     avg_pool,
+    joined,
     max_pool,
 )
 from flaxnets.models.base import Model
@@ -84,7 +85,7 @@ class InceptionC(nn.Module):
             conv(256, (3, 1), name="branch2_3b")(fork2),
             Sequential([AVERAGE, conv(256, 1)], name="branch3")(x),
         ]
-        return jnp.concatenate(outputs, -1)
+        return joined(outputs)
 
 
 class InceptionV4(Model):

@@ -72,7 +72,7 @@ class Bottleneck(nn.Module):
         y = unit(1, activation=None, name="f.c")(y)
         if self.stride > 1 or x.shape[-1] != self.features:
             x = unit(1, self.stride, activation=None, name="proj")(x)
-        return relu_of_sum(x + y)
+        return relu_of_sum(y, x)
 
 
 class RegNet(Model):

@@ -60,7 +60,7 @@ class Block(nn.Module):
         """Return the ReLU of the normalised branch `y` plus the shortcut from `x`, if any."""
         around = shortcut(self.shortcut, x, y.shape[-1], self.stride, self.conv, self.norm)
         y = self.norm(scale_init=self.last_scale_init, name=norm)(y, relu=around is None)
-        return y if around is None else relu_of_sum(y + around)
+        return y if around is None else relu_of_sum(y, around)
 
 
 class BasicBlock(Block):

@@ -51,7 +51,7 @@ class BasicBlock(nn.Module):
         y = self.norm(name="bn1")(y, relu=True)
         y = self.conv(self.features, 3, padding=1, name="conv2")(y)
         y = self.norm(name="bn2")(y, relu=around is None)
-        return y if around is None else relu_of_sum(self.drop()(y) + around)
+        return y if around is None else relu_of_sum(self.drop()(y), around)
 
 
 class ResNetCIFAR(Model):
@@ -136,7 +136,7 @@ class Bottleneck(nn.Module):
         y = self.conv(width, 3, self.stride, 1, groups=self.groups, name="conv2")(y)
         y = self.norm(name="bn2")(y, relu=True)
         y = self.norm(name="bn3")(self.conv(out, 1, name="conv3")(y))
-        return relu_of_sum(y + shortcut("B", x, out, self.stride, self.conv, self.norm))
+        return relu_of_sum(y, shortcut("B", x, out, self.stride, self.conv, self.norm))
 
 
 class ResNeXtCIFAR(Model):

@@ -13,7 +13,16 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax.numpy as jnp
 
-from flaxnets.layers import Array, Conv, Dtype, Sequential, average_positions, max_pool, relu
+from flaxnets.layers import (
+    Array,
+    Conv,
+    Dtype,
+    Sequential,
+    average_positions,
+    joined,
+    max_pool,
+    relu,
+)
 from flaxnets.models.base import Model
 
 # The first layer's channels and kernel size, then pools and fire modules. A fire module is given by
@@ -48,7 +57,7 @@ class Fire(nn.Module):
         x = relu(self.conv(self.squeeze, 1, name="squeeze")(x))
         small = self.conv(self.expand, 1, name="expand1x1")(x)
         large = self.conv(self.expand, 3, padding=1, name="expand3x3")(x)
-        return relu(jnp.concatenate((small, large), -1))
+        return relu(joined((small, large)))
 
 
 class SqueezeNet(Model):

@@ -20,9 +20,10 @@ from flaxnets.models import create_model
 from flaxnets.runs.feed import feed_from_source, training_examples
 from flaxnets.runs.initial import initial_weights
 from flaxnets.runs.options import MAY_DIFFER, Options
-from flaxnets.runs.same_run import default_workdir
+from flaxnets.runs.same_run import default_workdir, stored_value
 from flaxnets.runs.workdir import Workdir, shared_workdir
 from flaxnets.training.batch_norms import check_batch_norms
+from flaxnets.training.dtype import dtype_of_run
 from flaxnets.training.parallel import DataParallel
 from flaxnets.training.program import Program, make_program
 
@@ -46,7 +47,7 @@ class Run:
     @property
     def path(self) -> pathlib.Path:
         """The path of the workdir."""
-        return self.options.workdir or default_workdir(self.options.arch, self.options.dataset)
+        return _workdir(self.options)
 
     @property
     def train_shape(self) -> tuple[int, int, int]:
@@ -113,6 +114,8 @@ def assemble(options: Options, source: Source, parallel: DataParallel) -> Run:
             f"the labels of {options.dataset} are numbers, not classes, and the loss is "
             f"cross_entropy; expected the loss squared_error"
         )
+    before = stored_value(_workdir(options), "dtype")
+    options = dataclasses.replace(options, dtype=dtype_of_run(options.dtype, before))
     model = create_model(
         options.arch,
         num_classes=len(source.class_names) or 1,
@@ -148,6 +151,10 @@ def assemble(options: Options, source: Source, parallel: DataParallel) -> Run:
     if jax.process_index() == 0:
         _warn_of_short_epochs(program)
     return run
+
+
+def _workdir(options: Options) -> pathlib.Path:
+    return options.workdir or default_workdir(options.arch, options.dataset)
 
 
 def _check_images(run: Run) -> None:

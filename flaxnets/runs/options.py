@@ -103,8 +103,9 @@ class Options:
     none."""
     ema: bool = False
     """Start from the average weights of a file that has raw and average ones."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the computation; parameters are always float32."""
+    dtype: Literal["float32", "bfloat16", "auto"] = "float32"
+    """Type of the computation; parameters are always float32. With auto it is bfloat16 where the
+    device multiplies that in hardware, and float32 elsewhere."""
     remat: bool = False
     """Recompute activations in the backward pass, which takes less memory and more time."""
     parallel: DeviceMapping = "shard_map"

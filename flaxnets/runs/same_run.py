@@ -27,6 +27,13 @@ def default_workdir(arch: str, dataset: str) -> pathlib.Path:
     return old if old.exists() and not new.exists() else new
 
 
+def stored_value(path: pathlib.Path, key: str) -> Any:
+    """Return a value of the config of the run that `path` holds; None if it holds none."""
+    file = path / "config.json"
+    config = read_json(file) if file.exists() else None
+    return config.get(key) if isinstance(config, dict) else None
+
+
 def check_same_run(path: pathlib.Path, config: dict[str, Any], may_change: tuple[str, ...]) -> None:
     """Raise InputError unless `path` is free or holds a run with the same config.
 

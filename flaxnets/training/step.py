@@ -74,7 +74,8 @@ def make_train_step(
         classes = getattr(model, "num_classes", 0)  # needed if images are mixed
         batch = batch | augmented(batch, key_of_batch, statistics, recipe, classes)
         result = gradients(state.params, state.model_state, batch, key)
-        grads, model_state, metrics = lax.pmean(result, AXIS)
+        # XLA:CPU would copy the gradients of one device.
+        grads, model_state, metrics = lax.pmean(result, AXIS) if lax.axis_size(AXIS) > 1 else result
         return updated(state, grads, model_state, optimizer, recipe, average), metrics
 
     return train_step

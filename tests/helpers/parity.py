@@ -25,6 +25,7 @@ import torch
 from flaxnets import create_model, from_torch, to_torch
 from flaxnets.convert import IGNORED
 from flaxnets.initializers import drawn
+from flaxnets.kernels.onednn.library import computes_bfloat16
 from tools.torchvision_import import torchvision
 
 AUX_WEIGHT = 0.3
@@ -48,6 +49,9 @@ jit_quickly = functools.partial(jax.jit, compiler_options=quickly(0))
 onednn_only = pytest.mark.skipif(
     (sys.platform, platform.machine()) != ("linux", "x86_64"),
     reason="onednn-cpu-gomp is for Linux on x86-64",
+)
+bfloat16_only = pytest.mark.skipif(
+    not computes_bfloat16(), reason="this CPU does not multiply bfloat16"
 )
 
 # jax's switches that find errors, each as a context.

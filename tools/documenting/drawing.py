@@ -32,10 +32,11 @@ COLOURS = {
 }  # fmt: skip
 LINEAR = "#e3d5f1"
 BANDS = ("#f6f8fa", "#ffffff")
-MARGIN, TITLE, LEAST = 10, 34, 58  # pixels: of the picture, its title, the least height of a band
+# Pixels: around the picture, for its title, the least height of a band, for how often units repeat.
+MARGIN, TITLE, LEAST, REPEATS = 10, 34, 58, 38
 STYLE = (
     "text{font:11.5px system-ui,sans-serif;fill:#1c2733}"
-    ".m{text-anchor:middle}.e{text-anchor:end}.s{font-size:10.5px;fill:#5b6875}"
+    ".m{text-anchor:middle}.s{font-size:10.5px;fill:#5b6875}"
     ".k{font:10px ui-monospace,monospace;fill:#5b6875}.b{font-weight:600}"
     ".l{fill:none;stroke:#5b6875;stroke-width:1.2}.x{stroke:#5b6875;stroke-width:1}"
     ".r{fill:none;stroke:#9aa7b4;stroke-dasharray:4 3}"
@@ -94,23 +95,22 @@ class _Drawing:
         self.below: list[str] = []  # bands and frames
         self.lines: list[str] = []
         self.above: list[str] = []
-        self.first, (*_, self.last) = drawn[0], drawn
+        self.input = drawn[0]
         self.name = name
         self.groups = list(repeated(units(drawn)))
         layouts = {unit.signature(): place(unit) for group, _ in self.groups for unit in group}
         self.left = min(layout.left for layout in layouts.values()) - GAP
         self.right = max(layout.right for layout in layouts.values()) + GAP
         self.layouts = layouts
-        total = sum(box.parameters for box in drawn), sum(box.multiply_adds for box in drawn)
-        self.total = total
+        self.repeats = REPEATS if any(count > 1 for _, count in self.groups) else 0
+        self.total = sum(box.parameters for box in drawn), sum(x.multiply_adds for x in drawn)
 
     def text(self) -> str:
-        frame = 30 if any(count > 1 for _, count in self.groups) else 0
         names = max((len(keys(group)) for group, _ in self.groups), default=0)
-        left, right = self.left - 118, self.right + frame + 6.2 * names + 8
+        left, right = self.left - 118, self.right + self.repeats + 6.2 * names + 8
         y = TITLE + 8 + HEIGHT
-        input_width = width_of(size_text(self.first.shape) + " input")
-        self._box(0, TITLE + 8, input_width, f"input {size_text(self.first.shape)}", "input")
+        input_width = width_of(size_text(self.input.shape) + " input")
+        self._box(0, TITLE + 8, input_width, f"input {size_text(self.input.shape)}", "input")
         band: list[tuple[list[Unit], int, float, float]] = []
         bands = 0
         for index, (group, count) in enumerate(self.groups):
@@ -217,11 +217,10 @@ class _Drawing:
                 f'<text class="{kind}" x="{left + 6:.0f}" y="{top + 18 + 15 * row:.0f}">'
                 f"{text}</text>"
             )
-        frame = 30 if any(count > 1 for _, count in self.groups) else 0
         for group, _, upper, lower in band:
             if text := keys(group):
                 self.above.append(
-                    f'<text class="k" x="{self.right + frame:.0f}" '
+                    f'<text class="k" x="{self.right + self.repeats:.0f}" '
                     f'y="{(upper + lower) / 2 + 12:.0f}">{html.escape(text)}</text>'
                 )
         return end

@@ -42,9 +42,9 @@ def conv2d(
     """Return the convolution of `x` (N, H, W, C) with `kernel` (h, w, C / groups, O), as in torch,
     plus `bias` (O,).
 
-    The kernel is rounded to the floating-point type of `x`, which the result has too. Of less than
-    32 bits the sum of products and bias is rounded to it once. Inside `folded_norms` what follows
-    can be fused in.
+    The kernel is rounded to the floating-point type of `x`, which is also that of the result. Where
+    that type has less than 32 bits, the sum of products and bias is rounded once. Inside
+    `folded_norms` what follows can be fused in.
 
     Raises InputError if the kernel does not fit the padded map.
     """
@@ -250,9 +250,9 @@ def _conv_by_bundles(x: Array, kernel: Array, geometry: Geometry) -> Array:
 # --------------------------------------------------------------------------- oneDNN
 
 # In bfloat16 a norm by running averages (`flaxnets.kernels.folding`), a residual sum and the ReLU
-# are post-operations of the call. In float32 they are not. It was tried: inference of five networks
-# took 1.00 to 1.15 times the time. XLA has most of them in passes that stay (pads and maxima of
-# pools, concatenations, the sum, which reads the shortcut).
+# are post-operations of the call. In float32 they are not. They were tried: inference of five
+# networks took 1.00 to 1.15 times as long. XLA fuses most of them into passes that remain (pads and
+# maxima of pools, concatenations, the sum, which reads the shortcut).
 
 
 def _is_for_onednn(x: Array, kernel: Array, geometry: Geometry) -> bool:
@@ -261,7 +261,7 @@ def _is_for_onednn(x: Array, kernel: Array, geometry: Geometry) -> bool:
 
 
 def _conv_by_onednn(x: Array, kernel: Array, geometry: Geometry) -> Array:
-    """Return the convolution of `x`, float32 or bfloat16, with a kernel in float32, in the type of
+    """Return the convolution of `x`, float32 or bfloat16, with a float32 kernel, in the type of
     `x`.
     """
     return _bound(x, kernel, {}, geometry, relu=False)
@@ -282,8 +282,10 @@ def _bound(
 def _fused(
     x: Array, kernel: Array, extras: dict[str, Array], geometry: Geometry, relu: bool
 ) -> Array:
-    """Return the convolution of `x`, bfloat16, with a kernel in float32, and what follows: those of
-    the `extras` (`onednn.EXTRAS`) that are given, then the ReLU. It is rounded once.
+    """Return the convolution of `x`, bfloat16, with a float32 kernel and what follows, rounded
+    once.
+
+    What follows are the `extras`, some of `onednn.EXTRAS`, and then with `relu` the ReLU.
     """
     if not extras and not relu:
         return _conv_by_onednn(x, kernel, geometry)
@@ -303,8 +305,8 @@ def _fused_jvp(geometry: Geometry, relu: bool, primals: tuple, tangents: tuple):
         y = _conv_by_onednn(x, kernel, geometry)
         return lax.optimization_barrier(_finished(y, extras, relu))
 
-    # What the gradients of image, kernel and bias all read would be stored in float32 as well, by
-    # XLA:CPU, but for the barrier (4 images of 224x224 pixels, 64 channels, on one core: 55 -> 22
+    # The gradients of image, kernel and bias read the same array. Without the barrier XLA:CPU would
+    # store it in float32 as well (4 images of 224x224 pixels, 64 channels, on one core: 55 -> 22
     # ms).
     return _fused_once(*primals, geometry, relu), jax.jvp(rounded_often, primals, tangents)[1]
 
@@ -320,11 +322,11 @@ def _finished(y: Array, extras: dict[str, Array], relu: bool) -> Array:
     return jax.nn.relu(y) if relu else y
 
 
-# One of onednn.ROLES from the two others: input and output of type `dtype`, and the kernel in
-# float32. It is linear in each operand, and the transpose with respect to one is the same primitive
-# with that one as its result: derivatives of any order.
-# CPUs call oneDNN for it. Elsewhere, where no program has it that was traced for the platform, it
-# is lowered to XLA's convolution, or its transpose.
+# This primitive computes one of onednn.ROLES from the other two: input and output have the type
+# `dtype`, the kernel is float32. It is linear in each operand. Its transpose with respect to an
+# operand is the same primitive with that operand as its result, so derivatives of any order exist.
+# CPUs call oneDNN for it. Programs traced for other platforms do not contain it. If one traced for
+# a CPU is lowered elsewhere, it becomes XLA's convolution or its transpose.
 _convolution = Primitive("convolution")
 
 
@@ -337,7 +339,7 @@ def _compiled(*operands: Array, **params) -> Array:
 
 
 def _eagerly(*operands: Array, **params) -> Array:
-    with jax.disable_jit(False):  # which would call the primitive, which calls this
+    with jax.disable_jit(False):  # with jit disabled, the primitive would call this function again
         return _compiled(*operands, **params)
 
 
@@ -348,7 +350,7 @@ def _abstractly(*operands, result, shapes, geometry, dtype, extras, relu):
 
 
 def _lowered(context, *operands, result, shapes, geometry, dtype, extras, relu):
-    assert onednn.available()  # it registers the call
+    assert onednn.available()  # `available` also registers the call
     stride, padding, dilation, groups = geometry
     numbers = (*stride, *padding, *dilation, groups)
     narrow = dtype == jnp.bfloat16
@@ -357,7 +359,7 @@ def _lowered(context, *operands, result, shapes, geometry, dtype, extras, relu):
 
 
 def _transposed(position: int, cotangent: Array, *operands, result: str, **params) -> Array:
-    """Return the gradient of the operand at `position`, which is unknown; the other is an array."""
+    """Return the gradient of the unknown operand at `position`. The other operand is an array."""
     roles = [role for role in onednn.ROLES if role != result]
     known = {result: cotangent, roles[1 - position]: operands[1 - position]}
     if roles[position] == "kernel" and _is_wide_and_depthwise(params["shapes"], params["geometry"]):
@@ -383,7 +385,7 @@ def _kernel_by_strips(
     geometry: Geometry,
     **others: Any,
 ) -> Array:
-    """Return the gradient of a depthwise kernel in strips of its columns, each of which reads the
+    """Return the gradient of a depthwise kernel in strips of its columns. Each strip reads the
     columns of the images that it meets.
 
     oneDNN is fast up to three columns (5x5, 28x28 pixels, 120 channels: 4.4 -> 0.7 ms).
@@ -394,7 +396,7 @@ def _kernel_by_strips(
     strips = []
     for first in range(0, width, STRIP):
         columns = min(STRIP, width - first)
-        left = padding[1] - first  # below zero where columns are left unread
+        left = padding[1] - first  # negative where columns stay unread
         right = (output.shape[2] - 1) * stride[1] + columns - left - x.shape[2]
         nothing = (0, 0, 0)
         read = lax.pad(x, jnp.zeros((), x.dtype), [nothing, nothing, (left, right, 0), nothing])
@@ -425,7 +427,7 @@ def _by_xla(
     transpose.
     """
     roles = [role for role in onednn.ROLES if role != result]
-    known = {  # the kernel is rounded
+    known = {  # this rounds the kernel
         role: widened(operand.astype(dtype))
         for role, operand in zip(roles, (first, second), strict=True)
     }
@@ -438,12 +440,12 @@ def _by_xla(
         return xla_convolution(arrays["input"], arrays["kernel"], geometry)
 
     unknown = jax.ShapeDtypeStruct(shapes[onednn.ROLES.index(result)], jnp.float32)
-    (found,) = jax.linear_transpose(output, unknown)(known["output"])
-    return found if result == "kernel" else found.astype(dtype)
+    (gradient,) = jax.linear_transpose(output, unknown)(known["output"])
+    return gradient if result == "kernel" else gradient.astype(dtype)
 
 
 def _mapped(operands, axes, **params):
-    """Map the primitive (`jax.vmap`): XLA's convolution, or its transpose, takes one more axis."""
+    """Map the primitive (`jax.vmap`). XLA's convolution, or its transpose, takes one more axis."""
     return jax.vmap(functools.partial(_by_xla, **params), in_axes=axes)(*operands), 0
 
 

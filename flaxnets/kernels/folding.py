@@ -1,24 +1,23 @@
-"""What follows a convolution as part of it, in evaluation and prediction.
+"""Fuse what follows a convolution into it, in evaluation and prediction.
 
-There a separate norm between two convolutions is a pass over the map, which takes the time of the
-memory.
+A separate norm between two convolutions passes over the map and is bound by memory.
 
 - On GPUs a norm by running averages is folded into the convolution before it. Multiplied into the
-  kernel, its factor costs nothing. Its shift is a bias, which cuDNN's convolution fuses with the
-  ReLU and the sum that follow: ResNet-50's inference moves 0.63 of the bytes and takes 0.76 of the
-  time (H100, 256 images in bfloat16, jax 0.11.2; CONTRIBUTING.md has the table).
-- On CPUs, in bfloat16 alone, oneDNN's call of the convolution has the norm, a residual sum and the
-  ReLU after it (`flaxnets.kernels.convolution`).
+  kernel, its factor costs nothing. Its shift becomes a bias, which cuDNN's convolution fuses with
+  the ReLU and the sum that follow. ResNet-50's inference moves 0.63 of the bytes and takes 0.76 of
+  the time (H100, 256 images in bfloat16, jax 0.11.2; docs/performance.md has the table).
+- On CPUs, only in bfloat16, oneDNN's call of the convolution includes the following norm, residual
+  sum and ReLU (`flaxnets.kernels.convolution`).
 
-`plain("folding")` or FLAXNETS_PLAIN=folding switches it off (`flaxnets.kernels.platform`).
+`plain("folding")` or FLAXNETS_PLAIN=folding switches folding off (`flaxnets.kernels.platform`).
 
     with folded_norms():  # in a function that jax traces: an evaluation or prediction step
         logits = model.apply(variables, images)
 
-Inside, a convolution remembers how its output was made, and what follows and recalls this has the
-output made again with it. The first output is then unused, and XLA eliminates it. Operations that
-run one by one stay as they are, for nothing would eliminate it there. TPUs fuse the norm by
-themselves.
+Inside this context a convolution remembers how to recompute its output. What follows recalls this
+and recomputes the output with itself included. The first output is then unused, and XLA eliminates
+it. Operations that run one by one are not folded, because nothing would eliminate the first output.
+TPUs fuse the norm by themselves.
 """
 
 import contextlib
@@ -33,24 +32,24 @@ from jax.core import Tracer
 from flaxnets.kernels.platform import formulation
 
 Array = jax.Array
-Affine = tuple[Array, Array]  # of each channel (C,): a factor, and a shift that is then added
+Affine = tuple[Array, Array]  # a factor and a shift, which is then added, of each channel (C,)
 
 
 @dataclasses.dataclass(frozen=True)
 class Output:
-    """How a convolution's output is made.
+    """A way to recompute a convolution's output.
 
-    It must not hold the module: through its scope, which holds what later layers leave there, the
+    It must not hold the module. The module's scope holds what later layers leave there, so the
     output would live as long as the context.
     """
 
-    # Takes what is fused: an affine, an array of the output's shape that is then added, and whether
-    # a ReLU follows.
+    # Takes what to fuse: an affine or None, an array of the output's shape to add or None, and
+    # whether a ReLU follows.
     make: Callable[[Affine | None, Array | None, bool], Array]
-    affine: Affine | None = None  # fused already
+    affine: Affine | None = None  # what is fused already
 
     def normed(self, affine: Affine, relu: bool) -> Array:
-        """Return the output times a factor plus a shift, and with `relu` its ReLU."""
+        """Return the output times a factor plus a shift, and with `relu` the ReLU of this."""
         if formulation("folding") == "gpu":
             y = self.make(affine, None, False)
             return jax.nn.relu(y) if relu else y
@@ -60,17 +59,18 @@ class Output:
         return y
 
 
-# How the outputs of the innermost context were made, by their `id`: tracers have no hash.
+# How to recompute the outputs of the innermost context, by their `id`, because tracers have no
+# hash.
 _outputs: ContextVar[dict[int, Output] | None] = ContextVar("outputs", default=None)
-_is_on = jax.make_user_context(False)  # a function that is jitted outside is traced again inside
+_is_on = jax.make_user_context(False)  # makes jax trace a function again inside the context
 
 
 @contextlib.contextmanager
 def folded_norms() -> Iterator[None]:
-    """Fuse what follows a convolution with it, in what is traced inside for GPUs, and in bfloat16
+    """Fuse what follows a convolution into it, in what is traced inside for GPUs, or in bfloat16
     for CPUs.
 
-    What it remembers is gone when the context ends.
+    What the context remembers is released when it ends.
     """
     token = _outputs.set({})
     try:
@@ -81,26 +81,30 @@ def folded_norms() -> Iterator[None]:
 
 
 def remember(output: Array, made: Output) -> None:
-    """Note how a convolution's `output` (..., C) is made."""
+    """Remember how to recompute a convolution's `output` (..., C)."""
     outputs = _outputs.get()
     if outputs is None or formulation("folding") not in ("cpu", "gpu"):
         return
     if not isinstance(output, Tracer):
         return
     outputs[id(output)] = made
-    # Another array may have this `id` afterwards, and jax.checking_leaks would find what is held.
+    # A later array may get the same `id`, and jax.checking_leaks would report what is still held.
     weakref.finalize(output, outputs.pop, id(output))
 
 
 def recall(x: Array) -> Output | None:
-    """Return how `x` was made, or None where it is no convolution's output or stays as it is."""
+    """Return how to recompute `x`, or None if it is not a convolution's output or already has its
+    norm.
+    """
     made = (_outputs.get() or {}).get(id(x))
     return None if made is None or made.affine is not None else made
 
 
 def rectified(x: Array, addend: Array | None = None) -> Array | None:
-    """Return the ReLU of `x`, or of its sum with `addend`, as part of the convolution that `x` is
-    the output of. None if it is no convolution's output, or not traced for a CPU.
+    """Return the ReLU of `x`, or of its sum with `addend`, computed by the convolution whose output
+    is `x`.
+
+    Return None if `x` is not such an output, or where a separate pass is as fast.
     """
     made = (_outputs.get() or {}).get(id(x))
     if made is None or formulation("folding") != "cpu":

@@ -112,13 +112,14 @@ CASES = {
         sizes=(224, 225),
         train_size=224,
         train_optimization=1,
+        batch=2,
         cut_fields=NARROW,
         train_fields=NARROW,
         reference=alexnet_2012,
     ),
     "alexnet_cifar": Case(89_578, sizes=(32,), train_size=32, reference=alexnet_cifar),
     "alexnet_cifar_local": Case(
-        1_116_490, sizes=(24,), train_size=24, reference=alexnet_cifar_local
+        1_116_490, sizes=(24,), train_size=24, batch=2, reference=alexnet_cifar_local
     ),
 }
 SMALL = {"alexnet_cifar": Small({}, 40, 2, 32, recomputed=3)}

@@ -10,6 +10,8 @@ The tests beside these files state what the comparison does not.
 
 import importlib
 import pkgutil
+from collections.abc import Iterable
+from typing import Any
 
 import pytest
 
@@ -27,14 +29,22 @@ SMALL = {
     for name, small in getattr(family, "SMALL", {}).items()
 }
 HEADS = {name: family.HEAD for name, family in FAMILIES.items()}
-# Slow in tests that trace a whole network: deeper variants, and networks of many modules.
+# Before every commit a network of each family is tried; deeper variants are slow, and networks of
+# many modules, which take seconds to trace and to compile.
 MANY_MODULES = {
-    "densenet121", "inception_v3", "inception_v4", "inception_resnet_v1", "inception_resnet_v2",
+    "densenet121", "googlenet", "bn_inception", "inception_v3", "inception_v4",
+    "inception_resnet_v1", "inception_resnet_v2", "efficientnet_v2_s", "swin_v2_t", "maxvit_t",
 }  # fmt: skip
 SLOW = {name for name, case in CASES.items() if case.deeper} | MANY_MODULES
-EVERY_NETWORK = [
-    pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in CASES
-]
+
+
+def with_marks(names: Iterable[str]) -> list[Any]:
+    """Return the networks as parameters of a test, those of `SLOW` marked."""
+    marks = {name: [pytest.mark.slow] for name in SLOW}
+    return [pytest.param(name, marks=marks.get(name, [])) for name in names]
+
+
+EVERY_NETWORK = with_marks(CASES)
 # The first network of each class.
 CLASSES = list({build.func: name for name, build in reversed(VARIANTS.items())}.values())[::-1]
 # Fields that make a network of each class cheap to trace: those of `SMALL`, else none.

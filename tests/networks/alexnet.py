@@ -52,6 +52,7 @@ CASES = {
         sizes=(224, 225),
         train_size=224,
         train_optimization=1,
+        batch=2,
         cut_fields=NARROW,
         train_fields=NARROW,
         reference=alexnet_2012,

@@ -76,7 +76,7 @@ def with_fc10(features: nn.Module, inputs: int, num_classes: int) -> nn.Module:
 CASES = {
     "alexnet_cifar": Case(89_578, sizes=(32,), train_size=32, reference=alexnet_cifar),
     "alexnet_cifar_local": Case(
-        1_116_490, sizes=(24,), train_size=24, reference=alexnet_cifar_local
+        1_116_490, sizes=(24,), train_size=24, batch=2, reference=alexnet_cifar_local
     ),
 }
 SMALL = {"alexnet_cifar": Small({}, 40, 2, 32, recomputed=3)}

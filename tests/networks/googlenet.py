@@ -19,7 +19,11 @@ def googlenet(aux_dropout_rate: float = 0.7, five_by_five: bool = False, **field
 
 CASES = {
     "googlenet": Case(
-        13_004_888, train_size=96, reference=googlenet, train_fields={"aux_dropout_rate": 0.0}
+        13_004_888,
+        train_size=96,
+        batch=3,
+        reference=googlenet,
+        train_fields={"aux_dropout_rate": 0.0},
     ),
 }
 SMALL = {

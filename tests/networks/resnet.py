@@ -78,13 +78,6 @@ PARAMETERS = {
     "wide_resnet50_2": 68_883_240,
     "wide_resnet101_2": 126_886_696,
 }
-WIDE = ("resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d", "wide_resnet101_2")
-TRAIN_DEPTHS = {
-    "resnet18": (2, 2, 2, 2),
-    "resnet50": (2, 2, 2, 2),
-    # Wide stages are slow to compile, above all on maps below 5x5.
-    **dict.fromkeys(WIDE, (1, 2)),
-}
 BASE = ("resnet18", "resnet50", "resnext50_32x4d")
 CASES = {
     name: Case(
@@ -92,8 +85,10 @@ CASES = {
         sizes=(224, 193) if name in BASE else (65,),
         # The full width, with one block or two in each stage.
         cut_fields={"depths": (1, 2, 1, 1)} if count > 60e6 else {},
-        train_fields={"depths": TRAIN_DEPTHS.get(name, (1, 2, 1, 1))},
-        train_optimization=1,
+        train_size=33,
+        batch=2,
+        # Wide stages are slow to compile, on small maps above all.
+        train_fields={"depths": (1, 2, 1, 1) if name == "resnet18" else (1, 2)},
         deeper=name not in BASE,
         reference=functools.partial(resnet, name),
     )
@@ -104,8 +99,9 @@ CASES |= {  # without the projections
         PARAMETERS[f"resnet{depth}"] - 173_824,
         sizes=(65,),
         cut_fields={"depths": (1, 2, 1, 1)},
+        train_size=33,
+        batch=2,
         train_fields={"depths": (1, 2)},
-        train_optimization=1,
         deeper=depth > 18,
         reference=functools.partial(plain, f"resnet{depth}"),
     )

@@ -103,6 +103,7 @@ CASES = {
         sizes=(32, 27) if depth == 20 else (27,),
         cut_fields={"depth": min(depth, 110)},
         train_size=16,
+        train_fields={"depth": 8},
         reference=functools.partial(resnet, depth=depth),
         deeper=depth > 20,
     )
@@ -127,6 +128,7 @@ CASES |= {
         train_size=20,  # because maps of 4x4 and below are slow to compile
         train_fields={"groups": groups // 4},
         train_optimization=1,
+        batch=2,
         deeper=groups > 8,
         reference=functools.partial(resnext29, groups=groups),
     )

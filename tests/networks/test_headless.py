@@ -14,7 +14,7 @@ from flaxnets.convert import torch_keys
 from flaxnets.inference.features import feature_info, pyramid
 from flaxnets.models import FAMILIES
 from flaxnets.summary import summarize, totals
-from networks import CASES, HEADS, TRACED
+from networks import CASES, HEADS, TRACED, with_marks
 
 CHANNELS_LAST = ("swin",)  # families whose maps have channels last in torch, too
 NORMS = ("bn1", "features.norm0")  # their ReLU is a separate layer in torch
@@ -87,7 +87,7 @@ def test_timm_has_as_many_features(name):
     assert create_model(name).num_features == theirs.num_features
 
 
-@pytest.mark.parametrize("name", TRACED)
+@pytest.mark.parametrize("name", with_marks(TRACED))
 def test_every_network_can_be_headless_in_any_precision(name):
     model = create_model(name, num_classes=0, dtype=jnp.bfloat16, **TRACED[name])
     *size, channels = model.input_shape

@@ -21,6 +21,7 @@ from networks import CASES
 from networks.inception_v3 import KEPT
 from tools.torchvision_import import torchvision
 
+pytestmark = pytest.mark.slow  # networks of many modules
 NAMES = ("googlenet", "bn_inception", "inception_v3")
 
 
@@ -150,7 +151,6 @@ AFTER = {
 
 
 @pytest.mark.parametrize("name", AUXILIARY)
-@pytest.mark.slow
 def test_auxiliary_losses_reach_the_trunk_as_in_torch(name):
     """Compare the heads' logits by name, and the gradients of their losses alone, in float64."""
     names, size = AUXILIARY[name]

@@ -56,6 +56,7 @@ CASES = {
         cut_fields={"hidden_features": 128},
         train_size=32,
         train_fields={"hidden_features": 128},
+        batch=4 if name.endswith("_bn") else 2,
         reference=functools.partial(vgg, name),
         deeper=not name.startswith("vgg11"),
     )
@@ -68,6 +69,7 @@ CASES |= {  # Table 2: 133 M and 134 M
         cut_fields={"hidden_features": 128},
         train_size=32,
         train_fields={"hidden_features": 128},
+        batch=2,
         reference=with_lrn,
     ),
     "vgg16_c": Case(

@@ -5,6 +5,7 @@ import dataclasses
 import io
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any, get_args
 
@@ -29,9 +30,18 @@ from flaxnets.kernels.platform import Kernel, formulation
 from tools import benchmark
 
 
+@pytest.fixture
+def torch_in_this_process(monkeypatch):
+    """Torch's networks are timed in a thread; `test_all_is_a_table` gives them a process."""
+    pools = SimpleNamespace(ProcessPoolExecutor=lambda count, _: ThreadPoolExecutor(count))
+    monkeypatch.setattr(speed, "concurrent", SimpleNamespace(futures=pools))
+    monkeypatch.setattr(speed, "quiet", lambda: None)
+    monkeypatch.setattr(speed, "reuse_memory", lambda: None)
+
+
 @pytest.mark.parametrize("mode", ["infer", "train"])
 @pytest.mark.slow
-def test_speed(mode):
+def test_speed(mode, torch_in_this_process):
     """LeNet-5 has 86,400 + 153,600 multiply-adds in convolutions, 30,720 + 10,080 + 840 after."""
     options = common.Options(mode=mode, batch_size=4, rounds=2, vs=("torchvision", "plain"))
     row = speed.measure_speed("lenet5", options)
@@ -47,7 +57,7 @@ def test_speed(mode):
 
 
 @pytest.mark.slow
-def test_speed_beside_torchvision():
+def test_speed_beside_torchvision(torch_in_this_process):
     options = common.Options(mode="infer", batch_size=1, rounds=1, image_size=64)
     row = speed.measure_speed("resnet18", options)
     assert row["torch_network"] == "torchvision"
@@ -276,6 +286,7 @@ def test_a_start(pictures, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_a_start_that_fails_is_a_sentence():
     with pytest.raises(InputError, match="unknown data set 'digit'; did you mean 'digits'"):
         starting.measure_start("mlp", common.Options(mode="start", dataset="digit"))
@@ -304,6 +315,7 @@ def killed(*_):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_a_killed_process_is_a_sentence_and_what_was_measured_stays(tmp_path, monkeypatch):
     out = tmp_path / "rows.json"
     benchmark.main(common.Options(arch=("mlp",), mode="compile", out=out))

@@ -159,6 +159,7 @@ def test_a_signal_to_one_stops_all_and_one_process_goes_on(tmp_path, train_on_fo
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_refusal_in_one_process_ends_all(tmp_path):
     address = f"localhost:{free_port()}"
     shared = ["--arch", "lenet5", "--workdir", tmp_path, "--coordinator", address]
@@ -193,6 +194,7 @@ def test_a_single_task_of_a_launcher_is_a_run_of_its_own(monkeypatch):
     assert not jax.distributed.is_initialized()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("index", [0, 1])
 def test_processes_that_do_not_meet_end_with_one_sentence(index):
     address = f"localhost:{free_port()}"
@@ -303,6 +305,7 @@ def three_files(tmp_path_factory) -> str:
     return directory
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
 def test_records_are_shared_by_file_or_else_one_by_one(count, three_files):
     """Of three files, each of two processes reads its own (unequal shares); four read all files."""

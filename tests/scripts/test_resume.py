@@ -686,22 +686,23 @@ def test_another_number_of_examples_is_said_once(tmp_path):
     ]
 
 
-@pytest.mark.slow
-def test_a_finished_run_asked_for_fewer_epochs_stays_as_it_is(tmp_path):
-    arguments = ["experiments/train.py", "--arch", "softmax_regression", "--workdir", tmp_path]
-    assert script(*arguments, "--epochs", 3).returncode == 0
+def test_a_finished_run_asked_for_fewer_epochs_stays_as_it_is(tmp_path, train_here, capsys):
+    arguments = ["--arch", "softmax_regression", "--workdir", tmp_path]
+    train_here(*arguments, "--epochs", 3)
+    capsys.readouterr()
     before = contents(tmp_path)
     for epochs, said in [
         (2, f": the run has 3 epochs already, and 2 were asked for; see {tmp_path}\n"),
         (3, f" of 355 test examples after 3 epochs; see {tmp_path}\n"),
     ]:
-        again = script(*arguments, "--epochs", epochs)
-        assert (again.returncode, again.stderr) == (0, "")
-        assert again.stdout.startswith("softmax_regression on digits: ")
-        assert again.stdout.endswith(said)
-        assert again.stdout.count("\n") == 1
+        train_here(*arguments, "--epochs", epochs)
+        again = capsys.readouterr()
+        assert again.err == ""
+        assert again.out.startswith("softmax_regression on digits: ")
+        assert again.out.endswith(said)
+        assert again.out.count("\n") == 1
         assert contents(tmp_path) == before
-    assert script(*arguments, "--epochs", 4).returncode == 0
+    train_here(*arguments, "--epochs", 4)
     assert json.loads((tmp_path / "summary.json").read_text())["epochs"] == 4
 
 
@@ -714,14 +715,14 @@ def test_a_workdir_that_cannot_be_written_is_one_sentence(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_full_disk_loses_nothing(tmp_path):
+def test_a_full_disk_loses_nothing(tmp_path, train_here, capsys):
     """The second run cannot write a file of its workdir; the third continues the first."""
-    arguments = ["experiments/train.py", "--arch", "softmax_regression", "--workdir", tmp_path]
-    assert script(*arguments, "--epochs", 1).returncode == 0
+    arguments = ["--arch", "softmax_regression", "--workdir", tmp_path]
+    train_here(*arguments, "--epochs", 1)
     full = tmp_path / "metrics.jsonl.new"
     full.symlink_to("/dev/full")
     before = contents(tmp_path / "checkpoints"), logged(tmp_path)
-    refused = script(*arguments, "--epochs", 2)
+    refused = script("experiments/train.py", *arguments, "--epochs", 2)
     assert refused.returncode == 2
     assert refused.stderr == (
         "error: the disk is full; what was saved before is intact, so free some space and run the "
@@ -729,9 +730,9 @@ def test_a_full_disk_loses_nothing(tmp_path):
     )
     assert (contents(tmp_path / "checkpoints"), logged(tmp_path)) == before
     full.unlink()
-    again = script(*arguments, "--epochs", 2)
-    assert again.returncode == 0, again.stderr
-    assert again.stdout.startswith("epoch 2/2")
+    capsys.readouterr()
+    train_here(*arguments, "--epochs", 2)
+    assert capsys.readouterr().out.startswith("epoch 2/2")
 
 
 # Files that no run wrote

@@ -1,7 +1,7 @@
 """Test the scripts as a user runs them."""
 
+import functools
 import json
-import pathlib
 import platform
 import re
 import signal
@@ -10,18 +10,19 @@ import sys
 import time
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
 
+import parity
 from feeds import in_memory
 from flaxnets import data
 from flaxnets import train as train_script
-from flaxnets.training.parallel import DataParallel
+from flaxnets.errors import InputWarning
+from networks import CASES
 from scripts import ROOT, command, output, refusal, script
-from tools import convert_torchvision
+from tools import convert_torchvision, show_augmentation
 
 SUMMARY = {
     "arch", "dataset", "parameters", "epochs", "steps", "top1", "top5", "loss",
@@ -41,7 +42,7 @@ def start_training(workdir):
 
 
 @pytest.mark.slow
-def test_training_prints_only_our_lines_and_resumes_after_a_kill(tmp_path):
+def test_training_prints_only_our_lines_and_resumes_after_a_kill(tmp_path, train_here, capsys):
     workdir = tmp_path / "run"
     first = train("--epochs", 2, "--workdir", workdir, "--profile", 3)
     assert first.returncode == 0, first.stderr
@@ -63,41 +64,38 @@ def test_training_prints_only_our_lines_and_resumes_after_a_kill(tmp_path):
     # Killed at some time after its third epoch, it continues there and not from the start.
     with start_training(workdir) as running:
         for line in output(running):
-            if line.startswith("epoch   30"):
+            if line.startswith("epoch    6"):
                 break
         running.send_signal(signal.SIGKILL)
     last = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])["epoch"]
-    again = train("--epochs", last + 2, "--workdir", workdir)
-    assert again.returncode == 0, again.stderr
-    first_line = int(again.stdout.split("/")[0].removeprefix("epoch"))
+    train_here("--arch", "lenet5", "--epochs", last + 2, "--workdir", workdir)
+    first_line = int(capsys.readouterr().out.split("/")[0].removeprefix("epoch"))
     assert 2 < first_line <= last + 1
     rows = (workdir / "metrics.jsonl").read_text().splitlines()
     epochs = [json.loads(row)["epoch"] for row in rows]
     assert epochs == list(range(1, last + 3))
 
-    refused = script("experiments/train.py", "--arch", "vgg11", "--workdir", workdir)
-    assert refused.returncode == 2
-    assert "holds a run with arch 'lenet5', not 'vgg11'" in refused.stderr
+    refused = refusal(train_here, "--arch", "vgg11", "--workdir", workdir)
+    assert "holds a run with arch 'lenet5', not 'vgg11'" in refused
 
 
-@pytest.mark.slow
-def test_a_dry_run_tells_what_the_run_would_be_and_writes_nothing(tmp_path):
-    modern = [
-        "--recipe",
-        "torchvision-v2",
-        "--batch-size",
-        32,
-        "--epochs",
-        10,
-        "--optimizer",
-        "lamb",
-    ]
-    result = train("--dry-run", *modern, "--epochs", 10, cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    cells = [
-        [cell.strip() for cell in line.strip("│┃").split("│")]
-        for line in result.stdout.splitlines()
-    ]
+@pytest.fixture
+def cells(train_here, tmp_path, monkeypatch, capsys):
+    """`cells(...)`: the cells of the tables that a dry run with these arguments prints, by row."""
+    monkeypatch.chdir(tmp_path)
+
+    def printed(*arguments):
+        train_here("--dry-run", *arguments)
+        assert not list(tmp_path.iterdir())
+        lines = capsys.readouterr().out.splitlines()
+        return [[cell.strip() for cell in line.strip("│┃").split("│")] for line in lines]
+
+    return printed
+
+
+def test_a_dry_run_tells_what_the_run_would_be_and_writes_nothing(cells):
+    modern = ["--recipe", "torchvision-v2", "--batch-size", 32, "--optimizer", "lamb"]
+    found = cells("--arch", "lenet5", *modern, "--epochs", 10)
     for row in (
         ["optimizer", "lamb"],
         ["mixup", "0.2"],
@@ -109,31 +107,26 @@ def test_a_dry_run_tells_what_the_run_would_be_and_writes_nothing(tmp_path):
         ["moving average", f"{44_426 * 4 / 1e6:.1f}"],
         ["optimiser", f"{44_426 * 8 / 1e6:.1f}"],
     ):
-        assert row in cells
-    assert not list(tmp_path.iterdir())
+        assert row in found
 
 
 @pytest.mark.parametrize(("parallel", "kept"), [("shard_map", 1442 * 64), ("pmap", 0)])
-@pytest.mark.slow
-def test_a_dry_run_counts_the_images_that_stay_on_the_device(parallel, kept, tmp_path):
-    arguments = ["--arch", "mlp", "--batch-size", 8, "--dry-run", "--parallel", parallel]
-    result = script("experiments/train.py", *arguments, cwd=tmp_path)
-    assert (result.returncode, result.stderr) == (0, "")
-    lines = [line.strip("│┃").split("│") for line in result.stdout.splitlines()]
-    megabytes = {name.strip(): value.strip() for name, value in (x for x in lines if len(x) == 2)}
+def test_a_dry_run_counts_the_images_that_stay_on_the_device(parallel, kept, cells):
+    found = cells("--arch", "mlp", "--batch-size", 8, "--parallel", parallel)
+    megabytes = dict(row for row in found if len(row) == 2)
     assert megabytes["data set"] == f"{kept / 1e6:.1f}"
     assert megabytes["parameters"] == f"{42_634 * 4 / 1e6:.1f}"
 
 
 @pytest.mark.parametrize("dry", [(), ("--dry-run",)])
-def test_an_epoch_of_many_passes_is_said_at_the_start(dry, tmp_path):
-    arguments = ["--arch", "softmax_regression", "--batch-size", 4326, "--epochs", 1, *dry]
-    result = script("experiments/train.py", *arguments, cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    assert result.stderr == (
-        "warning: a batch of 4326 images is larger than the data set, so that each epoch is one "
-        "step and 3 passes over the 1442 training examples; choose a batch size of at most 1442\n"
-    )
+def test_an_epoch_of_many_passes_is_said_at_the_start(dry, train_here, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.warns(InputWarning) as notes:
+        train_here("--arch", "softmax_regression", "--batch-size", 4326, "--epochs", 1, *dry)
+    assert [str(note.message) for note in notes] == [
+        "a batch of 4326 images is larger than the data set, so that each epoch is one step and 3 "
+        "passes over the 1442 training examples; choose a batch size of at most 1442"
+    ]
 
 
 @pytest.mark.slow
@@ -177,12 +170,9 @@ def test_control_c_saves_and_says_how_to_go_on(tmp_path):
         ),
     ],
 )
-def test_bad_input_gets_one_sentence(arguments, sentence, tmp_path, monkeypatch):
-    one = jax.devices()[:1]
-    patched = "flaxnets.training.parallel.DataParallel"
-    monkeypatch.setattr(patched, lambda mapping: DataParallel(mapping, one))
+def test_bad_input_gets_one_sentence(arguments, sentence, train_here, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert refusal(train_script.main, ["--arch", "lenet5", *arguments]).startswith(sentence)
+    assert refusal(train_here, "--arch", "lenet5", *arguments).startswith(sentence)
     assert not list(tmp_path.iterdir())
 
 
@@ -190,7 +180,11 @@ def test_bad_input_gets_one_sentence(arguments, sentence, tmp_path, monkeypatch)
     ("arguments", "sentence"),
     [
         (["--arch", "lenet6"], "error: unknown architecture 'lenet6'; did you mean 'lenet5'?\n"),
-        (["--image-size", "8"], "error: the images are too small for this network: a window of"),
+        pytest.param(
+            ["--image-size", "8"],
+            "error: the images are too small for this network: a window of",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_bad_input_ends_the_script_with_status_2(arguments, sentence, tmp_path):
@@ -237,9 +231,9 @@ def test_the_name_of_a_bundled_data_set_tells_its_kind_and_labels(name):
     assert data.has_classes(name) == bool(source.class_names)
 
 
-@pytest.mark.parametrize("dataset", ["digits", "npz:scans.npz", "breast_cancer"])
 @pytest.mark.slow
-def test_what_is_in_memory_is_trained_on_without_tensorflow(dataset, tmp_path):
+def test_what_is_in_memory_is_trained_on_without_tensorflow(tmp_path):
+    """Nor with the packages that read photographs. Several runs in one process."""
     source = in_memory("digits")
     arrays: dict[str, Any] = {
         f"{letter}_{split}": part[split]
@@ -247,42 +241,44 @@ def test_what_is_in_memory_is_trained_on_without_tensorflow(dataset, tmp_path):
         for split in source.sizes
     }
     np.savez(tmp_path / "scans.npz", **arrays)
+    mlp, lenet = ["--arch", "mlp", "--epochs", "2"], ["--arch", "lenet5"]
+    runs = [
+        [*mlp, "--dataset", "digits"], [*mlp, "--dataset", "npz:scans.npz"],
+        [*mlp, "--dataset", "breast_cancer"], [*lenet, "--epochs", "8"],
+        [*lenet, "--policy", "rand_augment", "--epochs", "1", "--workdir", "other"],
+        [*mlp, "--dataset", "cifar10"],
+    ]  # fmt: skip
     program = f"""
-import runpy, sys
+import sys
 for absent in ("tensorflow", "tensorflow_datasets", "cv2", "simplejpeg"):
     sys.modules[absent] = None
-runpy.run_path({str(ROOT / "experiments/train.py")!r}, run_name="__main__")
+from flaxnets.terminal import quiet
+quiet()
+from flaxnets.train import run
+for arguments in {runs}:
+    sys.argv[1:] = arguments
+    run()
 """
-
-    def run(*arguments):
-        command = [sys.executable, "-c", program, *arguments]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-
-    result = run("--arch", "mlp", "--dataset", dataset, "--epochs", "2")
-    assert result.returncode == 0, result.stderr
-    assert re.search(
-        r": top-1 [89]\d\.\d\d%, top-5 .* after 2 epochs; see runs/mlp-", result.stdout
+    command = [sys.executable, "-c", program]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert (result.stderr, result.returncode) == (
+        "error: the data set 'cifar10' needs tensorflow and tensorflow_datasets; run pip install "
+        "'flaxnets[tfds]', or choose digits, breast_cancer, diabetes, folder:PATH or npz:PATH\n",
+        2,
     )
-    if dataset == "digits":
-        enlarged = run("--arch", "lenet5", "--epochs", "8")
-        assert enlarged.returncode == 0, enlarged.stderr
-        assert re.search(r": top-1 9\d\.\d\d%, top-5 ", enlarged.stdout)
-        changed = ("--policy", "rand_augment", "--epochs", "1", "--workdir", "other")
-        assert run("--arch", "lenet5", *changed).returncode == 0
-        refused = run("--arch", "mlp", "--dataset", "cifar10")
-        assert refused.returncode == 2
-        assert refused.stderr == (
-            "error: the data set 'cifar10' needs tensorflow and tensorflow_datasets; run pip "
-            "install 'flaxnets[tfds]', or choose digits, breast_cancer, diabetes, folder:PATH or "
-            "npz:PATH\n"
-        )
+    sentences = [line for line in result.stdout.splitlines() if "top-1" in line and ": " in line]
+    *small, enlarged, changed = [line for line in sentences if not line.startswith("epoch")]
+    assert len(small) == 3
+    for sentence in small:
+        assert re.search(r": top-1 [89]\d\.\d\d%, top-5 .* after 2 epochs; see runs/mlp-", sentence)
+    assert re.search(r": top-1 9\d\.\d\d%, top-5 ", enlarged)
+    assert changed.endswith("after 1 epochs; see other")
 
 
-def test_numbers_are_predicted_through_the_same_script(tmp_path):
-    arguments = ["experiments/train.py", "--arch", "perceptron", "--dataset", "diabetes"]
-    result = script(*arguments, "--epochs", 20, "--workdir", tmp_path / "run")
-    assert result.returncode == 0, result.stderr
-    assert "perceptron on diabetes: mean squared error 0." in result.stdout
+def test_numbers_are_predicted_through_the_same_script(tmp_path, train_here, capsys):
+    asked = ["--arch", "perceptron", "--dataset", "diabetes", "--epochs", 20]
+    train_here(*asked, "--workdir", tmp_path / "run")
+    assert "perceptron on diabetes: mean squared error 0." in capsys.readouterr().out
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     assert set(summary) == SUMMARY - {"top1", "top5"}
     assert summary["parameters"] == 11 * 128 + 129
@@ -290,55 +286,44 @@ def test_numbers_are_predicted_through_the_same_script(tmp_path):
     assert (tmp_path / "run/learning_curve.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.slow
-def test_weights_travel_from_torch_and_back(tmp_path):
+def test_weights_travel_from_torch_and_back(tmp_path, train_here, capsys):
     """A .pth becomes safetensors and back with equal bits, and train.py starts from the file."""
-    import parity
-    from networks import CASES
-
+    convert = functools.partial(convert_torchvision.main, "lenet5")
     _, reference = parity.build_pair("lenet5", CASES["lenet5"])
     torch.save({"model": reference.state_dict()}, tmp_path / "a.pth")
-    convert = ["tools/convert_torchvision.py", "--arch", "lenet5"]
-    there = script(
-        *convert, "--checkpoint", tmp_path / "a.pth", "--out", tmp_path / "b.safetensors"
-    )
-    assert there.returncode == 0, there.stderr
-    assert there.stdout.endswith("b.safetensors: lenet5, 44,426 parameters in 10 arrays\n")
-    back = script(*convert, "--checkpoint", tmp_path / "b.safetensors", "--out", tmp_path / "c.pth")
-    assert back.returncode == 0, back.stderr
+    convert(tmp_path / "b.safetensors", checkpoint=tmp_path / "a.pth")
+    printed = capsys.readouterr().out
+    assert printed.endswith("b.safetensors: lenet5, 44,426 parameters in 10 arrays\n")
+    convert(tmp_path / "c.pth", checkpoint=tmp_path / "b.safetensors")
     loaded = torch.load(tmp_path / "c.pth", weights_only=True)
     for key, value in reference.state_dict().items():
         assert torch.equal(loaded[key], value)
         np.testing.assert_array_equal(load_file(tmp_path / "b.safetensors")[key], value.numpy())
 
-    run = train("--epochs", 1, "--learning-rate", "1e-12", "--weight-decay", 0, "--workdir",
-                tmp_path / "run", "--init-from", tmp_path / "b.safetensors")  # fmt: skip
-    assert run.returncode == 0, run.stderr
+    still = ["--epochs", 1, "--learning-rate", "1e-12", "--weight-decay", 0]
+    train_here("--arch", "lenet5", *still, "--workdir", tmp_path / "run",
+               "--init-from", tmp_path / "b.safetensors")  # fmt: skip
     out = tmp_path / "d.safetensors"
-    assert script(*convert, "--workdir", tmp_path / "run", "--out", out).returncode == 0
+    convert(out, workdir=tmp_path / "run")
     for key, value in load_file(out).items():
         np.testing.assert_allclose(value, loaded[key], atol=1e-8)
 
     (tmp_path / "half.safetensors").write_bytes((tmp_path / "b.safetensors").read_bytes()[:5000])
     out = tmp_path / "e.safetensors"
-    refused = script(*convert, "--checkpoint", tmp_path / "half.safetensors", "--out", out)
-    assert refused.returncode == 2
-    assert "is not a complete safetensors file" in refused.stderr
-    assert refused.stderr.count("\n") == 1
     for options, sentence in [
+        ({"checkpoint": tmp_path / "half.safetensors"}, "is not a complete safetensors file"),
         ({"checkpoint": tmp_path / "none.pth"}, "no file"),
         ({"weights": "IMAGENET1K_V9"}, "no weights of 'lenet5' are published"),
         ({}, "no weights given; expected --checkpoint, --weights or --workdir"),
         ({"average": 3}, "--average needs the checkpoints of a run; expected --workdir DIR"),
     ]:
-        assert sentence in refusal(convert_torchvision.main, "lenet5", out, **options)
+        assert sentence in refusal(convert, out, **options)
     assert not out.exists()
 
 
 def test_the_augmentation_is_drawn(tmp_path):
-    policy = ("--policy", "rand_augment", "--interpolation", "bilinear")
-    result = script("tools/show_augmentation.py", *policy, "--out", tmp_path / "grid.png")
-    assert result.returncode == 0, result.stderr
+    policy = ["--policy", "rand_augment", "--interpolation", "bilinear"]
+    show_augmentation.main([*policy, "--out", str(tmp_path / "grid.png")])
     assert (tmp_path / "grid.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -369,15 +354,14 @@ print(statistics.median(faults))
     assert 10 * faults["kept"] < faults["given back"]
 
 
-@pytest.mark.parametrize(
-    "path", ["experiments/train.py", "experiments/evaluate.py", "tools/benchmark.py"]
-)
-def test_tensorflow_waits_for_the_first_output(path):
+@pytest.mark.slow
+def test_tensorflow_waits_for_the_first_output():
     """TensorFlow's threads would have their own arenas before `reuse_memory` is called."""
-    program = f"""
+    program = """
 import runpy, sys
-sys.path.insert(0, "{pathlib.Path(path).parent}")
-runpy.run_path("{path}", run_name="imported")
-assert "tensorflow" not in sys.modules
+sys.path.insert(0, "tools")
+for path in ("experiments/train.py", "experiments/evaluate.py", "tools/benchmark.py"):
+    runpy.run_path(path, run_name="imported")
+    assert "tensorflow" not in sys.modules, path
 """
-    subprocess.run([sys.executable, "-c", program], check=True)
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)

@@ -11,7 +11,7 @@ import pytest
 
 from flaxnets import InputError, create_model, list_models, summary
 from flaxnets.layers import BatchNorm, Conv, Linear, Sequential
-from networks import CASES, EVERY_NETWORK
+from networks import CASES
 from tools import summarize as tool
 from tools.torchvision_import import torchvision
 
@@ -42,7 +42,8 @@ UNPUBLISHED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", EVERY_NETWORK)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
 def test_every_network_has_its_published_number_of_parameters(name):
     """Layers are counted in one network of each kind.
 
@@ -84,6 +85,7 @@ def test_agreement_with_a_published_number(count, published, agreement):
     assert tool.agreement(count, published) == agreement
 
 
+@pytest.mark.slow
 def test_multiply_adds_of_he_2015():
     assert [tuple(row.values()) for row in tool.he2015()] == [
         (18, 1_814_073_344, "1.8e9", "rounded"),
@@ -98,6 +100,7 @@ def test_multiply_adds_of_he_2015():
         assert tool.agreement(summary.totals(rows)["multiply_adds"], published) == "rounded"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vit_b_16", "convnext_tiny", "swin_t", "swin_v2_t", "maxvit_t"])
 def test_multiply_adds_of_attention_are_torchvisions(name):
     """Multiply-adds are in units of 1e9, and include the products of queries, keys and values."""
@@ -121,6 +124,7 @@ def test_alexnet_2012_has_60_million_parameters_and_650_000_neurons():
     assert total("alexnet_2012", "parameters") == 60_965_224
 
 
+@pytest.mark.slow
 def test_googlenet_has_a_ninth_of_alexnets_parameters():
     """Szegedy et al. 2015 say "12 times fewer", which their own Table 1 contradicts.
 
@@ -138,6 +142,7 @@ def test_googlenet_has_a_ninth_of_alexnets_parameters():
     assert tool.agreement(total("googlenet", "multiply_adds"), "1.5e9") == "rounded"
 
 
+@pytest.mark.slow
 def test_resnext_is_as_large_as_resnet():
     """Xie et al. 2016, Table 1: 25.5 and 25.0 M parameters, 4.1 and 4.2 x 10^9 FLOPs."""
     for name, parameters, flops in (
@@ -216,6 +221,7 @@ def test_bad_input_is_refused_in_one_sentence(options, sentence):
         tool.main(tool.Options(**options))
 
 
+@pytest.mark.slow
 def test_the_script_ends_with_status_2_and_needs_neither_tensorflow_nor_torch():
     code = """
 import runpy, sys

@@ -140,6 +140,7 @@ def test_control_c_twice_while_saving_leaves_what_was_saved(tmp_path):
 # Outputs that are closed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("closed", "name", "arguments"),
     [
@@ -157,6 +158,7 @@ def test_a_closed_output_is_quiet(closed, name, arguments, tmp_path):
     assert runs == (["softmax_regression-digits"] if name == TRAIN else [])
 
 
+@pytest.mark.slow
 def test_a_reader_that_leaves_ends_a_run_quietly(tmp_path):
     run = command(TRAIN, "--arch", "softmax_regression", "--epochs", 4000, "--workdir", tmp_path)
     with started(run) as process:
@@ -214,14 +216,19 @@ EPOCH = "epoch 1/10 train loss 2.2500 top-1 12.50% test loss 12.5000 top-1 100.0
 @pytest.mark.parametrize(
     ("columns", "bar"),
     [
-        (
+        pytest.param(
             120,
             "resnet50 on digits ━━━━━╸━━━━━━━━━━━━━━ 12345/44000 loss 2.3000  top-1 25.00% 86420 "
             "images/s -:--:--",
+            marks=pytest.mark.slow,
         ),
         (80, "resnet50 on digits 12345/44000 loss 2.3000  top-1 25.00% 86420 images/s -:--:--"),
-        (72, "resnet50 on digits 12345/44000 loss 2.3000  top-1 25.00% 86420 images/s"),
-        (40, "12345/44000 loss 2.3000  top-1 25.00%"),
+        pytest.param(
+            72,
+            "resnet50 on digits 12345/44000 loss 2.3000  top-1 25.00% 86420 images/s",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(40, "12345/44000 loss 2.3000  top-1 25.00%", marks=pytest.mark.slow),
         (20, "12345/44000"),
     ],
 )

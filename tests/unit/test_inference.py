@@ -27,7 +27,7 @@ from flaxnets.runs.files import json_text
 from flaxnets.training.parallel import DataParallel
 from flaxnets.training.state import init_variables
 from flaxnets.training.views import mean_log_probabilities
-from scripts import script
+from scripts import refusal
 from tools.torchvision_import import torchvision
 
 
@@ -126,19 +126,15 @@ def test_a_network_that_gives_nan_is_evaluated_to_valid_json(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_columns_are_averaged(tmp_path, capsys):
+def test_columns_are_averaged(tmp_path, train_here, capsys):
     """Evaluate two columns of MCDNN, alone and with averaged probabilities."""
     runs = [tmp_path / f"column{seed}" for seed in range(2)]
     for seed, run in enumerate(runs):
-        trained = script(
-            "experiments/train.py", "--arch", "mcdnn_mnist", "--epochs", 2,
-            "--seed", seed, "--workdir", run,
-        )  # fmt: skip
-        assert trained.returncode == 0, trained.stderr
-    files = ["--output", tmp_path / "result.npz", "--confusion", tmp_path / "confusion.png"]
-    evaluated = script("experiments/evaluate.py", *runs, *files, "--json")
-    assert (evaluated.returncode, evaluated.stderr) == (0, "")
-    result = json.loads(evaluated.stdout)
+        train_here("--arch", "mcdnn_mnist", "--epochs", 1, "--seed", seed, "--workdir", run)
+    capsys.readouterr()
+    files = {"output": tmp_path / "result.npz", "confusion": tmp_path / "confusion.png"}
+    evaluate.main(evaluate.Options(workdirs=tuple(runs), json=True, **files))
+    result = json.loads(capsys.readouterr().out)
     assert (result["examples"], result["dataset"]) == (355, "digits")
     results = result["results"]
     assert results[2]["network"] == "mean of 2"
@@ -146,7 +142,8 @@ def test_columns_are_averaged(tmp_path, capsys):
         summary = json.loads((run / "summary.json").read_text())
         assert result["top1"] == pytest.approx(summary["top1"], abs=1e-6)
         assert result["loss"] == pytest.approx(summary["loss"], rel=1e-4)
-    stored = np.load(tmp_path / "result.npz")
+    with np.load(tmp_path / "result.npz") as file:
+        stored = dict(file)
     assert stored["probabilities"].shape == (2, 355, 10)
     logs = stored["log_probabilities"]
     np.testing.assert_array_equal(stored["probabilities"], np.exp(logs))
@@ -171,11 +168,9 @@ def test_columns_are_averaged(tmp_path, capsys):
 def test_runs_that_cannot_be_evaluated(tmp_path):
     with pytest.raises(InputError, match=r"is not the workdir of a training run: it has no config"):
         load_run(tmp_path)
-    refused = script("experiments/evaluate.py")
-    assert refused.returncode == 2
-    assert refused.stderr == (
-        "error: no network given; expected workdirs of train.py, or --arch NAME with --weights "
-        "NAME or --checkpoint FILE\n"
+    assert refusal(evaluate.main, evaluate.Options()) == (
+        "no network given; expected workdirs of train.py, or --arch NAME with --weights NAME or "
+        "--checkpoint FILE"
     )
 
 
@@ -247,7 +242,8 @@ def test_views_over_a_split(views, atol, folder, two_files, tmp_path, capsys):
     ))  # fmt: skip
     result = json.loads(capsys.readouterr().out)
     assert (result["examples"], result["views"]) == (21, views)
-    stored = np.load(tmp_path / "out.npz")
+    with np.load(tmp_path / "out.npz") as file:
+        stored = dict(file)
     np.testing.assert_array_equal(stored["labels"], [0] * 10 + [1] * 11)
     for variables, probabilities in zip(members, stored["probabilities"], strict=True):
         expected = expected_probabilities(model, variables, folder, views)
@@ -267,7 +263,8 @@ def test_random_views_depend_on_the_seed_and_not_on_the_batch(folder, two_files,
             arch=("lenet5",), checkpoint=two_files[2][:1], dataset=f"folder:{folder}",
             views="random-10", seed=seed, batch_size=batch_size, output=tmp_path / "out.npz",
         ))  # fmt: skip
-        stored = np.load(tmp_path / "out.npz")
+        with np.load(tmp_path / "out.npz") as file:
+            stored = dict(file)
         right = np.mean(stored["probabilities"][0].argmax(1) == stored["labels"])
         title, row = capsys.readouterr().out.splitlines()
         assert title == f"21 test examples of folder:{folder}, turned upright"

@@ -4,7 +4,9 @@ import dataclasses
 import io
 import itertools
 import json
+import pathlib
 import random
+import shutil
 from random import Random
 
 import jax
@@ -358,7 +360,7 @@ def datasets(tmp_path_factory):
 @pytest.mark.parametrize("seed", range(10))
 @pytest.mark.slow
 def test_a_run_its_evaluation_and_classification_are_fed_the_same(
-    seed, datasets, tmp_path, monkeypatch
+    seed, datasets, tmp_path, monkeypatch, train_here
 ):
     """Inputs are bit-equal for every kind of data set and random values of the preprocessing."""
     names, data_dir = datasets
@@ -374,15 +376,14 @@ def test_a_run_its_evaluation_and_classification_are_fed_the_same(
 
         return eval_batches
 
-    monkeypatch.setattr("flaxnets.runs.processes.join", lambda processes: None)
     monkeypatch.setattr("flaxnets.runs.feed.eval_batches", spying("train"))
-    given = [str(word) for pair in options.items() for word in pair]
-    train.main([
-        "--arch", "lenet5", "--dataset", dataset, "--epochs", "1", "--batch-size", "8",
-        "--workdir", str(tmp_path), "--data-dir", data_dir, "--no-compilation-cache", *given,
-    ])  # fmt: skip
+    train_here(
+        "--arch", "lenet5", "--dataset", dataset, "--epochs", 1, "--workdir", tmp_path,
+        "--batch-size", 128 if dataset == "digits" else 8, "--data-dir", data_dir,
+        *itertools.chain(*options.items()),
+    )  # fmt: skip
     monkeypatch.setattr(data, "eval_batches", spying("evaluate"))
-    evaluate.main(evaluate.Options((tmp_path,), data_dir=data_dir, compilation_cache=False))
+    evaluate.main(evaluate.Options((tmp_path,), data_dir=data_dir))
     images = {
         where: np.concatenate([batch["image"][batch["mask"] == 1] for batch in batches])
         for where, batches in fed.items()
@@ -404,6 +405,16 @@ def test_a_run_its_evaluation_and_classification_are_fed_the_same(
         )
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> pathlib.Path:
+    """The directory of a run of one epoch."""
+    path = tmp_path_factory.mktemp("run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("flaxnets.runs.processes.join", lambda processes: None)
+        train.main(["--arch", "softmax_regression", "--epochs", "1", "--workdir", str(path)])
+    return path
+
+
 @pytest.mark.parametrize(
     ("dataset", "size", "resize", "window"),
     [
@@ -414,14 +425,9 @@ def test_a_run_its_evaluation_and_classification_are_fed_the_same(
         ("cifar10", 32, 32, Resize(32)),
     ],
 )
-def test_a_run_from_before_plans_still_opens(dataset, size, resize, window, tmp_path, monkeypatch):
+def test_a_run_from_before_plans_still_opens(dataset, size, resize, window, finished, tmp_path):
     """Such a config.json has only the values of the preprocessing."""
-    monkeypatch.setattr("flaxnets.runs.processes.join", lambda processes: None)
-    train.main([
-        "--arch", "softmax_regression", "--epochs", "1", "--workdir", str(tmp_path / "run"),
-        "--no-compilation-cache",
-    ])  # fmt: skip
-    file = tmp_path / "run" / "config.json"
+    file = shutil.copytree(finished, tmp_path / "run") / "config.json"
     config = json.loads(file.read_text())
     for key in ("plan", "kind"):
         del config[key]
@@ -436,11 +442,9 @@ def test_a_run_from_before_plans_still_opens(dataset, size, resize, window, tmp_
     assert pretrained(tmp_path / "run").preprocessing == Plan((Decode(1, "stored"), window))
 
 
-def test_a_run_from_before_plans_goes_on(tmp_path, monkeypatch):
-    monkeypatch.setattr("flaxnets.runs.processes.join", lambda processes: None)
-    arguments = ["--arch", "softmax_regression", "--workdir", str(tmp_path)]
-    arguments += ["--no-compilation-cache"]
-    train.main([*arguments, "--epochs", "1"])
+def test_a_run_from_before_plans_goes_on(finished, tmp_path, train_here):
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    arguments = ["--arch", "softmax_regression", "--workdir", tmp_path]
     file = tmp_path / "config.json"
     config = json.loads(file.read_text())
     for key in ("plan", "kind", "examples"):
@@ -450,7 +454,7 @@ def test_a_run_from_before_plans_goes_on(tmp_path, monkeypatch):
     config["preprocessing"]["interpolation"] = "nearest"
     file.write_text(json.dumps(config))
     with pytest.raises(InputError, match=r"holds a run with preprocessing .*'pad': 0.*, not"):
-        train.main([*arguments, "--epochs", "2", "--pad", "1"])
-    train.main([*arguments, "--epochs", "2"])
+        train_here(*arguments, "--epochs", 2, "--pad", 1)
+    train_here(*arguments, "--epochs", 2)
     assert json.loads((tmp_path / "summary.json").read_text())["epochs"] == 2
     assert "plan" in json.loads(file.read_text())

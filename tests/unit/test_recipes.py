@@ -14,7 +14,7 @@ from flaxnets.convert import torch_keys
 from flaxnets.models import VARIANTS
 from flaxnets.recipes import Preprocessing, Recipe, recipe_for
 from flaxnets.recipes.torchvision import VERSIONS
-from networks import CASES, SMALL
+from networks import CASES, SMALL, with_marks
 
 
 @functools.cache
@@ -27,7 +27,7 @@ def fits(name: str, size: int) -> bool:
 
 
 @pytest.mark.parametrize("kind", ["photographs", "small images"])
-@pytest.mark.parametrize("name", list_models())
+@pytest.mark.parametrize("name", with_marks(list_models()))
 def test_a_row_whose_images_fit_the_network(name, kind):
     """A deeper network reads the sizes that the first network of its class reads."""
     recipe = recipe_for(name, kind)

@@ -39,7 +39,7 @@ from flaxnets.weights import PublishedWeights, published
 from flaxnets.weights.adaptation import adapt_input_channels
 from flaxnets.weights.files import torchvision_keys
 from flaxnets.weights.published import WEIGHTS
-from networks import HEADS, SMALL
+from networks import HEADS, SMALL, with_marks
 from tools.torchvision_import import torchvision
 
 TORCHVISION = torchvision.models.list_models(torchvision.models)
@@ -327,7 +327,10 @@ for variables in trees:
 
 
 @pytest.mark.parametrize(
-    "arch", ["lenet5", "nin_cifar", "highway_mlp", "mcdnn_mnist", "mlp", "bn_inception", "wrn_16_4"]
+    "arch",
+    with_marks(
+        ("lenet5", "nin_cifar", "highway_mlp", "mcdnn_mnist", "mlp", "bn_inception", "wrn_16_4")
+    ),
 )
 def test_a_file_of_any_network_brings_its_own_class_count(arch, tmp_path):
     values = state_dict(arch, num_classes=7)
@@ -398,6 +401,7 @@ def test_heads_of_any_kind_are_told_apart(arch, tmp_path):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arch", "heads"),
     [("googlenet", ["aux1.fc2", "aux2.fc2", "fc"]), ("inception_v3", ["AuxLogits.fc", "fc"])],
@@ -719,6 +723,7 @@ def test_another_network_is_not_one_without_a_head(num_classes, tmp_path):
             )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arch", "modules"), [("googlenet", "aux1, aux2"), ("inception_v3", "AuxLogits")]
 )

@@ -4,30 +4,26 @@ GPU and TPU keep XLA's own operation. XLA's CPU backend has no operation that is
 shape, so there the shape decides when the program is traced:
 
 - An output of one pixel is a matrix product.
-- Other shapes are a call of oneDNN (`flaxnets.kernels.onednn.calls`).
+- Other shapes are a call of oneDNN (`flaxnets.kernels.onednn.convolution`).
 - Without oneDNN they are matrix products, or dense convolutions in place of a grouped one.
 
 Values and derivatives of any order are the same.
 """
 
-import functools
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
 
-import flaxnets.kernels.onednn.calls as onednn
 from flaxnets.kernels.folding import Affine, Output, remember
 from flaxnets.kernels.geometry import Pair, check_fits
+from flaxnets.kernels.onednn.convolution import conv_by_onednn, fused, is_for_onednn
 from flaxnets.kernels.platform import formulation
 from flaxnets.kernels.precision import is_narrow, plus_bias, widened
+from flaxnets.kernels.xla import Geometry, output_map, xla_convolution
 
 Array = jax.Array
-Geometry = tuple[Pair, Pair, Pair, int]  # stride, padding, dilation, groups
 
 
 def conv2d(
@@ -53,7 +49,7 @@ def conv2d(
     check_fits(x, (height, width), padding)
 
     traced_for = formulation("convolution")
-    is_narrow_call = traced_for == "cpu" and is_narrow(x) and _is_for_onednn(x, kernel, geometry)
+    is_narrow_call = traced_for == "cpu" and is_narrow(x) and is_for_onednn(x, kernel, geometry)
 
     def make(affine: Affine | None, addend: Array | None, relu: bool) -> Array:
         if is_narrow_call:
@@ -62,7 +58,7 @@ def conv2d(
             extras = {k: widened(v) for k, v in vectors.items() if v is not None}
             if addend is not None:
                 extras["addend"] = addend.astype(x.dtype)
-            return _fused(x, widened(kernel), extras, geometry, relu)
+            return fused(x, widened(kernel), extras, geometry, relu)
         if affine is None:
             return _convolve(x, kernel, bias, geometry, traced_for)
         factor, shift = affine
@@ -93,9 +89,9 @@ def _convolve(
 def _on_cpu(x: Array, kernel: Array, geometry: Geometry) -> Array:
     """Return the convolution in the formulation that is fastest on CPUs at this shape."""
     stride, padding, dilation, groups = geometry
-    if _is_for_onednn(x, kernel, geometry):
-        return _conv_by_onednn(x, kernel, geometry)
-    if groups == 1 and _output_map(x, kernel, geometry) == (1, 1):
+    if is_for_onednn(x, kernel, geometry):
+        return conv_by_onednn(x, kernel, geometry)
+    if groups == 1 and output_map(x, kernel, geometry) == (1, 1):
         return _conv_to_one_pixel(x, kernel, padding, dilation)
     if groups > 1:
         if kernel.shape[2:] == (1, groups):
@@ -125,7 +121,7 @@ def conv_of_blocks(x: Array, kernel: Array, geometry: Geometry) -> Array:
     On an H100 in bfloat16 ResNet-50's inference takes 0.87 of the time, its training step 0.96.
     """
     stride, padding, _, _ = geometry
-    n_out = _output_map(x, kernel, geometry)
+    n_out = output_map(x, kernel, geometry)
     cells = [-(-span // step) for span, step in zip(kernel.shape[:2], stride, strict=True)]
     blocks = [n + count - 1 for n, count in zip(n_out, cells, strict=True)]
     margins = [
@@ -144,30 +140,6 @@ def conv_of_blocks(x: Array, kernel: Array, geometry: Geometry) -> Array:
     kernel = kernel.reshape(cells[0], stride[0], cells[1], stride[1], channels, features)
     kernel = kernel.transpose(0, 2, 1, 3, 4, 5).reshape(*cells, -1, features)
     return xla_convolution(folded, kernel, ((1, 1), (0, 0), (1, 1), 1))
-
-
-def xla_convolution(x: Array, kernel: Array, geometry: Geometry) -> Array:
-    """Return the convolution in XLA's own operation."""
-    stride, padding, dilation, groups = geometry
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        stride,
-        [(pad, pad) for pad in padding],
-        rhs_dilation=dilation,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=groups,
-    )
-
-
-def _output_map(x: Array, kernel: Array, geometry: Geometry) -> Pair:
-    """Return the height and width of the convolution's output."""
-    sizes = zip(x.shape[1:3], kernel.shape[:2], *geometry[:3], strict=True)
-    height, width = (
-        (n + 2 * pad - (cells - 1) * spread - 1) // step + 1
-        for n, cells, step, pad, spread in sizes
-    )
-    return height, width
 
 
 def _conv_to_one_pixel(x: Array, kernel: Array, padding: Pair, dilation: Pair) -> Array:
@@ -207,7 +179,7 @@ def _conv_by_taps(x: Array, kernel: Array, geometry: Geometry) -> Array:
     pixels, 672 channels, with gradients) it takes 147 -> 21 ms, and compiles in 7 -> 0.3 s.
     """
     stride, padding, dilation, groups = geometry
-    n_out = _output_map(x, kernel, geometry)
+    n_out = output_map(x, kernel, geometry)
     y = jnp.zeros((x.shape[0], *n_out, kernel.shape[3]), x.dtype)
     for row in range(kernel.shape[0]):
         for column in range(kernel.shape[1]):
@@ -245,213 +217,3 @@ def _conv_by_bundles(x: Array, kernel: Array, geometry: Geometry) -> Array:
         dense = block_diagonal.reshape(*kernel.shape[:2], size * width, size * features)
         outputs.append(_on_cpu(part, dense, (stride, padding, dilation, 1)))
     return jnp.concatenate(outputs, -1)
-
-
-# --------------------------------------------------------------------------- oneDNN
-
-# In bfloat16 a norm by running averages (`flaxnets.kernels.folding`), a residual sum and the ReLU
-# are post-operations of the call. In float32 they are not. They were tried: inference of five
-# networks took 1.00 to 1.15 times as long. XLA fuses most of them into passes that remain (pads and
-# maxima of pools, concatenations, the sum, which reads the shortcut).
-
-
-def _is_for_onednn(x: Array, kernel: Array, geometry: Geometry) -> bool:
-    to_one_pixel = geometry[-1] == 1 and _output_map(x, kernel, geometry) == (1, 1)
-    return not to_one_pixel and onednn.takes(x, kernel)
-
-
-def _conv_by_onednn(x: Array, kernel: Array, geometry: Geometry) -> Array:
-    """Return the convolution of `x`, float32 or bfloat16, with a float32 kernel, in the type of
-    `x`.
-    """
-    return _bound(x, kernel, {}, geometry, relu=False)
-
-
-def _bound(
-    x: Array, kernel: Array, extras: dict[str, Array], geometry: Geometry, relu: bool
-) -> Array:
-    output = (len(x), *_output_map(x, kernel, geometry), kernel.shape[3])
-    names = tuple(name for name in onednn.EXTRAS if name in extras)
-    return _convolution.bind(
-        x, kernel, *(extras[name] for name in names),
-        result="output", shapes=(x.shape, kernel.shape, output), geometry=geometry, dtype=x.dtype,
-        extras=names, relu=relu,
-    )  # fmt: skip
-
-
-def _fused(
-    x: Array, kernel: Array, extras: dict[str, Array], geometry: Geometry, relu: bool
-) -> Array:
-    """Return the convolution of `x`, bfloat16, with a float32 kernel and what follows, rounded
-    once.
-
-    What follows are the `extras`, some of `onednn.EXTRAS`, and then with `relu` the ReLU.
-    """
-    if not extras and not relu:
-        return _conv_by_onednn(x, kernel, geometry)
-    return _fused_once(x, kernel, extras, geometry, relu)
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(3, 4))
-def _fused_once(
-    x: Array, kernel: Array, extras: dict[str, Array], geometry: Geometry, relu: bool
-) -> Array:
-    return _bound(x, kernel, extras, geometry, relu)
-
-
-@_fused_once.defjvp
-def _fused_jvp(geometry: Geometry, relu: bool, primals: tuple, tangents: tuple):
-    def rounded_often(x: Array, kernel: Array, extras: dict[str, Array]) -> Array:
-        y = _conv_by_onednn(x, kernel, geometry)
-        return lax.optimization_barrier(_finished(y, extras, relu))
-
-    # The gradients of image, kernel and bias read the same array. Without the barrier XLA:CPU would
-    # store it in float32 as well (4 images of 224x224 pixels, 64 channels, on one core: 55 -> 22
-    # ms).
-    return _fused_once(*primals, geometry, relu), jax.jvp(rounded_often, primals, tangents)[1]
-
-
-def _finished(y: Array, extras: dict[str, Array], relu: bool) -> Array:
-    """Return a convolution's output `y` with what follows, in the type of `y`."""
-    y = plus_bias(y, extras.get("bias"))
-    if "factor" in extras:
-        factor, shift = (lax.broadcast_to_rank(extras[k], y.ndim) for k in ("factor", "shift"))
-        y = (widened(y) * factor + shift).astype(y.dtype)
-    if "addend" in extras:
-        y = y + extras["addend"].astype(y.dtype)
-    return jax.nn.relu(y) if relu else y
-
-
-# This primitive computes one of onednn.ROLES from the other two: input and output have the type
-# `dtype`, the kernel is float32. It is linear in each operand. Its transpose with respect to an
-# operand is the same primitive with that operand as its result, so derivatives of any order exist.
-# CPUs call oneDNN for it. Programs traced for other platforms do not contain it. If one traced for
-# a CPU is lowered elsewhere, it becomes XLA's convolution or its transpose.
-_convolution = Primitive("convolution")
-
-
-_STATIC = ("result", "shapes", "geometry", "dtype", "extras", "relu")
-
-
-@functools.partial(jax.jit, static_argnames=_STATIC)
-def _compiled(*operands: Array, **params) -> Array:
-    return _convolution.bind(*operands, **params)
-
-
-def _eagerly(*operands: Array, **params) -> Array:
-    with jax.disable_jit(False):  # with jit disabled, the primitive would call this function again
-        return _compiled(*operands, **params)
-
-
-def _abstractly(*operands, result, shapes, geometry, dtype, extras, relu):
-    if result == "kernel":
-        dtype = jnp.dtype(jnp.float32)
-    return operands[0].update(shape=shapes[onednn.ROLES.index(result)], dtype=dtype)
-
-
-def _lowered(context, *operands, result, shapes, geometry, dtype, extras, relu):
-    assert onednn.available()  # `available` also registers the call
-    stride, padding, dilation, groups = geometry
-    numbers = (*stride, *padding, *dilation, groups)
-    narrow = dtype == jnp.bfloat16
-    description = onednn.describe_convolution(result, shapes, numbers, narrow, extras, relu)
-    return jax.ffi.ffi_lowering(onednn.CONVOLUTION)(context, *operands, description=description)
-
-
-def _transposed(position: int, cotangent: Array, *operands, result: str, **params) -> Array:
-    """Return the gradient of the unknown operand at `position`. The other operand is an array."""
-    roles = [role for role in onednn.ROLES if role != result]
-    known = {result: cotangent, roles[1 - position]: operands[1 - position]}
-    if roles[position] == "kernel" and _is_wide_and_depthwise(params["shapes"], params["geometry"]):
-        return _kernel_by_strips(known["output"], known["input"], **params)
-    pair = [known[role] for role in onednn.ROLES if role in known]
-    return _convolution.bind(*pair, result=roles[position], **params)
-
-
-STRIP = 3  # columns
-
-
-def _is_wide_and_depthwise(shapes: tuple[tuple[int, ...], ...], geometry: Geometry) -> bool:
-    _, width, channels, features = shapes[onednn.ROLES.index("kernel")]
-    *_, dilation, groups = geometry
-    return width > STRIP and channels == 1 and features == groups and dilation[1] == 1
-
-
-def _kernel_by_strips(
-    output: Array,
-    x: Array,
-    *,
-    shapes: tuple[tuple[int, ...], ...],
-    geometry: Geometry,
-    **others: Any,
-) -> Array:
-    """Return the gradient of a depthwise kernel in strips of its columns. Each strip reads the
-    columns of the images that it meets.
-
-    oneDNN is fast up to three columns (5x5, 28x28 pixels, 120 channels: 4.4 -> 0.7 ms).
-    """
-    by_role = dict(zip(onednn.ROLES, shapes, strict=True))
-    height, width, *rest = by_role["kernel"]
-    stride, padding, dilation, groups = geometry
-    strips = []
-    for first in range(0, width, STRIP):
-        columns = min(STRIP, width - first)
-        left = padding[1] - first  # negative where columns stay unread
-        right = (output.shape[2] - 1) * stride[1] + columns - left - x.shape[2]
-        nothing = (0, 0, 0)
-        read = lax.pad(x, jnp.zeros((), x.dtype), [nothing, nothing, (left, right, 0), nothing])
-        its = by_role | {"input": read.shape, "kernel": (height, columns, *rest)}
-        strip = _convolution.bind(
-            *({"output": output, "input": read}[role] for role in onednn.ROLES if role != "kernel"),
-            result="kernel",
-            shapes=tuple(its[role] for role in onednn.ROLES),
-            geometry=(stride, (padding[0], 0), dilation, groups),
-            **others,
-        )
-        strips.append(strip)
-    return jnp.concatenate(strips, 1)
-
-
-def _by_xla(
-    first: Array,
-    second: Array,
-    *following: Array,
-    result: str,
-    shapes: tuple[tuple[int, ...], ...],
-    geometry: Geometry,
-    dtype: Any,
-    extras: tuple[str, ...],
-    relu: bool,
-) -> Array:
-    """Return the primitive in XLA's own operations, computed in float32: the convolution, or its
-    transpose.
-    """
-    roles = [role for role in onednn.ROLES if role != result]
-    known = {  # this rounds the kernel
-        role: widened(operand.astype(dtype))
-        for role, operand in zip(roles, (first, second), strict=True)
-    }
-    if result == "output":
-        y = xla_convolution(known["input"], known["kernel"], geometry)
-        return _finished(y, dict(zip(extras, following, strict=True)), relu).astype(dtype)
-
-    def output(array: Array) -> Array:
-        arrays = known | {result: array}
-        return xla_convolution(arrays["input"], arrays["kernel"], geometry)
-
-    unknown = jax.ShapeDtypeStruct(shapes[onednn.ROLES.index(result)], jnp.float32)
-    (gradient,) = jax.linear_transpose(output, unknown)(known["output"])
-    return gradient if result == "kernel" else gradient.astype(dtype)
-
-
-def _mapped(operands, axes, **params):
-    """Map the primitive (`jax.vmap`). XLA's convolution, or its transpose, takes one more axis."""
-    return jax.vmap(functools.partial(_by_xla, **params), in_axes=axes)(*operands), 0
-
-
-_convolution.def_impl(_eagerly)
-_convolution.def_abstract_eval(_abstractly)
-mlir.register_lowering(_convolution, mlir.lower_fun(_by_xla, multiple_results=False))
-mlir.register_lowering(_convolution, _lowered, platform="cpu")
-ad.defbilinear(_convolution, functools.partial(_transposed, 0), functools.partial(_transposed, 1))
-batching.primitive_batchers[_convolution] = _mapped

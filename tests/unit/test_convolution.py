@@ -14,11 +14,13 @@ from jax.sharding import PartitionSpec
 
 import parity
 from flaxnets.kernels import convolution
-from flaxnets.kernels.convolution import conv2d, xla_convolution
+from flaxnets.kernels.convolution import conv2d
 from flaxnets.kernels.matmul import linear
 from flaxnets.kernels.onednn import calls as onednn
 from flaxnets.kernels.onednn import library as dnnl
+from flaxnets.kernels.onednn.convolution import conv_by_onednn
 from flaxnets.kernels.platform import compiling_for, on_every_platform, plain
+from flaxnets.kernels.xla import xla_convolution
 from parity import bfloat16_only, onednn_only
 
 # Kernel, stride, padding, dilation, groups, pixels.
@@ -95,7 +97,7 @@ def test_convolution_without_onednn_equals_xla(name, monkeypatch):
 def test_convolution_by_onednn_equals_xla(name):
     x, kernel, geometry = arrays(name)
     assert_same_derivatives(
-        lambda x, kernel: convolution._conv_by_onednn(x, kernel, geometry),
+        lambda x, kernel: conv_by_onednn(x, kernel, geometry),
         lambda x, kernel: xla_convolution(x, kernel, geometry),
         (x, kernel),
     )
@@ -284,7 +286,7 @@ def test_onednn_takes_a_kernel_as_it_lies_where_that_is_its_own_layout():
 def test_the_gradient_of_a_wide_depthwise_kernel_comes_in_strips(name, calls):
     """A strip has at most three columns, to which oneDNN's fast code is limited."""
     x, kernel, geometry = arrays(name)
-    y, pull = jax.vjp(lambda kernel: convolution._conv_by_onednn(x, kernel, geometry), kernel)
+    y, pull = jax.vjp(lambda kernel: conv_by_onednn(x, kernel, geometry), kernel)
     assert jax.jit(pull).lower(y).as_text().count(f"@{onednn.CONVOLUTION}(") == calls
 
 
@@ -306,7 +308,7 @@ def test_onednn_has_forward_mode_and_second_derivatives(name):
         return jax.grad(norm, (0, 1))(x, kernel)
 
     def ours(x, kernel):
-        return convolution._conv_by_onednn(x, kernel, geometry)
+        return conv_by_onednn(x, kernel, geometry)
 
     def native(x, kernel):
         return xla_convolution(x, kernel, geometry)

@@ -81,6 +81,7 @@ def test_whitened_patches_have_no_correlations():
         whitening_kernel(images, (2, 2, 2, 24))
 
 
+@pytest.mark.slow
 def test_a_run_whitens_its_first_convolution_and_leaves_it(tmp_path, monkeypatch, capsys):
     """And its last line has the mean of views, as evaluate.py has it."""
     monkeypatch.setattr(train, "join", lambda processes: None)

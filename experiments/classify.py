@@ -1,4 +1,4 @@
-"""Say what is in pictures: `python -m flaxnets.classify`, from a checkout."""
+"""Classify pictures: `python -m flaxnets.classify` in a checkout."""
 
 if __name__ == "__main__":  # first, because the other imports take seconds
     from flaxnets.terminal import quiet

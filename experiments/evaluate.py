@@ -1,4 +1,4 @@
-"""Measure the accuracy of trained networks: `python -m flaxnets.evaluate`, from a checkout."""
+"""Measure the accuracy of trained networks: `python -m flaxnets.evaluate` in a checkout."""
 
 if __name__ == "__main__":  # first, because the other imports take seconds
     from flaxnets.terminal import quiet

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.2.0"
 
-# What the package exports, and where it is. Imported at the first use: the scripts import
-# flaxnets.terminal before jax, which takes seconds.
+# The names that the package exports, with their modules. A module is imported at the first use of a
+# name: the scripts import flaxnets.terminal before jax, which takes seconds.
 _MODULES = {
     "InputError": "errors",
     "Network": "inference.network",
@@ -26,7 +26,7 @@ _MODULES = {
 }
 __all__ = list(_MODULES)  # pyright: ignore[reportUnsupportedDunderAll]
 
-if TYPE_CHECKING:  # the same for tools that read the code; a test compares
+if TYPE_CHECKING:  # the same names for type checkers; a test compares
     from flaxnets.catalog import list_models as list_models
     from flaxnets.convert import from_torch as from_torch
     from flaxnets.convert import to_torch as to_torch
@@ -44,12 +44,8 @@ if TYPE_CHECKING:  # the same for tools that read the code; a test compares
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return getattr(importlib.import_module(f"flaxnets.{_MODULES[name]}"), name)
-    if name in (
-        "convert",
-        "inference",
-        "models",
-        "weights",
-    ):  # flaxnets.models, after `import flaxnets` alone
+    rooms = ("convert", "inference", "models", "weights")
+    if name in rooms:  # flaxnets.models, after `import flaxnets` alone
         return importlib.import_module(f"flaxnets.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

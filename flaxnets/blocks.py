@@ -1,5 +1,8 @@
-"""What several families of torchvision share: its `ops.misc`, `ops.StochasticDepth`, attention, and
-torch's activations and layer norm as those networks set them.
+"""Blocks that several families share: activations, layer norm, convolutions with their norm,
+squeeze-excitation, stochastic depth, shortcuts and the branches of Inception modules.
+
+Names and defaults are torchvision's (`ops.misc`, `ops.StochasticDepth`) or torch's, as those
+networks set them. `flaxnets.attention` has the blocks of transformers.
 """
 
 import functools
@@ -11,20 +14,16 @@ import jax
 import jax.numpy as jnp
 
 from flaxnets.errors import one_of
-from flaxnets.kernels.attention import attention
-from flaxnets.kernels.geometry import relative_position_index as relative_position_index
-from flaxnets.kernels.matmul import linear
 from flaxnets.kernels.normalization import layer_norm
-from flaxnets.kernels.precision import plus_bias as plus_bias
-from flaxnets.kernels.precision import widened as widened
 from flaxnets.layers import (
     Array,
+    BatchNorm,
     Conv,
     Dtype,
     Initializer,
-    Linear,
     Sequential,
     Size,
+    joined,
     relu,
     torch_default,
 )
@@ -41,40 +40,52 @@ SHORTCUTS = ("A", "B", "C", "none")
 
 
 def activation_named(name: str) -> Activation:
-    """Return the activation of a name. Raises InputError for an unknown one."""
+    """Return the activation of a name.
+
+    Raises InputError for an unknown name.
+    """
     return ACTIVATIONS[one_of(ACTIVATIONS, name, "activation")]
 
 
 def hard_swish(x: Array) -> Array:
-    """Return x times the hard sigmoid of x, torch's `Hardswish`; jax's own cannot be pickled, and
-    with it no network that has it in a field.
+    """Return x times the hard sigmoid of x, torch's `Hardswish`.
+
+    jax's own function cannot be pickled, nor could a network with it in a field.
     """
     return jax.nn.hard_swish(x)
 
 
 def gelu(x: Array) -> Array:
-    """Return x times the normal distribution function of x, torch's `GELU`; jax's own default is an
-    approximation.
+    """Return x times the normal distribution function of x, torch's `GELU`.
+
+    jax's own default is an approximation.
     """
     return jax.nn.gelu(x, approximate=False)
 
 
-# Uniform in +-1/sqrt(fan_out): TensorFlow's EfficientNets start their heads with it.
+def scaled_tanh(x: Array) -> Array:
+    """Return 1.7159 tanh(2 x / 3), which is 1 at 1 and -1 at -1 (LeCun et al. 1998, appendix A)."""
+    return 1.7159 * jnp.tanh(2 / 3 * x)
+
+
+# Uniform in +-1/sqrt(fan_out), as in the heads of TensorFlow's EfficientNets.
 uniform_fan_out = nn.initializers.variance_scaling(1 / 3, "fan_out", "uniform")
 
 
 def identity(x: Array) -> Array:
-    """Return `x`: torch's `Permute` between its layout and ours, which keeps its index in a
-    Sequential.
+    """Return `x`.
+
+    In a Sequential it keeps the index of a layer that is left out or that only torch needs, such as
+    the `Permute` between torch's layout and ours.
     """
     return x
 
 
 class LayerNorm(nn.Module):
-    """Normalisation of each position over its channels: Ba, Kiros & Hinton 2016, "Layer
-    Normalization" (arXiv:1607.06450), section 3.1; torch's, of shape (..., C).
+    """Normalisation of each position over its channels, for `x` (..., C), as in torch: Ba, Kiros &
+    Hinton 2016, "Layer Normalization" (arXiv:1607.06450), section 3.1.
 
-    A call may give the variance (..., 1) to divide by instead of each position's own.
+    A call may pass the variance (..., 1) to divide by, in place of each position's own.
     """
 
     epsilon: float = 1e-5
@@ -88,21 +99,30 @@ class LayerNorm(nn.Module):
 
 
 def round_channels(channels: float, divisor: int = 8) -> int:
-    """Return the multiple of `divisor` nearest to a scaled number of channels, or the next one
-    where that would lose more than a tenth of them: the rule of the MobileNets' authors.
+    """Return the multiple of `divisor` nearest to a scaled number of channels.
+
+    Where that would lose more than a tenth of the channels, it is the next multiple above. This is
+    the rule of the MobileNets' authors.
     """
     rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
     return rounded if rounded >= 0.9 * channels else rounded + divisor
 
 
-def pair_of(kernel_size: Size) -> tuple[int, int]:
-    """Return the height and width of a kernel."""
-    return (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
+def stage_strides(first: int, depth: int) -> tuple[int, ...]:
+    """Return the strides of the `depth` blocks of a stage: `first`, then ones."""
+    return (first, *[1] * (depth - 1))
+
+
+def _half(kernel_size: Size) -> tuple[int, int]:
+    """Return the padding with which an odd kernel keeps the size of the map at stride 1."""
+    if isinstance(kernel_size, int):
+        return kernel_size // 2, kernel_size // 2
+    return kernel_size[0] // 2, kernel_size[1] // 2
 
 
 class ConvNormActivation(nn.Module):
-    """A convolution without bias that keeps the map's size up to its stride (`0`), its norm (`1`)
-    and an activation, or none.
+    """A convolution without bias (`0`), its norm (`1`) and an activation, or none. The convolution
+    keeps the size of the map up to its stride.
     """
 
     features: int
@@ -115,12 +135,11 @@ class ConvNormActivation(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        height, width = pair_of(self.kernel_size)
         x = self.conv(
             self.features,
-            (height, width),
+            self.kernel_size,
             self.stride,
-            ((height - 1) // 2, (width - 1) // 2),
+            _half(self.kernel_size),
             groups=self.groups,
             use_bias=False,
             name="0",
@@ -131,11 +150,59 @@ class ConvNormActivation(nn.Module):
         return norm(x) if self.activation is None else self.activation(norm(x))
 
 
+class ConvNormRelu(nn.Module):
+    """A convolution (`conv`), its norm (`bn`) and a ReLU: the unit of the Inception networks.
+
+    Without `padding` the convolution keeps the size of the map up to its stride.
+    """
+
+    features: int
+    kernel_size: Size = 1
+    stride: Size = 1
+    padding: Size | None = None
+    conv: Callable[..., nn.Module] = Conv
+    norm: Callable[..., nn.Module] = BatchNorm
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        padding = _half(self.kernel_size) if self.padding is None else self.padding
+        x = self.conv(self.features, self.kernel_size, self.stride, padding, name="conv")(x)
+        return self.norm(name="bn")(x, relu=True)
+
+
+def branch(unit: Callable[..., nn.Module], name: str, *layers: Any) -> Callable[[Array], Array]:
+    """Return a branch of an Inception module: one layer under `name`, or several in sequence.
+
+    A tuple gives the arguments of `unit`. Any other layer, such as a pool, is used as it is.
+    """
+    first, *rest = layers
+    if rest:
+        units = [unit(*layer) if isinstance(layer, tuple) else layer for layer in layers]
+        return Sequential(units, name=name)
+    return unit(*first, name=name) if isinstance(first, tuple) else first
+
+
+def concatenated(x: Array, branches: tuple, unit: Callable[..., nn.Module]) -> Array:
+    """Return the outputs of `branches`, each a name and its layers, concatenated by channels."""
+    return joined([branch(unit, *row)(x) for row in branches])
+
+
+class Mixed(nn.Module):
+    """An Inception module: `branches` of a table, concatenated."""
+
+    branches: tuple
+    unit: Callable[..., nn.Module]
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        return concatenated(x, self.branches, self.unit)
+
+
 class SqueezeExcitation(nn.Module):
-    """A factor for each channel, computed from the means of all channels by two layers: Hu et al.
+    """A factor for each channel, which two layers compute from the means of all channels: Hu et al.
     2017, "Squeeze-and-Excitation Networks" (arXiv:1709.01507), section 3.
 
-    Its input and output are maps (N, H, W, C); between the layers there are `features` numbers.
+    Input and output are maps (N, H, W, C). The first layer has `features` outputs.
     """
 
     features: int
@@ -160,16 +227,18 @@ class SqueezeExcitation(nn.Module):
 
 
 def rates_by_depth(last: float, count: int) -> list[float]:
-    """Return the stochastic depth rates of `count` blocks, from zero linearly to `last` (Huang et
-    al. 2016, arXiv:1603.09382, section 3, "survival probability").
+    """Return the stochastic depth rates of `count` blocks, linear from zero to `last` (Huang et al.
+    2016, arXiv:1603.09382, section 3, "survival probability").
     """
     return [last * block / max(count - 1, 1) for block in range(count)]
 
 
 class StochasticDepth(nn.Module):
-    """A residual branch that is left out for a share `rate` of the images in training, and divided
-    by the share that keeps it: Huang et al. 2016, "Deep Networks with Stochastic Depth"
-    (arXiv:1603.09382), in torchvision's mode "row". Draws from the stream "dropout".
+    """Skip a residual branch in training, for a share `rate` of the images: Huang et al. 2016,
+    "Deep Networks with Stochastic Depth" (arXiv:1603.09382).
+
+    Each image draws from the stream "dropout" (torchvision's mode "row"). Branches that are kept
+    are divided by the share that keeps them.
     """
 
     rate: float
@@ -193,8 +262,8 @@ def shortcut(
     Learning for Image Recognition" (arXiv:1512.03385), section 3.3 and Table 3.
 
     Args:
-        option: "A" has no parameters: every `stride`-th pixel, and zeros for new channels, after
-            the old ones. "B" projects where the shape changes, "C" in every block. "none" is the
+        option: "A" has no parameters: it takes every `stride`-th pixel and appends zeros for new
+            channels. "B" projects where the shape changes, "C" in every block. "none" is the
             paper's plain network.
         x: (N, H, W, C).
         features: channels of the shortcut.
@@ -216,73 +285,3 @@ def shortcut(
         new = [(0, 0)] * 3 + [(0, features - x.shape[-1])]
         return jnp.pad(x[:, ::stride, ::stride], new)
     return x
-
-
-class Attention(nn.Module):
-    """Scaled dot-product attention of several heads (Vaswani et al. 2017, "Attention Is All You
-    Need", arXiv:1706.03762, section 3.2); a module without parameters, so that its products are
-    counted and its output can be asked for by name.
-
-    Queries, keys and values are (..., positions, heads, C), `bias` (..., heads, positions,
-    positions) or of 1 where it is the same; the scale is the caller's.
-    """
-
-    @nn.compact
-    def __call__(self, query: Array, key: Array, value: Array, bias: Array | None = None) -> Array:
-        return attention(query, key, value, bias)
-
-
-class SelfAttention(nn.Module):
-    """Multi-head attention of (N, positions, C) to itself (arXiv:2010.11929, appendix A), torch's
-    `MultiheadAttention`: one linear layer, `in_proj`, gives queries, keys and values.
-    """
-
-    heads: int
-    dtype: Dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        features = x.shape[-1]
-        init, zeros = nn.initializers.xavier_uniform(), nn.initializers.zeros
-        kernel = self.param("in_proj_weight", init, (features, 3 * features), jnp.float32)
-        bias = self.param("in_proj_bias", zeros, (3 * features,), jnp.float32)
-        x = linear(x.astype(self.dtype), kernel.astype(self.dtype), bias)
-        x = x.reshape(*x.shape[:2], 3, self.heads, -1)
-        query, key, value = x[:, :, 0], x[:, :, 1], x[:, :, 2]
-        query *= (features // self.heads) ** -0.5
-        y = Attention(name="attention")(query, key, value).reshape(*x.shape[:2], features)
-        return Linear(features, bias_init=zeros, dtype=self.dtype, name="out_proj")(y)
-
-
-def to_windows(x: Any, window: tuple[int, int]) -> Any:
-    """Return an array (N, H, W, C), of whole windows, as (N, windows, positions, C), both in
-    reading order.
-    """
-    n, height, width, channels = x.shape
-    rows, columns = window
-    x = x.reshape(n, height // rows, rows, width // columns, columns, channels)
-    return x.swapaxes(2, 3).reshape(n, -1, rows * columns, channels)
-
-
-def from_windows(x: Array, size: tuple[int, int], window: tuple[int, int]) -> Array:
-    """Return the map (N, *size, C) whose windows (N, windows, positions, C) are given."""
-    n, *_, channels = x.shape
-    (height, width), (rows, columns) = size, window
-    x = x.reshape(n, height // rows, width // columns, rows, columns, channels)
-    return x.swapaxes(2, 3).reshape(n, height, width, channels)
-
-
-class FeedForward(nn.Module):
-    """Two linear layers `0` and `3` with a GELU between them, each followed by dropout, on the last
-    axis: (..., C) to (..., C) through `hidden_features`.
-    """
-
-    hidden_features: int
-    linear: Callable[..., nn.Module]
-    dropout: Callable[..., nn.Module]
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        features = x.shape[-1]
-        x = self.dropout(name="2")(gelu(self.linear(self.hidden_features, name="0")(x)))
-        return self.dropout(name="4")(self.linear(features, name="3")(x))

@@ -1,4 +1,4 @@
-"""What the library has: names of networks by pattern, family, size and published weights."""
+"""Find networks by name, family, size and published weights."""
 
 import fnmatch
 import functools
@@ -18,19 +18,20 @@ def list_models(
     pretrained: bool = False,
     smaller_than: float | None = None,
 ) -> list[str]:
-    """Return the names of networks that fit all that is asked, family by family.
+    """Return the names of the networks that match all filters, family by family.
 
         list_models("vgg*")
         list_models(family="resnet", pretrained=True)
         list_models("*_cifar", smaller_than=1e6)
 
     Args:
-        pattern: of the shell, such as "vgg*"; no name may match it.
+        pattern: a shell pattern, such as "vgg*". The list is empty where no name matches.
         family: "vgg", "resnet" and so on: the files of `flaxnets.models`.
-        pretrained: whether torchvision must have published weights (`list_weights`).
-        smaller_than: parameters of the network with its own classes and image size, without running
-            statistics; it has fewer. They are counted from shapes, once in a process: that takes
-            half a second for most networks, several for those of a thousand layers.
+        pretrained: list only networks with published weights (`list_weights`).
+        smaller_than: exclusive upper limit of the number of parameters. They are counted with the
+            network's own classes and image size, without running statistics. Counting reads
+            shapes alone, once in a process. It takes half a second for most networks and several
+            seconds for those of a thousand layers.
 
     Raises InputError for an unknown family or a limit that no network can meet.
     """
@@ -50,7 +51,9 @@ def list_models(
 
 @functools.cache
 def count_parameters(arch: str) -> int:
-    """Return the parameters of a network as `create_model(arch)` makes it, from shapes alone."""
+    """Return the number of parameters of the network that `create_model(arch)` makes, from shapes
+    alone.
+    """
     model = create_model(arch)
     images = jax.ShapeDtypeStruct((1, *model.input_shape), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), images)

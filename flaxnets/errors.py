@@ -1,4 +1,4 @@
-"""Errors for bad input: one sentence that names the value and the nearest valid choice."""
+"""Report bad input in one sentence that names the value and the nearest valid choice."""
 
 import difflib
 import os
@@ -15,8 +15,9 @@ class InputWarning(UserWarning):
 
 
 def shown(name: object) -> str:
-    r"""Return the name of a file, or of anything, as text that any terminal and any file takes: a
-    name of bytes that are no UTF-8 keeps those as "\xe9".
+    r"""Return the name of a file, or of anything, as text that any terminal and any file can take.
+
+    Bytes of a name that are not UTF-8 appear as "\xe9".
     """
     return os.fsencode(str(name)).decode("utf-8", "backslashreplace")
 
@@ -38,8 +39,9 @@ def one_of(valid: Iterable[str], value: str, what: str) -> str:
 
 
 def _likeness(name: str, value: str) -> tuple[float, int]:
-    """Return how alike two names are: by letters, then by numbers, so that 'vgg17' is nearer to
-    'vgg16' than to 'vgg11'.
+    """Return how alike two names are, first by their letters, then by the numbers in them.
+
+    So 'vgg17' is nearer to 'vgg16' than to 'vgg11'.
     """
-    ours, given = (sum(map(int, re.findall(r"\d+", text))) for text in (name, value))
-    return difflib.SequenceMatcher(None, value, name).ratio(), -abs(ours - given)
+    numbers = [sum(map(int, re.findall(r"\d+", text))) for text in (name, value)]
+    return difflib.SequenceMatcher(None, value, name).ratio(), -abs(numbers[0] - numbers[1])

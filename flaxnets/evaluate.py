@@ -1,13 +1,13 @@
-"""Evaluate trained networks, one by one and together.
+"""Evaluate trained networks on a test split, one by one and together.
 
-    python -m flaxnets.evaluate runs/mcdnn_mnist-digits runs/second-column runs/third-column
-    python -m flaxnets.evaluate --arch resnet50 --weights IMAGENET1K_V1 --dataset imagenet2012
+    python -m flaxnets.evaluate runs/mcdnn_mnist-digits runs/second-column
+    python -m flaxnets.evaluate --arch resnet50 --weights DEFAULT --dataset imagenet2012
 
-Print top-1 and top-5 accuracy over the whole test split for each network and, for several, for the
-mean of their class probabilities.
+Print top-1 and top-5 accuracy over the whole test split, for each network and for the mean of their
+class probabilities.
 """
 
-if __name__ == "__main__":  # first, for the other imports take seconds
+if __name__ == "__main__":  # first, because the other imports take seconds
     from flaxnets.terminal import quiet
 
     quiet()
@@ -15,122 +15,85 @@ if __name__ == "__main__":  # first, for the other imports take seconds
 import dataclasses
 import pathlib
 from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import tyro
-from matplotlib.figure import Figure
 
 import flaxnets.data as data
 from flaxnets.errors import InputError, one_of
-from flaxnets.inference.network import IMAGENET, Network
 from flaxnets.inference.options import NetworkOptions
-from flaxnets.inference.predict import accuracy, mean_of_members, predict
-from flaxnets.inference.views import (
-    SHARES,
-    VIEWS_PER_SIZE,
-    Views,
-    for_views,
-    view_batches,
-    views_of,
-)
 from flaxnets.recipes import Orientation
-from flaxnets.runs.figures import literal
 from flaxnets.runs.files import json_text
-from flaxnets.runs.progress import track
 from flaxnets.terminal import arguments, compilation_cache, one_sentence_errors, reuse_memory
-from flaxnets.training.parallel import DataParallel
+from flaxnets.types import Views
+
+if TYPE_CHECKING:
+    from flaxnets.inference.network import Network
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What is asked for; the text under a field is its help."""
+    """The options of the script; the text under a field is its help."""
 
     workdirs: Annotated[tuple[pathlib.Path, ...], tyro.conf.Positional] = ()
-    """Runs of train.py, or files of network.save, with the same classes."""
+    """Workdirs of train.py or files of network.save, all with the same classes."""
     arch: tuple[str, ...] = ()
-    """Names of networks, for the weights that --weights or --checkpoint give: one name for all, or
-    one for each."""
+    """Names of networks for --weights or --checkpoint: one name for all, or one for each."""
     weights: tuple[str, ...] = ()
-    """Published weights such as IMAGENET1K_V1; beside --checkpoint, their preprocessing alone."""
+    """Published weights, such as IMAGENET1K_V1. With --checkpoint only their preprocessing is
+    used."""
     checkpoint: tuple[pathlib.Path, ...] = ()
-    """Files of weights (safetensors or torch) with classes in the data set's order."""
+    """Files of weights (safetensors or torch), with classes in the data set's order."""
     ema: bool = False
-    """Take the average weights of every --checkpoint that has raw and average ones."""
+    """Use the average weights of a --checkpoint that has raw and average ones."""
     dataset: str | None = None
-    """Data set, named as in train.py; that of the first run unless given."""
+    """Data set, as in train.py. Default: the first run's."""
     data_dir: str | None = None
-    """Directory of prepared TensorFlow Datasets; TFDS_DATA_DIR unless given."""
+    """Directory of prepared TensorFlow Datasets. Default: TFDS_DATA_DIR."""
     views: Views = "center"
-    """Views whose class probabilities are averaged. Of photographs: the centre; corners and centre
-    with their mirror images; ten random crops; OverFeat's six scales. Of any image: network input
-    and two shifts of it by a pixel, with their mirror images."""
+    """Views whose class probabilities are averaged. center: one crop. ten-crop: corners and centre,
+    mirrored too. random-10: random crops. multi-scale: OverFeat's six scales. mirror-and-shift:
+    shifts by a pixel, mirrored too. Small images have only center and mirror-and-shift."""
     orientation: Orientation | None = None
-    """Turn pictures upright as EXIF says, or take them as they are stored, as the published
-    accuracies were measured. Unless given: as in the run, or upright."""
+    """Turn pictures upright as EXIF says, or take them as they are stored, as for the published
+    accuracies. Default: as in the run, else upright."""
     seed: int = 0
-    """Seed of random views."""
+    """Seed of random-10."""
     ensemble: bool = True
     """For several networks, also evaluate the mean of their class probabilities."""
     batch_size: int = 64
-    """Images, or views of images, in a step, over all devices."""
+    """Images in a step, over all devices; views count as images."""
     json: bool = False
-    """Print JSON."""
+    """Print the results as JSON."""
     output: pathlib.Path | None = None
-    """NumPy file (.npz) for `probabilities` and their logarithms `log_probabilities` (networks, N,
-    classes), and `labels` (N,)."""
+    """NumPy file (.npz) for `probabilities` and `log_probabilities`, (networks, N, classes), and
+    `labels`, (N,)."""
     confusion: pathlib.Path | None = None
-    """File for a picture of the confusion matrix: of the last line, so of the mean of several
-    networks.
-    """
+    """File (.png, .pdf, .svg) for the confusion matrix of the last line printed."""
     compilation_cache: bool = True
-    """Keep compiled programs in the user's cache directory, for the next start."""
+    """Keep compiled programs for the next start."""
+
+
+GROUPS = {
+    "networks": ("workdirs", "arch", "weights", "checkpoint", "ema", "ensemble"),
+    "data": ("dataset", "data_dir", "views", "seed", "orientation"),
+    "output": ("json", "output", "confusion"),
+    "running": ("batch_size", "compilation_cache"),
+}
 
 
 def main(options: Options) -> None:
     """Print the accuracy of each network and of their mean."""
+    # Imported after `--help` is answered: jax and linen take a second.
+    from flaxnets.inference.predict import accuracy, mean_of_members
+    from flaxnets.runs.figures import draw_confusion
+
     if options.compilation_cache:
         compilation_cache()
-    for path in (options.output, options.confusion):  # a typing error must not cost hours
-        if path is not None and not path.absolute().parent.is_dir():
-            raise InputError(f"cannot write {path}: no directory {path.parent}")
-    if options.confusion is not None:
-        formats = Figure().canvas.get_supported_filetypes()
-        one_of(formats, options.confusion.suffix.removeprefix("."), "format of a figure")
-    named = _named_weights(options)
-    networks = [
-        NetworkOptions(workdir=path, orientation=options.orientation).open()
-        for path in options.workdirs
-    ]
-    if not networks and not named:
-        raise InputError("no network given; expected directories that train.py wrote, or --arch")
-    dataset = options.dataset or (networks[0].card.training_data if networks else None)
-    if dataset is None:
-        raise InputError("no data set given; expected --dataset NAME")
-    source = data.open_source(dataset, options.data_dir)
-    networks += [network.open(source.kind) for network in named]
-    if not source.class_names:
-        raise InputError(f"{dataset} has numbers to predict, not classes; expected classes")
-    for network in networks:
-        _check_fits(network, source, options.views)
-    parallel = DataParallel()
-    members, labels = [], np.empty(0)
-    for network in networks:
-        batch_size = parallel.round_up(-(-options.batch_size // VIEWS_PER_SIZE[options.views]))
-        batches = _batches(source, batch_size, network.preprocessing, options)
-        count = -(-source.sizes["test"] // batch_size)
-        watched = track(batches, network.card.source, count)
-        model = for_views(network.model, options.views)
-        log_probabilities, labels = predict(
-            model,
-            network.variables,
-            watched,
-            network.statistics,
-            parallel,
-            SHARES.get(options.views),
-        )
-        members.append(log_probabilities)
-
+    _check_files(options)  # first, because evaluation may take hours
+    networks, source, dataset = _opened(options)
+    members, labels = _predicted(networks, source, options)
     evaluated = [(x.card.source, x.arch, own) for x, own in zip(networks, members, strict=True)]
     if options.ensemble and len(networks) > 1:
         name = f"mean of {len(networks)}"
@@ -160,8 +123,78 @@ def main(options: Options) -> None:
         draw_confusion(options.confusion, guesses, labels, source.class_names, title)
 
 
-def _orientations(networks: list[Network], source: data.Source) -> str:
-    """Return how photographs were turned, for the title."""
+def _check_files(options: Options) -> None:
+    """Raise InputError if a file that is asked for cannot be written."""
+    for path in (options.output, options.confusion):
+        if path is not None and not path.absolute().parent.is_dir():
+            raise InputError(
+                f"cannot write {path}: there is no directory {path.parent}; create it first"
+            )
+    if options.confusion is not None:
+        from matplotlib.figure import Figure
+
+        formats = Figure().canvas.get_supported_filetypes()
+        one_of(formats, options.confusion.suffix.removeprefix("."), "format of a figure")
+
+
+def _opened(options: Options) -> tuple[list["Network"], data.Source, str]:
+    """Return the networks, the data set and its name as it was asked for.
+
+    Raises InputError if they do not fit each other.
+    """
+    named = _named_weights(options)
+    networks = [
+        NetworkOptions(workdir=path, orientation=options.orientation).open()
+        for path in options.workdirs
+    ]
+    if not networks and not named:
+        raise InputError(
+            "no network given; expected workdirs of train.py, or --arch NAME with --weights NAME "
+            "or --checkpoint FILE"
+        )
+    dataset = options.dataset or (networks[0].card.training_data if networks else None)
+    if dataset is None:
+        raise InputError("no data set given; expected --dataset NAME")
+    source = data.open_source(dataset, options.data_dir)
+    networks += [network.open(source.kind) for network in named]
+    if not source.class_names:
+        raise InputError(
+            f"the labels of {dataset} are numbers, not classes; expected a --dataset with classes"
+        )
+    for network in networks:
+        _check_fits(network, source, options.views)
+    return networks, source, dataset
+
+
+def _predicted(
+    networks: list["Network"], source: data.Source, options: Options
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """Return each network's log-probabilities (N, classes) of the test split, and labels (N,)."""
+    from flaxnets.inference.predict import predict
+    from flaxnets.inference.views import SHARES, VIEWS_PER_SIZE, for_views
+    from flaxnets.runs.progress import track
+    from flaxnets.training.parallel import DataParallel
+
+    parallel = DataParallel()
+    batch_size = parallel.round_up(-(-options.batch_size // VIEWS_PER_SIZE[options.views]))
+    count = -(-source.sizes["test"] // batch_size)
+    members, labels = [], np.empty(0)
+    for network in networks:
+        batches = _batches(source, batch_size, network.preprocessing, options)
+        log_probabilities, labels = predict(
+            for_views(network.model, options.views),
+            network.variables,
+            track(batches, network.card.source, count),
+            network.statistics,
+            parallel,
+            SHARES.get(options.views),
+        )
+        members.append(log_probabilities)
+    return members, labels
+
+
+def _orientations(networks: list["Network"], source: data.Source) -> str:
+    """Return a phrase for the title that tells how photographs were turned."""
     if source.kind != "photographs":
         return ""
     words = {"upright": "turned upright", "stored": "read as they are stored"}
@@ -171,9 +204,9 @@ def _orientations(networks: list[Network], source: data.Source) -> str:
 
 
 def _named_weights(options: Options) -> list[NetworkOptions]:
-    """Return each network that the options name by its weights."""
+    """Return the networks that --arch, --weights and --checkpoint name."""
     if options.ema and not options.checkpoint:
-        raise InputError("--ema is about files of weights; expected --checkpoint FILE beside it")
+        raise InputError("--ema is given without --checkpoint; expected --checkpoint FILE")
     count = max(len(options.arch), len(options.weights), len(options.checkpoint))
     columns: list[Any] = []
     for name in ("arch", "weights", "checkpoint"):
@@ -187,7 +220,7 @@ def _named_weights(options: Options) -> list[NetworkOptions]:
     networks = []
     for arch, weights, checkpoint in zip(*columns, strict=True):
         if arch is None:
-            raise InputError("weights of no network; expected --arch NAME")
+            raise InputError("weights are given, but no network; expected --arch NAME")
         networks.append(
             NetworkOptions(
                 arch=arch,
@@ -200,22 +233,25 @@ def _named_weights(options: Options) -> list[NetworkOptions]:
     return networks
 
 
-def _check_fits(network: Network, source: "data.Source", views: Views) -> None:
+def _check_fits(network: "Network", source: data.Source, views: Views) -> None:
+    from flaxnets.inference.results import IMAGENET
+
     name, trained_on = network.card.source, network.card.training_data
     if trained_on not in (None, IMAGENET) and network.classes != source.class_names:
         raise InputError(
-            f"{name} was trained on the classes of {trained_on!r}, not {source.name!r}"
+            f"{name} was trained on the classes of {trained_on!r}, not on those of "
+            f"{source.name!r}; expected --dataset {trained_on}"
         )
     if len(network.classes) != len(source.class_names):
         raise InputError(
-            f"{name} tells {len(network.classes)} classes apart, {source.name!r} has "
-            f"{len(source.class_names)}"
+            f"{name} has {len(network.classes)} classes, but {source.name!r} has "
+            f"{len(source.class_names)}; expected a --dataset with the network's classes"
         )
     channels = network.input_shape[-1]
     if channels != source.channels:
         raise InputError(
-            f"{name} reads images of {channels} channels; those of {source.name!r} have "
-            f"{source.channels}"
+            f"{name} reads images with {channels} channel(s), but those of {source.name!r} have "
+            f"{source.channels}; expected a network trained on such images"
         )
     network.check_views(views)
 
@@ -225,6 +261,7 @@ def _batches(
 ) -> Iterator[dict[str, np.ndarray]]:
     if options.views == "center":
         return data.eval_batches(source, batch_size, plan)
+    from flaxnets.inference.views import view_batches, views_of
 
     def prepare(index: int, element: Any) -> tuple[dict[str, np.ndarray], Any]:
         raw, label = source.read("test", element)
@@ -234,42 +271,13 @@ def _batches(
     return view_batches(source.evaluation_order("test", (0, 1)), batch_size, prepare)
 
 
-def draw_confusion(
-    path: pathlib.Path,
-    guesses: np.ndarray,
-    labels: np.ndarray,
-    class_names: tuple[str, ...],
-    title: str,
-) -> None:
-    """Draw a row for each true class: the share of its examples that were taken for each class."""
-    count = len(class_names)
-    matrix = np.zeros((count, count))
-    np.add.at(matrix, (labels, guesses), 1)
-    shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-    side = max(4.0, min(12.0, 0.3 * count))
-    figure = Figure(figsize=(side + 1, side), layout="constrained")
-    axes = figure.subplots()
-    drawn = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
-    figure.colorbar(drawn, label="share of the true class")
-    if count <= 40:
-        shown = [literal(name) for name in class_names]
-        axes.set_xticks(range(count), shown, rotation=90)
-        axes.set_yticks(range(count), shown)
-    if count <= 12:
-        for row, column in np.argwhere(matrix):
-            colour = "white" if shares[row, column] > 0.5 else "black"
-            axes.text(column, row, f"{matrix[row, column]:.0f}", ha="center", va="center", c=colour)
-    axes.set_xlabel("network's class")
-    axes.set_ylabel("true class")
-    axes.set_title(literal(title))
-    figure.savefig(path, dpi=120)
-
-
 def run() -> None:
-    """Do what the command line says, as a script."""
+    """Run the script with the arguments of the command line."""
+    from flaxnets.script_help import parsed
+
     reuse_memory()
     with one_sentence_errors():
-        main(tyro.cli(Options, args=arguments(), description=__doc__))
+        main(parsed(Options, arguments(), __doc__, GROUPS))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
-"""Initial values of parameters, and those of a whole network without a program for it.
+"""Initial values of parameters, drawn without a compiled program for each shape.
 
-In a jitted `model.init` XLA's CPU backend compiles every draw by itself, thousands of them in a
-deep network (264 s for resnet1202_cifar on two cores). Here a draw is a primitive: evaluated by
-itself it calls a program that draws of all shapes share, and `drawn` evaluates those of a network
-one by one. The values are the same, and those of the initializers of these names in `flax.linen`,
-which work here as well but compile a program for each shape.
+A jitted `model.init` compiles every draw separately on XLA's CPU backend, thousands of them in a
+deep network (264 s for resnet1202_cifar on two cores). Here a draw is a primitive. Evaluated alone,
+it calls a program that draws of all shapes share, and `drawn` evaluates the draws of a network one
+by one.
+
+The values are those of the initializers of the same names in `flax.linen`. flax's initializers work
+here as well, but compile a program for each shape.
 """
 
 import dataclasses
@@ -23,7 +25,7 @@ from jax.interpreters import batching, mlir, partial_eval
 
 Array = jax.Array
 Shape = tuple[int, ...]
-# The uniform one lies between -1 and 1, the truncated one is a normal one between -2 and 2.
+# "uniform" lies between -1 and 1; "truncated_normal" is a normal distribution between -2 and 2.
 Distribution: TypeAlias = Literal["normal", "truncated_normal", "uniform"]
 DEVIATIONS = {"normal": 1.0, "truncated_normal": 0.87962566103423978}
 
@@ -46,21 +48,22 @@ class Draw:
 
 
 def normal(deviation: float) -> Draw:
-    """Return the initializer of zero mean and that standard deviation."""
+    """Return an initializer of zero mean and the standard deviation `deviation`."""
     return Draw("normal", lambda *_: deviation)
 
 
 def uniform(bound: float) -> Draw:
-    """Return the initializer that is uniform in +-`bound`."""
+    """Return an initializer that is uniform in +-`bound`."""
     return Draw("uniform", lambda *_: bound)
 
 
 def variance_scaling(
     scale: float, mode: Literal["fan_in", "fan_out"], distribution: Distribution
 ) -> Draw:
-    """Return the initializer of zero mean and variance `scale` / fan for kernels
-    (..., channels, features). The fan is a kernel's size without its features, or with "fan_out"
-    without its channels.
+    """Return an initializer of zero mean and variance `scale` / fan, for kernels (..., channels,
+    features).
+
+    The fan is the size of the kernel divided by its features, or with "fan_out" by its channels.
     """
 
     def factor(shape: Shape, dtype: np.dtype) -> Any:
@@ -73,20 +76,30 @@ def variance_scaling(
     return Draw(distribution, factor)
 
 
-def drawn(init: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function with the values of `init`, evaluated one operation after another; what they
-    do not depend on is not computed. Of `model.init` that leaves the draws.
-    """
+class Drawing:
+    """`init(*arguments)` traced once: the `shapes` of its values, and the values themselves."""
 
-    def values(*arguments: Any) -> Any:
-        closed, shapes = jax.make_jaxpr(init, return_shape=True)(*arguments)
+    def __init__(self, init: Callable[..., Any], *arguments: Any):
+        self._closed, self.shapes = jax.make_jaxpr(init, return_shape=True)(*arguments)
+        self._leaves = jax.tree.leaves(arguments)
+
+    def values(self) -> Any:
+        """Return the values, evaluated one operation after another.
+
+        Operations that the values do not depend on are skipped. Of `model.init` only the draws
+        remain.
+        """
+        closed = self._closed
         jaxpr, is_used = partial_eval.dce_jaxpr(closed.jaxpr, [True] * len(closed.out_avals))
-        operands = zip(jax.tree.leaves(arguments), is_used, strict=True)
-        used = [operand for operand, needed in operands if needed]
-        leaves = eval_jaxpr(jaxpr, closed.consts, *used)
-        return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
+        used = zip(self._leaves, is_used, strict=True)
+        operands = [leaf for leaf, needed in used if needed]
+        leaves = eval_jaxpr(jaxpr, closed.consts, *operands)
+        return jax.tree.unflatten(jax.tree.structure(self.shapes), leaves)
 
-    return values
+
+def drawn(init: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that gives the values of `init`, as `Drawing` evaluates them."""
+    return lambda *arguments: Drawing(init, *arguments).values()
 
 
 _draw = Primitive("draw")
@@ -103,11 +116,13 @@ def _numbers(key: Array, distribution: Distribution, count: int, dtype: np.dtype
 _compiled_numbers = jax.jit(_numbers, static_argnums=(1, 2, 3))
 
 
-def _by_itself(
+def _draw_eagerly(
     key: Array, *, distribution: Distribution, factor: float, shape: Shape, dtype: np.dtype
 ) -> Array:
-    """Draw a power of two of numbers and leave out those that are too many: each depends on the key
-    and its index alone. So shapes share programs; hardly two kernels of a DenseNet have the same.
+    """Draw a power of two of numbers and drop the surplus.
+
+    Each number depends only on the key and its index, so that shapes can share programs. Few
+    kernels of a DenseNet have equal shapes.
     """
     count = math.prod(shape)
     with jax.disable_jit(False):
@@ -115,23 +130,26 @@ def _by_itself(
     return jnp.asarray(np.asarray(numbers)[:count].reshape(shape) * dtype.type(factor))
 
 
-def _in_a_program(
+def _draw_traced(
     key: Array, *, distribution: Distribution, factor: float, shape: Shape, dtype: np.dtype
 ) -> Array:
     numbers = _numbers(key, distribution, math.prod(shape), dtype)
-    # XLA would first multiply the factor with one of the distribution, which rounds differently.
+    # Without the barrier XLA would merge this factor with one of the distribution, which rounds
+    # differently.
     return lax.optimization_barrier(numbers).reshape(shape) * dtype.type(factor)
 
 
-def _mapped(operands: Sequence[Array], axes: Sequence[int], **params: Any) -> tuple[Array, int]:
-    return jax.vmap(functools.partial(_in_a_program, **params), in_axes=axes)(*operands), 0
+def _draw_mapped(
+    operands: Sequence[Array], axes: Sequence[int], **params: Any
+) -> tuple[Array, int]:
+    return jax.vmap(functools.partial(_draw_traced, **params), in_axes=axes)(*operands), 0
 
 
 @_draw.def_abstract_eval
-def _abstractly(key: Any, *, shape: Shape, dtype: np.dtype, **_: Any) -> Any:
+def _draw_abstract(key: Any, *, shape: Shape, dtype: np.dtype, **_: Any) -> Any:
     return key.update(shape=shape, dtype=dtype)
 
 
-_draw.def_impl(_by_itself)
-mlir.register_lowering(_draw, mlir.lower_fun(_in_a_program, multiple_results=False))
-batching.primitive_batchers[_draw] = _mapped
+_draw.def_impl(_draw_eagerly)
+mlir.register_lowering(_draw, mlir.lower_fun(_draw_traced, multiple_results=False))
+batching.primitive_batchers[_draw] = _draw_mapped

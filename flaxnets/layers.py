@@ -1,9 +1,8 @@
-"""What linen lacks: torch's layers, exactly, in NHWC.
+"""torch's layers, exactly, in NHWC: what linen lacks.
 
-Names are chosen so that the path of a parameter, joined by dots, is its torch `state_dict` key
-(see `flaxnets.convert`). Arguments keep torch's meaning: padding is given in pixels, the momentum
-of a batch norm is the weight of the new value. What a layer computes, and how on which platform, is
-in `flaxnets.kernels`.
+Names are chosen so that the path of a parameter, joined by dots, is its torch `state_dict` key (see
+`flaxnets.convert`). Arguments keep torch's meaning: padding is given in pixels, and the momentum of
+a batch norm weighs the new value. `flaxnets.kernels` computes the layers and knows the platforms.
 """
 
 import math
@@ -18,6 +17,7 @@ from jax import lax
 from flaxnets.initializers import uniform, variance_scaling
 from flaxnets.kernels.activation import relu as relu  # torch's layer `ReLU`
 from flaxnets.kernels.activation import relu_of_sum as relu_of_sum
+from flaxnets.kernels.concatenation import joined as joined
 from flaxnets.kernels.convolution import conv2d
 from flaxnets.kernels.matmul import linear
 from flaxnets.kernels.normalization import averaged_norm, batch_norm, moments, response_norm
@@ -33,7 +33,7 @@ Size = int | tuple[int, int]
 torch_default = variance_scaling(1 / 3, "fan_in", "uniform")
 # He et al. 2015 (arXiv:1502.01852), equation 10: zero mean, variance 2 / fan_in.
 he_normal_fan_in = variance_scaling(2.0, "fan_in", "normal")
-# The same with torch's mode="fan_out", as torchvision uses it.
+# Variance 2 / fan_out: torch's mode="fan_out", as torchvision uses it.
 he_normal_fan_out = variance_scaling(2.0, "fan_out", "normal")
 
 
@@ -42,14 +42,15 @@ def _pair(size: Size) -> tuple[int, int]:
 
 
 class Sequential(nn.Module):
-    """Apply `layers` in turn; a module among them is named by its index in the list, as in torch.
+    """Apply `layers` in sequence. A module among them is named by its index in the list, as in
+    torch.
 
-    Plain functions (`relu`, `max_pool(3, 2)`) take an index too, so that the list reads like
-    the printed torch module and its parameters carry the same numbers.
+    Plain functions (`relu`, `max_pool(3, 2)`) count too, so that the list reads like the printed
+    torch module and its parameters have the same numbers.
 
-    With `remat` the backward pass recomputes the layers in segments of the square root of their
-    number, at whose ends alone the forward pass stores its results (Chen et al. 2016,
-    arXiv:1604.06174, section 4.1).
+    With `remat` the layers form segments, as many as the square root of their number. The forward
+    pass stores only the outputs of segments, and the backward pass recomputes the rest (Chen et al.
+    2016, arXiv:1604.06174, section 4.1).
     """
 
     layers: Sequence[Callable[..., Array]]
@@ -63,7 +64,8 @@ class Sequential(nn.Module):
                     x = layer.clone(parent=module, name=str(index))(x)
                 else:
                     x = layer(x)
-                    module.sow("intermediates", str(index), x)  # for those who ask for it
+                    # readable on request (inference.features)
+                    module.sow("intermediates", str(index), x)
             return x
 
         if not self.remat:
@@ -75,17 +77,17 @@ class Sequential(nn.Module):
 
 
 def _bias_default(fan_in: int) -> Initializer:
-    """Return torch's default bias: uniform in +-1/sqrt(fan_in) of the kernel beside it."""
+    """Return torch's default bias, uniform in +-1/sqrt(fan_in) with the fan of the kernel."""
     return uniform(1 / math.sqrt(fan_in))
 
 
 class Conv(nn.Module):
     """2-D convolution with torch's arguments: `(N, H, W, C) -> (N, H', W', features)`.
 
-    The kernel is `(height, width, C / groups, features)`. Padding counts pixels on both sides, or
-    is a pair for height and width: XLA's "SAME" differs from torch at stride 2.
+    The kernel is `(height, width, C / groups, features)`. Padding counts pixels on both sides, and
+    may be a pair for height and width. XLA's "SAME" would differ from torch at stride 2.
 
-    Without `features` it gives its input: where the head of a network was (`num_classes=0`).
+    Without `features` it returns its input: the head of a network with `num_classes=0`.
 
     Raises InputError if the kernel does not fit the padded input.
     """
@@ -121,12 +123,12 @@ class Conv(nn.Module):
 class Linear(nn.Module):
     """A fully connected layer that acts at every position of a feature map.
 
-    Without `patch` it maps `(..., C) -> (..., features)`. With `patch=(h, w)` it is the first
-    layer after the convolutions: its kernel `(h, w, C, features)` covers a patch of the map, so
-    `(N, h, w, C) -> (N, 1, 1, features)` and a larger map gives one vector a position. torch
-    flattens the same patch to `C * h * w` numbers; `flaxnets.convert` moves the axes. With
-    `dilation` the patch samples every `dilation`-th position. Without `features` it gives its
-    input, as `Conv`.
+    Without `patch` it maps `(..., C) -> (..., features)`. With `patch=(h, w)` it is the first layer
+    after the convolutions. Its kernel `(h, w, C, features)` then covers a patch of the map:
+    `(N, h, w, C) -> (N, 1, 1, features)`, and a larger map gives one vector for each position.
+    torch flattens the same patch to `C * h * w` numbers; `flaxnets.convert` moves the axes. With
+    `dilation` the patch samples every `dilation`-th position. Without `features` it returns its
+    input, as `Conv` does.
 
     Raises InputError if the map is smaller than the patch.
     """
@@ -143,8 +145,8 @@ class Linear(nn.Module):
     def __call__(self, x: Array) -> Array:
         if not self.features:
             return x.astype(self.dtype)
-        # The two leaves have two names because a patch kernel has a convolution's rank: the
-        # converter could not tell them apart on the way back to torch.
+        # A patch kernel has its own name because it has a convolution's rank. Without the name the
+        # converter to torch could not tell them apart.
         leaf = "patch_kernel" if self.patch else "kernel"
         shape = (*(self.patch or ()), x.shape[-1], self.features)
         kernel = self.param(leaf, self.kernel_init, shape, jnp.float32)
@@ -162,17 +164,18 @@ class Linear(nn.Module):
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation with torch's running statistics (Ioffe & Szegedy 2015).
+    """Batch normalisation with torch's running statistics (Ioffe & Szegedy 2015, arXiv:1502.03167,
+    section 3.1).
 
-    Differs from `nn.BatchNorm` as torch does: `momentum` weighs the new value, and the running
-    variance is the unbiased one (n / (n - 1)). Statistics are at least float32 whatever `dtype` is;
-    they cover this device's batch, or all devices of the mapped axis `axis_name`.
+    It differs from `nn.BatchNorm` as torch does: `momentum` weighs the new value, and the running
+    variance is unbiased (n / (n - 1)). Statistics are at least float32 whatever `dtype` is. They
+    cover this device's batch, or the batches of all devices of the mapped axis `axis_name`.
 
-    With `relu=True` the following ReLU is fused in, which is faster on CPUs than a `relu` after it.
+    With `relu=True` the following ReLU is fused in, which is faster on CPUs than a separate `relu`.
 
-    Where several norms see the same channels, `moments` finds those once and each call is given
-    them. A call may replace the fields `use_running_average` and `axis_name`, so that an
-    interceptor (`nn.intercept_methods`) can freeze or synchronise the norms of a finished network.
+    Where several norms read the same channels, `moments` computes their moments once, and each call
+    takes them. A call may override the fields `use_running_average` and `axis_name`. An interceptor
+    (`nn.intercept_methods`) can thus freeze or synchronise the norms of a finished network.
     """
 
     use_running_average: bool
@@ -217,22 +220,21 @@ class BatchNorm(nn.Module):
         return y.astype(self.dtype)
 
     def moments(self, x: Array, *, axis_name: str | None = None) -> tuple[Array, Array]:
-        """Return mean and biased variance (C,) of the batch `x` (..., C), as training normalises by
-        them.
-        """
+        """Return mean and biased variance (C,) of the batch `x` (..., C), as used in training."""
         return moments(x, self._mapped_axis(axis_name))
 
-    def _mapped_axis(self, of_call: str | None) -> str | None:
-        return None if self.is_initializing() else of_call or self.axis_name  # `init` maps nothing
+    def _mapped_axis(self, override: str | None) -> str | None:
+        # No axis is mapped in `init`.
+        return None if self.is_initializing() else override or self.axis_name
 
 
 def max_pool(
     window: Size, stride: Size | None = None, padding: Size = 0, *, ceil_mode: bool = False
 ) -> Callable[[Array], Array]:
-    """Return torch's `MaxPool2d`; `stride` is the window unless given.
+    """Return torch's `MaxPool2d`; the default `stride` is the window.
 
-    With `ceil_mode` a last window may extend beyond the edge as long as it starts inside. The
-    gradient goes to the first of equal values in reading order, as in torch.
+    With `ceil_mode` a last window may extend beyond the edge if it starts inside. The gradient goes
+    to the first of equal values in reading order, as in torch.
     """
     window, stride, padding = _pair(window), _pair(stride or window), _pair(padding)
 
@@ -242,16 +244,14 @@ def max_pool(
 def avg_pool(
     window: Size, stride: Size | None = None, padding: Size = 0, *, count_include_pad: bool = True
 ) -> Callable[[Array], Array]:
-    """Return torch's `AvgPool2d`; the zeros of the padding count unless `count_include_pad` is
-    False.
-    """
+    """Return torch's `AvgPool2d`. With `count_include_pad` the zeros of the padding count."""
     window, stride, padding = _pair(window), _pair(stride or window), _pair(padding)
 
     return lambda x: window_means(x, window, stride, padding, count_include_pad=count_include_pad)
 
 
 def adaptive_avg_pool(size: Size) -> Callable[[Array], Array]:
-    """Return torch's `AdaptiveAvgPool2d`: the mean over `size` bins, which overlap or repeat pixels
+    """Return torch's `AdaptiveAvgPool2d`: the means of `size` bins, which overlap or repeat pixels
     where the map does not divide evenly.
     """
     return lambda x: bin_means(x, _pair(size))
@@ -271,21 +271,21 @@ def local_response_norm(
 def average_positions(x: Array) -> Array:
     """Return class scores `(N, H, W, classes) -> (N, classes)`, the mean over positions.
 
-    With one position these are the network's logits; with more it is the evaluation of Simonyan &
-    Zisserman 2014, section 3.2, and of networks that end in global average pooling.
+    With one position these are the network's logits. With more it is the evaluation of Simonyan &
+    Zisserman 2014 (arXiv:1409.1556), section 3.2, and the global average pooling of many networks.
     """
     return x.mean((1, 2))
 
 
 def imagenet_to_unit_range(x: Array, dtype: Dtype = jnp.float32) -> Array:
-    """Return RGB images (..., 3) that ImageNet's mean and deviation normalise, in [-1, 1] instead.
+    """Bring RGB images (..., 3), normalised by ImageNet's mean and deviation, to [-1, 1].
 
-    torchvision's `transform_input`, for weights that were trained on images in that range.
+    It is torchvision's `transform_input`, for weights that were trained on images in that range.
     """
     if x.shape[-1] != 3:
         raise ValueError(f"transform_input is for RGB images; these have {x.shape[-1]} channels")
     x = x.astype(jnp.promote_types(dtype, jnp.float32))
     mean, deviation = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     shape = (1,) * (x.ndim - 1) + (3,)
-    factor, shift = (jnp.array(each, x.dtype).reshape(shape) for each in (deviation, mean))
+    factor, shift = (jnp.array(row, x.dtype).reshape(shape) for row in (deviation, mean))
     return (x * factor + shift - 0.5) / 0.5

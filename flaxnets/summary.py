@@ -1,4 +1,6 @@
-"""A network layer by layer: output shapes, parameters, multiply-adds. Nothing is computed."""
+"""Summarise a network layer by layer: output shapes, parameters, multiply-adds. Nothing is
+computed.
+"""
 
 import dataclasses
 import math
@@ -8,17 +10,18 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from flaxnets.blocks import Attention
+from flaxnets.attention import Attention
 from flaxnets.layers import Array
 
-KERNELS = {"kernel", "patch_kernel", "in_proj_weight"}  # leaves that multiply
+# leaves whose values are multiplied with the input
+KERNELS = {"kernel", "patch_kernel", "in_proj_weight"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """A module that owns parameters, or the products of an attention, for one image."""
+    """A module with parameters, or the products of an attention. All sizes are for one image."""
 
-    name: str  # the path of the module, joined by dots: its torch name
+    name: str  # path of the module, joined by dots: its torch name
     kind: str
     output_shape: tuple[int, ...]  # (H, W, C), or (C,)
     parameters: int
@@ -30,7 +33,7 @@ class Layer:
 def _layer(module: nn.Module, output: Array, inputs: tuple[Any, ...]) -> Layer:
     leaves = _own_parameters(module)
     neurons = multiply_adds = 0
-    if isinstance(module, Attention):  # queries by keys, and the weights by values
+    if isinstance(module, Attention):  # queries times keys, and weights times values
         query, key = inputs[:2]
         multiply_adds = 2 * math.prod(query.shape[1:]) * key.shape[-3]
     kernels = [leaf for name, leaf in leaves.items() if name in KERNELS]
@@ -43,12 +46,12 @@ def _layer(module: nn.Module, output: Array, inputs: tuple[Any, ...]) -> Layer:
 
 
 def _own_parameters(module: nn.Module) -> dict[str, Array]:
-    """Return the parameters of a module that are not those of its parts."""
+    """Return the parameters of a module itself, without those of its submodules."""
     return {k: v for k, v in module.variables.get("params", {}).items() if hasattr(v, "shape")}
 
 
 def summarize(model: nn.Module, input_shape: tuple[int, ...]) -> list[Layer]:
-    """The layers of `model` that own parameters, in the order in which they are called.
+    """Return the layers of `model` that own parameters, in the order of their calls.
 
     Args:
         model: a network or a part of one, made of flaxnets.layers.
@@ -65,21 +68,23 @@ def summarize(model: nn.Module, input_shape: tuple[int, ...]) -> list[Layer]:
             calls.append(_layer(context.module, output, args))
         return output
 
-    def forward():  # a new function each time: JAX would not trace the same one again
+    # a new function for each call, because JAX would not trace the same function again
+    def forward():
         x = jnp.zeros((1, *input_shape))
         variables = model.init(jax.random.key(0), x)
         created.extend(calls)
-        if hasattr(model, "aux_logits"):  # the others run the same layers at any time
+        # other networks call the same layers in `init` and `apply`
+        if hasattr(model, "aux_logits"):
             calls.clear()
             model.apply(variables, x)
         return variables["params"]
 
     with nn.intercept_methods(record):
         params = jax.eval_shape(forward)
-    run = {layer.name for layer in calls}
+    called = {layer.name for layer in calls}
     layers = [
         layer
-        if layer.name in run
+        if layer.name in called
         else dataclasses.replace(layer, multiply_adds=0, neurons=0, auxiliary=True)
         for layer in created
     ]
@@ -89,7 +94,7 @@ def summarize(model: nn.Module, input_shape: tuple[int, ...]) -> list[Layer]:
 
 
 def totals(layers: list[Layer]) -> dict[str, int]:
-    """Sums over all layers, and of the parameters without auxiliary classifiers."""
+    """Return the sums over all layers, and the parameters without auxiliary classifiers."""
     return {
         "parameters": sum(layer.parameters for layer in layers),
         "parameters_without_auxiliary": sum(x.parameters for x in layers if not x.auxiliary),
@@ -99,10 +104,10 @@ def totals(layers: list[Layer]) -> dict[str, int]:
 
 
 def footers(layers: list[Layer]) -> list[dict[str, Any]]:
-    """The last lines of a table of layers: the sums."""
+    """Return the last rows of a table of layers: the sums."""
     sums = totals(layers)
     rows: list[dict[str, Any]] = [{"name": "total", **sums}]
     if any(layer.auxiliary for layer in layers):
-        ours = sums["parameters_without_auxiliary"]
-        rows.append({"name": "without auxiliary classifiers", "parameters": ours})
+        parameters = sums["parameters_without_auxiliary"]
+        rows.append({"name": "without auxiliary classifiers", "parameters": parameters})
     return rows

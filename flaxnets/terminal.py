@@ -1,12 +1,13 @@
-"""What every script of the project does to its terminal, so that only its own output appears.
+"""Set up the terminal for a script, so that only the script's own output appears.
 
-A script imports this module and calls `quiet` before its other imports, which take seconds. So this
-module imports nothing that takes time.
+A script imports this module and calls `quiet` before its other imports, which take seconds. This
+module therefore imports nothing slow.
 """
 
 import contextlib
 import ctypes
 import errno
+import gc
 import importlib.metadata
 import io
 import logging
@@ -20,7 +21,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from flaxnets.errors import InputError, InputWarning
 
@@ -28,20 +29,21 @@ PACKAGES = (
     "flaxnets", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow",
     "onednn-cpu-gomp",
 )  # fmt: skip
-# Variables that name a directory of the user.
+# Environment variables that name a directory of the user.
 DIRECTORIES = (
     "HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "TFDS_DATA_DIR", "MPLCONFIGDIR", "HF_HOME",
     "TORCH_HOME", "JAX_COMPILATION_CACHE_DIR",
 )  # fmt: skip
-# What packages are told where no home is known: nobody can write below it. They would make a
-# directory named "~" (Keras), or raise.
+# The HOME of packages if no home directory is known: nothing can be written below it. Without any
+# they create a directory named "~" (Keras) or fail.
 NO_HOME = os.devnull
-INTERRUPTED = 130  # the status of a process that Ctrl-C ended
+INTERRUPTED = 130  # exit status after Ctrl-C
 
 
 def cache_directory() -> pathlib.Path | None:
-    """Return the directory for caches (programs, weights), below `XDG_CACHE_HOME` or `~/.cache`;
-    None if neither is known. An empty or relative `XDG_CACHE_HOME` does not count.
+    """Return the directory for caches (programs, weights), below `XDG_CACHE_HOME` or `~/.cache`.
+
+    None if neither is known. An empty or relative `XDG_CACHE_HOME` is ignored.
     """
     root = os.environ.get("XDG_CACHE_HOME", "")
     if not os.path.isabs(root):
@@ -54,18 +56,21 @@ def cache_directory() -> pathlib.Path | None:
 
 def _home() -> str | None:
     home = os.environ.get("HOME")
-    with contextlib.suppress(KeyError):  # a user who is in no list of users
+    with contextlib.suppress(KeyError):  # the user is not in the list of users
         home = home or pwd.getpwuid(os.getuid()).pw_dir
     return None if home in (None, NO_HOME) else home
 
 
 def quiet() -> None:
-    """Silence TensorFlow, XLA, absl and library warnings; errors still raise, and our own warnings
-    are a sentence each. Ctrl-C ends the process with one line and status 130.
+    """Silence TensorFlow, XLA, absl and the warnings of libraries.
 
-    What compiled code prints in spite of all log levels (as TensorFlow's decoders do) goes to
-    `native.log` in the user's cache directory, where the cause of a crash can be read.
+    Errors still raise. Our own warnings are printed, one sentence each. Ctrl-C ends the process
+    with one line and status 130. From now on Python collects garbage rarely.
+
+    Compiled code that prints at every log level, as TensorFlow's decoders do, prints to
+    `native.log` in the user's cache directory. The cause of a crash can be read there.
     """
+    _collect_rarely()
     for name in DIRECTORIES:
         if os.environ.get(name) == "":
             del os.environ[name]
@@ -83,8 +88,17 @@ def quiet() -> None:
     os.dup2(_native_log(), 2)
 
 
+def _collect_rarely() -> None:
+    """Let Python look for unreachable cycles after 100,000 new objects instead of 700.
+
+    Tracing makes objects that stay, millions for resnet1202_cifar. Looking through them again and
+    again took 40% of its seconds.
+    """
+    gc.set_threshold(100_000, 20, 20)
+
+
 def _open_standard_streams() -> None:
-    """Open closed streams: the next opened file would get their number, and their output."""
+    """Open closed standard streams. Otherwise the next opened file gets their number and output."""
     for number in (0, 1, 2):
         try:
             os.fstat(number)
@@ -116,13 +130,14 @@ def _thread_failed(failure: threading.ExceptHookArgs) -> None:
 
 
 def reuse_memory() -> None:
-    """Let glibc keep freed memory, if glibc is the allocator.
+    """Make glibc's allocator keep freed memory; do nothing with another allocator.
 
     XLA's CPU backend allocates its intermediate results again in every call, and glibc returns
-    large blocks to the system each time: the page faults took a quarter of a training step of
-    ResNet-50. There is one arena, because the others cannot hold blocks of more than 64 MiB. So
-    call this before the first thread starts: `one_sentence_errors` and TensorFlow's import start
-    some.
+    large blocks to the system each time. The page faults took a quarter of a training step of
+    ResNet-50. One arena is used, because the others cannot hold blocks of more than 64 MiB.
+
+    Call this before the first thread starts. `one_sentence_errors` and TensorFlow's import start
+    threads.
     """
     arena_max, mmap_max, trim_threshold = -8, -4, -1  # malloc.h
     with contextlib.suppress(OSError, AttributeError):
@@ -148,19 +163,20 @@ def compilation_cache() -> None:
         where = "" if error.filename is None else f": {error.filename}"
         warnings.warn(
             f"no cache directory ({error.strerror}{where}); every start compiles its programs "
-            f"again",
+            f"again until XDG_CACHE_HOME names a directory that can be written",
             InputWarning,
             stacklevel=2,
         )
         return
     jax.config.update("jax_compilation_cache_dir", str(programs))
-    # Small programs too, of which a start has many.
+    # Keep small programs too: a start has many.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
 def arguments() -> list[str]:
-    """Return the command line's arguments, with `~` expanded where shells leave it: after
-    `--option=` and after the kind of a data set (`folder:~/pictures`).
+    """Return the arguments of the command line, with `~` expanded where shells do not expand it.
+
+    That is after `--option=` and after the kind of a data set (`folder:~/pictures`).
 
     Raises InputError if no home directory is known.
     """
@@ -170,30 +186,39 @@ def arguments() -> list[str]:
     ]
 
 
-def command_line() -> list[str]:
-    """Return the words of the command that started this process, to start it again."""
+def program() -> list[str]:
+    """Return the words that start this script, without arguments: `python -m flaxnets.train`."""
     spec = sys.modules["__main__"].__spec__
     name = "" if spec is None else spec.name
-    script = ["-m", name] if name.startswith("flaxnets.") else sys.argv[:1]
-    return ["python", *script, *sys.argv[1:]]
+    return ["python", *(["-m", name] if name.startswith("flaxnets.") else sys.argv[:1])]
+
+
+def command_line() -> list[str]:
+    """Return the words of the command that started this process."""
+    return [*program(), *sys.argv[1:]]
 
 
 def _expanded(match: re.Match[str]) -> str:
     before, user = match.groups()
     home = _home() if user == "~" else os.path.expanduser(user)
     if home is None:
-        raise InputError(f"{match.string}: no home directory is known; HOME can name one")
+        raise InputError(
+            f"cannot expand {match.string}: no home directory is known; set HOME, or give the path "
+            f"without ~"
+        )
     return before + home
 
 
-_main_began = False  # until then nothing is under way
-_ending = False
+_main_began = False  # until then Ctrl-C ends the process at once
+_ending = False  # whether a thread is writing the last line
 
 
 @contextlib.contextmanager
 def one_sentence_errors() -> Iterator[None]:
-    """End a script's work without a traceback: for bad input with one sentence and status 2, for
-    Ctrl-C with one line and status 130, for a second Ctrl-C at once.
+    """End a script without a traceback.
+
+    Bad input ends it with one sentence and status 2, Ctrl-C with one line and status 130. A second
+    Ctrl-C ends it at once.
     """
     global _main_began
     _main_began = True
@@ -208,17 +233,23 @@ def one_sentence_errors() -> Iterator[None]:
         say_error(str(error))
         sys.exit(2)
     except BrokenPipeError:  # the reader closed the pipe, as `head` does
-        # Otherwise flushing at the end fails again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Otherwise the flush at exit fails again, and a background writer that ends with the
+        # process may print a traceback.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(nowhere, stream.fileno())
         sys.exit(1)
     except KeyboardInterrupt:
-        time.sleep(0.2)  # if this was the second one, the thread that counts them says so
+        time.sleep(0.2)  # after a second Ctrl-C the watching thread prints its own line first
         _end("interrupted")
     except Exception as error:
         if not _is_disk_full(error):
             raise
-        say_error("the disk is full; what was saved before is intact: make room and run again")
-        os._exit(2)  # a usual exit would let background writers fail once more, with tracebacks
+        say_error(
+            "the disk is full; what was saved before is intact, so free some space and run the "
+            "same command again"
+        )
+        os._exit(2)  # at a normal exit background writers fail once more, with tracebacks
 
 
 def say_error(sentence: str) -> None:
@@ -227,14 +258,14 @@ def say_error(sentence: str) -> None:
 
 
 def _interrupted(number, frame) -> None:
-    """Handle Ctrl-C: during imports, where libraries would swallow the exception, end at once."""
+    """Handle Ctrl-C. During imports, where libraries swallow the exception, end at once."""
     if not _main_began:
         _end("interrupted")
     raise KeyboardInterrupt
 
 
 def _watch_interrupts() -> None:
-    """End the process at the second Ctrl-C, even while compiled code keeps the main thread."""
+    """End the process at the second Ctrl-C, even while compiled code occupies the main thread."""
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
@@ -249,7 +280,7 @@ def _watch_interrupts() -> None:
 
 
 def _end(sentence: str) -> NoReturn:
-    """Write one line and end with status 130, without waiting for background writers."""
+    """Print one line and end with status 130, without waiting for background writers."""
     global _ending
     if _ending:  # another thread is writing the line
         time.sleep(1)
@@ -262,84 +293,15 @@ def _end(sentence: str) -> NoReturn:
 
 
 def _is_disk_full(error: BaseException) -> bool:
-    # tensorstore, below Orbax, reports the errno of its writes in the message alone.
+    # tensorstore, which Orbax uses, reports the errno of a failed write only in its message.
     full = (errno.ENOSPC, errno.EDQUOT)
     return getattr(error, "errno", None) in full or any(os.strerror(e) in str(error) for e in full)
 
 
 def versions(others: Sequence[str] = ()) -> dict[str, str]:
     """Return the versions of Python and of the installed packages that matter to a result."""
-    found = {"python": sys.version.split()[0]}
+    installed = {"python": sys.version.split()[0]}
     for package in (*PACKAGES, *others):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[package] = importlib.metadata.version(package)
-    return found
-
-
-NUMBER = re.compile(r"[-+\d.,x%e:]*\d[-+\d.,x%e:]*")
-
-
-def print_table(
-    title: str, rows: list[dict[str, Any]], footer: Sequence[dict[str, Any]] = ()
-) -> None:
-    """Print rows as a table; its columns are the keys of the first row that have a value in any
-    row. On a narrow terminal text wraps; if not even the numbers fit, each row is a list of lines.
-    """
-    from rich.console import Console
-    from rich.table import Table
-
-    # Where the output is no terminal, rich would fold the columns at 80 characters.
-    width = None if sys.stdout.isatty() else 160
-    # Names and paths are shown as they are: "[red]" and ":dog:" are no markup.
-    console = Console(width=width, markup=False, emoji=False, highlight=False)
-    keys = [key for key in rows[0] if any(row.get(key) for row in rows)]
-    names = [key.replace("_", " ") for key in keys]
-    groups = [[[_cell(row.get(key)) for key in keys] for row in group] for group in (rows, footer)]
-    widths = _column_widths(names, [*groups[0], *groups[1]], console.width)
-    if widths is None:
-        console.print(title, soft_wrap=True)
-        for cells in (*groups[0], *groups[1]):
-            for name, cell in zip(names, cells, strict=True):
-                if cell:
-                    console.print(f"{name} {cell}", soft_wrap=True)
-            console.print()
-        return
-    table = Table(title=title)
-    for key, name, cells in zip(keys, names, widths, strict=True):
-        number = type(rows[0][key]) is int
-        justify = "right" if number else "left"
-        table.add_column(name, justify=justify, width=cells, overflow="fold")
-    for group in groups:
-        for row in group:
-            table.add_row(*row)
-        table.add_section()
-    console.print(table)
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, tuple):
-        return "x".join(map(str, value))
-    return f"{value:,}" if type(value) is int else "yes" if value is True else value or ""
-
-
-def _column_widths(names: list[str], rows: list[list[str]], available: int) -> list[int] | None:
-    """Return the widest columns that fit, without cutting a number or a word of a name; None if
-    there are none.
-    """
-    from rich.cells import cell_len
-
-    columns = list(zip(names, zip(*rows, strict=True), strict=True))
-    widths = [max(map(cell_len, (name, *cells))) for name, cells in columns]
-    smallest = []
-    for name, cells in columns:
-        numbers = filter(NUMBER.fullmatch, " ".join(cells).split())
-        smallest.append(max(map(cell_len, (*name.split(), *numbers))))
-    excess = sum(widths) + 3 * len(names) + 1 - available  # a border and two blanks a column
-    while excess > 0:
-        spare = [width - least for width, least in zip(widths, smallest, strict=True)]
-        widest = spare.index(max(spare))
-        if not spare[widest]:
-            return None
-        widths[widest] -= 1
-        excess -= 1
-    return widths
+            installed[package] = importlib.metadata.version(package)
+    return installed

@@ -1,10 +1,10 @@
 """Train any network of the library: `python -m flaxnets.train --arch vgg19`.
 
-Values that are not given come from the network's recipe, which `--arch NAME --help` shows. The same
-command again continues an interrupted run.
+Values that are not given come from the network's recipe; `--arch NAME --help` shows them. Running
+the same command again continues an interrupted run.
 """
 
-if __name__ == "__main__":  # first, for the other imports take seconds
+if __name__ == "__main__":  # first, because the other imports take seconds
     from flaxnets.terminal import quiet
 
     quiet()
@@ -19,29 +19,26 @@ import tyro
 
 import flaxnets.data as data
 from flaxnets.errors import one_of
-from flaxnets.models import create_model
+from flaxnets.models import NAMES
 from flaxnets.recipes import Version
-from flaxnets.runs.assembly import assemble
 from flaxnets.runs.help import help_text
-from flaxnets.runs.loop import Interrupted, fit
 from flaxnets.runs.options import Options, default_values
-from flaxnets.runs.processes import join
-from flaxnets.runs.report import dry_run, result, summary_of
+from flaxnets.tables import print_table
 from flaxnets.terminal import (
     arguments,
     command_line,
     compilation_cache,
     one_sentence_errors,
-    print_table,
     reuse_memory,
     versions,
 )
-from flaxnets.training.parallel import DataParallel
 
 
 def parse(arguments: list[str]) -> tuple[Options, data.Source]:
-    """Return the options and the data set, which are read first: the network and the kind of data
-    decide the defaults of everything else. Help needs only the data set's name.
+    """Return the options and the opened data set.
+
+    The network, the recipe and the data set are read first, because they decide the defaults of all
+    other options. With `--help` the options are printed, and the process ends.
     """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--arch", default="vgg19")
@@ -49,11 +46,12 @@ def parse(arguments: list[str]) -> tuple[Options, data.Source]:
     first.add_argument("--dataset", default="digits")
     first.add_argument("--data-dir", "--data_dir")
     chosen, _ = first.parse_known_args(arguments)
-    create_model(chosen.arch)  # a wrong name is answered before a data set is opened
+    one_of(NAMES, chosen.arch, "architecture")  # before a data set is opened
     one_of(get_args(Version), chosen.recipe, "recipe")
     for flag in ("-h", "--help"):
         if flag in arguments:
-            show_help(chosen, *arguments[arguments.index(flag) + 1 :][:1])
+            print(help_text(*arguments[arguments.index(flag) + 1 :][:1], **vars(chosen)))
+            sys.exit()
     if sys.stdout.isatty():
         print(f"{chosen.arch} on {chosen.dataset}")  # TensorFlow is imported next, for seconds
     source = data.open_source(chosen.dataset, chosen.data_dir)
@@ -62,26 +60,22 @@ def parse(arguments: list[str]) -> tuple[Options, data.Source]:
     )
     default = Options(values, **vars(chosen))
     flat = (tyro.conf.OmitArgPrefixes,)
-    return tyro.cli(Options, args=arguments, default=default, config=flat), source
-
-
-def show_help(chosen: argparse.Namespace, topic: str = "") -> None:
-    """Print the options with their defaults and end the process; opens no data set. A `topic` that
-    begins with a dash is the next option.
-    """
-    kind, note = data.kind_of(chosen.dataset), ""
-    if kind is None:
-        kind = "photographs"
-        note = f" The defaults are those for photographs: help does not open {chosen.dataset}."
-    classes = data.has_classes(chosen.dataset)
-    values = default_values(chosen.arch, kind, chosen.recipe, has_classes=classes)
-    print(help_text(Options(values, **vars(chosen)), "" if topic[:1] == "-" else topic, note))
-    sys.exit()
+    options = tyro.cli(
+        Options, args=arguments, default=default, config=flat, prog="python -m flaxnets.train"
+    )
+    return options, source
 
 
 def main(arguments: list[str]) -> None:
-    """Train, or go on, as the command line's arguments say; print the result in one sentence."""
+    """Start or continue the run that the arguments describe, and print its result."""
     options, source = parse(arguments)
+    # Imported after `--help` is answered: jax and linen take a second.
+    from flaxnets.runs.assembly import assemble
+    from flaxnets.runs.loop import Interrupted, fit
+    from flaxnets.runs.processes import join
+    from flaxnets.runs.report import dry_run, result, summary_of
+    from flaxnets.training.parallel import DataParallel
+
     if options.compilation_cache:
         compilation_cache()
     options.check()
@@ -99,12 +93,12 @@ def main(arguments: list[str]) -> None:
         row = fit(run.program, workdir, title=run.title, options=options.run)
     except Interrupted as stopped:
         workdir.close()
-        print(f"{stopped}; go on with: {command}")
+        print(f"{stopped}; continue with: {command}")
         sys.exit(130)
     if row["steps"] > run.program.steps:
         workdir.leave()
-        asked = f"epoch {row['epoch']} of {options.values.epochs} asked"
-        print(f"{run.title}: the run is already at {asked}; see {run.path}")
+        epochs = f"has {row['epoch']} epochs already, and {options.values.epochs} were asked for"
+        print(f"{run.title}: the run {epochs}; see {run.path}")
         return
     seconds = time.perf_counter() - start
     summary = summary_of(run, row, seconds=seconds, versions=versions(), command=command)
@@ -113,7 +107,7 @@ def main(arguments: list[str]) -> None:
 
 
 def run() -> None:
-    """Do what the command line says, as a script."""
+    """Run the script with the arguments of the command line."""
     reuse_memory()
     with one_sentence_errors():
         main(arguments())

@@ -2,6 +2,7 @@
 the run share, and the parity table at the end.
 """
 
+import functools
 import gc
 import os
 import shutil
@@ -10,7 +11,7 @@ from importlib import metadata
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # Programs are compiled more often than they run here: LLVM's level 0 takes a quarter of the time,
-# and half of that without the emitters of fusions, which later versions of XLA cannot do without.
+# and half of that with the older emitters of fusions, which jaxlib 0.11 no longer has.
 # `XLA_FLAGS= pytest`, as CI does once a week, compiles them as users do.
 os.environ.setdefault(
     "XLA_FLAGS",
@@ -53,8 +54,10 @@ def pytest_configure(config) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Look for garbage less often than Python does, whose objects by the million (all modules are
-    imported by now) and jax's, made in tracing, took a sixth of the time.
+    """Collect garbage less often than Python does by default.
+
+    The imported modules have millions of objects, and tracing makes more of them. Looking through
+    all of them took a sixth of the time.
     """
     gc.freeze()
     gc.set_threshold(50_000)
@@ -66,15 +69,16 @@ jax.config.update("jax_num_cpu_devices", 8)
 
 @pytest.fixture
 def train_here(monkeypatch):
-    """`train_here("--arch", "mlp", "--epochs", 1)`: train.py's main in this process, on one device.
-    Much sooner than a process, where not the process is the fact.
+    """`train_here("--arch", "mlp", "--epochs", 1)` runs train.py's main in this process, on one
+    device. It takes much less time than a process of its own.
     """
     from flaxnets import train
-    from flaxnets.training.parallel import DataParallel
+    from flaxnets.training import parallel
 
-    one = jax.devices()[:1]
-    monkeypatch.setattr(train, "DataParallel", lambda mapping: DataParallel(mapping, one))
-    monkeypatch.setattr(train, "join", lambda processes: None)
+    # train.py imports both when it is called.
+    on_one = functools.partial(parallel.DataParallel, devices=jax.devices()[:1])
+    monkeypatch.setattr(parallel, "DataParallel", on_one)
+    monkeypatch.setattr("flaxnets.runs.processes.join", lambda processes: None)
     return lambda *arguments: train.main([str(argument) for argument in arguments])
 
 

@@ -1,4 +1,4 @@
-"""Measure networks on this machine, beside torchvision's in the same run.
+"""Measure the speed of networks on this machine, in turns with torchvision's.
 
     python tools/benchmark.py --arch resnet50 vgg19 --mode train --vs torchvision plain
     python tools/benchmark.py --all --out all.csv
@@ -7,40 +7,39 @@
     python tools/benchmark.py --arch airbench94 --mode accuracy --dataset cifar10
 
 Modes:
-    infer, train: median seconds of a batch (a jitted `model.apply`, the whole training step), ours
-        and others' in turns, ours divided by theirs, the share of this machine's matrix products
-        that ours reaches, seconds of the very first step, compilation included, and the peak memory
-        of the process before others begin.
-    compile: seconds to trace and to compile one training step at the network's native size, whose
-        result must be finite, and the peak memory of the process.
-    profile: seconds of a training step, of the bytes that it moves and of its multiply-adds as fast
-        as this machine copies and multiplies, and the shares of its operations.
-    traffic: gigabytes that a training and an evaluation step read and write on an H200, for which
-        they are compiled without one (jax's CUDA plugin is needed), the seconds that its memory
-        takes for them and its matrix products for the multiply-adds, and the shares of their
-        operations.
-    data: images a second from a data set to batches in memory, beside torchvision's DataLoader and
-        libjpeg-turbo's decoding alone.
-    start: seconds from the command train.py to its first output and its first step, without and
-        with the cache of compiled programs, and of its imports.
-    growth: a training step against batch size, resolution, depth (ResNet-18 to 152) and number of
-        devices, its memory with and without remat, and plots of them.
-    learn: training loss over the first and the last tenth of the first steps on a data set; seconds
-        of the very first, compilation included, and the peak memory of the process.
-    accuracy: seconds of training until so many of the test images are right.
-    dense: the map of a larger picture, twice the network's size, beside the same predictions from
-        separate crops: seconds and multiply-adds of both, and their ratios. The crops have zeros
-        for padding where the map has the picture, so the numbers of padded networks differ.
+    infer, train: median seconds of a batch (a jitted `model.apply`, or a whole training step), ours
+        and others' in turns, and their ratio; the share of this machine's matrix products that we
+        reach; the seconds of the first step with compilation; the peak memory of our process.
+    compile: seconds to trace and to compile one training step, and the peak memory. The loss must
+        be finite.
+    profile: seconds of a training step and the shares of its operations, and how long this machine
+        takes to copy the step's bytes and to compute its multiply-adds.
+    traffic: gigabytes that a training and an evaluation step read and write on an H200, how long
+        its memory and its matrix products take for them, and the shares of the operations. It needs
+        jax's CUDA plugin, but no GPU.
+    data: images per second from a data set to batches in memory, and those of torchvision's
+        DataLoader and of libjpeg-turbo's decoding alone.
+    start: seconds from the command train.py to its first output and its first step, with an empty
+        and a filled cache of compiled programs, and the seconds of its imports.
+    growth: seconds and memory of a training step for several batch sizes (with and without remat),
+        resolutions, depths (ResNet-18 to 152) and numbers of devices, with plots.
+    learn: training loss over the first and the last tenth of the first steps on a data set, seconds
+        of the first step with compilation, and the peak memory.
+    accuracy: seconds of training until the accuracy on the test images is --target.
+    dense: seconds and multiply-adds of the map of a picture of twice the network's size, and of the
+        same predictions from separate crops. A network that pads sees zeros around each crop, but
+        the picture in the map, so its numbers differ.
 
-Others (--vs): torchvision's network, the better of eager with channels_last and with torch's
-default layout, or with "torch.compile" of the compiled ones too; "plain", ours with XLA's own
-operations instead of our kernels (`flaxnets.kernels.platform.plain`). Where torchvision lacks a
-network, the one is taken that the parity tests compare ours with.
+Peers (--vs):
+    torchvision: the better of torch's eager network with channels_last and with the default layout.
+        Where torchvision lacks a network, it is the one that the parity tests use.
+    torch.compile: the compiled ones too.
+    plain: our network with XLA's own operations instead of our kernels.
 
-Every measurement has a process of its own.
+Every measurement runs in a process of its own.
 """
 
-if __name__ == "__main__":  # first, for the other imports take seconds
+if __name__ == "__main__":  # first, because the other imports take seconds
     from flaxnets.terminal import quiet
 
     quiet()
@@ -56,7 +55,7 @@ import platform
 from collections.abc import Callable, Sequence
 from typing import Any
 
-# Torch's process needs a part of the GPU's memory too, and so does each of ours in turn.
+# torch's process needs a part of the GPU's memory too.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 import jax
@@ -99,9 +98,10 @@ MODES: dict[str, Callable[[str, Options], Row]] = {
 
 
 def measure(options: Options, arch: str) -> Row:
+    """Return the row of one network."""
     quiet()
     reuse_memory()
-    if options.mode == "profile":  # kernels of CUDA graphs have no names
+    if options.mode == "profile":  # the kernels of CUDA graphs have no names
         flags = os.environ.get("XLA_FLAGS", "")
         os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_enable_command_buffer="
     if options.devices > 1:
@@ -112,23 +112,24 @@ def measure(options: Options, arch: str) -> Row:
 
 
 def plan(options: Options) -> list[tuple[Row, str, Options]]:
-    """Yield what is measured: the labels of its row, the network, and the measurement."""
+    """Return what is measured: the labels of each row, the name of the network, its options."""
     one = (
         options.mode in ("profile", "traffic", "data", "start", "growth", "accuracy")
         and not options.all
     )
     names = options.arch or (("resnet50",) if one else tuple(list_models()))
     for name in names:
-        create_model(name)  # a wrong name is answered before anything is measured
+        create_model(name)  # raises InputError for a wrong name before anything is measured
     if options.all:
         modes = [dataclasses.replace(options, mode=mode) for mode in ("infer", "train")]
-        return [({}, name, asked) for name in names for asked in modes]
+        return [({}, name, of_mode) for name in names for of_mode in modes]
     if options.mode == "growth":
         return [work for name in names for work in series(name, options)]
     return [({}, name, options) for name in names]
 
 
 def hardware() -> dict[str, Any]:
+    """Return the device, the processor, its cores, and the versions of packages."""
     cpu = pathlib.Path("/proc/cpuinfo")
     names = [line for line in cpu.read_text().splitlines() if line.startswith("model name")]
     return {
@@ -140,10 +141,11 @@ def hardware() -> dict[str, Any]:
 
 
 def write(path: pathlib.Path, rows: list[Row], options: Options) -> None:
+    """Write the rows with hardware and versions, as .json (with the options) or .csv."""
     if path.suffix == ".json":
-        asked = {k: str(v) for k, v in dataclasses.asdict(options).items() if v is not None}
-        found = {"options": asked, "hardware": hardware(), "rows": rows}
-        path.write_text(json_text(found, indent=2) + "\n")
+        values = {k: str(v) for k, v in dataclasses.asdict(options).items() if v is not None}
+        content = {"options": values, "hardware": hardware(), "rows": rows}
+        path.write_text(json_text(content, indent=2) + "\n")
         return
     fields = list(dict.fromkeys(key for row in rows for key in row))
     with path.open("w", newline="") as file:
@@ -154,8 +156,10 @@ def write(path: pathlib.Path, rows: list[Row], options: Options) -> None:
 
 
 def show(row: Row) -> None:
+    """Print a row in one line."""
+
     def text(value: Any) -> str:
-        if isinstance(value, dict):  # shares, of which the largest are read
+        if isinstance(value, dict):  # the largest shares
             return "; ".join(f"{name} {share:.0%}" for name, share in list(value.items())[:12])
         return f"{value:.3g}" if isinstance(value, float) else str(value)
 
@@ -168,9 +172,9 @@ def show(row: Row) -> None:
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """Return the table of --all: seconds are ours, ratios are our time divided by torch's."""
+    """Return the table of --all: our seconds, and our time divided by torch's as the ratio."""
     lines = [
-        "| network | beside | pixels | batch | inference, s | ratio | training step, s | ratio | "
+        "| network | peer | pixels | batch | inference, s | ratio | training step, s | ratio | "
         "first step, s |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
@@ -192,23 +196,27 @@ def main(options: Options) -> None:
     counts = ("batch_size", "rounds", "steps", "devices", "epochs")
     for name in counts:
         if (value := getattr(options, name)) is not None and value < 1:
-            raise InputError(f"{name.replace('_', ' ')} is {value}; expected at least 1")
+            raise InputError(f"--{name.replace('_', '-')} is {value}; expected at least 1")
     if options.devices > 1 and (options.mode != "train" or options.all):
-        raise InputError(f"{options.devices} devices; expected 1, but for --mode train")
+        raise InputError(
+            f"--devices is {options.devices}; expected 1, because only --mode train uses several"
+        )
     if not 0 < options.target <= 1:
-        raise InputError(f"target {options.target}; expected a share of the images, such as 0.94")
+        raise InputError(
+            f"--target is {options.target}; expected a share of the images above 0, such as 0.94"
+        )
     rows: list[Row] = []
-    for label, name, asked in track(work, "measuring"):
-        # Each in its own process, for its own peak memory, and without another's compiled programs.
+    for label, name, of_row in track(work, "measuring"):
+        # A process of its own has its own peak memory and no compiled programs of another row.
         with concurrent.futures.ProcessPoolExecutor(
             1, multiprocessing.get_context("spawn")
         ) as pool:
             try:
-                row = pool.submit(functools.partial(measure, asked), name).result()
+                row = pool.submit(functools.partial(measure, of_row), name).result()
             except concurrent.futures.process.BrokenProcessPool as error:
                 raise InputError(
-                    f"the process that measured {name} was killed, or torch's was: of too little "
-                    f"memory, or see native.log in {cache_directory()}"
+                    f"the process that measured {name} was killed, or that of torch; give it more "
+                    f"memory or a smaller --batch-size, or see native.log in {cache_directory()}"
                 ) from error
         rows.append(label | row)
         show(rows[-1])

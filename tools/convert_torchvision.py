@@ -1,15 +1,15 @@
-"""Convert weights between torch and safetensors, and check them against the network of that name.
+"""Convert weights between torch and safetensors, and check every key and shape.
 
     python tools/convert_torchvision.py --arch vgg19 --weights IMAGENET1K_V1 --out vgg19.safetensors
     python tools/convert_torchvision.py --arch vgg19 --checkpoint FILE.pth --out vgg19.safetensors
     python tools/convert_torchvision.py --arch vgg19 --workdir runs/vgg19-digits --out vgg19.pth
 
-Both formats hold torch's keys in torch's layout. The suffix of the output decides which one is
-written; only .pth needs torch. Auxiliary heads are included if the weights have them. A
-.safetensors file of a run has everything to call the network: `flaxnets.pretrained(FILE)`.
+Both formats hold arrays under torch's keys and in torch's layout. The suffix of --out decides which
+one is written; only .pth and .pt need torch. Auxiliary heads are included if the weights have them.
+A .safetensors file of a run can be opened and called: `flaxnets.pretrained(FILE)`.
 """
 
-if __name__ == "__main__":  # first, for the other imports take seconds
+if __name__ == "__main__":  # first, because the other imports take seconds
     from flaxnets.terminal import quiet
 
     quiet()
@@ -46,20 +46,20 @@ def main(
     Args:
         arch: name of the network.
         out: file to write: .safetensors, .pth or .pt.
-        checkpoint: file to read, of safetensors or torch, also a training script's checkpoint.
-        weights: torchvision's published weights, such as IMAGENET1K_V1 (downloads).
-        workdir: a run of experiments/train.py to read.
-        ema: of a checkpoint with raw and average weights, take the averages.
-        average: of a run, take the mean of that many of the newest checkpoints (train.py --keep).
+        checkpoint: file to read: safetensors, torch, or a training script's checkpoint.
+        weights: published weights to download, such as IMAGENET1K_V1.
+        workdir: directory of a run of train.py to read.
+        ema: use the average weights of a --checkpoint that has raw and average ones.
+        average: write the mean of this many of the newest checkpoints of a run (train.py --keep).
     """
-    model = create_model(arch)  # a wrong name is answered first
+    model = create_model(arch)  # raises InputError for a wrong name
     one_of(SUFFIXES, out.suffix, f"suffix of {out}")
     if out.suffix != ".safetensors" and importlib.util.find_spec("torch") is None:
-        raise InputError(f"writing {out} takes torch; install it, or write .safetensors")
+        raise InputError(f"torch is needed to write {out}; install it, or write .safetensors")
     if ema and checkpoint is None:
-        raise InputError("--ema is about a file of weights; expected --checkpoint FILE beside it")
+        raise InputError("--ema needs a file of weights; expected --checkpoint FILE")
     if average != 1 and workdir is None:
-        raise InputError("--average is about the checkpoints of a run; expected --workdir DIR")
+        raise InputError("--average needs the checkpoints of a run; expected --workdir DIR")
     network = None
     if checkpoint is not None:
         _, variables, _ = load_model(model, checkpoint, model.input_shape, ema=ema)
@@ -70,7 +70,10 @@ def main(
     elif workdir is not None:
         network = pretrained(workdir)
         if network.arch != arch:
-            raise InputError(f"{workdir} holds {network.arch!r}, not {arch!r}")
+            raise InputError(
+                f"{workdir} holds a run of {network.arch!r}, not {arch!r}; expected --arch "
+                f"{network.arch}"
+            )
         if average != 1:
             variables = Checkpoints(workdir / "checkpoints", read_only=True).restore_mean(average)
             source = f"{workdir}, the mean of {average} checkpoints"
@@ -78,7 +81,7 @@ def main(
             network = dataclasses.replace(network, variables=variables, card=card)
         variables = network.variables
     else:
-        raise InputError("give one of --checkpoint, --weights and --workdir")
+        raise InputError("no weights given; expected --checkpoint, --weights or --workdir")
 
     converted = to_torch(variables)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -91,7 +94,8 @@ def main(
 
 
 def _write(out: pathlib.Path, arch: str, state_dict: dict[str, np.ndarray]) -> None:
-    partial = out.with_name(out.name + ".part")  # never half a file under the final name
+    """Write weights in the format of the suffix."""
+    partial = out.with_name(out.name + ".part")  # a half-written file never has the final name
     if out.suffix == ".safetensors":
         save_file(state_dict, partial, metadata={"arch": arch})
     else:
@@ -100,11 +104,11 @@ def _write(out: pathlib.Path, arch: str, state_dict: dict[str, np.ndarray]) -> N
         tensors = collections.OrderedDict(
             (key, torch.from_numpy(value)) for key, value in state_dict.items()
         )
-        tensors._metadata = {"": {"version": 2}}  # pyright: ignore  # MNASNet's loader asks for it
+        tensors._metadata = {"": {"version": 2}}  # pyright: ignore  # MNASNet's loader reads it
         torch.save(tensors, partial)
     partial.replace(out)
 
 
 if __name__ == "__main__":
     with one_sentence_errors():
-        tyro.cli(main, args=arguments())
+        tyro.cli(main, args=arguments(), description=__doc__)

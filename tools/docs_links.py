@@ -1,6 +1,6 @@
-"""A hook of MkDocs: links from the pages to files of the repository lead to its host.
+"""A hook of MkDocs that turns links to files of the repository into links to its host.
 
-In the repository `../flaxnets/models/vgg.py` is a file beside the page; on the site it is none.
+`../flaxnets/models/vgg.py` is a file in the repository, but not on the site.
 """
 
 import pathlib
@@ -11,7 +11,7 @@ LINK = re.compile(r"\]\(((?:\.\./)+[^)#\s]*)")
 
 
 def on_page_markdown(markdown, page, config, files):
-    """Replace links that leave docs/; called by MkDocs for each page."""
+    """Return the page with links that leave docs/ replaced. MkDocs calls it for each page."""
     folder = (ROOT / "docs" / page.file.src_uri).parent
 
     def on_host(match):

@@ -1,8 +1,8 @@
-"""Draw what each augmentation does to the photographs that come with scikit-learn.
+"""Draw what each augmentation does to scikit-learn's photographs, one picture for each.
 
     python tools/draw_augmentation.py --out docs/images/augmentation
 
-Each operation gets a picture of its own: the original, then draws of the operation.
+A picture shows the original on the left, then several random draws of the operation.
 """
 
 if __name__ == "__main__":  # first, because the other imports take seconds
@@ -38,17 +38,17 @@ GAP = 6  # white pixels between pictures
 @dataclasses.dataclass(frozen=True)
 class Options:
     out: pathlib.Path = pathlib.Path("augmentation")
-    """Directory to write to."""
+    """Directory for the pictures."""
     size: int = 128
-    """Pixels of each side of a draw."""
+    """Side of a draw, in pixels."""
     draws: int = 4
-    """Draws of each operation."""
+    """Number of draws of each operation."""
     seed: int = 0
-    """Decides the draws."""
+    """Seed of the draws."""
 
 
 def windows(photo: np.ndarray, options: Options) -> Iterator[tuple[str, list[np.ndarray]]]:
-    """Yield the operations that take a window of a picture, each with its draws."""
+    """Yield the name and draws of each operation that crops a picture."""
     size, resize = options.size, options.size * 8 // 7
     for operation in (
         CenterCrop(resize, size),
@@ -62,7 +62,7 @@ def windows(photo: np.ndarray, options: Options) -> Iterator[tuple[str, list[np.
 
 
 def changes(pixels: np.ndarray, options: Options) -> Iterator[tuple[str, list[np.ndarray]]]:
-    """Yield the operations that change pixels, each with its draws."""
+    """Yield the name and draws of each operation that changes pixels."""
     operations = {
         _name(operation): operation
         for operation in (PadAndCrop(options.size // 8), Flip(), Grayscale(0.5), Colour(1.0))
@@ -74,9 +74,12 @@ def changes(pixels: np.ndarray, options: Options) -> Iterator[tuple[str, list[np
 
 
 def batches(pixels: np.ndarray, options: Options) -> Iterator[tuple[str, list[np.ndarray]]]:
-    """Yield the operations on a batch, (2, H, W, C) in 0..1, each with draws of its first image."""
+    """Yield the name of each operation on a batch, and draws of the batch's first image.
+
+    `pixels` are two images (2, H, W, C), uint8.
+    """
     images, targets = jnp.asarray(pixels / np.float32(255)), jnp.eye(2)
-    mean = images.mean((0, 1, 2))  # what an erased rectangle has
+    mean = images.mean((0, 1, 2))  # the colour of an erased rectangle
     operations: dict[str, Callable[[jax.Array], jax.Array]] = {
         "random_erasing": lambda key: random_erasing(images - mean, key, 1.0) + mean,
         "mixup": lambda key: mixup(images, targets, key, 1.0)[0],
@@ -89,6 +92,7 @@ def batches(pixels: np.ndarray, options: Options) -> Iterator[tuple[str, list[np
 
 
 def _name(operation: object) -> str:
+    """Return the name of an operation's class in snake case."""
     words = "".join(f"_{c.lower()}" if c.isupper() else c for c in type(operation).__name__)
     return words.removeprefix("_")
 
@@ -107,7 +111,7 @@ def strip(pictures: list[np.ndarray], height: int) -> Image.Image:
 def main(options: Options) -> None:
     if options.size < 16 or options.draws < 1:
         raise InputError(
-            f"size {options.size} and {options.draws} draws; expected at least 16 pixels and 1 draw"
+            f"--size is {options.size} and --draws {options.draws}; expected at least 16 and 1"
         )
     photos = load_sample_images().images
     whole = Image.fromarray(photos[1])

@@ -2,8 +2,8 @@
 
     python tools/draw_demo.py --out docs/images/demo.jpg
 
-The network is EfficientNet-Lite0 with the weights of the extra `demo`, the photograph comes with
-scikit-learn. Left the photograph, then the best classes, then the dense map of one class.
+The network is EfficientNet-Lite0 with the weights of the extra `demo`; the photograph comes with
+scikit-learn. The picture shows the photograph, the best classes, and the dense map of the best one.
 """
 
 if __name__ == "__main__":  # first, because the other imports take seconds
@@ -23,18 +23,18 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 
 from flaxnets import pretrained
-from flaxnets.inference.opening import DEMO
+from flaxnets.inference.options import DEMO
 from flaxnets.terminal import arguments, one_sentence_errors
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
     out: pathlib.Path = pathlib.Path("demo.jpg")
-    """File to draw to."""
+    """Picture to write."""
     photo: str = "china.jpg"
     """Photograph of scikit-learn: china.jpg or flower.jpg."""
     scale: int = 2
-    """Times that the photograph is enlarged for the dense map."""
+    """Factor by which the photograph is enlarged for the dense map."""
 
 
 def main(options: Options) -> None:

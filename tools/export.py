@@ -1,4 +1,4 @@
-"""Write a network with its weights as one StableHLO file, which JAX runs without this library.
+"""Export a network with its weights to one StableHLO file, which JAX runs without this library.
 
     python tools/export.py --arch resnet18 --checkpoint FILE.safetensors --out resnet18.stablehlo
 
@@ -8,7 +8,7 @@
 The file holds programs for CPU, GPU and TPU.
 """
 
-if __name__ == "__main__":  # first, for the other imports take seconds
+if __name__ == "__main__":  # first, because the other imports take seconds
     from flaxnets.terminal import quiet
 
     quiet()
@@ -35,17 +35,17 @@ class Options:
     out: pathlib.Path
     """File to write."""
     arch: str | None = None
-    """Name of a network: flaxnets.list_models()."""
+    """Name of a network; flaxnets.list_models() lists them."""
     checkpoint: pathlib.Path | None = None
-    """File of its weights, of safetensors or torch; random weights unless given."""
+    """File of its weights (safetensors or torch); by default the weights are random."""
     workdir: pathlib.Path | None = None
-    """A run of train.py instead of a name and a checkpoint."""
+    """Run of train.py, instead of --arch and --checkpoint."""
     num_classes: int | None = None
-    """Outputs of the network; its own number, or the checkpoint's, unless given."""
+    """Outputs of the network; by default its own number, or that of the checkpoint."""
     image_size: int | None = None
-    """Height and width in pixels, fixed in the file; the network's own unless given."""
+    """Height and width of the images in pixels, fixed in the file; by default the network's own."""
     platforms: tuple[str, ...] = ("cpu", "cuda", "tpu")
-    """Platforms of the programs."""
+    """Platforms for which the file has programs."""
 
 
 def main(options: Options) -> None:
@@ -63,8 +63,8 @@ def main(options: Options) -> None:
             model, variables = network.model, network.variables
             if options.num_classes not in (None, model.num_classes):
                 raise InputError(
-                    f"{options.checkpoint} tells {model.num_classes} classes apart, not "
-                    f"{options.num_classes}"
+                    f"--num-classes is {options.num_classes}; expected {model.num_classes}, the "
+                    f"classes of {options.checkpoint}"
                 )
             input_shape = (*input_shape[:2], network.input_shape[-1])
         else:
@@ -78,7 +78,7 @@ def main(options: Options) -> None:
         with folded_norms():
             return model.apply(variables, images)
 
-    # The variables are passed in, so that the programs of all platforms share them.
+    # The variables are arguments, so that the programs of all platforms share them.
     function = jax.jit(lambda images: on_every_platform(logits)(variables, images))
     exported = export.export(function, platforms=options.platforms)(images)
     options.out.parent.mkdir(parents=True, exist_ok=True)

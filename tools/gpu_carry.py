@@ -1,15 +1,15 @@
-"""Pack what tools/gpu_check.py needs on a machine without a network.
+"""Pack what tools/gpu_check.py needs on a machine that has no internet connection.
 
     python tools/gpu_carry.py --out carried --wheels simplejpeg --data-dir my_tfds
 
-It writes cifar10.npz, in which the images of TensorFlow Datasets' cifar10 are encoded as they are
-stored, and downloads wheels for another Python, which are installed there by
+It writes cifar10.npz, which has the images of TensorFlow Datasets' cifar10 in their stored
+encoding, and downloads wheels for the other machine's Python. On that machine:
 
     python3 -m pip install --no-index --no-deps --target site carried/*.whl
-    PYTHONPATH=site python3 tools/gpu_check.py --out found --cifar carried/cifar10.npz
+    PYTHONPATH=site python3 tools/gpu_check.py --out results --cifar carried/cifar10.npz
 """
 
-if __name__ == "__main__":  # first, for the other imports take seconds
+if __name__ == "__main__":  # first, because the other imports take seconds
     from flaxnets.terminal import quiet
 
     quiet()
@@ -32,10 +32,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=pathlib.Path, required=True, help="directory of the files")
-    parser.add_argument("--wheels", nargs="*", default=[], metavar="NAME", help="packages")
-    parser.add_argument("--python-version", default="3.12", help="that the wheels are for (3.12)")
-    parser.add_argument("--data-dir", help="where TensorFlow Datasets prepared cifar10")
+    parser.add_argument("--out", type=pathlib.Path, required=True, help="directory for the files")
+    parser.add_argument("--wheels", nargs="*", default=[], metavar="NAME", help="packages to pack")
+    parser.add_argument("--python-version", default="3.12", help="Python of the wheels (3.12)")
+    parser.add_argument("--data-dir", help="directory in which TensorFlow Datasets has cifar10")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     if options.wheels:
@@ -50,31 +50,33 @@ def main() -> None:
 
 
 def download(packages: list[str], version: str, out: pathlib.Path) -> None:
+    """Download wheels for a version of Python. Raises InputError if pip has none."""
     platforms = [word for name in PLATFORMS for word in ("--platform", name)]
-    found = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:",
          "--python-version", version, "--implementation", "cp", *platforms, "-d", str(out),
          *packages],
     )  # fmt: skip
-    if found.returncode:
-        raise InputError(f"pip found no wheels of {', '.join(packages)} for Python {version}")
+    if result.returncode:
+        raise InputError(
+            f"pip found no wheels of {', '.join(packages)} for Python {version}; choose another "
+            "--python-version"
+        )
 
 
 def packed(builder: Any) -> Any:
-    """Return for both splits the files of all images one after another, the end of each, and the
-    classes.
-    """
+    """Return the encoded images of both splits in one array each, their ends, and their labels."""
     import tensorflow_datasets as tfds
 
-    found: dict[str, np.ndarray] = {}
+    arrays: dict[str, np.ndarray] = {}
     decoders: Any = {"image": tfds.decode.SkipDecoding()}
     for split in ("train", "test"):
         stream = builder.as_dataset(split=split, decoders=decoders)
         examples = [(e["image"], e["label"]) for e in tfds.as_numpy(stream)]
-        found[f"encoded_{split}"] = np.frombuffer(b"".join(e for e, _ in examples), np.uint8)
-        found[f"ends_{split}"] = np.cumsum([len(e) for e, _ in examples])
-        found[f"labels_{split}"] = np.array([label for _, label in examples], np.int32)
-    return found
+        arrays[f"encoded_{split}"] = np.frombuffer(b"".join(e for e, _ in examples), np.uint8)
+        arrays[f"ends_{split}"] = np.cumsum([len(e) for e, _ in examples])
+        arrays[f"labels_{split}"] = np.array([label for _, label in examples], np.int32)
+    return arrays
 
 
 if __name__ == "__main__":

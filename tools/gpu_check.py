@@ -1,22 +1,22 @@
-"""Check and time the networks on a GPU within some minutes, the most important first.
+"""Check and time the networks on a GPU within a few minutes, the most important parts first.
 
-    python tools/gpu_check.py --out found --minutes 8 --cifar carried/cifar10.npz
-    python tools/gpu_check.py --out found --tiny       # on a CPU, in two minutes
-    python tools/gpu_check.py --out found --only speed:vgg19 variants:vgg19
+    python tools/gpu_check.py --out results --minutes 8 --cifar carried/cifar10.npz
+    python tools/gpu_check.py --out results --tiny  # on a CPU, in two minutes
+    python tools/gpu_check.py --out results --only speed:vgg19 variants:vgg19
 
-Every figure is written at once, as a line of JSON in results.jsonl; other output of the parts goes
-to log.txt. A part that does not fit into the time left is skipped, and one that exceeds its own
-time is ended; the others go on. The exit status is 1 if a part failed.
+Every figure is written immediately, as a line of JSON in results.jsonl; other output of the parts
+goes to log.txt. A part is skipped if the remaining time is too short, and stopped if it exceeds its
+own time; the others go on. The exit status is 1 if a part failed.
 
-It needs jax with a GPU, flax, optax, torch and torchvision, scikit-learn and Pillow, and nothing
-else of what flaxnets is installed with; simplejpeg makes reading faster. `tools/gpu_carry.py`
-packs what a machine without a network lacks.
+It needs jax with a GPU, flax, optax, torch, torchvision, scikit-learn and Pillow, and no other
+dependency of flaxnets. With simplejpeg, reading is faster. `tools/gpu_carry.py` packs what a
+machine without an internet connection lacks.
 """
 
 import sys
 
 if __name__ == "__main__":
-    sys.path.append(f"{sys.path[0]}/..")  # where flaxnets is not installed
+    sys.path.append(f"{sys.path[0]}/..")  # for machines on which flaxnets is not installed
     if "--part" not in sys.argv:
         from flaxnets.terminal import quiet
 
@@ -38,15 +38,17 @@ from collections.abc import Iterator
 from importlib import metadata
 from typing import Any
 
-from flaxnets.errors import InputError
+from flaxnets.errors import InputError, one_of
 from flaxnets.terminal import one_sentence_errors
 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    name: str  # "speed:resnet50", of benchmarking.gpu.PARTS and a network
-    seconds: float  # after which it is ended
-    together: bool = False  # with its neighbours: nothing is timed
+    """One part of the check, which runs in a process of its own."""
+
+    name: str  # a key of benchmarking.gpu.PARTS and a network: "speed:resnet50"
+    seconds: float  # it is stopped after this time
+    together: bool = False  # runs at the same time as others, as it measures no time
 
 
 EXACT = ("resnet50", "vgg19", "resnext50_32x4d", "densenet121", "googlenet", "alexnet",
@@ -82,7 +84,7 @@ TINY = [
 
 
 class Results:
-    """The file of figures, which several parts write."""
+    """The file of figures, to which several parts write."""
 
     def __init__(self, directory: pathlib.Path):
         directory.mkdir(parents=True, exist_ok=True)
@@ -98,7 +100,7 @@ class Results:
 
     @contextlib.contextmanager
     def none_left_running(self) -> Iterator[None]:
-        """End the parts when this process ends, for whatever reason."""
+        """Stop the parts when this process ends, for whatever reason."""
         try:
             yield
         finally:
@@ -148,45 +150,47 @@ def parse() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=pathlib.Path, required=True, help="directory for the figures")
-    parser.add_argument("--minutes", type=float, default=8, help="for all parts (8)")
+    parser.add_argument("--minutes", type=float, default=8, help="time for all parts (8)")
     parser.add_argument("--tiny", action="store_true", help="small networks and batches, on a CPU")
-    parser.add_argument("--cifar", default="", help="file of tools/gpu_carry.py; digits without it")
-    parser.add_argument("--only", nargs="+", metavar="PART", help="such as speed:vgg19")
-    parser.add_argument("--part", help=argparse.SUPPRESS)  # in a process of its own
+    parser.add_argument("--cifar", default="", help="cifar10.npz; digits by default")
+    parser.add_argument("--only", nargs="+", metavar="PART", help="only these, e.g. speed:vgg19")
+    parser.add_argument("--part", help=argparse.SUPPRESS)  # run one part in this process
     options = parser.parse_args()
     if options.minutes <= 0:
         raise InputError(f"--minutes is {options.minutes}; expected more than 0")
     if options.cifar and not pathlib.Path(options.cifar).is_file():
-        raise InputError(f"--cifar {options.cifar} is no file; expected gpu_carry.py's")
-    kinds = {part.name.partition(":")[0] for part in PARTS}
+        raise InputError(
+            f"no file {options.cifar}; expected --cifar FILE, which tools/gpu_carry.py writes"
+        )
+    kinds = sorted({part.name.partition(":")[0] for part in PARTS})
     for name in options.only or ():
-        if name.partition(":")[0] not in kinds:
-            raise InputError(f"--only {name}; expected {', '.join(sorted(kinds))}, and :NETWORK")
+        one_of(kinds, name.partition(":")[0], "part")
     return options
 
 
 def hardware() -> dict[str, Any]:
-    found: dict[str, Any] = {"python": platform.python_version(), "cores": os.cpu_count()}
+    """Return the versions of Python and packages, the CPU cores, and the GPU."""
+    facts: dict[str, Any] = {"python": platform.python_version(), "cores": os.cpu_count()}
     for package in ("jax", "jaxlib", "flax", "optax", "torch", "torchvision", "numpy"):
         try:
-            found[package] = metadata.version(package)
+            facts[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
-            found[package] = None
+            facts[package] = None
     query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
     try:
-        found["gpu"] = subprocess.run(query, capture_output=True, text=True).stdout.strip()
+        facts["gpu"] = subprocess.run(query, capture_output=True, text=True).stdout.strip()
     except OSError:
-        found["gpu"] = None
-    return found
+        facts["gpu"] = None
+    return facts
 
 
 def run(
     part: Part, options: argparse.Namespace, results: Results, deadline: float, cache: str
 ) -> None:
-    """Run a part in its own process; its lines of JSON are figures."""
+    """Run a part in its own process, and write the figures that it prints as lines of JSON."""
     left = deadline - results.seconds()
     if left < part.seconds / 3:
-        results.write(part.name, {"left_out": f"{left:.0f} s are left"})
+        results.write(part.name, {"skipped": f"only {left:.0f} s are left"})
         return
     command = [sys.executable, __file__, "--out", str(options.out), "--part", part.name]
     command += ["--tiny"] * options.tiny + ["--cifar", options.cifar] * bool(options.cifar)
@@ -208,32 +212,38 @@ def run(
     if status:
         results.failed = True
         ended = (
-            "ended after its time" if status == -signal.SIGKILL else f"failed with status {status}"
+            "stopped after its time"
+            if status == -signal.SIGKILL
+            else f"failed with status {status}"
         )
         results.write(part.name, {"error": ended})
     results.write(part.name, {"seconds": round(time.monotonic() - start, 1)})
 
 
 def environment(part: Part, tiny: bool, cache: str) -> dict[str, str]:
-    """Torch's processes need some of the device's memory; parts share compiled programs."""
+    """Return the environment of a part's process.
+
+    It leaves memory of the device to torch's process, and shares compiled programs between parts.
+    """
     share = "0.07" if part.together else "0.5"
-    found = os.environ | {
+    variables = os.environ | {
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
         "XLA_PYTHON_CLIENT_MEM_FRACTION": share,
         "JAX_COMPILATION_CACHE_DIR": cache,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "1",
         "TORCHINDUCTOR_CACHE_DIR": os.path.join(cache, "inductor"),
     }
-    if part.name.startswith("profile"):  # kernels of CUDA graphs would have no names
-        found["XLA_FLAGS"] = "--xla_gpu_enable_command_buffer="
+    if part.name.startswith("profile"):  # the kernels of CUDA graphs have no names
+        variables["XLA_FLAGS"] = "--xla_gpu_enable_command_buffer="
     if tiny:
-        found["JAX_PLATFORMS"] = "cpu"
-        found["CUDA_VISIBLE_DEVICES"] = ""
-    return found
+        variables["JAX_PLATFORMS"] = "cpu"
+        variables["CUDA_VISIBLE_DEVICES"] = ""
+    return variables
 
 
 def work(options: argparse.Namespace) -> None:
-    figures = os.fdopen(os.dup(1), "w")  # what packages print goes to the log
+    """Run one part in this process and print its figures."""
+    figures = os.fdopen(os.dup(1), "w")  # other output of packages goes to the log
     os.dup2(2, 1)
     from benchmarking.gpu import PARTS as functions
 

@@ -1,14 +1,14 @@
-"""Kill a training run again and again, and compare its end with that of an uninterrupted one.
+"""Kill a training run repeatedly, and compare its end with that of an uninterrupted run.
 
     python tools/kill_and_resume.py --kills 20
 
-Both are runs of experiments/train.py with dropout and augmentation, in their own processes. One
-gets SIGKILL at random moments, during its start, a step or a save, and is started again with the
-same command. Every array of the last checkpoints (parameters, statistics, the optimiser's) and
-every row of metrics except its speed must be bit-equal. The exit status is 1 if one is not.
+Both runs are train.py with dropout and augmentation, in their own processes. One of them gets
+SIGKILL at random moments, during its start, a step or a save, and is started again with the same
+command. Every array of the last checkpoints (parameters, statistics, the optimiser's) must have the
+same bits, and every row of metrics except its speed the same values. If not, the status is 1.
 """
 
-if __name__ == "__main__":  # first, for the other imports take seconds
+if __name__ == "__main__":  # first, because the other imports take seconds
     from flaxnets.terminal import quiet
 
     quiet()
@@ -35,7 +35,7 @@ from flaxnets.runs.progress import TIMED
 from flaxnets.terminal import arguments, one_sentence_errors
 
 ROOT = pathlib.Path(__file__).parent.parent
-# Two dropouts, on digits of 8 x 8 pixels.
+# A network with two dropouts, on digits of 8 x 8 pixels.
 SMALL = ("--arch", "nin_cifar", "--image-size", "8", "--resize", "8", "--pad", "1", "--epochs", "6",
          "--batch-size", "16", "--learning-rate", "0.02", "--schedule", "plateau",
          "--patience", "1", "--checkpoint-steps", "7")  # fmt: skip
@@ -52,16 +52,16 @@ def saved_step(workdir: pathlib.Path) -> int:
     return max((int(name) for name in names if name.isdigit()), default=0)
 
 
-def wait_for_change(of: Callable[[], Any], run: subprocess.Popen) -> None:
-    """Wait until a value changes, or the run is over."""
-    before = of()
-    while run.poll() is None and of() == before:
+def wait_for_change(value: Callable[[], Any], run: subprocess.Popen) -> None:
+    """Wait until a value changes, or the run has ended."""
+    before = value()
+    while run.poll() is None and value() == before:
         time.sleep(0.02)
 
 
 def check(run: subprocess.Popen) -> None:
     if run.wait():
-        raise InputError("experiments/train.py failed; its message stands above")
+        raise InputError("experiments/train.py failed; see its message above")
 
 
 def arrays(workdir: pathlib.Path) -> dict[str, np.ndarray]:
@@ -72,6 +72,7 @@ def arrays(workdir: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def rows(workdir: pathlib.Path) -> list[dict[str, Any]]:
+    """Return the run's metrics without measured times."""
     logged = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
     return [{k: v for k, v in row.items() if k not in TIMED} for row in logged]
 
@@ -86,11 +87,11 @@ def main(
     """Kill a run `kills` times and compare it with an uninterrupted one.
 
     Args:
-        arguments: options of experiments/train.py, after a "--".
+        arguments: options of train.py, after "--".
         kills: number of kills.
-        seed: seed of the moments.
-        directory: where both runs go; a temporary one unless given.
-        out: file for the result, as JSON.
+        seed: seed of the moments of the kills.
+        directory: directory of both runs; by default a temporary one.
+        out: JSON file for the result.
     """
     moments = random.Random(seed)
     with tempfile.TemporaryDirectory() as temporary:
@@ -106,17 +107,17 @@ def main(
         history = []
         for number in range(kills):
             phase = moments.choices(("starting", "first steps", "training"), (1, 1, 3))[0]
-            # The rest of the run is shared among the remaining kills.
+            # The remaining kills share the rest of the run.
             left = seconds * (1 - saved_step(killed) / total) / (kills - number)
             moment = moments.uniform(0, left if phase == "training" else 5)
             run = start(killed, arguments)
-            if phase == "first steps":  # the log is opened before them
+            if phase == "first steps":  # the log is opened before the first step
                 wait_for_change(lambda: len(list(killed.glob("tensorboard/*"))), run)
             elif phase == "training":
                 wait_for_change(lambda: saved_step(killed), run)
             try:
                 run.wait(moment)
-                print(f"the run ended before kill {number + 1}; give it more --epochs")
+                print(f"the run ended before kill {number + 1}; give more --epochs after --")
                 break
             except subprocess.TimeoutExpired:
                 run.kill()

@@ -1,15 +1,15 @@
-"""Measure the resident memory of a long training run: does it grow?
+"""Measure whether the resident memory of a long training run grows.
 
     python tools/measure_memory.py --steps 20000 --out memory
 
-Runs the loop of experiments/train.py with its evaluations, checkpoints and logs on the bundled
-digits, reads how much memory the process occupies (VmRSS of Linux) every so many steps, writes
-`memory.csv` and `memory.png`, and prints the slope of a line through the second half. The remaining
-slope is tensorstore's: each checkpoint costs some 20 KiB, which it does not free when Orbax asks it
-for metrics (20,000 steps with 312 checkpoints: 7 MiB).
+It runs the training loop on the bundled digits with evaluations, checkpoints and logs, and reads
+the resident memory of the process (VmRSS of Linux) every --every steps. It writes memory.csv and
+memory.png, and prints the slope of a line through the second half. The slope that remains is
+tensorstore's: each checkpoint costs about 20 KiB, which it does not free when Orbax asks it for
+metrics (20,000 steps with 312 checkpoints: 7 MiB).
 """
 
-if __name__ == "__main__":  # first, for the other imports take seconds
+if __name__ == "__main__":  # first, because the other imports take seconds
     from flaxnets.terminal import quiet
 
     quiet()
@@ -38,6 +38,7 @@ from flaxnets.training.program import HostBatch, make_program
 
 
 def resident_mebibytes() -> float:
+    """Return the resident memory of this process, in MiB."""
     _, pages, *_ = pathlib.Path("/proc/self/statm").read_text().split()
     return int(pages) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
@@ -53,12 +54,12 @@ def main(
     """Measure the resident memory of a run.
 
     Args:
-        steps: of the run, rounded up to whole epochs.
+        steps: steps of the run, rounded up to whole epochs.
         arch: name of a network.
-        batch_size: images a step.
+        batch_size: images per step.
         every: steps between two measurements.
-        checkpoint_steps: as for experiments/train.py.
-        out: the files' name without its suffix.
+        checkpoint_steps: steps between extra checkpoints, as for train.py.
+        out: name of the files without their suffix.
     """
     source = data.open_source("digits")
     recipe = recipe_for(arch, source.kind)

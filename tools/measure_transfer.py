@@ -1,13 +1,13 @@
-"""Measure what pretraining brings: eight classes of CIFAR-10, then the other two from few pictures.
+"""Measure the gain of pretraining: on eight classes of CIFAR-10, for two others with few pictures.
 
     python tools/measure_transfer.py --data-dir DIR
 
-Train a network on eight classes, then on the other two, three times with equally many steps: from
-scratch, from the weights of the eight classes, and from these with all but the head frozen. All are
-runs of experiments/train.py, on folders of pictures that this tool writes.
+A network is trained on eight classes, then on the other two with the same number of steps in three
+ways: from scratch, from the weights of the eight classes, and from these with everything frozen
+except the head. All are runs of train.py on folders of pictures that this tool writes.
 """
 
-if __name__ == "__main__":  # first, for the other imports take seconds
+if __name__ == "__main__":  # first, because the other imports take seconds
     from flaxnets.terminal import quiet
 
     quiet()
@@ -33,8 +33,9 @@ SPLITS = {"train": "train", "test": "val"}
 
 
 def write_folder(source: InMemory, root: pathlib.Path, classes: list[int], train: int) -> None:
-    """Write `root/train/<class>/` with `train` pictures of each class, and `root/val/<class>/` with
-    all test pictures.
+    """Write a folder data set of some classes.
+
+    `root/train/<class>/` has `train` pictures of each class, `root/val/<class>/` all test pictures.
     """
     for split, directory in SPLITS.items():
         for label in classes:
@@ -48,9 +49,10 @@ def write_folder(source: InMemory, root: pathlib.Path, classes: list[int], train
 
 
 def run(script: str, *arguments: object) -> None:
+    """Run a script. Raises InputError if it fails."""
     command = [sys.executable, str(ROOT / script), *map(str, arguments)]
     if subprocess.run(command, check=False).returncode:
-        raise InputError(f"{script} failed; its message stands above")
+        raise InputError(f"{script} failed; see its message above")
 
 
 def main(
@@ -68,18 +70,22 @@ def main(
 
     Args:
         arch: name of the network.
-        dataset: small images of at least three classes; the last two are held back.
-        data_dir: where TensorFlow Datasets were prepared; TFDS_DATA_DIR otherwise.
-        pictures: of each class for pretraining.
-        few: of each of the two classes.
-        epochs: of pretraining.
-        few_epochs: of training on the two classes.
-        freeze: patterns of torch keys, all but the head's.
-        out: JSON file to write the accuracies to.
+        dataset: data set of small images with at least three classes; the last two are kept for
+            the second training.
+        data_dir: directory of prepared TensorFlow Datasets; by default TFDS_DATA_DIR.
+        pictures: pictures of each class for pretraining.
+        few: training pictures of each of the last two classes.
+        epochs: epochs of pretraining.
+        few_epochs: epochs of training on the last two classes.
+        freeze: patterns of torch keys of everything except the head.
+        out: JSON file for the accuracies.
     """
     source = data.open_source(dataset, data_dir)
     if not isinstance(source, InMemory) or source.kind != "small images":
-        raise InputError(f"data set {dataset!r} has {source.kind}; expected small images")
+        raise InputError(
+            f"the data set {dataset!r} has {source.kind}; expected one of small images, such as "
+            "cifar10"
+        )
     last = len(source.class_names) - 2
     train = ["experiments/train.py", "--arch", arch, "--schedule", "cosine"]
     with tempfile.TemporaryDirectory() as directory:
@@ -98,7 +104,7 @@ def main(
         ways = {
             "from scratch": ["--learning-rate", 0.05],
             "pretrained": ["--learning-rate", 0.01, *start],
-            "pretrained, only the head moves": [
+            "pretrained, only the head trained": [
                 "--learning-rate", 0.05, *start, "--freeze", *freeze,
             ],
         }  # fmt: skip
@@ -115,4 +121,4 @@ def main(
 
 if __name__ == "__main__":
     with one_sentence_errors():
-        tyro.cli(main, args=arguments())
+        tyro.cli(main, args=arguments(), description=__doc__)

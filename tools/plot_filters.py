@@ -2,11 +2,11 @@
 
     python tools/plot_filters.py --arch alexnet --weights IMAGENET1K_V1 --out filters.png
 
-A filter of RGB images is drawn in colour; other filters are a row each, with an image for each
-channel. Zero is grey, and a filter's largest weight, in magnitude, is white or black.
+Filters of RGB images are drawn in colour. Any other filter is a row with one image per channel.
+Zero is grey; the weight of the largest magnitude of a filter is white or black.
 """
 
-if __name__ == "__main__":  # first, for the other imports take seconds
+if __name__ == "__main__":  # first, because the other imports take seconds
     from flaxnets.terminal import quiet
 
     quiet()
@@ -37,8 +37,7 @@ class Options(NetworkOptions):
 
 
 def first_filters(network: Network) -> tuple[str, np.ndarray]:
-    """Return the torch name of the first convolution and its kernel, (height, width, channels,
-    filters).
+    """Return the torch name of the first convolution, and its kernel (height, width, C, filters).
 
     Raises InputError if the network has none.
     """
@@ -54,13 +53,15 @@ def first_filters(network: Network) -> tuple[str, np.ndarray]:
     with nn.intercept_methods(record):
         jax.eval_shape(lambda: network.model.apply(network.variables, images))
     if not first:
-        raise InputError(f"{network.arch} has no convolution")
+        raise InputError(f"{network.arch} has no convolution; choose another network")
     return first[0]
 
 
 def tiles(kernel: np.ndarray) -> np.ndarray:
-    """Return values in 0..1, (filters, height, width, 3), or (filters * channels, height, width,
-    1).
+    """Return images of the filters with values in 0..1, where 0.5 is zero.
+
+    Their shape is (filters, height, width, 3) for three channels, otherwise (filters * channels,
+    height, width, 1).
     """
     scaled = 0.5 + 0.5 * kernel / np.abs(kernel).max((0, 1, 2), keepdims=True).clip(1e-12)
     filters = np.moveaxis(scaled, -1, 0)

@@ -3,11 +3,11 @@
     python tools/rgb_pca.py --dataset cifar10 --data-dir DIR
 
 Every pixel of the training split counts once. Sums are integers, so the covariance is exact; only
-its eigenvectors are rounded. Prints JSON: eigenvalues of the covariance of RGB values in 0..1, from
-the largest, and their unit eigenvectors in the columns.
+the eigenvectors are rounded. The output is JSON: the eigenvalues of the covariance (of RGB values
+in 0..1), the largest first, and the unit eigenvectors as columns.
 """
 
-if __name__ == "__main__":  # first, for the other imports take seconds
+if __name__ == "__main__":  # first, because the other imports take seconds
     from flaxnets.terminal import quiet
 
     quiet()
@@ -26,9 +26,12 @@ from flaxnets.terminal import arguments, one_sentence_errors
 
 
 def rgb_covariance(images: Iterable[np.ndarray]) -> tuple[int, np.ndarray]:
-    """Return the pixel count and (3, 3) covariance of values in 0..1 of uint8 images (H, W, 3)."""
+    """Return the number of pixels and the covariance (3, 3) of uint8 images (H, W, 3).
+
+    The covariance is that of values in 0..1. Raises InputError if there are no pixels.
+    """
     count = 0
-    total = [0] * 3  # Python's integers: 2**64 is reached after 10**14 pixels
+    total = [0] * 3  # Python's integers, because 10**14 pixels exceed 2**64
     products = [[0] * 3 for _ in range(3)]
     for image in images:
         pixels = image.reshape(-1, 3).astype(np.int64)
@@ -39,8 +42,8 @@ def rgb_covariance(images: Iterable[np.ndarray]) -> tuple[int, np.ndarray]:
             for j in range(3):
                 products[i][j] += int(gram[i, j])
     if not count:
-        raise InputError("the data set has no pixels")
-    # count * products - total * total stays in integers until the last division.
+        raise InputError("the data set has no pixels; expected at least one image")
+    # All values are integers until the last division.
     covariance = [
         [(count * products[i][j] - total[i] * total[j]) / (count * count) for j in range(3)]
         for i in range(3)
@@ -49,7 +52,7 @@ def rgb_covariance(images: Iterable[np.ndarray]) -> tuple[int, np.ndarray]:
 
 
 def principal_components(covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return eigenvalues, the largest first, and unit eigenvectors in the columns."""
+    """Return the eigenvalues, the largest first, and the unit eigenvectors as columns."""
     values, vectors = np.linalg.eigh(covariance)
     return values[::-1], vectors[:, ::-1]
 
@@ -58,12 +61,14 @@ def main(dataset: str, data_dir: str | None = None) -> None:
     """Measure the principal components of RGB values.
 
     Args:
-        dataset: a name as in train.py: cifar10, imagenet2012, folder:PATH.
-        data_dir: where TensorFlow Datasets were prepared; TFDS_DATA_DIR otherwise.
+        dataset: data set, named as in train.py: cifar10, imagenet2012, folder:PATH.
+        data_dir: directory of prepared TensorFlow Datasets; by default TFDS_DATA_DIR.
     """
     source = data.open_source(dataset, data_dir)
     if source.channels != 3:
-        raise InputError(f"data set {dataset!r} has {source.channels} channel(s); expected RGB")
+        raise InputError(
+            f"the data set {dataset!r} has {source.channels} channels; expected 3, for RGB"
+        )
 
     decode, size = Decode(source.channels), source.sizes["train"]
     images = (decode(raw).pixels for raw, _ in source.examples("train"))
@@ -82,4 +87,4 @@ def main(dataset: str, data_dir: str | None = None) -> None:
 
 if __name__ == "__main__":
     with one_sentence_errors():
-        tyro.cli(main, args=arguments())
+        tyro.cli(main, args=arguments(), description=__doc__)

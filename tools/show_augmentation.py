@@ -1,11 +1,11 @@
-"""Draw training images as they are, and below each the network input that augmentation makes of it.
+"""Draw training images, and below each of them the network input after augmentation.
 
-python tools/show_augmentation.py --dataset digits --policy trivial_augment_wide --out grid.png
+    python tools/show_augmentation.py --dataset digits --policy trivial_augment_wide --out grid.png
 
-Values that are not given come from the recipe of the network, `--arch`.
+Values that are not given come from the recipe of the network --arch.
 """
 
-if __name__ == "__main__":  # first, for the other imports take seconds
+if __name__ == "__main__":  # first, because the other imports take seconds
     from flaxnets.terminal import quiet
 
     quiet()
@@ -34,21 +34,21 @@ class Options:
     dataset: str = "digits"
     """Data set, named as in train.py."""
     data_dir: str | None = None
-    """Directory of prepared TensorFlow Datasets; TFDS_DATA_DIR unless given."""
+    """Directory of prepared TensorFlow Datasets; by default TFDS_DATA_DIR."""
     arch: str = "vgg19"
     """Network whose recipe gives the augmentation."""
     out: pathlib.Path = pathlib.Path("augmentation.png")
-    """The picture to write."""
+    """Picture to write."""
     columns: int = 8
     """Number of images."""
     rows: int = 4
-    """Views of each image."""
+    """Number of augmentations of each image."""
     seed: int = 0
-    """Seed of the images and their views."""
+    """Seed of the choice of images and of their augmentation."""
 
 
 def parse(arguments: list[str]) -> tuple[Options, data.Source]:
-    """Read network and data set first: they decide the other defaults."""
+    """Return the options and the data set. Network and data set decide the other defaults."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--arch", default="vgg19")
     first.add_argument("--dataset", default="digits")
@@ -56,7 +56,7 @@ def parse(arguments: list[str]) -> tuple[Options, data.Source]:
     chosen, _ = first.parse_known_args(arguments)
     source = data.open_source(chosen.dataset, chosen.data_dir)
     if source.kind == "rows":
-        raise InputError(f"data set {chosen.dataset!r} has rows of features; expected images")
+        raise InputError(f"the data set {chosen.dataset!r} has rows of features; expected images")
     values = recipe_for(chosen.arch, source.kind).preprocessing
     default = Options(values, **vars(chosen))
     return tyro.cli(Options, args=arguments, default=default, description=__doc__), source
@@ -67,7 +67,7 @@ def main(arguments: list[str]) -> None:
     options.values.check()
     columns, rows = options.columns, options.rows
     if columns < 1 or rows < 1:
-        raise InputError(f"{columns} columns and {rows} rows; expected at least one of each")
+        raise InputError(f"--columns is {columns} and --rows {rows}; expected at least 1 of each")
     plan = data.training_plan(options.values, source)
     figure = matplotlib.figure.Figure(figsize=(1.4 * columns, 1.5 * (rows + 1)))
     axes = figure.subplots(rows + 1, columns, squeeze=False)

@@ -1,19 +1,19 @@
-"""A network layer by layer, and the library's counts beside those that were published.
+"""Summarize a network layer by layer, or compare our counts with published ones.
 
     python tools/summarize.py --arch resnet50
     python tools/summarize.py --arch lenet5 --image-size 32 --json
     python tools/summarize.py --table he2015
 
-Everything is for one image in evaluation, as the papers count. Multiply-adds are those of the
-convolutions and fully connected layers alone, a multiplication with its addition counted once.
-Neurons are the outputs of these layers. Nothing is computed: shapes are enough.
+Counts are for one image in evaluation, as in the papers. Only convolutions and fully connected
+layers have multiply-adds; a multiplication and its addition count as one. Neurons are the outputs
+of these layers. Nothing is computed, because shapes are enough.
 
-Auxiliary classifiers run in training only. Their rows are marked and have parameters, which the
+Auxiliary classifiers run in training only. Their rows are marked. They have parameters, which the
 total includes, but neither multiply-adds nor neurons; their output shapes are those of
 initialisation.
 """
 
-if __name__ == "__main__":  # first, for the other imports take seconds
+if __name__ == "__main__":  # first, because the other imports take seconds
     from flaxnets.terminal import quiet
 
     quiet()
@@ -31,14 +31,15 @@ from flaxnets.models import FAMILIES
 from flaxnets.runs.files import json_text
 from flaxnets.runs.progress import track
 from flaxnets.summary import footers, summarize, totals
-from flaxnets.terminal import arguments, one_sentence_errors, print_table
+from flaxnets.tables import print_table
+from flaxnets.terminal import arguments, one_sentence_errors
 
-# He et al. 2015 (arXiv:1512.03385), Table 1, last row: "FLOPs", which are multiply-adds, by layers.
-# The counts round to them, but for 34 layers (3.66; 3.64 with the shortcuts without parameters of
-# the paper's Table 2) and 50 (3.858), which are truncated.
+# Multiply-adds by the number of layers: He et al. 2015 (arXiv:1512.03385), Table 1, last row, where
+# they are called FLOPs. Our counts round to them, except for 34 layers (3.66; 3.64 with the
+# shortcuts without parameters of the paper's Table 2) and 50 (3.858), which the paper truncates.
 HE2015 = {18: "1.8e9", 34: "3.6e9", 50: "3.8e9", 101: "7.6e9", 152: "11.3e9"}
 
-# Numbers of parameters as they were published: exact, or in millions.
+# Published numbers of parameters: exact, or in millions.
 PUBLISHED: dict[str, dict[str, int | str]] = {
     "torchvision": {
         "alexnet": 61_100_840,
@@ -115,7 +116,7 @@ PUBLISHED: dict[str, dict[str, int | str]] = {
         "densenet_bc_190_40": "25.6 M",
     },
 }  # fmt: skip
-# Why a count differs from the published one by more than rounding or truncation.
+# Reasons for counts that differ from the published ones by more than rounding or truncation.
 REASONS = {
     "bn_inception": "Figure 5 adds up to 11.3 M",
     "preact_resnet1001_cifar": "10,178,490 without the norms",
@@ -124,30 +125,33 @@ REASONS = {
 
 
 def agreement(count: int, published: int | str) -> str:
-    """How `count` becomes the published number: exact, rounded or truncated; or that it differs."""
+    """Return how `count` agrees with a published number: exact, rounded, truncated, or differs."""
     if isinstance(published, int):
         return "exact" if count == published else "differs"
-    value = decimal.Decimal(published.replace(" M", "e6"))  # its exponent is its last digit's
+    value = decimal.Decimal(published.replace(" M", "e6"))  # the exponent is that of the last digit
     ways = {"rounded": decimal.ROUND_HALF_EVEN, "truncated": decimal.ROUND_DOWN}
     exact = decimal.Decimal(count)
     return next((way for way, r in ways.items() if exact.quantize(value, r) == value), "differs")
 
 
 def counts_rows(name: str) -> list[dict[str, Any]]:
-    """Parameters of a network and the published number; once more without auxiliary classifiers."""
+    """Return a row with a network's parameters and the published number.
+
+    A network with auxiliary classifiers gets another row without them.
+    """
     model = create_model(name)
     return published_rows(name, totals(summarize(model, model.input_shape)))
 
 
 def published_rows(name: str, sums: dict[str, int]) -> list[dict[str, Any]]:
-    """The sums of a network's layers beside the published numbers."""
+    """Return a row with the sums of a network's layers and the published numbers."""
     family = next(family for family, variants in FAMILIES.items() if name in variants)
-    found = {name: sums["parameters"]}
+    parameters = {name: sums["parameters"]}
     if sums["parameters_without_auxiliary"] != sums["parameters"]:
-        found[f"{name} without auxiliary"] = sums["parameters_without_auxiliary"]
+        parameters[f"{name} without auxiliary"] = sums["parameters_without_auxiliary"]
     rows = []
-    for network, count in found.items():
-        source = next((source for source, given in PUBLISHED.items() if network in given), None)
+    for network, count in parameters.items():
+        source = next((source for source, counts in PUBLISHED.items() if network in counts), None)
         published = PUBLISHED[source][network] if source else None
         way = agreement(count, published) if published else None
         row = {"network": network, "family": family, "parameters": count, "published": published}
@@ -156,12 +160,16 @@ def published_rows(name: str, sums: dict[str, int]) -> list[dict[str, Any]]:
 
 
 def counts() -> list[dict[str, Any]]:
+    """Return the rows of all networks, with parameters and published numbers."""
     names = track(list_models(), "tracing", transient=True)
     return [row for name in names for row in counts_rows(name)]
 
 
 def he2015() -> list[dict[str, Any]]:
-    """Multiply-adds of ResNets with the paper's strides, projections included, and the paper's."""
+    """Return the multiply-adds of ResNets with the paper's strides, and the paper's numbers.
+
+    Projections are included.
+    """
     rows = []
     for layers, paper in HE2015.items():
         model = create_model(f"resnet{layers}", stride_in_1x1=True)
@@ -177,52 +185,52 @@ TABLES = {"he2015": he2015, "counts": counts}
 @dataclasses.dataclass(frozen=True)
 class Options:
     arch: str | None = None
-    """Name of a network: flaxnets.list_models()."""
+    """Name of a network; flaxnets.list_models() lists them."""
     num_classes: int | None = None
-    """Outputs of the network; its own number unless given."""
+    """Outputs of the network; by default its own number."""
     image_size: int | None = None
-    """Height and width in pixels; its paper's unless given."""
+    """Height and width of the image in pixels; by default its paper's."""
     channels: int | None = None
-    """Of the images; its paper's unless given."""
+    """Channels of the image; by default its paper's."""
     table: str | None = None
-    """Instead of one network, he2015: multiply-adds of ResNets beside the paper's; or counts:
-    parameters of every network beside the published numbers."""
+    """Compare with published numbers instead: he2015, the multiply-adds of ResNets, or counts, the
+    parameters of every network."""
     json: bool = False
     """Print JSON instead of a table."""
 
 
 def network(options: Options) -> tuple[nn.Module, tuple[int, ...]]:
-    """The network and the shape of its images or features."""
+    """Return the network, and the shape of its images or features."""
     if options.arch is None:
-        raise InputError("nothing to summarize; expected --arch NAME or --table NAME")
+        raise InputError("no network given; expected --arch NAME or --table NAME")
     fields = {} if options.num_classes is None else {"num_classes": options.num_classes}
     model = create_model(options.arch, **fields)
     *size, channels = model.input_shape
-    given = {"image-size": options.image_size, "channels": options.channels}
-    for field, value in given.items():
+    sizes = {"--image-size": options.image_size, "--channels": options.channels}
+    for flag, value in sizes.items():
         if value is not None and not size:
-            raise InputError(f"{options.arch} takes rows of features; leave out --{field}")
+            raise InputError(f"{options.arch} reads rows of features; leave out {flag}")
         if value is not None and value < 1:
-            raise InputError(f"{field} is {value}; expected at least 1")
+            raise InputError(f"{flag} is {value}; expected at least 1")
     return model, (*[options.image_size or n for n in size], options.channels or channels)
 
 
 def main(options: Options) -> None:
     if options.table is not None:
         if options != Options(table=options.table, json=options.json):
-            raise InputError("--table has networks of its own; leave out every option but --json")
+            raise InputError("--table chooses its networks; leave out every option except --json")
         rows = TABLES[one_of(TABLES, options.table, "table")]()
         title, footer = options.table, []
-        found = {"table": options.table, "rows": rows}
+        result = {"table": options.table, "rows": rows}
     else:
         model, input_shape = network(options)
         layers = summarize(model, input_shape)
         title = f"{options.arch} on {'x'.join(map(str, input_shape))}"
         rows, footer = [dataclasses.asdict(layer) for layer in layers], footers(layers)
         sums = totals(layers)
-        found = {"arch": options.arch, "input_shape": input_shape, "totals": sums, "layers": rows}
+        result = {"arch": options.arch, "input_shape": input_shape, "totals": sums, "layers": rows}
     if options.json:
-        print(json_text(found, indent=2))
+        print(json_text(result, indent=2))
     else:
         print_table(title, rows, footer)
 

@@ -1,18 +1,18 @@
-"""`import torchvision`, also beside a torch it was not built for.
-
-torchvision's wheel registers shape functions for two operators of its compiled extension while it
-is imported. Where that extension does not load (its wheel was built for another torch: a CPU torch
-beside the registry's CUDA torchvision), the import fails until the operators are declared. The
-classification models need neither. Where torchvision imports, this does nothing more.
+"""Import torchvision, even if it was built for another torch.
 
     from tools.torchvision_import import torchvision
+
+While it is imported, torchvision registers shape functions for two operators of its compiled
+extension. The extension does not load if its wheel was built for another torch, such as the
+registry's CUDA torchvision with a CPU torch. Then the import fails unless the operators are
+declared first, which this module does. The classification models need neither operator.
 """
 
 import importlib
 
 import torch
 
-_LIBRARY = []  # the declarations live as long as the library object
+_LIBRARY = []  # keeps the library object alive, and with it the declarations
 
 
 def _import():

@@ -29,7 +29,7 @@ images = (digits.images * 255 / 16).astype(np.uint8)
 
 # %%
 def write(name, classes, per_class):
-    """Write pictures of some classes: so many for training, up to 40 for validation."""
+    """Write pictures of some classes: `per_class` for training, up to 40 for validation."""
     for digit in classes:
         chosen = np.flatnonzero(digits.target == digit)
         for split, indices in (("train", chosen[:per_class]), ("val", chosen[-40:])):
@@ -60,7 +60,7 @@ assert first.card.accuracy["top1"] > 0.7
 # ## A new head on frozen features
 #
 # `--init-from` takes a file of weights (or the name of published ones). The last layer starts
-# afresh, because the classes are others; `--freeze` keeps the convolutions as they are.
+# afresh, because the classes are new; `--freeze` keeps the convolutions as they are.
 
 # %%
 first.save(folder / "many.safetensors")
@@ -80,7 +80,7 @@ for name, weights in flaxnets.to_torch(first.variables).items():
         np.testing.assert_array_equal(weights, flaxnets.to_torch(second.variables)[name])
 
 # %% [markdown]
-# ## Use it, and take it along
+# ## Use it, and save it
 #
 # One file has the network, its preprocessing and its classes.
 

@@ -29,6 +29,8 @@ def count(arch, **fields):
 #
 # A convolution sees a small neighbourhood and uses the same weights everywhere; pooling makes the
 # map smaller. Two rounds of that, then linear layers.
+#
+# ![LeNet-5 from its input to its output](../images/networks/lenet5.svg)
 
 # %%
 layers, parameters, multiply_adds = count("lenet5")
@@ -42,6 +44,8 @@ assert round(parameters * 1e6) == 44_426
 #
 # Eight layers, ReLU instead of tanh, dropout, two GPUs. Nearly all parameters are in the linear
 # layers, nearly all work is in the convolutions.
+#
+# ![AlexNet from its input to its output](../images/networks/alexnet_2012.svg)
 
 # %%
 layers, parameters, _ = count("alexnet_2012")
@@ -69,9 +73,11 @@ for arch in ("vgg11", "vgg16", "vgg19"):
 # %% [markdown]
 # ## Network in network and GoogLeNet (2014): 1x1 convolutions
 #
-# A 1x1 convolution mixes channels at one position. In front of a 3x3 it makes the expensive map
-# thinner. GoogLeNet's modules do that in parallel branches, and a mean replaces the large linear
-# layers.
+# A 1x1 convolution mixes the channels of one position. Before a 3x3 convolution it leaves fewer of
+# them, which is cheaper. GoogLeNet's modules do that in parallel branches, and a mean replaces the
+# large linear layers.
+#
+# ![GoogLeNet from its input to its output](../images/networks/googlenet.svg)
 
 # %%
 _, alexnet, _ = count("alexnet_2012")
@@ -99,6 +105,8 @@ print("running means move by a tenth of the way:", np.abs(after - before).max())
 # A block adds its input to its output: `y = x + f(x)`. The gradient passes through the sum, so that
 # hundreds of layers train. If the last norm of each block starts at zero, the network starts as an
 # identity.
+#
+# ![ResNet-50 from its input to its output](../images/networks/resnet50.svg)
 
 # %%
 for arch in ("resnet18", "resnet34", "resnet50"):

@@ -1,5 +1,6 @@
-"""Data: sources, plans of operations on pixels, and NumPy batches. Only `flaxnets.data.tfds`
-imports TensorFlow, for data sets of TensorFlow Datasets.
+"""Data: sources, plans of operations on pixels, and NumPy batches.
+
+Only `flaxnets.data.tfds` imports TensorFlow, for data sets of TensorFlow Datasets.
 """
 
 from flaxnets.data.bad_images import BadImages

@@ -1,4 +1,4 @@
-"""Pictures that cannot be read: their paths, and how many are allowed."""
+"""Count the pictures that cannot be read, and stop when there are too many."""
 
 import warnings
 from collections.abc import Callable, Iterable
@@ -8,8 +8,10 @@ from flaxnets.errors import InputError, InputWarning
 
 
 class BadImages:
-    """Pictures of a folder that cannot be read. Each gets one warning and is passed to `record`;
-    more than `maximum` raise InputError.
+    """Pictures of a folder that cannot be read.
+
+    Each gets one warning, and its path is passed to `record`. More than `maximum` of them raise
+    InputError.
     """
 
     def __init__(
@@ -22,18 +24,22 @@ class BadImages:
         self.go_on(paths, record)
 
     def go_on(self, paths: Iterable[str], record: Callable[[str], None] | None = None) -> None:
-        """Start with the `paths` of an earlier start of the run, and pass new ones to `record`."""
+        """Continue from the `paths` that the run has recorded; pass new ones to `record`."""
         self.paths = list(paths)
         self._record = record
 
     def add(self, path: str, error: UnreadablePicture) -> None:
-        """Count the picture, whose `error` says what is wrong with it."""
+        """Count the picture at `path`; `error` says what is wrong with it.
+
+        Raises InputError if there are now more than `maximum`.
+        """
         if path in self.paths:
             return
         if len(self.paths) >= self.maximum:
             others = f", after {len(self.paths)} others" if self.paths else ""
             raise InputError(
-                f"{error}{others}; remove or replace it, or allow more (max bad images)"
+                f"{error}{others}; remove or replace it, or raise max bad images above "
+                f"{self.maximum}"
             ) from error
         self.paths.append(path)
         if self._record is not None:

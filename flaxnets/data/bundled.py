@@ -1,6 +1,6 @@
-"""Data sets that come with scikit-learn: digits, and rows of measured features."""
+"""Data sets bundled with scikit-learn: digits, and rows of measured features."""
 
-# scikit-learn's annotations have results that are not asked for here.
+# scikit-learn's annotations include return types that do not occur here.
 # pyright: reportAttributeAccessIssue=false
 
 from collections.abc import Sequence
@@ -12,8 +12,9 @@ from flaxnets.recipes import Kind
 
 
 def digits() -> InMemory:
-    """Return 1,797 scans of handwritten digits, 8x8 (UCI, bundled with scikit-learn): 1,442 for
-    training and 355 for testing, which are every fifth scan of each digit.
+    """Return 1,797 scans of handwritten digits, 8x8 pixels (UCI, bundled with scikit-learn).
+
+    1,442 are for training. 355 are for testing: every fifth scan of each digit.
     """
     from sklearn.datasets import load_digits
 
@@ -30,8 +31,9 @@ def digits() -> InMemory:
 
 
 def breast_cancer() -> Rows:
-    """Return 569 tumours, malignant or benign, by 30 measures of their cells (UCI, bundled with
-    scikit-learn): 456 for training and 113 for testing, stratified.
+    """Return 569 tumours, malignant or benign, described by 30 measurements of their cells.
+
+    456 are for training and 113 for testing, stratified (UCI, bundled with scikit-learn).
     """
     from sklearn.datasets import load_breast_cancer
 
@@ -40,10 +42,11 @@ def breast_cancer() -> Rows:
 
 
 def diabetes() -> Rows:
-    """Return 442 patients, ten measures each, and the progression of their disease after a year
-    (Efron et al. 2004, bundled with scikit-learn): 354 for training and 88 for testing. Targets are
-    standardised by the training targets, so that always answering with the mean has a squared error
-    of 1.
+    """Return 442 patients with ten measurements each and the progression of their disease.
+
+    The target is the progression after one year (Efron et al. 2004, bundled with scikit-learn).
+    354 patients are for training and 88 for testing. Targets are standardised by the mean and
+    deviation of the training targets, so that always predicting the mean has a squared error of 1.
     """
     from sklearn.datasets import load_diabetes
 
@@ -67,7 +70,7 @@ def _rows(name: str, features: np.ndarray, labels: np.ndarray, class_names: Sequ
 
 
 def _every_fifth_tested(images: np.ndarray, labels: np.ndarray, strata: np.ndarray) -> dict:
-    """Split examples in a fixed way: every fifth of each stratum is a test example."""
+    """Split examples in a fixed way: every fifth example of each stratum is for testing."""
     occurrence = np.empty(len(labels), int)
     for stratum in np.unique(strata):
         members = strata == stratum
@@ -80,7 +83,7 @@ def _every_fifth_tested(images: np.ndarray, labels: np.ndarray, strata: np.ndarr
     }
 
 
-# What is known from the name of a data set, without opening it.
+# The kind of each data set, known without opening it.
 KINDS: dict[str, Kind] = {"digits": "small images", "breast_cancer": "rows", "diabetes": "rows"}
 NUMBERS = ("diabetes",)  # data sets whose labels are numbers, not classes
 

@@ -1,4 +1,4 @@
-"""Memory for pictures and batches that are decoded once."""
+"""Keep decoded pictures and batches in memory, so that each is decoded once."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 
-Batch = dict[str, Any]  # of arrays
+HostBatch = dict[str, Any]  # arrays of a batch, before they are on the devices
 
 
 class Decoded:
-    """Decoded pictures, by their encoded bytes, and batches of evaluation. The first ones are kept,
-    as many as fit `room` bytes.
+    """A memory of `room` bytes for decoded pictures and for evaluation batches.
+
+    Pictures are found by their encoded bytes. What comes first is kept until the room is used up.
     """
 
     def __init__(self, room: int = 0):
@@ -20,26 +21,30 @@ class Decoded:
         self._lock = threading.RLock()
 
     def get(self, encoded: bytes) -> np.ndarray | None:
-        """The whole picture."""
-        return self._pictures.get(encoded)
+        """Return the whole decoded picture; None if it is not kept."""
+        return self._pictures.get(encoded) if self._pictures else None  # a hash takes time
 
     def fits(self, encoded: bytes, pixels: int) -> bool:
+        """Return whether there is room for the file and `pixels` bytes of its decoded picture."""
         return len(encoded) + pixels <= self.room
 
     def keep(self, encoded: bytes, picture: np.ndarray) -> None:
+        """Keep a decoded picture if there is room."""
         with self._lock:
             if encoded not in self._pictures and self._take(len(encoded) + picture.nbytes):
                 self._pictures[encoded] = picture
 
     def repeatable(
-        self, batches_from: Callable[[int], Iterator[Batch]]
-    ) -> Callable[[], Iterator[Batch]]:
-        """Return a function that passes over the batches of `batches_from(number)` each time it is
-        called; batches that are kept are not made again.
-        """
-        kept: list[Batch] = []
+        self, batches_from: Callable[[int], Iterator[HostBatch]]
+    ) -> Callable[[], Iterator[HostBatch]]:
+        """Return a function that yields the batches of one pass each time it is called.
 
-        def one_pass() -> Iterator[Batch]:
+        `batches_from(number)` makes the batches from batch `number` on. Kept batches are not made
+        again.
+        """
+        kept: list[HostBatch] = []
+
+        def one_pass() -> Iterator[HostBatch]:
             yield from kept
             for number, batch in enumerate(batches_from(len(kept)), len(kept)):
                 size = sum(values.nbytes for values in batch.values())

@@ -1,4 +1,4 @@
-"""A folder of pictures as a data set, read as torchvision's ImageFolder reads it."""
+"""Read a folder of pictures as a data set, as torchvision's ImageFolder does."""
 
 import collections
 import functools
@@ -19,9 +19,9 @@ ONLY_IDENTIFIED = {"BUFR", "GRIB", "HDF5", "MPEG"}
 def folder(root: pathlib.Path) -> InMemory:
     """Return the pictures in `root/train/<class>/` and `root/val/<class>/`, at any depth.
 
-    Files with a suffix of a format that Pillow reads are taken. A directory that several links lead
-    to is read once. Hidden files and directories are left out. One warning counts the files that
-    are left out, by suffix.
+    A file is a picture if Pillow can decode the format of its suffix. Hidden files and hidden
+    directories are left out. A directory that several links lead to is read once. One warning
+    counts the files that are left out, by suffix.
 
     Raises InputError if a directory is missing, a class has no pictures, or "val" has a class that
     "train" lacks.
@@ -30,12 +30,15 @@ def folder(root: pathlib.Path) -> InMemory:
     for directory in (root, *splits.values()):
         if not directory.is_dir():
             raise InputError(
-                f"no directory {shown(directory)}; a folder data set has PATH/train/<class>/*.jpg "
-                f"and PATH/val/<class>/*.jpg"
+                f"no directory {shown(directory)}; a folder data set needs "
+                f"PATH/train/<class>/*.jpg and PATH/val/<class>/*.jpg"
             )
     classes = _subdirectories(splits["train"])
     if not classes:
-        raise InputError(f"{shown(splits['train'])} has no class directories")
+        raise InputError(
+            f"{shown(splits['train'])} has no class directories; expected one directory of "
+            f"pictures for each class, such as {shown(splits['train'] / 'cat')}"
+        )
     paths, labels = {}, {}
     left_out: collections.Counter[str] = collections.Counter()
     for split, directory in splits.items():
@@ -48,8 +51,8 @@ def folder(root: pathlib.Path) -> InMemory:
         counts = ", ".join(f"{count} {suffix}" for suffix, count in left_out.most_common(8))
         more = f" and {len(left_out) - 8} other suffixes" if len(left_out) > 8 else ""
         warnings.warn(
-            f"{left_out.total()} files in {shown(root)} are no pictures by their suffix: "
-            f"{counts}{more}",
+            f"{left_out.total()} files in {shown(root)} are ignored, because their suffixes are "
+            f"not those of pictures: {counts}{more}",
             InputWarning,
             stacklevel=2,
         )
@@ -67,7 +70,7 @@ def folder(root: pathlib.Path) -> InMemory:
 
 @functools.cache
 def picture_suffixes() -> frozenset[str]:
-    """Return the suffixes (".jpg") of all formats that Pillow decodes here."""
+    """Return the suffixes, such as ".jpg", of all formats that this Pillow decodes."""
     return frozenset(
         suffix
         for suffix, kind in Image.registered_extensions().items()
@@ -80,12 +83,12 @@ def _subdirectories(directory: pathlib.Path) -> list[str]:
 
 
 def _pictures(directory: pathlib.Path, left_out: collections.Counter[str]) -> list[str]:
-    """Yield paths in torchvision's order, directory by directory, and count the other files."""
+    """Return a class's paths in torchvision's order; count the other files in `left_out`."""
     pictures, visited = [], set()
     for place, directories, files in os.walk(directory, followlinks=True):
         real = os.path.realpath(place)
         if real in visited:
-            directories.clear()  # a link led to where the walk was
+            directories.clear()  # a link led to a directory that was read before
             continue
         visited.add(real)
         directories[:] = sorted(name for name in directories if name[0] != ".")

@@ -1,4 +1,4 @@
-"""Data sets in a file of NumPy arrays."""
+"""Read a data set from a file of NumPy arrays."""
 
 import pathlib
 import zipfile
@@ -9,8 +9,8 @@ import numpy as np
 from flaxnets.data.source import NOT_MIRRORED, InMemory
 from flaxnets.errors import InputError
 
-MAX_CLASSES = 100_000  # each has a name, and a row of the last layer
-# Names of images and labels, for training and for testing: Keras' files, and MedMNIST's.
+MAX_CLASSES = 100_000  # each class needs a name and a row of the last layer
+# Names of the arrays of images and labels in files of Keras and of MedMNIST.
 ARRAYS = (
     ("x_train", "y_train", "x_test", "y_test"),
     ("train_images", "train_labels", "test_images", "test_labels"),
@@ -18,11 +18,13 @@ ARRAYS = (
 
 
 def npz(path: pathlib.Path) -> InMemory:
-    """Return the images of a NumPy file, uint8 (N, size, size) or (N, size, size, 1 or 3), and
-    their classes, whole numbers from 0, under the names of one of `ARRAYS`.
+    """Return the images and labels of a NumPy file, whose arrays have the names in `ARRAYS`.
 
-    If the file has the name of a known data set, that name decides by which statistics its pixels
-    are normalised and whether they may be mirrored.
+    Images are uint8 (N, size, size) or (N, size, size, 1 or 3). Labels are whole numbers from 0.
+    The name of a known data set (`mnist.npz`) decides how pixels are normalised and whether images
+    may be mirrored.
+
+    Raises InputError if the file cannot be read, or its arrays have other names, types or shapes.
     """
     try:
         with path.open("rb") as opened, np.load(opened) as file:
@@ -32,7 +34,9 @@ def npz(path: pathlib.Path) -> InMemory:
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f"cannot read {path}: no .npz file of numbers") from error
+        raise InputError(
+            f"cannot read {path}: it is not a .npz file of numbers; write it with numpy.savez"
+        ) from error
     if not names:
         raise InputError(
             f"{path} has the arrays {', '.join(present) or 'none'}; expected "
@@ -51,15 +55,15 @@ def npz(path: pathlib.Path) -> InMemory:
             )
         if labels.min() < 0 or labels.max() >= MAX_CLASSES:
             raise InputError(
-                f"the labels of {name} in {path} are from {labels.min()} to {labels.max()}; "
-                f"expected classes from 0 to less than {MAX_CLASSES:,}"
+                f"the labels of {name} in {path} range from {labels.min()} to {labels.max()}; "
+                f"expected classes from 0 to {MAX_CLASSES - 1:,}"
             )
     train, test = (images if images.ndim == 4 else images[..., None] for images in arrays[::2])
     height, width, channels = train.shape[1:]
     if height != width or channels not in (1, 3) or test.shape[1:] != train.shape[1:]:
         raise InputError(
-            f"{path} has images of {train.shape[1:]} and {test.shape[1:]}; expected squares of one "
-            f"size, of 1 or 3 channels"
+            f"{path} has training images of {train.shape[1:]} and test images of {test.shape[1:]}; "
+            f"expected square images of one size with 1 or 3 channels"
         )
     labels = {"train": arrays[1], "test": arrays[3]}
     classes = 1 + max(int(values.max()) for values in labels.values())

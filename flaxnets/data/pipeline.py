@@ -1,24 +1,22 @@
-"""From a source to NumPy batches: `{"image": uint8 (N, H, W, C), "label": int32 (N,)}`; rows of
-measured features and numbers to predict are float32.
+"""Turn a source into NumPy batches: `{"image": uint8 (N, H, W, C), "label": int32 (N,)}`.
 
-Position decides everything: image `i` of the training stream of all processes is augmented with a
-seed made of (seed, i), what is left to the training step is drawn with (seed, step), and each pass
-over the data is shuffled with (seed, pass). So the same seed gives the same batches whatever the
-number of threads, and a stream can start at any step. Where the examples have indices (`InMemory`),
-the batch of all processes is the same for any number of them: each knows the whole order and takes
-its part of every batch. Records of TensorFlow Datasets are divided by file instead: each process
-reads its files again and again, in an order of its own.
+Rows of measured features and labels that are numbers are float32.
 
-Whatever a `Plan` makes the same every time stays in memory if it fits: small images as network
-input, photographs decoded (`Decoded`). Threads make the rest, ahead of the training step.
+Position decides everything. Image `i` of the training stream of all processes is augmented with a
+seed made of (seed, i). Draws for the training step use (seed, step). Each pass over the data is
+shuffled with (seed, pass). So equal seeds give equal batches for any number of threads, and a
+stream can start at any step. If the examples have indices (`InMemory`), the batch of all processes
+does not depend on their number either: each process knows the whole order and takes its part of
+every batch. Records of TensorFlow Datasets are divided by file instead: each process reads its own
+files in every pass, in its own order.
+
+Images that a `Plan` makes the same every time stay in memory if they fit: small images as network
+input, photographs decoded (`Decoded`). Threads make all others, ahead of the training step.
 """
 
-import collections
-import concurrent.futures
 import dataclasses
 import functools
 import itertools
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from random import Random
 from typing import Any
@@ -26,21 +24,19 @@ from typing import Any
 import numpy as np
 
 from flaxnets.data.bad_images import BadImages
-from flaxnets.data.decoded import Batch, Decoded
+from flaxnets.data.decoded import Decoded, HostBatch
 from flaxnets.data.pixels.crop import Flip
 from flaxnets.data.pixels.decode import UnreadablePicture
 from flaxnets.data.pixels.resize import Resize
 from flaxnets.data.plan import Plan
 from flaxnets.data.source import InMemory, Shard, Source, local_batch_size
+from flaxnets.data.threads import in_threads
 from flaxnets.errors import InputError
 
 Keep = Callable[[np.ndarray], Callable[[np.ndarray], Any]]
 
-MAX_RESIZED = 2**30  # bytes of training images; more are resized again in every epoch
-PREFETCH = 2  # batches ready ahead of the training step
-DRAWS = 1  # what a generator is for; 0 is the order of a pass (`flaxnets.data.source`)
-# That this process may use.
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+MAX_IN_MEMORY = 2**30  # bytes of training images; more are resized again in every epoch
+DRAWS = 1  # marks the generator of a step's draws; 0 marks the order of a pass (`source.PASS`)
 
 
 def train_batches(
@@ -55,37 +51,48 @@ def train_batches(
     bad: BadImages | None = None,
     keep: Keep | None = None,
     decoded: Decoded | None = None,
-) -> Iterator[Batch]:
+) -> Iterator[HostBatch]:
     """Yield augmented batches of this process without end, from step `start_step` on.
 
-    `batch_size` counts examples over all processes; batches run across the ends of epochs, so no
-    example is left out. Process `i` has the `i`-th part of each batch. With `repeats` (Berman et
-    al. 2019, Hoffer et al. 2020) an epoch has as many batches but fewer distinct examples, drawn
-    again for each epoch. An unreadable picture is replaced by the next one in the order of the
-    files, augmented as the first would have been.
+    A batch may contain the end of one epoch and the beginning of the next, so no example is left
+    out. Process `i` has the `i`-th part of each batch. An unreadable picture is replaced by the
+    next one in the order of the files, with the augmentation of the first.
 
-    What `plan` leaves to the training step (`flaxnets.training.on_device`) is drawn here:
-    `"offset"`, int32 (N, [y, x]) in 0..2 * pad, `"mirrored"`, bool (N,), and `"colour"`, float32
-    (N, 3). `keep(images)` returns a function that takes images that stay in memory by their indices
-    (`DataParallel.keep`).
+    Draws for the changes that `plan` leaves to the training step (`flaxnets.training.on_device`)
+    are made here: `"offset"`, int32 (N, [y, x]) in 0..2 * pad, `"mirrored"`, bool (N,), and
+    `"colour"`, float32 (N, 3).
 
-    Photographs are decoded once as far as `decoded` has room, the others in every epoch; the
-    batches are the same.
+    Args:
+        source: the data set.
+        batch_size: examples of a batch, over all processes.
+        plan: the operations on a training picture.
+        repeats: copies of an example in an epoch, which has as many batches but fewer distinct
+            examples (Berman et al. 2019, Hoffer et al. 2020).
+        seed: seed of the order and of the augmentation.
+        start_step: number of the first batch.
+        shard: number of this process, and number of processes.
+        bad: counts unreadable pictures. Default: none is allowed.
+        keep: `keep(images)` returns a function from indices to images, which may keep the images on
+            the devices (`DataParallel.keep`).
+        decoded: keeps decoded photographs while it has room. The batches do not depend on it.
 
-    Raises InputError if `batch_size` cannot be divided, or if more pictures are unreadable than
-    `bad` allows (none unless given).
+    Raises:
+        InputError: the batch does not divide over the processes, a process has no examples, or too
+            many pictures are unreadable.
     """
     local = local_batch_size(batch_size, shard)
     if source.share("train", shard) < 1:
-        raise InputError(f"process {shard[0]} of {shard[1]} has no training examples")
+        raise InputError(
+            f"process {shard[0]} of {shard[1]} has no training examples; expected fewer processes"
+        )
     places = slice(shard[0] * local, (shard[0] + 1) * local)
     host, on_device = plan.split()
     as_fed = training_as_fed(source, plan)
     alternating = [o for o in plan.changes if isinstance(o, Flip) and o.alternating]
     if alternating and (as_fed is None or host.changes):
         raise InputError(
-            "only images that stay in memory and that nothing but a crop changes are flipped in "
-            "alternation; expected the flip 'random'"
+            "flip 'alternating' needs images that stay in memory and are changed by crops alone; "
+            "expected the flip 'random'"
         )
     source = as_fed or source
     order: Any = source.training_order(batch_size, seed, start_step, shard, repeats)
@@ -114,14 +121,16 @@ def train_batches(
 
 
 def training_as_fed(source: Source, plan: Plan) -> InMemory | None:
-    """Return the source with its training images as the plan's window leaves them, where these stay
-    in memory: pixels in memory, of a window that does not move, of at most `MAX_RESIZED` bytes.
+    """Return the source with its training images resized by the plan's window, as they stay.
+
+    None if they do not stay in memory. They do if the source has pixels, the window does not move
+    and the result has at most `MAX_IN_MEMORY` bytes.
     """
     if not isinstance(source, InMemory) or not source.has_pixels or not plan.has_fixed_window:
         return None
     if not plan.operations or source.image_size == plan.size:
         return source
-    if source.sizes["train"] * plan.size**2 * source.channels > MAX_RESIZED:
+    if source.sizes["train"] * plan.size**2 * source.channels > MAX_IN_MEMORY:
         return None
     images = {**source.images, "train": plan.window.many(source.images["train"])}
     return dataclasses.replace(source, images=images, image_size=plan.size)
@@ -136,13 +145,14 @@ def eval_batches(
     start_batch: int = 0,
     shard: Shard = (0, 1),
     bad: BadImages | None = None,
-) -> Iterator[Batch]:
-    """Yield one pass over `split`, from batch `start_batch` on: every example once, in a fixed
-    order.
+) -> Iterator[HostBatch]:
+    """Yield one pass over `split`, from batch `start_batch` on, in a fixed order.
 
-    The last batch is padded with zeros; `"mask"` (N,) is 1.0 for examples and 0.0 for padding and
-    for pictures that cannot be read. All processes yield the same number of batches. Raises as
-    `train_batches`.
+    Every example occurs once. The last batch is padded with zeros. `"mask"` (N,) is 1.0 for
+    examples, and 0.0 for padding and for pictures that cannot be read. All processes yield the same
+    number of batches.
+
+    Raises InputError as `train_batches` does.
     """
     local = local_batch_size(batch_size, shard)
     largest = max(source.share(split, (index, shard[1])) for index in range(shard[1]))
@@ -174,7 +184,7 @@ def _is_vectorised(plan: Plan) -> bool:
 
 def _windows(
     source: InMemory, split: str, elements: Iterable[int], plan: Plan, local: int
-) -> Iterator[Batch]:
+) -> Iterator[HostBatch]:
     for few in _grouped(elements, local):
         images, labels = source.images[split][few], source.labels[split][few]
         if plan.operations:
@@ -187,22 +197,6 @@ def _grouped(elements: Iterable[Any], count: int) -> Iterator[list[Any]]:
     return iter(lambda: list(itertools.islice(stream, count)), [])
 
 
-# ------------------------------------------------------------------------------------- by threads
-
-
-@dataclasses.dataclass
-class Made:
-    """The images that threads made from a group of elements, each in its place."""
-
-    elements: Sequence[Any]
-    images: np.ndarray
-    labels: list[Any]
-    errors: dict[int, UnreadablePicture]  # by the places of unreadable pictures
-
-
-Make = Callable[[int, int, Any], tuple[np.ndarray, Any]]  # (number, place, element): image, label
-
-
 def _made_for_training(
     source: Source,
     plan: Plan,
@@ -213,7 +207,7 @@ def _made_for_training(
     batch_size: int,
     bad: BadImages,
     decoded: Decoded,
-) -> Iterator[Batch]:
+) -> Iterator[HostBatch]:
     def make(step: int, place: int, element: Any) -> tuple[np.ndarray, Any]:
         raw, label = source.read("train", element)
         position = step * batch_size + first + place
@@ -221,7 +215,7 @@ def _made_for_training(
         return plan(raw, random, memory=decoded, name=source.title("train", element)), label
 
     shape = (plan.size, plan.size, source.channels)
-    for step, made in enumerate(_in_threads(order, make, shape, start_step), start_step):
+    for step, made in enumerate(in_threads(order, make, shape, start_step), start_step):
         for place, error in sorted(made.errors.items()):
             here = functools.partial(make, step, place)
             image, label = _next_readable(source, made.elements[place], error, here, bad)
@@ -232,8 +226,9 @@ def _made_for_training(
 def _next_readable(
     source: Source, element: Any, error: UnreadablePicture, make: Callable, bad: BadImages
 ) -> tuple[np.ndarray, Any]:
-    """Replace an unreadable picture by the next one in the order of the files. The choice depends
-    on the place alone, so that a resumed run makes the same one.
+    """Return the next readable picture in the order of the files, with its label.
+
+    It depends only on the place of the unreadable one, so that a resumed run chooses it again.
     """
     _add(source, "train", element, error, bad)
     size = source.sizes["train"]
@@ -242,67 +237,26 @@ def _next_readable(
             return make(index)
         except UnreadablePicture as another:
             _add(source, "train", index, another, bad)
-    raise InputError(f"no training picture of {source.name} is readable")
+    raise InputError(f"no training picture of {source.name} is readable; replace its files")
 
 
 def _add(source: Source, split: str, element: Any, error: UnreadablePicture, bad: BadImages):
     if not isinstance(source, InMemory):
-        raise InputError(f"{error}; prepare the data set again") from error
+        raise InputError(f"{error}; prepare the data set again with 'tfds build'") from error
     bad.add(source.title(split, element), error)
 
 
 def _made_for_evaluation(
     source: Source, split: str, elements: Iterable[Any], plan: Plan, local: int, bad: BadImages
-) -> Iterator[Batch]:
+) -> Iterator[HostBatch]:
     def make(_number: int, _place: int, element: Any) -> tuple[np.ndarray, Any]:
         raw, label = source.read(split, element)
         return plan(raw, name=source.title(split, element)), label
 
     shape = (plan.size, plan.size, source.channels)
-    for made in _in_threads(_grouped(elements, local), make, shape, 0):
+    for made in in_threads(_grouped(elements, local), make, shape, 0):
         mask = np.ones(len(made.elements), np.float32)
         for place, error in sorted(made.errors.items()):
             _add(source, split, made.elements[place], error, bad)
             made.images[place], made.labels[place], mask[place] = 0, 0, 0
         yield {"image": made.images, "label": np.array(made.labels, np.int32), "mask": mask}
-
-
-@functools.cache
-def threads() -> concurrent.futures.Executor:
-    """Return the threads that make images, one for each core."""
-    return concurrent.futures.ThreadPoolExecutor(CORES)
-
-
-def _in_threads(
-    groups: Iterator[Sequence[Any]], make: Make, shape: tuple[int, ...], first_number: int
-) -> Iterator[Made]:
-    """Yield the images of `shape` that `make` returns for each group of elements, ahead of the
-    reader; groups are counted from `first_number`.
-    """
-
-    def begin(number: int, elements: Sequence[Any]) -> tuple[Made, Iterator[None]]:
-        count = len(elements)
-        made = Made(elements, np.empty((count, *shape), np.uint8), [None] * count, {})
-
-        def part(first: int) -> None:  # one task for many images: starting one takes time
-            for place in range(first, count, CORES):
-                try:
-                    image, made.labels[place] = make(number, place, elements[place])
-                    made.images[place] = image
-                except UnreadablePicture as error:
-                    made.errors[place] = error
-
-        return made, threads().map(part, range(CORES))
-
-    def complete(made: Made, parts: Iterator[None]) -> Made:
-        for _ in parts:  # raises a thread's exception
-            continue
-        return made
-
-    ahead = collections.deque()
-    for number, elements in enumerate(groups, first_number):
-        ahead.append(begin(number, elements))
-        if len(ahead) > PREFETCH:
-            yield complete(*ahead.popleft())
-    while ahead:
-        yield complete(*ahead.popleft())

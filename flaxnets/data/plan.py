@@ -1,8 +1,8 @@
-"""Plans: the operations, in order, from a raw picture to network input.
+"""List the operations that turn a raw picture into network input: a plan.
 
-Training, evaluation and classification execute one plan each, and a run stores its plans
-(`Plan.to_json`), so that nothing has to be guessed later. The list also tells what a pipeline may
-do: keep pictures in memory, decode them in part, or leave crops to the device.
+Training, evaluation and classification each execute a plan. A run stores its plans
+(`Plan.to_json`), so that nothing has to be guessed later. A plan also tells a pipeline what it may
+do: keep pictures in memory, decode only parts of them, or leave crops to the device.
 """
 
 import dataclasses
@@ -23,23 +23,24 @@ from flaxnets.data.source import Source
 from flaxnets.errors import InputError
 from flaxnets.recipes import Kind, Orientation, Preprocessing
 
-# From a picture to pixels, and from pixels to pixels.
+# Operations that turn a picture into pixels, and operations that change pixels.
 WINDOWS = (Resize, CenterCrop, RandomCrop, RandomResizedCrop)
 CHANGES = (PadAndCrop, Flip, Policy, Grayscale, Colour)
 
 
 def _name(kind: type) -> str:
-    """In JSON: "random_resized_crop"."""
+    """Return the name of an operation in JSON, such as "random_resized_crop"."""
     return re.sub(r"(?<!^)(?=[A-Z])", "_", kind.__name__).lower()
 
 
-OPERATIONS = {_name(kind): kind for kind in (Decode, *WINDOWS, *CHANGES)}
+TYPES = {_name(kind): kind for kind in (Decode, *WINDOWS, *CHANGES)}
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A list of operations: `Decode`, one of `WINDOWS`, any of `CHANGES`. It is empty for rows of
-    features, which are network input as they are.
+    """A list of operations: `Decode`, then one of `WINDOWS`, then any of `CHANGES`.
+
+    The plan of rows of features is empty: they are network input already.
     """
 
     operations: tuple[Any, ...] = ()
@@ -56,12 +57,12 @@ class Plan:
 
         Args:
             raw: the bytes of a file in any format, or uint8 pixels (height, width, channels).
-            random: decides the operations that draw; the same state gives the same result.
-            memory: keeps decoded pictures, as far as it has room.
-            name: stands for the picture in messages.
+            random: generator for the operations that draw; equal states give equal results.
+            memory: keeps decoded pictures while it has room.
+            name: name of the picture in messages.
 
         Raises:
-            UnreadablePicture: the bytes are no picture, or a damaged one.
+            UnreadablePicture: the bytes are not a picture, or the picture is damaged.
         """
         if not self.operations and isinstance(raw, np.ndarray):
             return raw
@@ -75,25 +76,30 @@ class Plan:
     def decode(self) -> Decode:
         """The first operation. Raises InputError if the plan is for rows of features."""
         if not self.operations:
-            raise InputError("the network reads rows of features; expected one that reads pictures")
+            raise InputError(
+                "the network reads rows of features, not pictures; expected a network that was "
+                "trained on pictures"
+            )
         return self.operations[0]
 
     @property
     def orientation(self) -> Orientation | None:
-        """How pictures are turned; None for rows of features."""
+        """Whether pictures are turned upright; None for rows of features."""
         return self.decode.orientation if self.operations else None
 
     @property
     def window(self) -> Any:
+        """The operation that turns the picture into pixels; None for rows of features."""
         return self.operations[1] if self.operations else None
 
     @property
     def changes(self) -> tuple[Any, ...]:
+        """The operations after the window."""
         return self.operations[2:]
 
     @property
     def size(self) -> int:
-        """Pixels of each side of the network input."""
+        """Height and width of the network input, in pixels."""
         return self.window.size if self.operations else 1
 
     @property
@@ -102,8 +108,10 @@ class Plan:
         return not self.operations or not self.window.is_random
 
     def split(self) -> tuple["Plan", tuple[Any, ...]]:
-        """Return the plan of the host and the operations that are left to the training step: all
-        changes if the window is fixed and the step can do them, otherwise only the colour shift.
+        """Return the plan for the host and the operations that are left to the training step.
+
+        The step takes all changes if the window is fixed and it can compute every one of them.
+        Otherwise it takes only the colour shift.
         """
         if self.has_fixed_window and all(hasattr(change, "draw") for change in self.changes):
             return Plan(self.operations[:2]), self.changes
@@ -111,7 +119,7 @@ class Plan:
         return Plan(tuple(o for o in self.operations if o not in on_device)), on_device
 
     def to_json(self) -> list[dict[str, Any]]:
-        """Return each operation by its name and values, for a run's config.json."""
+        """Return each operation's name and values, for a run's config.json."""
         return [
             {"operation": _name(type(operation)), **dataclasses.asdict(operation)}
             for operation in self.operations
@@ -119,23 +127,27 @@ class Plan:
 
     @classmethod
     def from_json(cls, rows: Sequence[Mapping[str, Any]]) -> "Plan":
-        """Return the plan of such rows. Raises InputError if they are no plan."""
+        """Return the plan that `to_json` wrote as `rows`. Raises InputError if they are no plan."""
         try:
             operations = tuple(
-                OPERATIONS[row["operation"]](**{k: v for k, v in row.items() if k != "operation"})
+                TYPES[row["operation"]](**{k: v for k, v in row.items() if k != "operation"})
                 for row in rows
             )
         except (KeyError, TypeError) as error:
-            raise InputError(f"{rows!r} is no plan of operations") from error
+            raise InputError(
+                f"{rows!r} is not a plan; expected operations named {', '.join(TYPES)}"
+            ) from error
         kinds = [type(operation) for operation in operations]
         in_order = kinds[:1] == [Decode] and len(kinds) > 1 and kinds[1] in WINDOWS
         if kinds and not (in_order and all(kind in CHANGES for kind in kinds[2:])):
-            raise InputError(f"{rows!r} is no plan; expected decode, a window, and its changes")
+            raise InputError(
+                f"{rows!r} is not a plan; expected decode, then a crop or resize, then changes"
+            )
         return cls(operations)
 
 
 def training_plan(preprocessing: Preprocessing, source: Source) -> Plan:
-    """Return the plan of a data set's training images."""
+    """Return the plan for the training images of a data set."""
     if source.kind == "rows":
         return Plan()
     size = preprocessing.train_size or preprocessing.image_size
@@ -160,8 +172,9 @@ def training_plan(preprocessing: Preprocessing, source: Source) -> Plan:
 
 
 def evaluation_plan(preprocessing: Preprocessing, kind: Kind, channels: int) -> Plan:
-    """Return the plan of evaluation and classification for data of that kind: photographs are
-    cropped in the centre, small images read whole.
+    """Return the plan for evaluation and classification of data of one kind.
+
+    Photographs are cropped in the centre; small images are taken whole.
     """
     if kind == "rows":
         return Plan()

@@ -1,4 +1,4 @@
-"""Data sets by their names."""
+"""Open data sets by name."""
 
 import importlib.util
 import os
@@ -13,26 +13,27 @@ from flaxnets.recipes import Kind
 
 FILES = {"folder": folder, "npz": npz}
 KINDS_OF_FILES: dict[str, Kind] = {"folder": "photographs", "npz": "small images"}
-PACKAGES = ("tensorflow", "tensorflow_datasets")  # of the extra `tfds`
+TFDS_PACKAGES = ("tensorflow", "tensorflow_datasets")  # installed by the extra `tfds`
 
 
 def open_source(name: str, data_dir: str | None = None) -> Source:
-    """Return the data set `name`: one of `BUNDLED`, "folder:PATH", "npz:PATH", or a TensorFlow
-    Datasets name, prepared in `data_dir` (or TFDS_DATA_DIR, or ~/tensorflow_datasets) before. Never
-    downloads.
+    """Return the data set `name`: one of `BUNDLED`, "folder:PATH", "npz:PATH" or a TFDS name.
 
-    Raises InputError if it is unknown, absent or malformed; the sentence says what to do.
+    A data set of TensorFlow Datasets (TFDS) must have been prepared in `data_dir` (default:
+    TFDS_DATA_DIR, else ~/tensorflow_datasets). Nothing is downloaded.
+
+    Raises InputError if the data set is unknown, absent or malformed; the message says what to do.
     """
     if name in BUNDLED:
         return BUNDLED[name]()
     kind, colon, path = name.partition(":")
     if colon and kind in FILES:
         return FILES[kind](pathlib.Path(os.path.expanduser(path)))
-    missing = [package for package in PACKAGES if not _is_installed(package)]
+    missing = [package for package in TFDS_PACKAGES if not _is_installed(package)]
     if missing:
         raise InputError(
-            f"the data set {name!r} needs {' and '.join(missing)}: pip install 'flaxnets[tfds]'; "
-            f"without it there are {', '.join(BUNDLED)}, folder:PATH and npz:PATH"
+            f"the data set {name!r} needs {' and '.join(missing)}; run "
+            f"pip install 'flaxnets[tfds]', or choose {', '.join(BUNDLED)}, folder:PATH or npz:PATH"
         )
     from flaxnets.data.tfds import tfds_source
 
@@ -40,8 +41,9 @@ def open_source(name: str, data_dir: str | None = None) -> Source:
 
 
 def kind_of(name: str) -> Kind | None:
-    """Return the kind of the data set `name`, from its name alone; nothing is opened. None for a
-    TensorFlow Datasets name whose images may have any size.
+    """Return the kind of the data set `name` without opening it.
+
+    None for a TensorFlow Datasets name whose images may have any size.
     """
     if name in KINDS:
         return KINDS[name]
@@ -52,7 +54,7 @@ def kind_of(name: str) -> Kind | None:
 
 
 def has_classes(name: str) -> bool:
-    """Return whether the labels of the data set `name` are classes, by its name alone."""
+    """Return whether the labels of the data set `name` are classes, without opening it."""
     return name not in NUMBERS
 
 

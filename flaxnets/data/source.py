@@ -1,8 +1,8 @@
-"""What the library needs to know about a data set, and how it gives raw examples.
+"""Describe a data set and give its raw examples: a source.
 
 A source knows its classes, its splits "train" and "test", and which augmentations keep its labels
-true. A raw example is a picture, uint8 (height, width, channels) or the bytes of a file, or a row
-of measured features: a float32 image of one pixel, with a channel for each feature.
+true. A raw example is a picture or a row of measured features. A picture is the bytes of a file or
+uint8 (height, width, channels). A row is a float32 image of one pixel with a channel per feature.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ Shard = tuple[int, int]  # (this process, number of processes)
 Raw = tuple[bytes | np.ndarray, Any]  # an example and its label
 Element = TypeVar("Element")
 
-# Mean and standard deviation of pixels in 0..1, a channel.
+# Mean and standard deviation of each channel, of pixels in 0..1.
 IMAGENET_STATISTICS = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # torchvision's
 STATISTICS = {
     "digits": ((0.305,), (0.376,)),
@@ -29,20 +29,20 @@ STATISTICS = {
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
     "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
 }
-# A mirrored digit or letter is another one, or none.
+# A mirrored digit or letter is a different one, or none at all.
 NOT_MIRRORED = ("digits", "mnist", "kmnist", "emnist", "svhn_cropped", "omniglot", "visual_domain")
-PASS = 0  # what a generator is for: the order of a pass over the data
+PASS = 0  # first word of the seed of a generator: the order of a pass over the data
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A data set: `InMemory` has its examples by index, `flaxnets.data.tfds.Records` as a stream.
+    """A data set. `InMemory` has examples by index, `flaxnets.data.tfds.Records` as a stream.
 
-    An element stands for an example until it is read: an index, or a record.
+    An element, an index or a record, stands for an example until the example is read.
     """
 
     name: str
-    class_names: tuple[str, ...]  # none where the label is a number (float32)
+    class_names: tuple[str, ...]  # empty if labels are numbers (float32)
     sizes: Mapping[str, int]  # examples in "train" and "test"
     channels: int
     image_size: int | None  # pixels of small square images; None for photographs of any size
@@ -50,6 +50,7 @@ class Source:
 
     @property
     def kind(self) -> Kind:
+        """The kind of data, which decides the recipe."""
         return "photographs" if self.image_size is None else "small images"
 
     @property
@@ -61,28 +62,33 @@ class Source:
         return (mean, std) if self.channels == 3 else (mean[:1], std[:1])
 
     def share(self, split: str, shard: Shard) -> int:
-        """Return how many examples of `split` the process `shard` reads in evaluation."""
+        """Return the number of examples of `split` that process `shard` reads in evaluation."""
         index, count = shard
         return len(range(index, self.sizes[split], count))
 
     def training_order(
         self, batch_size: int, seed: int, start_step: int, shard: Shard, repeats: int
     ) -> Iterator[Any]:
-        """Yield this process's elements of each batch, from a given step on, without end. Batches
-        run across the ends of passes, and every pass has its own order.
+        """Yield this process's elements of each batch, from step `start_step` on, without end.
+
+        Every pass over the data has its own order. A batch may contain the end of one pass and the
+        beginning of the next.
         """
         raise NotImplementedError
 
     def evaluation_order(self, split: str, shard: Shard, first: int = 0) -> Iterable[Any]:
-        """Return this process's elements in their fixed order, without the `first` ones."""
+        """Return this process's elements in their fixed order, from number `first` on."""
         raise NotImplementedError
 
     def read(self, split: str, element: Any) -> Raw:
-        """Return the raw example of an element. Raises UnreadablePicture if its file is gone."""
+        """Return the raw example of an element.
+
+        Raises UnreadablePicture if its file cannot be read.
+        """
         raise NotImplementedError
 
     def title(self, split: str, element: Any) -> str:
-        """Return what an example is called in messages."""
+        """Return the name of an example in messages."""
         raise NotImplementedError
 
     def examples(self, split: str) -> Iterator[Raw]:
@@ -93,14 +99,14 @@ class Source:
 
 @dataclasses.dataclass(frozen=True)
 class InMemory(Source):
-    """Examples by index: pixels, or the paths of pictures."""
+    """A data set whose examples are found by index: pixels, or paths of pictures."""
 
     images: Mapping[str, np.ndarray]  # by split: (N, H, W, C) uint8, or (N,) paths
     labels: Mapping[str, np.ndarray]
 
     @property
     def has_pixels(self) -> bool:
-        """True if memory has the pixels, False if it has the paths of pictures."""
+        """True if `images` holds pixels, False if it holds paths of pictures."""
         return self.images["train"].dtype.kind != "U"
 
     def training_order(
@@ -142,10 +148,11 @@ class InMemory(Source):
 
 @dataclasses.dataclass(frozen=True)
 class Rows(InMemory):
-    """Measured features: images float32 (N, 1, 1, features)."""
+    """Measured features, as images float32 (N, 1, 1, features)."""
 
     @property
     def kind(self) -> Kind:
+        """The kind of data, which decides the recipe."""
         return "rows"
 
     @property
@@ -159,12 +166,13 @@ class Rows(InMemory):
 def repeated(
     elements: Iterable[Element], count: int, batch_size: int, repeats: int
 ) -> Iterator[Element]:
-    """Yield `count` elements: every element `repeats` times. In each batch the copies are as far
-    apart as possible, so that they are on different devices if there are `repeats` of those.
+    """Yield `count` elements, in which every element occurs `repeats` times: repeated augmentation.
 
-    Repeated augmentation (Berman et al. 2019, Hoffer et al. 2020). torchvision's RASampler deals
-    the copies to successive processes, each with one device, and cuts an epoch to a multiple of 256
-    examples.
+    In each batch the copies of an element are as far apart as possible. With at least `repeats`
+    devices they are therefore on different ones.
+
+    From Berman et al. 2019 and Hoffer et al. 2020. torchvision's RASampler deals the copies to
+    successive processes, each with one device, and cuts an epoch to a multiple of 256 examples.
     """
     distinct = itertools.islice(elements, -(-count // repeats))
     some = max(1, batch_size // repeats)
@@ -173,11 +181,14 @@ def repeated(
 
 
 def local_batch_size(batch_size: int, shard: Shard) -> int:
-    """Return how many examples of a batch each process has. Raises InputError if that is no whole
-    number.
+    """Return the number of examples of a batch that each process has.
+
+    Raises InputError if the batch does not divide evenly over the processes.
     """
     if batch_size < 1 or batch_size % shard[1]:
+        processes = f"{shard[1]} process{'es' if shard[1] > 1 else ''}"
         raise InputError(
-            f"batch size {batch_size}; expected a positive multiple of the {shard[1]} process(es)"
+            f"batch size {batch_size} does not divide over {processes}; expected a positive "
+            f"multiple, such as {-(-max(batch_size, 1) // shard[1]) * shard[1]}"
         )
     return batch_size // shard[1]

@@ -1,11 +1,12 @@
-"""Data sets that TensorFlow Datasets has prepared: photographs as records, read from their files;
-small images decoded once, and kept in memory.
+"""Read data sets that TensorFlow Datasets has prepared.
 
-This is the only module that imports TensorFlow: silently, on the CPU, leaving the GPUs to JAX. The
-import takes seconds and starts threads.
+Photographs are read as records from their files. Small images are decoded once and kept in memory.
+
+This is the only module that imports TensorFlow. It does so silently and on the CPU, so that the
+GPUs are left to JAX. The import takes seconds and starts threads.
 """
 
-# TensorFlow's annotations deny what its functions accept (tensors for integers, and back).
+# TensorFlow's annotations reject arguments that its functions accept (tensors for integers).
 # pyright: reportArgumentType=false, reportCallIssue=false, reportAttributeAccessIssue=false
 
 import concurrent.futures
@@ -38,7 +39,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 @contextlib.contextmanager
 def _stderr_closed():
-    """Silence messages that TensorFlow's C++ code prints in spite of every log level."""
+    """Silence messages that TensorFlow's C++ code prints at every log level."""
     sys.stderr.flush()
     saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
@@ -59,9 +60,9 @@ with _stderr_closed():
 
 logging.getLogger("tensorflow").setLevel(logging.ERROR)
 
-PARSED_TOGETHER = 128  # records, at once
+PARSED_TOGETHER = 128  # records in one call
 SMALL = 64  # pixels: images up to this size are kept decoded
-SHUFFLE_BYTES = 2**30  # of encoded examples held for shuffling
+SHUFFLE_BYTES = 2**30  # encoded examples held for shuffling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Records(Source):
     """Encoded photographs in TFRecord files prepared by TensorFlow Datasets."""
 
     splits: Mapping[str, Any]  # tfds.core.SplitInfo
-    keys: tuple[str, str]  # of the image and its label
+    keys: tuple[str, str]  # names of the image and of its label in a record
 
     def share(self, split, shard):
         index, count = shard
@@ -81,20 +82,13 @@ class Records(Source):
     def training_order(self, batch_size, seed, start_step, shard, repeats):
         local, share = local_batch_size(batch_size, shard), self.share("train", shard)
         number, offset = divmod(start_step * local, share)
-
-        def elements() -> Iterator[Raw]:
-            first = offset
-            for passing in itertools.count(number):
-                of_pass = self._records("train", shard, (seed, passing))
-                if repeats == 1:
-                    yield from _parsed(of_pass.skip(first), self.keys)
-                else:
-                    distinct = _parsed(of_pass, self.keys)
-                    copies = repeated(distinct, share, local, repeats)
-                    yield from itertools.islice(copies, first, None)
-                first = 0
-
-        stream = elements()
+        passes = self._passes(shard, seed, number, -(-share // repeats))
+        if repeats == 1:
+            stream = _parsed(passes.skip(offset), self.keys)
+        else:
+            distinct = _parsed(passes, self.keys)
+            copies = (repeated(distinct, share, local, repeats) for _ in itertools.count())
+            stream = itertools.islice(itertools.chain.from_iterable(copies), offset, None)
         return iter(lambda: list(itertools.islice(stream, local)), [])
 
     def evaluation_order(self, split, shard, first=0):
@@ -106,21 +100,35 @@ class Records(Source):
     def title(self, split, element):
         return f"a {split} picture of {self.name}"
 
-    def _records(
-        self, split: str, shard: Shard, shuffle_seed: tuple[int, int] | None
-    ) -> tf.data.Dataset:
-        """Return one pass over this process's records, by whole files if there are enough."""
+    def _passes(self, shard: Shard, seed: int, first: int, records: int) -> tf.data.Dataset:
+        """Return one stream of the passes over the training records from number `first` on: the
+        first `records` of each pass, whose order depends on (seed, number).
+
+        It is one data set, because to build one for each pass takes 50 ms.
+        """
+        mixed = seed * 1_000_003 % 2**63
+
+        def one_pass(number: tf.Tensor) -> tf.data.Dataset:
+            of_pass = tf.bitwise.bitwise_and(mixed + number, 2**63 - 1)
+            return self._records("train", shard, of_pass).take(records)
+
+        numbers = tf.data.Dataset.range(first, 2**62)
+        return numbers.flat_map(tf.autograph.experimental.do_not_convert(one_pass))
+
+    def _records(self, split: str, shard: Shard, seed: tf.Tensor | None) -> tf.data.Dataset:
+        """Return one pass over this process's records, shuffled if there is a seed.
+
+        Each process reads whole files if there are enough of them, otherwise every n-th record.
+        """
         index, count = shard
         info = self.splits[split]
         paths = [str(path) for path in info.filepaths]
         by_file = len(paths) >= count
         files = tf.data.Dataset.from_tensor_slices(paths[index::count] if by_file else paths)
         read = tf.data.TFRecordDataset
-        if shuffle_seed is None:
+        if seed is None:
             records = files.interleave(read, cycle_length=1)
             return records if by_file else records.shard(count, index)
-        mixed = shuffle_seed[0] * 1_000_003 + shuffle_seed[1]
-        seed = tf.constant(mixed % 2**63, tf.int64)
         files = files.shuffle(len(paths), seed, reshuffle_each_iteration=False)
         records = files.interleave(read, cycle_length=16, num_parallel_calls=4, deterministic=True)
         records = records if by_file else records.shard(count, index)
@@ -130,7 +138,7 @@ class Records(Source):
 
 
 def _parsed(records: tf.data.Dataset, keys: tuple[str, str]) -> Iterator[Raw]:
-    """Return the encoded pictures and the labels of serialised records."""
+    """Yield the encoded picture and the label of each serialised record."""
     image, label = keys
     features = {
         image: tf.io.FixedLenFeature((), tf.string),
@@ -146,10 +154,12 @@ def _parsed(records: tf.data.Dataset, keys: tuple[str, str]) -> Iterator[Raw]:
 
 
 def tfds_source(name: str, data_dir: str | None = None, others: Sequence[str] = ()) -> Source:
-    """Return a data set prepared by TensorFlow Datasets; the test split is "validation", else
-    "test". `others` are the names of data sets that are not TensorFlow's.
+    """Return a data set that TensorFlow Datasets has prepared in `data_dir`.
 
-    Raises InputError if it is unknown or not prepared, or maps no image to a class.
+    The test split is "validation" if there is one, otherwise "test". `others` are names of data
+    sets of this library, which a message may suggest.
+
+    Raises InputError if the data set is unknown or not prepared, or does not map images to classes.
     """
     data_dir = str(pathlib.Path(data_dir or tfds.core.constants.DATA_DIR).expanduser())
     try:
@@ -164,8 +174,9 @@ def tfds_source(name: str, data_dir: str | None = None, others: Sequence[str] = 
             "data set",
         )
         raise InputError(
-            f"data set {name!r} is not prepared in {data_dir}; where there is a network, run "
-            f"'tfds build {name} --data_dir {data_dir}' once, or name another directory"
+            f"data set {name!r} is not prepared in {data_dir}; run "
+            f"'tfds build {name} --data_dir {data_dir}' once on a machine with internet access, or "
+            f"give another data directory"
         ) from None
     info = builder.info
     keys = info.supervised_keys
@@ -174,11 +185,15 @@ def tfds_source(name: str, data_dir: str | None = None, others: Sequence[str] = 
         and isinstance(info.features[keys[0]], tfds.features.Image)
         and isinstance(info.features[keys[1]], tfds.features.ClassLabel)
     ):
-        raise InputError(f"data set {name!r} does not map an image to a class: {info.features}")
+        raise InputError(
+            f"data set {name!r} has the features {', '.join(info.features)}; expected one that "
+            f"maps an image to a class, such as cifar10"
+        )
     test = next((split for split in ("validation", "test") if split in info.splits), None)
     if "train" not in info.splits or test is None:
         raise InputError(
-            f"data set {name!r} has the splits {', '.join(info.splits)}; expected train and test"
+            f"data set {name!r} has the splits {', '.join(info.splits)}; expected train, and "
+            f"validation or test"
         )
     splits = {"train": info.splits["train"], "test": info.splits[test]}
     height, width, channels = info.features[keys[0]].shape
@@ -195,7 +210,7 @@ def tfds_source(name: str, data_dir: str | None = None, others: Sequence[str] = 
 
 
 def _in_memory(records: Records, base: dict) -> InMemory:
-    """Decode all pictures once, in threads."""
+    """Return `records` with all pictures decoded, in threads."""
     images, labels = {}, {}
     decode = Decode(records.channels, "stored")
 

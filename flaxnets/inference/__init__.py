@@ -1,1 +1,1 @@
-"""Inference: what users do with trained networks."""
+"""Inference: open trained networks, classify pictures, compute maps and features."""

@@ -1,8 +1,8 @@
-"""Networks as filters: a class score at every position of a picture, at one scale or several.
+"""Use networks as filters: class scores at every position of a picture, at one or several scales.
 
 A classifier that reads patches of the feature map is a convolution (Sermanet et al. 2013,
-"OverFeat", arXiv:1312.6229, section 3.5): on a larger picture the network gives a map of its
-answers for every crop, and computes what the crops share only once.
+"OverFeat", arXiv:1312.6229, section 3.5). On a larger picture the network gives a map of its
+answers for all crops, and computes only once what the crops share.
 """
 
 import math
@@ -21,36 +21,40 @@ from flaxnets.layers import Sequential
 Array = jax.Array
 Layer = Callable[..., Any]  # a module, or a function of an array
 
-SPAN = 1152  # pixels: a multiple of the strides of every network here, 2^7 * 9
-# arXiv:1312.6229, Table 5: (height, width) of the six scales of the accurate network.
+SPAN = 1152  # pixels, 2^7 * 9: a multiple of every stride of every network here
+# (height, width) in pixels of the six scales of OverFeat's accurate network (Table 5).
 SIX_SCALES = ((245, 245), (281, 317), (317, 389), (389, 461), (425, 497), (461, 569))
 
 
 def convolutionize(
     network: nn.Module | Sequence[Layer], input_size: tuple[int, int, int] | None = None
 ) -> nn.Module:
-    """Return the network as a map: `(N, H, W, C)` to logits `(N, H', W', classes)`, with the same
-    variables.
+    """Return a network that gives a map of logits, with the same variables.
+
+        scores = convolutionize(create_model("alexnet")).apply(variables, images)
+        scores = convolutionize(layers, (28, 28, 1)).apply(variables, images)
+
+    It maps images `(N, H, W, C)` to logits `(N, H', W', classes)`.
 
     A network of the library becomes `network.clone(dense=True)`. A list of layers, or a Sequential
-    (ours or flax's), becomes a module that leaves the layers alone as long as their output grows
-    with their input: convolutions, pools, activations. The first layer that does not (a function
-    that flattens in any order, an adaptive or global pool, a module that does this inside) starts
-    the head. The head acts on every window of the map, one position apart, as large as the map for
-    images of `input_size`. So a fully connected layer after a flattened map becomes the convolution
-    that it is, written as one matrix product over windows.
+    (ours or flax's), becomes a module that runs layers as they are while their output grows with
+    their input: convolutions, pools, activations. The head starts at the first layer whose output
+    does not grow: a function that flattens in any order, an adaptive or global pool, or a module
+    that does this inside. The head is applied to every window of the map, one position apart. A
+    window is as large as the map of an image of `input_size`. So a fully connected layer after a
+    flattened map becomes the convolution that it is, computed as one matrix product over windows.
 
-    For images of `input_size` the map has one position, with the network's logits. If convolutions
-    do not pad, a cell of a larger map is the network on its crop; with padding, the borders are
-    those of the picture, not of the crop.
+    For images of `input_size` the map has one position with the network's logits. If convolutions
+    do not pad, a cell of a larger map equals the network on its crop. If they pad, the zeros lie
+    around the picture and not around the crop, so the numbers differ.
 
     Args:
         network: a network, or layers: modules and functions of an array.
-        input_size: (height, width, channels) of the images that the layers were made for; needed
-            for layers, and only for them.
+        input_size: (height, width, channels) of the images that the layers were made for. Needed
+            for layers only.
 
     Raises:
-        InputError: the network is no list of layers and has no field `dense`, or the size is
+        InputError: the network is no list of layers and has no field `dense`, or `input_size` is
             missing.
     """
     if not isinstance(network, Sequence | Sequential | nn.Sequential):
@@ -79,14 +83,18 @@ def convolutionize(
 
 
 def finest_map(network: nn.Module) -> nn.Module:
-    """Return the network as a map, at all offsets of its last pool if it has the field
-    `offset_pooling`. Raises InputError if it has no map.
+    """Return the network as a map with the smallest stride that it offers.
+
+    A network with the field `offset_pooling` computes all offsets of its last pool. Raises
+    InputError if the network has no map.
     """
     fields: dict[str, Any] = {"offset_pooling": True} if hasattr(network, "offset_pooling") else {}
     return convolutionize(network).clone(**fields)
 
 
 def _output_shape(layer: Layer, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape of a layer's output for an input of a shape, without computing it."""
+
     def output(x: Array) -> Any:
         if isinstance(layer, nn.Module):
             key = jax.random.key(0)
@@ -99,8 +107,9 @@ def _output_shape(layer: Layer, shape: tuple[int, ...]) -> tuple[int, ...]:
 class FullyConvolutional(nn.Module):
     """Layers as a map: `layers[:head]` on the picture, then the others on every window of the map.
 
-    `(N, H, W, C)` to `(N, H', W', ...)`, a cell for each window (height, width). Layers are named
-    by their index, as in our Sequential, or with `flax_names` "layers_0", as in flax's.
+    It maps `(N, H, W, C)` to `(N, H', W', ...)` with one cell for each window (height, width).
+    Layers are named by their index, as in our Sequential; with `flax_names` they are named
+    "layers_0" and so on, as in flax's.
     """
 
     layers: Sequence[Layer]
@@ -122,7 +131,7 @@ class FullyConvolutional(nn.Module):
 
 
 def _windows(x: Array, window: tuple[int, int]) -> Array:
-    """Return every window of (N, H, W, C): (N, H', W', height, width, C)."""
+    """Return every window of a map (N, H, W, C): (N, H', W', height, width, C)."""
     (_, height, width, _), (rows, columns) = x.shape, window
     if height < rows or width < columns:
         raise InputError(
@@ -135,7 +144,10 @@ def _windows(x: Array, window: tuple[int, int]) -> Array:
 
 
 def cell_stride(model: nn.Module, input_shape: tuple[int, int, int]) -> tuple[float, float]:
-    """Return the pixels between cells of a network's map, (down, right), for images (H, W, C)."""
+    """Return the pixels between cells of a network's map, (down, right).
+
+    `input_shape` is the (height, width, channels) of the images.
+    """
     height, width, channels = input_shape
     before, after = (
         map_shape(model, (height + more, width + more, channels)) for more in (0, SPAN)
@@ -152,7 +164,7 @@ def map_shape(model: nn.Module, input_shape: tuple[int, int, int]) -> tuple[int,
 
 
 def log_probability_maps(model: nn.Module, variables: Any, images: Array) -> tuple[Array, Array]:
-    """Return the logarithms of `probability_maps`, finite even if a probability rounds to zero."""
+    """Return the logarithms of `probability_maps`; they are finite where probabilities are 0."""
     as_map = convolutionize(model)
     with folded_norms():
         logits: Any = [as_map.apply(variables, x) for x in (images, images[:, :, ::-1])]
@@ -161,16 +173,16 @@ def log_probability_maps(model: nn.Module, variables: Any, images: Array) -> tup
 
 
 def probability_maps(model: nn.Module, variables: Any, images: Array) -> tuple[Array, Array]:
-    """Return maps of class probabilities of pictures and of their mirror images.
+    """Return maps of class probabilities, 0..1, of pictures and of their mirror images.
 
     Args:
-        model: a network with a map; `offset_pooling` gives a finer one where it is a field.
-        variables: of the network.
+        model: a network with a map. Its field `offset_pooling`, if it has one, gives a finer map.
+        variables: the network's variables.
         images: (N, H, W, C), normalised as for `model.apply`.
 
     Returns:
-        Two maps (N, H', W', classes), float32. The second is mirrored back: the picture's left is
-        at the left of both.
+        Two maps (N, H', W', classes), float32. The second is mirrored back, so that the left of
+        the picture is on the left of both.
 
     Raises:
         InputError: the network has no map, or the pictures are too small for it.
@@ -180,7 +192,7 @@ def probability_maps(model: nn.Module, variables: Any, images: Array) -> tuple[A
 
 
 def log_multi_scale(model: nn.Module, variables: Any, scales: Sequence[Array]) -> Array:
-    """Return the logarithms of `multi_scale`, in order even if scores round to zero."""
+    """Return the logarithms of `multi_scale`; they keep their order where scores round to 0."""
     maps = [side for images in scales for side in log_probability_maps(model, variables, images)]
     maxima = jnp.stack([side.max((1, 2)) for side in maps])
     return jax.nn.logsumexp(maxima, 0) - math.log(len(maxima))
@@ -189,14 +201,15 @@ def log_multi_scale(model: nn.Module, variables: Any, scales: Sequence[Array]) -
 def multi_scale(model: nn.Module, variables: Any, scales: Sequence[Array]) -> Array:
     """Return class scores (N, classes) from all positions at several scales (OverFeat, 3.3).
 
-    Take the maximum over positions of each class, at each scale and for pictures and mirror images,
-    then the mean of these vectors. They are probabilities here, which the paper leaves open; maxima
-    of different positions add up to more than one.
+    For each scale, and for pictures and mirror images, take each class's maximum over positions;
+    then average these vectors. They are maxima of probabilities here, which the paper leaves open.
+    They add up to more than one, because classes have their maxima at different positions.
 
     Args:
         model: a network with a map.
-        variables: of the network.
-        scales: the same pictures at each scale, (N, H, W, C) each; the paper's are `SIX_SCALES`.
+        variables: the network's variables.
+        scales: the same pictures at each scale, (N, H, W, C) each, normalised; the paper's scales
+            are `SIX_SCALES`.
 
     Raises:
         InputError: as `probability_maps`.
@@ -205,17 +218,17 @@ def multi_scale(model: nn.Module, variables: Any, scales: Sequence[Array]) -> Ar
 
 
 def average_maps(maps: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]]) -> np.ndarray:
-    """Return the mean of maps of one picture at several scales, on the cells of the last one.
+    """Return the mean of maps of one picture at several scales, at the cells of the last map.
+
+    Cells are centred on the picture and are the same number of pixels apart at all scales.
 
     Args:
-        maps: (H', W', classes) each, of any numbers of cells.
-        sizes: (height, width) of the picture at the scale of each map, in pixels.
-
-    Cells are centred on the picture and equally many pixels apart at all scales.
+        maps: (H', W', classes) each, with any number of cells.
+        sizes: (height, width) in pixels of the picture at the scale of each map.
 
     Returns:
-        (H', W', classes) of the last map; the others are interpolated linearly between their cells
-        and constant beyond the outermost.
+        A map (H', W', classes) with the cells of the last one. The others are interpolated linearly
+        between their cells, and are constant beyond their outermost cells.
     """
     total = np.zeros_like(maps[-1])
     for values, size in zip(maps, sizes, strict=True):
@@ -228,6 +241,9 @@ def average_maps(maps: Sequence[np.ndarray], sizes: Sequence[tuple[int, int]]) -
 
 
 def _interpolation(count: int, finer: int, scale: float) -> np.ndarray:
-    """Return (finer, count): weights of `count` cells at places of `finer` ones, both centred."""
+    """Return (finer, count): the weight of each of `count` cells at each of `finer` cells.
+
+    Both rows of cells have the same centre; the distance of the finer ones is `scale`.
+    """
     places = (count - 1) / 2 + (np.arange(finer) - (finer - 1) / 2) * scale
     return np.stack([np.interp(places, np.arange(count), row) for row in np.eye(count)], 1)

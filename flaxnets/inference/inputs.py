@@ -1,4 +1,4 @@
-"""Turn what users pass to a network into what its plan reads."""
+"""Turn the pictures that users pass to a network into raw images that its plan reads."""
 
 import math
 import os
@@ -14,20 +14,20 @@ from flaxnets.errors import InputError
 from flaxnets.recipes import Statistics
 
 Picture: TypeAlias = "str | pathlib.Path | bytes | Image.Image | np.ndarray"
-MAX_READ = 2**22  # pixels that a network reads at once, as a map, at most
+MAX_READ = 2**22  # largest number of pixels that a network reads at once, as a map
 
 
 def as_list(pictures: Any, plan: Plan) -> tuple[list[Picture], bool]:
-    """Return pictures as a list, and whether it was a single one.
+    """Return pictures as a list, and whether a single one was passed.
 
     Args:
         pictures: a path, the bytes of a file, a Pillow image, an array (height, width, channels),
-            a row of features (C,) for a plan of rows; or several of them in a list, or in an array
-            with one axis more.
-        plan: of the network.
+            or a row of features (C,) for a plan of rows; or several of them, in a list or in an
+            array with one more axis.
+        plan: the network's preprocessing.
 
     Raises:
-        InputError: there is none.
+        InputError: the list is empty.
     """
     if hasattr(pictures, "ndim"):
         axes = 3 if plan.operations else 1
@@ -44,7 +44,8 @@ def as_list(pictures: Any, plan: Plan) -> tuple[list[Picture], bool]:
 def as_raw(picture: Any, plan: Plan, name: str) -> bytes | np.ndarray:
     """Return what `plan` reads: the bytes of a file, pixels, or a row of features.
 
-    Raises InputError if it is no picture, or an array that does not hold pixels.
+    Raises InputError if it is not a picture, or an array that does not hold pixels. Messages call
+    the picture `name`.
     """
     if isinstance(picture, str | os.PathLike):
         return read_file(pathlib.Path(picture))
@@ -54,8 +55,8 @@ def as_raw(picture: Any, plan: Plan, name: str) -> bytes | np.ndarray:
         return pixels_of(picture, plan.decode, name)
     if not hasattr(picture, "ndim"):
         raise InputError(
-            f"{name} is a {type(picture).__name__}; expected a path, the bytes of a file, a Pillow "
-            "image or an array"
+            f"{name} is of type {type(picture).__name__}; expected a path, the bytes of a file, a "
+            "Pillow image or an array"
         )
     values = np.asarray(picture)
     if not plan.operations:
@@ -68,8 +69,8 @@ def as_raw(picture: Any, plan: Plan, name: str) -> bytes | np.ndarray:
     is_map = values.ndim == 3 and values.size > 0 and values.dtype == np.uint8
     if not is_map or values.shape[-1] not in (1, 2, 3, 4, channels):
         raise InputError(
-            f"{name} is an array of {values.dtype} and shape {values.shape}; expected uint8 "
-            f"(height, width, {channels}), as pictures are read from files"
+            f"{name} is an array of {values.dtype} and shape {values.shape}; expected uint8 values "
+            f"0..255 of shape (height, width, {channels})"
         )
     if values.shape[-1] == channels:
         return values
@@ -78,28 +79,28 @@ def as_raw(picture: Any, plan: Plan, name: str) -> bytes | np.ndarray:
 
 
 def name_of(picture: Any, index: int | None) -> str:
-    """Return the name of a picture in messages; `index` is its place among several."""
+    """Return the name of a picture in messages; `index` is its position among several."""
     if isinstance(picture, str | os.PathLike):
         return str(picture)
     return "the picture" if index is None else f"picture {index}"
 
 
 def check_size(size: tuple[int, int]) -> None:
-    """Raise InputError if a picture of that (height, width) is too large to be read at once."""
+    """Raise InputError if a picture of a (height, width) is too large to be read at once."""
     height, width = size
     if width * height > MAX_READ:
         raise InputError(
             f"{width}x{height} pixels are too many to be read at once; expected at most "
-            f"{MAX_READ:,}"
+            f"{MAX_READ:,}, so scale the picture down or cut it"
         )
 
 
 def own_statistics(image: Image.Image) -> Statistics:
-    """Return the statistics with which `(x - mean) / std` becomes `0.5 + 0.5 * (x - m) / s`, where
-    m and s are the mean and the standard deviation (of a sample, as torch's) of all values of the
-    picture.
+    """Return statistics that normalise a picture by its own values.
 
-    A picture of one colour becomes 0.5.
+    With them `(x - mean) / std` equals `0.5 + 0.5 * (x - m) / s`, where m and s are the mean and
+    the standard deviation (of a sample, as torch's) of all values of the picture. A picture of one
+    colour becomes 0.5 everywhere.
     """
     counts = np.array(image.histogram()).reshape(-1, 256).sum(0)
     values = np.arange(256) / 255

@@ -2,12 +2,9 @@
 
 import dataclasses
 import functools
-import importlib.resources
-import math
-import operator
 import pathlib
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any, Literal, TypeAlias
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,70 +22,46 @@ from flaxnets.inference.features import (
     features,
     pyramid,
 )
-from flaxnets.inference.inputs import (
-    as_list,
-    as_raw,
-    check_size,
-    name_of,
-    own_statistics,
-)
+from flaxnets.inference.inputs import as_list, check_size, own_statistics
 from flaxnets.inference.predict import predict_views
-from flaxnets.inference.views import SHARES, VIEWS_PER_SIZE, Views, check_views, views_of
+from flaxnets.inference.programs import BATCH, Programs
+from flaxnets.inference.results import Card, best_classes, class_names
+from flaxnets.inference.views import SHARES, VIEWS_PER_SIZE, check_views, views_of
 from flaxnets.models import describe
 from flaxnets.recipes import Statistics
 from flaxnets.training.on_device import normalize
-from flaxnets.weights.loading import with_fresh_head
-
-AnyViews: TypeAlias = Views | Literal["whole"]
-Normalization: TypeAlias = Literal["training", "image"]
-IMAGENET = "ImageNet-1k"  # its training images, ILSVRC 2012
-BATCH = 32  # views of pictures that are computed at once
-
-
-@dataclasses.dataclass(frozen=True)
-class Card:
-    """What is known about a network's weights; None if it is not known."""
-
-    source: str
-    """A run's directory, a file, or the names of the network and of its published weights."""
-    training_data: str | None = None
-    """The data set: as train.py names it, or "ImageNet-1k"."""
-    accuracy: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    """Shares of the test images: "top1", "top5"; for numbers "loss", the mean squared error."""
-    licence: str | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Prediction:
-    """A class that a network sees in a picture."""
-
-    index: int
-    name: str
-    score: float | None
-    """The logit; None where several views are averaged."""
-    probability: float
+from flaxnets.types import AnyViews, Normalization
+from flaxnets.weights.adaptation import with_fresh_head
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Network:
-    """A trained network, which `flaxnets.pretrained` opens.
+    """A trained network that can be called on pictures; `flaxnets.pretrained` opens it.
 
-    Pictures are paths, bytes of files, Pillow images, or uint8 arrays (height, width, channels) as
-    read from files; the network preprocesses them. Programs are compiled at the first call, and
-    again for another number of pictures.
+        network = pretrained("resnet50", "IMAGENET1K_V2")
+        logits = network("dog.jpg")  # (1000,), float32
+        network.classify("dog.jpg", top=3)
+
+    A picture is a path, the bytes of a file, a Pillow image, or a uint8 array (height, width,
+    channels) with values 0..255 as read from a file. The network preprocesses pictures itself. A
+    network for rows of features reads arrays of numbers (features,) instead.
+
+    Methods take one picture or several (a list, or an array with one more axis). Programs are
+    compiled at the first call, and again for another number of pictures.
     """
 
     model: Any
     """The linen module, a `flaxnets.models.base.Model`."""
     variables: Any
-    """Its variables, for `model.apply`."""
+    """Variables of the module, for `model.apply`."""
     preprocessing: Plan
-    """The plan from a picture to network input, uint8."""
+    """Plan that turns a picture into network input: uint8 (height, width, channels)."""
     statistics: Statistics
-    """Mean and deviation of each channel, by which network input is normalised."""
+    """Mean and deviation of each channel, of values in 0..1, by which input is normalised."""
     classes: tuple[str, ...]
     """Names of the classes; empty if the network gives numbers or features."""
     card: Card
+    """What is known about the weights: source, training data, accuracy and licence."""
 
     def __repr__(self) -> str:
         return f"<Network {self.arch} from {self.card.source}, {len(self.classes)} classes>"
@@ -103,31 +76,33 @@ class Network:
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
-        """(height, width, channels) of network input."""
+        """(height, width, channels) of network input, in pixels."""
         size = self.preprocessing.size
         return size, size, len(self.statistics[0])
 
     @functools.cached_property
     def feature_names(self) -> list[str]:
-        """Names of layers that `features` accepts."""
+        """Names of the layers that `features` accepts."""
         return feature_names(self.model, self.variables, jnp.zeros((1, *self.input_shape)))
 
     @functools.cached_property
     def feature_info(self) -> tuple[Level, ...]:
-        """Stride, name and channels of each map that `pyramid` can give, from shapes alone."""
+        """Stride, name and channels of each map that `pyramid` gives, known without computing."""
         return feature_info(self.model)
 
     def __call__(self, pictures: Any) -> jax.Array:
-        """Return logits (N, outputs) of pictures, or (outputs,) of a single one, float32.
+        """Return logits of pictures: (N, outputs), or (outputs,) for a single one, float32.
 
-        Raises InputError if one cannot be read; the message names it.
+            probabilities = jax.nn.softmax(network("dog.jpg"))
+
+        Raises InputError if a picture cannot be read; the message names it.
         """
 
         def logits(variables: Any, images: dict[str, jax.Array], statistics: Any) -> jax.Array:
             views = predict_views(self.model, variables, [images["image"]], statistics)[0][0]
             return views[:, 0]
 
-        return self._compute("logits", logits, pictures)
+        return self._programs.compute("logits", logits, pictures)
 
     def classify(
         self,
@@ -138,28 +113,35 @@ class Network:
         normalization: Normalization = "training",
         seed: int = 0,
     ) -> Any:
-        """Return the `top` best classes of a picture, the best first; of several, a list for each.
+        """Return the `top` best classes of a picture, the best first.
+
+            for prediction in network.classify("dog.jpg", top=3):
+                print(f"{prediction.probability:.1%} {prediction.name}")
 
         Args:
             pictures: one or several.
-            top: how many classes.
-            views: the views whose class probabilities are averaged (`flaxnets.inference.views`), or
-                "whole" for the whole picture, not scaled.
-            normalization: "training" normalises by the statistics of the training data; "image"
+            top: number of classes, at least 1.
+            views: views of a picture whose class probabilities are averaged: "center", "ten-crop",
+                "random-10", "multi-scale" or "mirror-and-shift" (`flaxnets.inference.views`), or
+                "whole" for the whole picture at its own size.
+            normalization: "training" normalises by the statistics of the training data. "image"
                 gives 0.5 + 0.5 * (x - mean) / std, with the statistics of the picture itself.
-            seed: of random views.
+            seed: seed of random views.
 
         Returns:
-            A `Prediction` for each class. A network that gives numbers returns those.
+            A list of `Prediction`; for several pictures a list of such lists. A network that gives
+            numbers returns a number, or a list of them.
 
         Raises:
-            InputError: a picture that cannot be read, views that the network does not have, or a
-                network without a head.
+            InputError: a picture cannot be read, the network does not have such views, or it has no
+                head.
         """
         if top < 1:
             raise InputError(f"top is {top}; expected at least 1")
         if not self.model.num_classes:
-            raise InputError(f"{self.arch} has no head and so no classes; see network.with_head")
+            raise InputError(
+                f"{self.arch} has no head and so no classes; add one with network.with_head"
+            )
         self.check_views(views)
         if not self.classes:
             numbers = np.asarray(self(pictures))
@@ -181,43 +163,54 @@ class Network:
                 return self._whole(raw, name), statistics
             return views_of(raw, self.preprocessing, views, (seed,), name), statistics
 
-        is_of_one_kind = views != "whole" and normalization == "training"
-        size = max(BATCH // count, 1) if is_of_one_kind else 1
+        are_alike = views != "whole" and normalization == "training"  # in size and statistics
+        size = max(BATCH // count, 1) if are_alike else 1
         scores, logs = jax.device_get(
-            self._compute(("classify", views), predictions, pictures, prepare, size)
+            self._programs.compute(("classify", views), predictions, pictures, prepare, size)
         )
         if logs.ndim == 1:
-            return self._best(scores, logs, top)
+            return best_classes(self.classes, scores, logs, top)
         rows = [None] * len(logs) if scores is None else scores
-        return [self._best(*row, top) for row in zip(rows, logs, strict=True)]
+        return [best_classes(self.classes, *row, top) for row in zip(rows, logs, strict=True)]
 
     def check_views(self, views: AnyViews) -> None:
         """Raise InputError if the network does not have such views."""
         if views != "whole":
             check_views(views, self.preprocessing)
         elif not hasattr(self.model, "dense"):
-            raise InputError(f"{self.arch} reads pictures of one size; expected the view 'center'")
+            raise InputError(
+                f"{self.arch} reads pictures of one size, not whole ones; expected views 'center'"
+            )
 
     def dense(self, picture: Any) -> jax.Array:
-        """Return the map of logits (H', W', classes) of one picture of any size, which is not
-        scaled: the network's answer at every position (`flaxnets.inference.dense`).
+        """Return the network's answer at every position of one picture, which is not scaled.
+
+            heat = jax.nn.softmax(network.dense("street.jpg"))[..., 207]
+
+        The map of logits is (H', W', classes), float32; `flaxnets.inference.dense.cell_stride`
+        gives the pixels between its cells.
 
         Raises InputError if the network has no map, or the picture is too small or too large.
         """
         model = finest_map(self.model)
         if not as_list(picture, self.preprocessing)[1]:
-            raise InputError("several pictures are given; expected one")
+            raise InputError("dense reads one picture, but several are given; call it for each")
 
         def scores(variables: Any, images: dict[str, jax.Array], statistics: Any) -> jax.Array:
             return predict_views(model, variables, [images["image"]], statistics)[0][0][:, 0]
 
-        return self._compute(
-            "dense", scores, picture, lambda raw, name: (self._whole(raw, name), self.statistics)
-        )
+        def prepare(raw: Any, name: str) -> tuple[dict[str, np.ndarray], Statistics]:
+            return self._whole(raw, name), self.statistics
+
+        return self._programs.compute("dense", scores, picture, prepare)
 
     def features(self, pictures: Any, names: Sequence[str]) -> dict[str, jax.Array]:
-        """Return activations by the torch names of layers, (N, H', W', C') for most layers, without
-        the first axis for a single picture (`flaxnets.inference.features`).
+        """Return the outputs of layers by their torch names.
+
+            network.features("dog.jpg", ["layer3", "layer4.1.conv2"])["layer3"]
+
+        Most have the shape (N, H', W', C'), without the first axis for a single picture
+        (`flaxnets.inference.features`).
 
         Raises InputError for an unknown name, with the nearest one of `feature_names`.
         """
@@ -226,12 +219,16 @@ class Network:
             x = normalize(images["image"][:, 0], *statistics)
             return features(self.model, variables, x, names)
 
-        outputs = self._compute(("features", *names), activations, pictures)
+        outputs = self._programs.compute(("features", *names), activations, pictures)
         return {name: outputs[name] for name in names}
 
     def pyramid(self, pictures: Any, strides: Sequence[int] = STRIDES) -> list[jax.Array]:
-        """Return the last map of each stride, (N, H', W', C'), without the first axis for a single
-        picture. Nothing deeper is computed; `feature_info` tells the channels in advance.
+        """Return the last map of each of `strides`, (N, H', W', C').
+
+            fine, coarse = network.pyramid("dog.jpg", strides=(8, 32))
+
+        A stride is in pixels. For a single picture the maps have no first axis. Deeper layers are
+        not computed. `feature_info` tells the channels in advance.
 
         Raises InputError if the network has no map of a stride.
         """
@@ -240,21 +237,22 @@ class Network:
             x = normalize(images["image"][:, 0], *statistics)
             return pyramid(self.model, variables, x, strides, self.feature_info)
 
-        return self._compute(("pyramid", *strides), maps, pictures)
+        return self._programs.compute(("pyramid", *strides), maps, pictures)
 
     def with_head(
         self, num_classes: int, key: jax.Array, classes: Sequence[str] | None = None
     ) -> "Network":
-        """Return the network with a new last layer, initialised with `key`; everything else is
-        kept.
+        """Return the network with a new, freshly initialised last layer; the rest is kept.
+
+            pets = network.with_head(2, jax.random.key(0), classes=["cat", "dog"])
 
         Args:
-            num_classes: outputs of the new layer.
-            key: a key of `jax.random`.
-            classes: their names; "class 0" and so on unless given.
+            num_classes: number of outputs of the new layer, at least 1.
+            key: key of `jax.random` for its initial values.
+            classes: names of the classes; by default "class 0" and so on.
 
         Raises:
-            InputError: a number below one, or another number of names.
+            InputError: `num_classes` is below 1, or there is another number of names.
         """
         if num_classes < 1:
             raise InputError(f"num_classes is {num_classes}; expected at least 1")
@@ -271,9 +269,16 @@ class Network:
         )
 
     def save(self, path: str | pathlib.Path) -> None:
-        """Write the network to one .safetensors file, which `flaxnets.pretrained` opens again.
+        """Write the network to one file, which `flaxnets.pretrained` opens again.
 
-        Raises InputError if it is no network of the library, or the file cannot be written.
+            network.save("mine.safetensors")
+            network = pretrained("mine.safetensors")
+
+        The file has the weights under torch's keys, and the preprocessing, statistics, classes and
+        card as JSON in its header.
+
+        Raises InputError if the suffix is not .safetensors, the network is none of the library's,
+        or the file cannot be written.
         """
         described = {
             "preprocessing": self.preprocessing.to_json(),
@@ -284,93 +289,15 @@ class Network:
         saved.write(pathlib.Path(path), self.model, self.variables, described)
 
     @functools.cached_property
-    def _programs(self) -> dict[Any, Callable[..., Any]]:
-        return {}
-
-    def _compute(
-        self,
-        kind: Hashable,
-        function: Callable[[Any, dict[str, jax.Array], Any], Any],
-        pictures: Any,
-        prepare: Callable[[Any, str], tuple[dict[str, np.ndarray], Statistics]] | None = None,
-        size: int = BATCH,
-    ) -> Any:
-        """Apply a function to pictures, compiled and `size` pictures at a time.
-
-        Args:
-            kind: what the function depends on besides its arguments; the key of its program.
-            function: of variables, views of pictures (N, V, H, W, C) and statistics; gives a tree
-                of arrays (N, ...), which have no first axis for a single picture.
-            pictures: one or several.
-            prepare: gives the views and statistics of one raw picture and its name; by the plan
-                unless given. Statistics of one batch are the same.
-            size: pictures of a batch; the last of several batches is padded with zeros.
-        """
-        pictures, is_single = as_list(pictures, self.preprocessing)
-
-        def of_one(*arguments: Any) -> Any:
-            return jax.tree.map(lambda x: x[0], function(*arguments))
-
-        if (kind, is_single) not in self._programs:
-            self._programs[kind, is_single] = jax.jit(of_one if is_single else function)
-        program = self._programs[kind, is_single]
-        results = []
-        for start in range(0, len(pictures), size):
-            prepared = []
-            for index, picture in enumerate(pictures[start : start + size], start):
-                name = name_of(picture, None if is_single else index)
-                raw = as_raw(picture, self.preprocessing, name)
-                prepared.append((prepare or self._as_fed)(raw, name))
-            sizes, own = prepared[0]
-            images = {key: np.stack([views[key] for views, _ in prepared]) for key in sizes}
-            rest = size - len(prepared) if start else 0
-            if rest:
-                images = {key: np.pad(x, [(0, rest)] + [(0, 0)] * 4) for key, x in images.items()}
-            statistics = tuple(np.array(values, np.float32) for values in own)
-            result = program(self.variables, images, statistics)
-            if rest:
-                result = jax.tree.map(operator.itemgetter(slice(-rest)), result)
-            results.append(result)
-        if len(results) == 1:
-            return results[0]
-        return jax.tree.map(lambda *parts: jnp.concatenate(parts), *results)
+    def _programs(self) -> Programs:
+        return Programs(self.variables, self.preprocessing, self._as_fed)
 
     def _as_fed(self, raw: Any, name: str) -> tuple[dict[str, np.ndarray], Statistics]:
+        """Return the one view of a picture that the plan gives."""
         return {"image": self.preprocessing(raw, name=name)[None]}, self.statistics
 
     def _whole(self, raw: Any, name: str) -> dict[str, np.ndarray]:
+        """Return the one view of a picture at its own size."""
         picture = self.preprocessing.decode(raw, name=name)
         check_size(picture.size)
         return {"image": picture.pixels[None]}
-
-    def _best(self, scores: Any, log_probabilities: Any, top: int) -> list[Prediction]:
-        order = np.argsort(
-            -np.asarray(log_probabilities if scores is None else scores), stable=True
-        )
-        return [
-            Prediction(
-                int(index),
-                self.classes[index],
-                None if scores is None else float(scores[index]),
-                math.exp(log_probabilities[index]),
-            )
-            for index in order[:top]
-        ]
-
-
-def imagenet_class_names() -> tuple[str, ...]:
-    """Return the 1000 classes in the order of the published weights, as torchvision names them."""
-    file = importlib.resources.files("flaxnets.inference") / "imagenet_classes.txt"
-    return tuple(file.read_text("utf-8").splitlines())
-
-
-def class_names(names: Sequence[str] | None, count: int) -> tuple[str, ...]:
-    """Return the names of `count` classes: "class 0" and so on unless given.
-
-    Raises InputError if another number is given.
-    """
-    if names is None:
-        return tuple(f"class {index}" for index in range(count))
-    if len(names) != count:
-        raise InputError(f"{len(names)} class names are given; the network has {count} classes")
-    return tuple(names)

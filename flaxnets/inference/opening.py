@@ -1,4 +1,4 @@
-"""The one door to trained networks: `flaxnets.pretrained`."""
+"""Open trained networks of every kind: `flaxnets.pretrained`."""
 
 import dataclasses
 import os
@@ -14,21 +14,14 @@ from flaxnets.data.plan import Plan, evaluation_plan
 from flaxnets.data.source import IMAGENET_STATISTICS
 from flaxnets.errors import InputError, one_of
 from flaxnets.inference import saved
-from flaxnets.inference.network import (
-    IMAGENET,
-    Card,
-    Network,
-    class_names,
-    imagenet_class_names,
-)
+from flaxnets.inference.network import Network
+from flaxnets.inference.results import IMAGENET, Card, class_names, imagenet_class_names
 from flaxnets.inference.run import load_run
-from flaxnets.models import VARIANTS, create_model, describe
+from flaxnets.models import NAMES, create_model, describe
 from flaxnets.recipes import Kind, Orientation, Preprocessing, Statistics, recipe_for
 from flaxnets.weights import PublishedWeights, find_weights, load_model, published_weights
 from flaxnets.weights.files import read_weights
 from flaxnets.weights.loading import check_in_channels
-
-DEMO = "efficientnet_lite0"  # whose published weights the extra `demo` installs
 
 
 def pretrained(
@@ -44,38 +37,46 @@ def pretrained(
     in_channels: int | None = None,
     **fields: Any,
 ) -> Network:
-    """Return a trained network that can be called.
+    """Return a trained network that can be called on pictures.
 
         network = pretrained("resnet50", "IMAGENET1K_V2")  # published weights
-        network = pretrained("resnet50", "mine.pth")  # a file of weights, of torch or safetensors
-        network = pretrained("runs/vgg19-digits")  # what experiments/train.py wrote
-        network = pretrained("mine.safetensors")  # what network.save wrote
-        network = pretrained((model, variables))  # at hand
+        network = pretrained("resnet50", "mine.pth")  # a file of weights, torch or safetensors
+        network = pretrained("runs/vgg19-digits")  # a run of train.py
+        network = pretrained("mine.safetensors")  # a file of network.save
+        network = pretrained((model, variables))  # a module with its variables
+        network.classify("dog.jpg")
 
     Args:
-        source: name of a network; the directory of a run, or a file that `network.save` wrote; or a
-            module with its variables.
-        weights: of a network by name: the name of published weights, "IMAGENET1K_V1" unless given,
-            or a file.
-        preprocessing: a plan, or the name of published weights whose plan and statistics are taken.
-            Unless given it is that of the run, of the published weights, or of the network's recipe
-            for data of that `kind`.
-        statistics: mean and deviation of each channel of pixels in 0..1. Unless given they are as
-            the plan's, and ImageNet's for weights of which nothing is known.
-        classes: their names. Unless given they are as the run's, ImageNet's where there are 1000,
-            or numbered.
-        orientation: of pictures, "upright" or as "stored"; that of the run, or upright, unless
-            given.
-        kind: of the data that a network by name, or one at hand, was trained on.
-        ema: take the average weights of a file that has raw ones as well.
-        in_channels: of the pictures that a network by name is to read, as for `load_weights`.
-        fields: of a network by name, as for `create_model`; `num_classes` as for `load_weights`.
+        source: name of a network; directory of a run; file that `network.save` wrote; or a module
+            with its variables, (model, variables).
+        weights: weights of a network opened by name: the name of published weights, by default
+            "IMAGENET1K_V1", or a file.
+        preprocessing: a plan, or the name of published weights to use their plan and statistics. By
+            default that of the run, of the published weights, or of the network's recipe for data
+            of that `kind`.
+        statistics: mean and deviation of each channel, of pixels in 0..1. By default those that
+            belong to the preprocessing, or ImageNet's if nothing is known about the weights.
+        classes: names of the classes. By default those of the run, ImageNet's if there are 1000,
+            or "class 0" and so on.
+        orientation: turn pictures "upright" as EXIF says, or read them as "stored". By default as
+            in the run, or upright.
+        kind: kind of data on which the network was trained: "photographs", "small images" or
+            "rows". Only for a network opened by name or from a module.
+        ema: use the average weights of a file that has raw ones too.
+        in_channels: channels of the pictures, as for `load_weights`. Only for a network opened by
+            name.
+        fields: fields of a network opened by name, as for `create_model`; `num_classes` as for
+            `load_weights`.
+
+    Returns:
+        The network. Its variables are on the default device.
 
     Raises:
-        InputError: for wrong names, and files that are absent, broken or of another network.
+        InputError: a name is wrong, a file is missing, broken or of another network, or an argument
+            does not go with the source.
     """
     row = preprocessing if isinstance(preprocessing, str) else None
-    if isinstance(source, str) and source in VARIANTS:
+    if isinstance(source, str) and source in NAMES:
         check_in_channels(in_channels)
         start = _start(source, weights)
         _check_start(start, source, ema, fields.get("num_classes"))
@@ -104,8 +105,11 @@ def pretrained(
         options = {"weights": weights, "ema": ema, "in_channels": in_channels}
         names = [name for name, value in options.items() if value] + list(fields)
         if isinstance(source, str):
-            one_of(VARIANTS, source, "architecture")
-        raise InputError(f"{', '.join(names)}: for a network by its name, not one with its weights")
+            one_of(NAMES, source, "architecture")
+        raise InputError(
+            f"{', '.join(names)} cannot be given with a source that has its own weights; expected "
+            "the name of a network"
+        )
     elif isinstance(source, tuple):
         network = _at_hand(*source, row, kind, preprocessing, statistics)
     else:
@@ -126,7 +130,7 @@ def pretrained(
 
 
 def oriented(plan: Plan, orientation: Orientation | None) -> Plan:
-    """Return the plan with another orientation of pictures, if one is given."""
+    """Return the plan with another orientation of pictures, unless it is None."""
     if orientation is None or not plan.operations:
         return plan
     decode = dataclasses.replace(plan.decode, orientation=orientation)
@@ -134,6 +138,7 @@ def oriented(plan: Plan, orientation: Orientation | None) -> Plan:
 
 
 def _start(arch: str, weights: str | os.PathLike | None) -> PublishedWeights | pathlib.Path:
+    """Return the published weights or the file that `weights` names."""
     if weights is None:
         return published_weights(arch)
     return find_weights(arch, weights) if isinstance(weights, str) else pathlib.Path(weights)
@@ -142,12 +147,17 @@ def _start(arch: str, weights: str | os.PathLike | None) -> PublishedWeights | p
 def _check_start(
     start: PublishedWeights | pathlib.Path, arch: str, ema: bool, num_classes: int | None
 ) -> None:
+    """Raise InputError if published weights lack averages or classes that are asked for."""
     if isinstance(start, PublishedWeights):
         if ema:
-            raise InputError(f"{start.name} of {arch} has no average weights; expected a file")
+            raise InputError(
+                f"the weights {start.name} of {arch} have no averages; leave out ema, or give a "
+                "file of weights"
+            )
         if not start.classes and num_classes is None:
             raise InputError(
-                f"the weights {start.name} of {arch} are features only, without classes"
+                f"the weights {start.name} of {arch} are features without classes; give "
+                "num_classes for a fresh head"
             )
 
 
@@ -159,10 +169,11 @@ def _prepared(
     channels: int,
     statistics: Statistics | None,
 ) -> tuple[Plan, Statistics]:
-    """Return how a network reads images of so many channels: as the published weights `row` do, or
-    by its recipe for data of that kind.
+    """Return the preprocessing and statistics of a network for images with a number of channels.
 
-    Raises InputError if statistics of so many channels are neither given nor known.
+    They are those of the published weights `row`, or of the network's recipe for a kind of data.
+
+    Raises InputError if the statistics of so many channels are neither given nor known.
     """
     if row is None:
         mean, std = IMAGENET_STATISTICS
@@ -174,7 +185,7 @@ def _prepared(
     else:
         published, kind = published_weights(arch, row), "photographs"
         mean, std = published.statistics
-        if getattr(model, "transform_input", False):  # then the network does that part itself
+        if getattr(model, "transform_input", False):  # the network scales to -1..1 itself
             mean, std = published.mean, published.std
         values = Preprocessing(
             image_size=published.crop,
@@ -183,18 +194,23 @@ def _prepared(
         )
     if statistics is None:
         if channels > len(mean):
-            raise InputError(f"the statistics of {channels} channels are not known; expected them")
+            raise InputError(
+                f"the statistics of {channels} channels are not known; give statistics, the mean "
+                "and deviation of each channel"
+            )
         statistics = mean[:channels], std[:channels]
     return evaluation_plan(values, kind, channels), statistics
 
 
 def _classes(arch: str, kind: Kind, count: int) -> tuple[str, ...]:
+    """Return the default names of a network's classes; none if it gives numbers."""
     if kind == "rows" and recipe_for(arch, kind).loss == "squared_error":
         return ()
     return imagenet_class_names() if count == 1000 else class_names(None, count)
 
 
 def _card(start: PublishedWeights | pathlib.Path) -> Card:
+    """Return what is known about published weights or a file."""
     if isinstance(start, PublishedWeights):
         accuracy = {"top1": start.top1 / 100, "top5": start.top5 / 100} if start.classes else {}
         return Card(f"{start.arch} {start.name}", IMAGENET, accuracy, start.licence)
@@ -205,18 +221,19 @@ def _stored(source: Any) -> Network:
     """Return the network of a run's directory, or of a file that `network.save` wrote."""
     if not isinstance(source, str | os.PathLike):
         raise InputError(
-            f"a network is asked for of a {type(source).__name__}; expected a name, a path, or a "
-            "module with its variables, (model, variables)"
+            f"cannot open a network from a value of type {type(source).__name__}; expected a name, "
+            "a path, or a module with its variables, (model, variables)"
         )
     path = pathlib.Path(source)
     if path.is_file():
         return _saved(path)
     if isinstance(source, str) and path.name == source and not path.suffix and not path.exists():
-        one_of(VARIANTS, source, "architecture")  # mistyped
+        one_of(NAMES, source, "architecture")  # a mistyped name, not a path
     return load_run(path)
 
 
 def _saved(path: pathlib.Path) -> Network:
+    """Return the network of a file that `network.save` wrote."""
     model, described = saved.read_header(path)
     try:
         mean, std = described["statistics"]
@@ -230,7 +247,9 @@ def _saved(path: pathlib.Path) -> Network:
         )
         like = _shapes(model, network.input_shape)
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path} has a header that network.save did not write") from error
+        raise InputError(
+            f"{path} has a header that network.save did not write; give the name of the network too"
+        ) from error
     state_dict = read_weights(path, jax.tree.leaves(torch_keys(like)))
     return dataclasses.replace(network, variables=jax.device_put(from_torch(state_dict, like)))
 
@@ -243,6 +262,7 @@ def _at_hand(
     preprocessing: Plan | str | None,
     statistics: Statistics | None,
 ) -> Network:
+    """Return the network of a module with its variables."""
     card = Card(f"{type(model).__name__} at hand")
     if isinstance(preprocessing, Plan) and statistics is not None:
         classes = class_names(None, getattr(model, "num_classes", 0))
@@ -250,14 +270,17 @@ def _at_hand(
     try:
         arch, _ = describe(model)
     except InputError as error:
-        raise InputError(f"{error}; expected its preprocessing, a plan, and statistics") from error
+        raise InputError(f"{error}; give preprocessing (a plan) and statistics") from error
     shapes = jax.tree.map(jnp.shape, variables)
     *size, usual = model.input_shape
     for channels in (usual, 1, 3, len(statistics[0]) if statistics else 3):
         if jax.tree.map(lambda leaf: leaf.shape, _shapes(model, (*size, channels))) == shapes:
             break
     else:
-        raise InputError(f"the variables are not those of this {type(model).__name__}")
+        raise InputError(
+            f"the variables do not fit this {type(model).__name__}; expected the shapes of "
+            "model.init"
+        )
     plan, known = _prepared(arch, model, row, kind, channels, statistics)
     return Network(model, variables, plan, known, _classes(arch, kind, model.num_classes), card)
 

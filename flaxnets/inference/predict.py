@@ -1,7 +1,7 @@
 """Compute class probabilities over a data set, for one network or averaged over several.
 
-The average over networks is that of Ciresan et al. 2012 (arXiv:1202.2745), section 2, over the
-columns of a multi-column network, and of the ensembles in He et al. 2015, Table 5.
+Ciresan et al. 2012 (arXiv:1202.2745), section 2, average over networks in this way, as the columns
+of a multi-column network; so do the ensembles of He et al. 2015, Table 5.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -14,7 +14,6 @@ import numpy as np
 from jax import lax
 
 from flaxnets.recipes import Statistics
-from flaxnets.training.objective import scores
 from flaxnets.training.on_device import normalize
 from flaxnets.training.parallel import AXIS, DataParallel
 from flaxnets.training.views import mean_log_probabilities, view_logits
@@ -27,17 +26,17 @@ def predict_views(
     statistics: Any,
     shares: Sequence[float] | None = None,
 ) -> tuple[list[jax.Array], jax.Array]:
-    """Return a network's answers for images as they are decoded. Every prediction is made here.
+    """Return a network's answers for views of pictures. Every prediction is made here.
 
     Args:
         model: a network.
-        variables: of the network.
+        variables: the network's variables.
         views: uint8 (N, V, H, W, C) for each size of view.
-        statistics: mean and deviation of each channel, by which they are normalised.
-        shares: of the views in the mean; all alike unless given.
+        statistics: mean and deviation of each channel, by which views are normalised.
+        shares: weight of each view in the mean; equal by default.
 
     Returns:
-        Logits (N, V, classes) or maps of them for each size of view (`view_logits`), and the
+        For each size of view, logits (N, V, classes) or maps of them (`view_logits`); and the
         logarithms (N, classes) of the probabilities averaged over all views.
     """
     logits = [view_logits(model, variables, normalize(x, *statistics)) for x in views]
@@ -47,11 +46,14 @@ def predict_views(
 def make_predict_step(
     model: nn.Module, statistics: Statistics, shares: Sequence[float] | None = None
 ) -> Callable[[Any, dict[str, jax.Array]], dict[str, jax.Array]]:
-    """Return `(variables, batch with "mask") -> {"log_probabilities", "label", "mask"}`, whose
-    results (N, classes), (N,) and (N,) are those of the whole batch, on every device.
+    """Return a function that predicts a batch: `(variables, batch) -> results`.
 
-    The batch has images (N, H, W, C), or views (N, V, H, W, C) under one key or several that start
-    with "image"; probabilities are averaged over all of them (`mean_log_probabilities`).
+    The batch has "label" and "mask" (N,), and images (N, H, W, C) or views (N, V, H, W, C) under
+    one or several keys that start with "image". Probabilities are averaged over all views
+    (`mean_log_probabilities`).
+
+    The results are "log_probabilities" (N, classes), "label" (N,) and "mask" (N,). Every device has
+    those of the whole batch.
     """
 
     def predict_step(variables: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
@@ -72,8 +74,10 @@ def predict(
     parallel: DataParallel,
     shares: Sequence[float] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return log-probabilities (N, classes), float32, and labels (N,), int32, of every example
-    once, in the order of `batches` (of `data.eval_batches`, which masks what pads the last one).
+    """Return log-probabilities (N, classes), float32, and labels (N,), int32.
+
+    Every example occurs once, in the order of `batches`. They come from `data.eval_batches`, which
+    pads the last batch and masks the padding.
     """
     step = parallel.map(make_predict_step(model, statistics, shares))
     variables = parallel.replicate(variables)
@@ -89,15 +93,17 @@ def predict(
 def mean_of_members(log_probabilities: Sequence[np.ndarray]) -> np.ndarray:
     """Return the logarithms (N, classes), float32, of the probabilities averaged over networks."""
     members = np.stack(log_probabilities).astype(np.float64)
-    with np.errstate(invalid="ignore"):  # a network that gives NaN keeps it
+    with np.errstate(invalid="ignore"):  # NaN of a network stays NaN
         sums = np.logaddexp.reduce(members)
     return (sums - np.log(len(members))).astype(np.float32)
 
 
 def accuracy(log_probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Return means over all examples: "top1", "top5" and "loss" (cross entropy).
+    """Return means over all examples: "top1" and "top5", 0..1, and "loss" (cross entropy).
 
-    Equal values count as in training (`training.objective.scores`).
+    Ties are broken as in training (`training.objective.scores`).
     """
+    from flaxnets.training.objective import scores  # it imports optax
+
     values = scores(jnp.asarray(log_probabilities), jnp.asarray(labels))
     return {name: float(np.asarray(value).mean(dtype=np.float64)) for name, value in values.items()}

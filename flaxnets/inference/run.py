@@ -1,4 +1,4 @@
-"""Read a network that train.py trained back from its workdir."""
+"""Open the network of a run of train.py from its workdir."""
 
 import contextlib
 import pathlib
@@ -8,7 +8,8 @@ import jax.numpy as jnp
 
 from flaxnets.data.plan import Plan, evaluation_plan
 from flaxnets.errors import InputError
-from flaxnets.inference.network import Card, Network
+from flaxnets.inference.network import Network
+from flaxnets.inference.results import Card
 from flaxnets.models import create_model
 from flaxnets.recipes import Kind, Preprocessing
 from flaxnets.runs.checkpoints import Checkpoints
@@ -21,15 +22,19 @@ def read_config(path: pathlib.Path) -> dict[str, Any]:
     """Return the config of a run. Raises InputError if `path` is not the workdir of a run."""
     config = path / CONFIG
     if not config.is_file():
-        raise InputError(f"{path} is not the workdir of a training run: it has no {CONFIG}")
+        raise InputError(
+            f"{path} is not the workdir of a training run: it has no {CONFIG}; expected one that "
+            "train.py wrote"
+        )
     return read_json(config)
 
 
 def load_run(path: pathlib.Path) -> Network:
-    """Return the network of the newest intact checkpoint of the run in `path`, with the run's
-    evaluation plan. Only the variables of the checkpoint are read.
+    """Return the network of the newest intact checkpoint of the run in `path`.
 
-    Raises InputError if there is none, or if its config.json is not one that a run wrote.
+    Its preprocessing is the run's evaluation plan. Only the variables of the checkpoint are read.
+
+    Raises InputError if there is no checkpoint, or if a run did not write the config.json.
     """
     config = read_config(path)
     try:
@@ -47,7 +52,9 @@ def load_run(path: pathlib.Path) -> Network:
     except InputError:
         raise
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path / CONFIG} is not that of a training run") from error
+        raise InputError(
+            f"{path / CONFIG} is not that of a training run; expected a workdir of train.py"
+        ) from error
     checkpoints = Checkpoints(path / "checkpoints", read_only=True)
     variables = checkpoints.restore_variables()
     card = Card(str(path), dataset, _accuracy(path, checkpoints.latest_step))
@@ -55,11 +62,11 @@ def load_run(path: pathlib.Path) -> Network:
 
 
 def _accuracy(path: pathlib.Path, step: int | None) -> dict[str, float]:
-    """Return the run's summary of the weights of that step, if there is one."""
+    """Return the accuracies in the run's summary, if they are those of that step's weights."""
     with contextlib.suppress(OSError, InputError, KeyError, TypeError):
         summary = read_json(path / "summary.json")
         if summary["steps"] == step:
-            # Of the moving averages, where there are some: those are the variables.
+            # The variables are the moving averages if the run has any: report theirs.
             values = {
                 name: summary.get(f"ema_{name}", summary.get(name))
                 for name in ("top1", "top5", "loss")
@@ -69,10 +76,11 @@ def _accuracy(path: pathlib.Path, step: int | None) -> dict[str, float]:
 
 
 def _evaluation_plan(config: dict[str, Any]) -> Plan:
+    """Return the plan with which the run of a config evaluates."""
     if "plan" in config:
         return Plan.from_json(config["plan"]["evaluation"])
-    # A run from before plans were written down. Its evaluation was bilinear, and read photographs
-    # as they are stored; the recipes of small images crop nothing.
+    # Older runs did not store plans. Their evaluation was bilinear and read photographs as they are
+    # stored. Recipes of small images do not crop.
     values, dataset = config["preprocessing"], config["dataset"]
     size, resize, channels = values["image_size"], values["resize"], config["input_shape"][-1]
     kind: Kind = "photographs"

@@ -1,5 +1,6 @@
-"""Networks as files: safetensors with torch's keys, and everything else that calling the network
-needs as JSON in the file's header.
+"""Write networks to files: safetensors with torch's keys.
+
+Everything else that is needed to call the network is JSON in the file's header.
 """
 
 import json
@@ -21,23 +22,23 @@ HEADER = "flaxnets"  # the key of the JSON
 
 
 def write(path: pathlib.Path, model: Model, variables: Any, described: dict[str, Any]) -> None:
-    """Write a network to one file, whole or not at all.
+    """Write a network to one file, completely or not at all.
 
     Args:
-        path: file to write, .safetensors.
-        model: the network, of the library.
-        variables: its variables.
-        described: what else the JSON holds.
+        path: file to write, with the suffix .safetensors.
+        model: a network of the library.
+        variables: the network's variables.
+        described: further entries of the JSON.
 
     Raises:
-        InputError: another suffix, a network that is not the library's or has a field that JSON
-            cannot hold, or a file that cannot be written.
+        InputError: the suffix is another one, the network is none of the library's or has a field
+            that JSON cannot hold, or the file cannot be written.
     """
     one_of([SUFFIX], path.suffix, f"suffix of {path}")
     arch, fields = describe(model)
     fields = {name: _to_json(arch, name, value) for name, value in fields.items()}
     header = json.dumps({"arch": arch, "fields": fields} | described)
-    partial = path.with_name(path.name + ".part")  # never half a file under the final name
+    partial = path.with_name(path.name + ".part")  # a half-written file never has the final name
     try:
         save_file(to_torch(variables), partial, metadata={HEADER: header})
         partial.replace(path)
@@ -46,17 +47,17 @@ def write(path: pathlib.Path, model: Model, variables: Any, described: dict[str,
 
 
 def read_header(path: pathlib.Path) -> tuple[Model, dict[str, Any]]:
-    """Return the network of a file that `write` wrote, without variables, and the rest of its JSON.
+    """Return the module of a file that `write` wrote, and the other entries of its JSON.
 
-    Raises InputError if it is another file.
+    Raises InputError for any other file.
     """
     try:
         with safe_open(path, "numpy") as file:
             header = (file.metadata() or {})[HEADER]
     except (SafetensorError, OSError, KeyError) as error:
         raise InputError(
-            f"{path} does not say what network it is of, as those that network.save wrote do; "
-            "expected the name of its network as well"
+            f"{path} does not say which network its weights belong to; give the network's name "
+            "too, or a file that network.save wrote"
         ) from error
     try:
         described = json.loads(header)
@@ -65,10 +66,13 @@ def read_header(path: pathlib.Path) -> tuple[Model, dict[str, Any]]:
     except InputError:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(f"{path} has a header that network.save did not write") from error
+        raise InputError(
+            f"{path} has a header that network.save did not write; give the name of the network too"
+        ) from error
 
 
 def _to_json(arch: str, name: str, value: Any) -> Any:
+    """Return a field's value as JSON has it. Raises InputError if JSON cannot hold it."""
     if name == "dtype":
         return jnp.dtype(value).name
     if isinstance(value, tuple | list):
@@ -76,7 +80,10 @@ def _to_json(arch: str, name: str, value: Any) -> Any:
     if isinstance(value, np.generic):
         value = value.item()
     if not isinstance(value, str | int | float | bool | None):
-        raise InputError(f"the field {name} of {arch} is {value!r}, which no file can hold")
+        raise InputError(
+            f"the field {name} of {arch} is {value!r}, which no file can hold; expected numbers, "
+            "text, or lists of them"
+        )
     return value
 
 

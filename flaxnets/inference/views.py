@@ -1,15 +1,15 @@
-"""Several views of a picture, whose class probabilities are averaged.
+"""Make several views of a picture, over which class probabilities are averaged.
 
 - center: the central crop of the scaled picture.
-- ten-crop: its corners and its centre, and their mirror images (Krizhevsky et al. 2012, section
-  4.1, at test time), in the order of torchvision's `TenCrop`.
-- random-10: ten crops at random, every other one mirrored on average.
-- multi-scale: OverFeat's six sizes and their mirror images, each read by the network as a map
-  (Sermanet et al. 2013, arXiv:1312.6229, section 3.3 and Table 5). Each class has its largest
-  probability over the positions of a map. Sizes are in proportion to the network's input, 221
-  pixels in the paper. The paper does not say how its pictures got these sizes: here they are scaled
-  to cover a size, and cut to it around the centre.
-- mirror-and-shift: what the network reads and two shifts of it by a pixel, mirrored as well
+- ten-crop: its corners, its centre, and their mirror images, in the order of torchvision's
+  `TenCrop` (Krizhevsky et al. 2012, section 4.1, at test time).
+- random-10: ten crops at random positions, mirrored with probability 1/2.
+- multi-scale: OverFeat's six sizes and their mirror images, each of which the network reads as a
+  map (Sermanet et al. 2013, arXiv:1312.6229, section 3.3 and Table 5). A class has its largest
+  probability over the positions of a map. Sizes are proportional to the network's input, which is
+  221 pixels in the paper. The paper does not say how pictures were brought to these sizes: here
+  they are scaled to cover a size and cut to it around the centre.
+- mirror-and-shift: the network's input, two shifts of it by a pixel, and their mirror images
   (`flaxnets.training.views`).
 """
 
@@ -17,7 +17,7 @@ import collections
 import concurrent.futures
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import flax.linen as nn
 import numpy as np
@@ -29,13 +29,14 @@ from flaxnets.data.plan import Plan
 from flaxnets.errors import InputError
 from flaxnets.inference.dense import SIX_SCALES, finest_map
 from flaxnets.training.views import MIRROR_AND_SHIFT, mirror_and_shift
-
-Views: TypeAlias = Literal["center", "ten-crop", "random-10", "multi-scale", "mirror-and-shift"]
+from flaxnets.types import Views as Views
 
 
 def ten_crop(image: np.ndarray, crop: int) -> np.ndarray:
-    """Return (10, crop, crop, C) of (H, W, C): top left and right, bottom left and right, centre;
-    then the same crops of the mirrored image.
+    """Return ten crops (10, crop, crop, C) of an image (H, W, C).
+
+    They are top left and right, bottom left and right, and the centre; then the same of the
+    mirrored image.
     """
     bottom, right = (size - crop for size in image.shape[:2])
     views = []
@@ -47,8 +48,9 @@ def ten_crop(image: np.ndarray, crop: int) -> np.ndarray:
 
 
 def random_crops(image: np.ndarray, crop: int, seed: Sequence[int], count: int = 10) -> np.ndarray:
-    """Return (count, crop, crop, C) of (H, W, C), at uniform places, mirrored or not with equal
-    chances.
+    """Return `count` crops (count, crop, crop, C) of an image (H, W, C).
+
+    Positions are uniform; a crop is mirrored with probability 1/2.
     """
     random = np.random.default_rng(seed)
     views = []
@@ -60,11 +62,11 @@ def random_crops(image: np.ndarray, crop: int, seed: Sequence[int], count: int =
 
 
 def check_views(views: Views, plan: Plan) -> None:
-    """Raise InputError if they make no sense for a network that is fed by that plan."""
+    """Raise InputError if a network with that preprocessing has no such views."""
     if views not in ("center", "mirror-and-shift") and not isinstance(plan.window, CenterCrop):
         raise InputError(
-            f"this network reads the whole picture at {plan.size}x{plan.size} pixels, of which "
-            f"there are no {views} views; expected 'center' or 'mirror-and-shift'"
+            f"this network reads the whole picture at {plan.size}x{plan.size} pixels and has no "
+            f"{views} views; expected 'center' or 'mirror-and-shift'"
         )
 
 
@@ -75,8 +77,9 @@ def views_of(
     seed: Sequence[int] = (0,),
     name: str = "the picture",
 ) -> dict[str, np.ndarray]:
-    """Return the views of a raw picture, uint8 (V, height, width, C) for each size, under keys that
-    start with "image". Messages call the picture `name`.
+    """Return the views of a raw picture: uint8 (V, height, width, C) for each size.
+
+    Their keys start with "image". Messages call the picture `name`.
 
     Raises InputError as `check_views`, and if the picture is damaged or too long to be scaled.
     """
@@ -100,13 +103,14 @@ VIEWS_PER_SIZE = {
     "center": 1, "ten-crop": 10, "random-10": 10, "multi-scale": 2,
     "mirror-and-shift": len(MIRROR_AND_SHIFT),
 }  # fmt: skip
-# Of views in the mean; those of others are alike.
+# Weights of the views in the mean; other views have equal weights.
 SHARES: dict[str, tuple[float, ...]] = {"mirror-and-shift": MIRROR_AND_SHIFT}
 
 
 def for_views(model: nn.Module, views: Views) -> nn.Module:
-    """Return the network as it reads such views: for multi-scale it gives a map, at all offsets of
-    the last pool if it has that field. Raises InputError if it has no map.
+    """Return the network that reads such views: for multi-scale, the one with the finest map.
+
+    Raises InputError if it has no map.
     """
     return finest_map(model) if views == "multi-scale" else model
 
@@ -116,10 +120,10 @@ def view_batches(
     batch_size: int,
     prepare: Callable[[int, Any], tuple[dict[str, np.ndarray], Any]],
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Yield batches of views beside "label" and "mask", as `data.eval_batches` makes them: the last
-    one is padded with zeros. `prepare(index, element)` gives an example's views and its label.
+    """Yield batches of views with "label" and "mask", in the form of `data.eval_batches`.
 
-    Pictures are prepared by a thread per core, up to a batch ahead.
+    The last batch is padded with zeros. `prepare(index, element)` gives an example's views and its
+    label. One thread per core prepares pictures, up to one batch ahead.
     """
 
     def pad(values: Sequence[Any]) -> np.ndarray:

@@ -1,11 +1,11 @@
 """ReLU, differentiated by its output."""
 
-import functools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
+from flaxnets.kernels.folding import rectified
 from flaxnets.kernels.platform import formulation
 
 Array = jax.Array
@@ -25,26 +25,38 @@ def _differentiated_by_output(rectify: Callable[[Array], Array]) -> Callable[[Ar
         # XLA would turn `y > 0` back into a comparison of the input.
         return y, jnp.where(y == 0, 0, *tangents)
 
-    @functools.wraps(rectify)
-    def function(x: Array) -> Array:  # a field of a network: pickled and copied by its name
+    def function(x: Array) -> Array:
         return jax.nn.relu(x) if formulation("activation") == "plain" else differentiated(x)
 
     return function
 
 
 @_differentiated_by_output
-def relu(x: Array) -> Array:
-    """Return max(x, 0), whose gradient at zero is zero; NaN stays."""
+def _relu(x: Array) -> Array:
     return jnp.maximum(x, 0)
 
 
 @_differentiated_by_output
-def relu_of_sum(x: Array) -> Array:
-    """Return the ReLU of a residual sum, which XLA:CPU then computes once.
+def _relu_of_sum(x: Array) -> Array:
+    return jnp.maximum(x, 0) if formulation("activation") == "gpu" else jnp.where(x <= 0, 0, x)
+
+
+def relu(x: Array) -> Array:
+    """Return max(x, 0), whose gradient at zero is zero; NaN stays."""
+    fused = rectified(x)
+    return _relu(x) if fused is None else fused
+
+
+def relu_of_sum(x: Array, shortcut: Array | None = None) -> Array:
+    """Return the ReLU of a residual sum, of a convolution's output `x` or its norm and the
+    `shortcut`, or of `x` if that is the sum. XLA:CPU then computes it once.
 
     XLA:CPU would fuse a maximum, and the sum with it, into both of its readers, the next
     convolution and the next sum, so that every block adds up all blocks before it again (1202
     layers did not compile in ten minutes). A choice between two arrays is stored. On GPUs sum and
     maximum are fused into a convolution.
     """
-    return jnp.maximum(x, 0) if formulation("activation") == "gpu" else jnp.where(x <= 0, 0, x)
+    fused = rectified(x, shortcut)
+    if fused is not None:
+        return fused
+    return _relu_of_sum(x if shortcut is None else x + shortcut)

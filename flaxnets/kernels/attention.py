@@ -9,11 +9,12 @@ Array = jax.Array
 
 
 def attention(query: Array, key: Array, value: Array, bias: Array | None = None) -> Array:
-    """Return `value` averaged over its positions by the softmax of the products of queries and
-    keys: (..., Q, heads, C) from queries of that shape, keys and values (..., K, heads, C).
+    """Return the average of `value` over its positions, weighted by the softmax of the products of
+    queries and keys.
 
-    Products are summed and the softmax is taken in float32 at least; `bias` is added to its logits
-    and broadcasts to (..., heads, Q, K). The scale of the products is the caller's.
+    Queries and the result are (..., Q, heads, C), keys and values (..., K, heads, C). Sums of
+    products and the softmax are in float32 at least. `bias` is added to the logits of the softmax
+    and broadcasts to (..., heads, Q, K). The caller scales the products.
     """
     wide = jnp.promote_types(query.dtype, jnp.float32)
     logits = jnp.einsum("...qhc,...khc->...hqk", query, key, preferred_element_type=wide)

@@ -1,9 +1,13 @@
-"""The convolution of NHWC images, in the formulation that is fastest where it runs.
+"""The convolution of NHWC images, in the formulation that is fastest on the platform.
 
-GPU and TPU keep XLA's own operation. XLA's CPU backend has none that is good at every shape. There
-the shape decides, when the program is traced: where the output is one pixel, a matrix product; else
-a call of oneDNN (`flaxnets.kernels.onednn.calls`); where that is missing, matrix products, or dense
-convolutions instead of a grouped one. Values and derivatives of any order are the same.
+GPU and TPU keep XLA's own operation. XLA's CPU backend has no operation that is fast at every
+shape, so there the shape decides when the program is traced:
+
+- An output of one pixel is a matrix product.
+- Other shapes are a call of oneDNN (`flaxnets.kernels.onednn.calls`).
+- Without oneDNN they are matrix products, or dense convolutions in place of a grouped one.
+
+Values and derivatives of any order are the same.
 """
 
 import functools
@@ -17,7 +21,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 import flaxnets.kernels.onednn.calls as onednn
-from flaxnets.kernels.folding import remember
+from flaxnets.kernels.folding import Affine, Output, remember
 from flaxnets.kernels.geometry import Pair, check_fits
 from flaxnets.kernels.platform import formulation
 from flaxnets.kernels.precision import is_narrow, plus_bias, widened
@@ -38,9 +42,9 @@ def conv2d(
     """Return the convolution of `x` (N, H, W, C) with `kernel` (h, w, C / groups, O), as in torch,
     plus `bias` (O,).
 
-    The kernel is rounded to the floating-point type of `x`, which the result has too. Of less than
-    32 bits the sum of products and bias is rounded to it once. Inside `folded_norms` a following
-    norm by running averages can be fused in.
+    The kernel is rounded to the floating-point type of `x`, which is also that of the result. Where
+    that type has less than 32 bits, the sum of products and bias is rounded once. Inside
+    `folded_norms` what follows can be fused in.
 
     Raises InputError if the kernel does not fit the padded map.
     """
@@ -48,29 +52,38 @@ def conv2d(
     height, width = ((n - 1) * step + 1 for n, step in zip(kernel.shape[:2], dilation, strict=True))
     check_fits(x, (height, width), padding)
 
-    def output(kernel: Array, bias: Array | None) -> Array:
-        return _convolve(x, kernel, bias, geometry)
+    traced_for = formulation("convolution")
+    is_narrow_call = traced_for == "cpu" and is_narrow(x) and _is_for_onednn(x, kernel, geometry)
 
-    def affine(factor: Array, shift: Array) -> Array:
-        return output(kernel * factor, shift if bias is None else bias * factor + shift)
+    def make(affine: Affine | None, addend: Array | None, relu: bool) -> Array:
+        if is_narrow_call:
+            factor, shift = affine or (None, None)
+            vectors = {"bias": bias, "factor": factor, "shift": shift}
+            extras = {k: widened(v) for k, v in vectors.items() if v is not None}
+            if addend is not None:
+                extras["addend"] = addend.astype(x.dtype)
+            return _fused(x, widened(kernel), extras, geometry, relu)
+        if affine is None:
+            return _convolve(x, kernel, bias, geometry, traced_for)
+        factor, shift = affine
+        shift = shift if bias is None else bias * factor + shift
+        return _convolve(x, kernel * factor, shift, geometry, traced_for)
 
-    y = output(kernel, bias)
-    remember(y, affine)
+    y = make(None, None, False)
+    if traced_for == "gpu" or is_narrow_call:
+        remember(y, Output(make))
     return y
 
 
-def _convolve(x: Array, kernel: Array, bias: Array | None, geometry: Geometry) -> Array:
-    traced_for = formulation("convolution")
-    if traced_for == "cpu" and is_narrow(x) and _is_for_onednn(x, kernel, geometry):
-        if bias is None:
-            return _conv_by_onednn(x, widened(kernel), geometry)
-        return _biased(x, widened(kernel), widened(bias), geometry)
+def _convolve(
+    x: Array, kernel: Array, bias: Array | None, geometry: Geometry, traced_for: str
+) -> Array:
     kernel = kernel.astype(x.dtype)
     if traced_for != "cpu":
         if traced_for == "gpu" and _is_narrow_stem(x, geometry):
             return plus_bias(conv_of_blocks(x, kernel, geometry), bias)
-        # Of narrow types, too, XLA makes one call of cuDNN of this on GPUs, which adds the bias in
-        # float32; asked for a result in float32, it would convert the images first (4.5 times the
+        # On GPUs XLA makes one call of cuDNN of this, for narrow types too, and adds the bias in
+        # float32. If asked for a float32 result, it would first convert the images (4.5 times the
         # bytes).
         return plus_bias(xla_convolution(x, kernel, geometry), bias)
     y = _on_cpu(widened(x), widened(kernel), geometry)
@@ -102,9 +115,11 @@ def _is_narrow_stem(x: Array, geometry: Geometry) -> bool:
 
 
 def conv_of_blocks(x: Array, kernel: Array, geometry: Geometry) -> Array:
-    """Return the convolution of a network's first layer, whose stride is above one, with that
-    stride as channels: a block of stride x stride pixels becomes one pixel, and the kernel, filled
-    up with zeros to whole blocks, gets a stride of one.
+    """Return the convolution of a network's first layer, whose stride is above one, over blocks of
+    pixels.
+
+    A block of stride x stride pixels becomes one pixel with that many times the channels. The
+    kernel is padded with zeros to whole blocks and gets a stride of one.
 
     A tensor core multiplies eight channels or more at once, which three colours leave mostly idle.
     On an H100 in bfloat16 ResNet-50's inference takes 0.87 of the time, its training step 0.96.
@@ -114,7 +129,7 @@ def conv_of_blocks(x: Array, kernel: Array, geometry: Geometry) -> Array:
     cells = [-(-span // step) for span, step in zip(kernel.shape[:2], stride, strict=True)]
     blocks = [n + count - 1 for n, count in zip(n_out, cells, strict=True)]
     margins = [
-        (pad, count * step - size - pad)  # below zero where pixels are left unread
+        (pad, count * step - size - pad)  # negative where pixels stay unread
         for pad, count, step, size in zip(padding, blocks, stride, x.shape[1:3], strict=True)
     ]
     x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *((*m, 0) for m in margins), (0, 0, 0)])
@@ -156,10 +171,11 @@ def _output_map(x: Array, kernel: Array, geometry: Geometry) -> Pair:
 
 
 def _conv_to_one_pixel(x: Array, kernel: Array, padding: Pair, dilation: Pair) -> Array:
-    """Return a convolution whose output is one pixel: a fully connected layer, as LeNet-5's C5.
+    """Return a convolution whose output is one pixel, such as LeNet-5's C5: a fully connected
+    layer.
 
-    It is one matrix product of the pixels and the cells of the kernel that meet each other (oneDNN
-    multiplies the padding too: 3x3 on one pixel, 512 channels, with gradients: 4 -> 1 ms).
+    It is one matrix product of the pixels and the kernel cells that they meet. oneDNN also
+    multiplies the padding (3x3 on one pixel, 512 channels, with gradients: 4 -> 1 ms).
     """
     pixels, cells = [], []
     for axis in range(2):
@@ -167,7 +183,7 @@ def _conv_to_one_pixel(x: Array, kernel: Array, padding: Pair, dilation: Pair) -
         pad, spread = padding[axis], dilation[axis]
         first = -(-pad // spread)
         last = min(kernel.shape[axis] - 1, (x.shape[axis + 1] - 1 + pad) // spread)
-        # A negative end, where nothing is met, would count from the other side.
+        # Where nothing is met the end could be negative, which would count from the other side.
         pixels.append(slice(first * spread - pad, max(last * spread - pad + 1, 0), spread))
         cells.append(slice(first, last + 1))
     weights = kernel[*cells]
@@ -177,17 +193,18 @@ def _conv_to_one_pixel(x: Array, kernel: Array, padding: Pair, dilation: Pair) -
 
 
 def _conv_pointwise(x: Array, kernel: Array, stride: Pair) -> Array:
-    """Return a 1x1 convolution, a product over channels (its filter gradient: 37 -> 24 ms)."""
+    """Return a 1x1 convolution as a product over channels (its filter gradient: 37 -> 24 ms)."""
     return x[:, :: stride[0], :: stride[1]] @ kernel[0, 0]
 
 
 def _conv_by_taps(x: Array, kernel: Array, geometry: Geometry) -> Array:
     """Return a convolution on a tiny map: one matrix product for each cell of the kernel, over the
-    pixels it meets; cells that only meet padding cost nothing (3x3 on 2x2 pixels: 587 -> 5 ms).
+    pixels that it meets. Cells that meet only padding cost nothing (3x3 on 2x2 pixels: 587 -> 5
+    ms).
 
-    With a group for each channel (depthwise) each product is of a pixel and the weight of its
-    channel, on a map of any size (5x5 on 4x4 pixels, 672 channels, with gradients, by dense
-    convolutions: 147 -> 21 ms, compiled in 7 -> 0.3 s).
+    A depthwise convolution, with one group per channel, may have a map of any size. Each product is
+    then a pixel times the weight of its channel. Compared with dense convolutions (5x5 on 4x4
+    pixels, 672 channels, with gradients) it takes 147 -> 21 ms, and compiles in 7 -> 0.3 s.
     """
     stride, padding, dilation, groups = geometry
     n_out = _output_map(x, kernel, geometry)
@@ -211,8 +228,9 @@ def _conv_by_taps(x: Array, kernel: Array, geometry: Geometry) -> Array:
 
 
 def _conv_by_bundles(x: Array, kernel: Array, geometry: Geometry) -> Array:
-    """Return a grouped convolution as a few dense ones, each over a bundle of groups at least 32
-    channels wide, its kernel block-diagonal (filter gradient, 32 groups of 4: 4055 -> 14 ms).
+    """Return a grouped convolution as a few dense ones. Each covers a bundle of groups at least 32
+    channels wide, and its kernel is block-diagonal (filter gradient, 32 groups of 4: 4055 -> 14
+    ms).
     """
     stride, padding, dilation, groups = geometry
     width, features = kernel.shape[2], kernel.shape[3] // groups
@@ -231,10 +249,10 @@ def _conv_by_bundles(x: Array, kernel: Array, geometry: Geometry) -> Array:
 
 # --------------------------------------------------------------------------- oneDNN
 
-# A norm by running averages (`flaxnets.kernels.folding`), its ReLU and a residual sum are not
-# post-operations of the call. It was tried: inference of five networks took 1.00 to 1.15 times the
-# time. XLA has most of them in passes that stay (pads and maxima of pools, concatenations, the sum,
-# which reads the shortcut).
+# In bfloat16 a norm by running averages (`flaxnets.kernels.folding`), a residual sum and the ReLU
+# are post-operations of the call. In float32 they are not. They were tried: inference of five
+# networks took 1.00 to 1.15 times as long. XLA fuses most of them into passes that remain (pads and
+# maxima of pools, concatenations, the sum, which reads the shortcut).
 
 
 def _is_for_onednn(x: Array, kernel: Array, geometry: Geometry) -> bool:
@@ -242,65 +260,106 @@ def _is_for_onednn(x: Array, kernel: Array, geometry: Geometry) -> bool:
     return not to_one_pixel and onednn.takes(x, kernel)
 
 
-def _conv_by_onednn(x: Array, kernel: Array, geometry: Geometry, *bias: Array) -> Array:
-    """Return the convolution of `x`, float32 or bfloat16, with a kernel in float32, in the type of
-    `x`; of bfloat16 plus a bias in float32, if one is given.
+def _conv_by_onednn(x: Array, kernel: Array, geometry: Geometry) -> Array:
+    """Return the convolution of `x`, float32 or bfloat16, with a float32 kernel, in the type of
+    `x`.
     """
+    return _bound(x, kernel, {}, geometry, relu=False)
+
+
+def _bound(
+    x: Array, kernel: Array, extras: dict[str, Array], geometry: Geometry, relu: bool
+) -> Array:
     output = (len(x), *_output_map(x, kernel, geometry), kernel.shape[3])
-    shapes = (x.shape, kernel.shape, output)
+    names = tuple(name for name in onednn.EXTRAS if name in extras)
     return _convolution.bind(
-        x, kernel, *bias, result="output", shapes=shapes, geometry=geometry, dtype=x.dtype
-    )
+        x, kernel, *(extras[name] for name in names),
+        result="output", shapes=(x.shape, kernel.shape, output), geometry=geometry, dtype=x.dtype,
+        extras=names, relu=relu,
+    )  # fmt: skip
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
-def _biased(x: Array, kernel: Array, bias: Array, geometry: Geometry) -> Array:
-    return _conv_by_onednn(x, kernel, geometry, bias)
+def _fused(
+    x: Array, kernel: Array, extras: dict[str, Array], geometry: Geometry, relu: bool
+) -> Array:
+    """Return the convolution of `x`, bfloat16, with a float32 kernel and what follows, rounded
+    once.
+
+    What follows are the `extras`, some of `onednn.EXTRAS`, and then with `relu` the ReLU.
+    """
+    if not extras and not relu:
+        return _conv_by_onednn(x, kernel, geometry)
+    return _fused_once(x, kernel, extras, geometry, relu)
 
 
-@_biased.defjvp
-def _biased_jvp(geometry: Geometry, primals: tuple[Array, ...], tangents: tuple[Array, ...]):
-    def rounded_twice(x: Array, kernel: Array, bias: Array) -> Array:
-        return plus_bias(_conv_by_onednn(x, kernel, geometry), bias)
+@functools.partial(jax.custom_jvp, nondiff_argnums=(3, 4))
+def _fused_once(
+    x: Array, kernel: Array, extras: dict[str, Array], geometry: Geometry, relu: bool
+) -> Array:
+    return _bound(x, kernel, extras, geometry, relu)
 
-    return _biased(*primals, geometry), jax.jvp(rounded_twice, primals, tangents)[1]
+
+@_fused_once.defjvp
+def _fused_jvp(geometry: Geometry, relu: bool, primals: tuple, tangents: tuple):
+    def rounded_often(x: Array, kernel: Array, extras: dict[str, Array]) -> Array:
+        y = _conv_by_onednn(x, kernel, geometry)
+        return lax.optimization_barrier(_finished(y, extras, relu))
+
+    # The gradients of image, kernel and bias read the same array. Without the barrier XLA:CPU would
+    # store it in float32 as well (4 images of 224x224 pixels, 64 channels, on one core: 55 -> 22
+    # ms).
+    return _fused_once(*primals, geometry, relu), jax.jvp(rounded_often, primals, tangents)[1]
 
 
-# One of onednn.ROLES from the two others: input and output of type `dtype`, and the kernel in
-# float32. It is linear in each operand, and the transpose with respect to one is the same primitive
-# with that one as its result: derivatives of any order.
-# CPUs call oneDNN for it. Elsewhere, where no program has it that was traced for the platform, it
-# is lowered to XLA's convolution, or its transpose.
+def _finished(y: Array, extras: dict[str, Array], relu: bool) -> Array:
+    """Return a convolution's output `y` with what follows, in the type of `y`."""
+    y = plus_bias(y, extras.get("bias"))
+    if "factor" in extras:
+        factor, shift = (lax.broadcast_to_rank(extras[k], y.ndim) for k in ("factor", "shift"))
+        y = (widened(y) * factor + shift).astype(y.dtype)
+    if "addend" in extras:
+        y = y + extras["addend"].astype(y.dtype)
+    return jax.nn.relu(y) if relu else y
+
+
+# This primitive computes one of onednn.ROLES from the other two: input and output have the type
+# `dtype`, the kernel is float32. It is linear in each operand. Its transpose with respect to an
+# operand is the same primitive with that operand as its result, so derivatives of any order exist.
+# CPUs call oneDNN for it. Programs traced for other platforms do not contain it. If one traced for
+# a CPU is lowered elsewhere, it becomes XLA's convolution or its transpose.
 _convolution = Primitive("convolution")
 
 
-@functools.partial(jax.jit, static_argnames=("result", "shapes", "geometry", "dtype"))
+_STATIC = ("result", "shapes", "geometry", "dtype", "extras", "relu")
+
+
+@functools.partial(jax.jit, static_argnames=_STATIC)
 def _compiled(*operands: Array, **params) -> Array:
     return _convolution.bind(*operands, **params)
 
 
 def _eagerly(*operands: Array, **params) -> Array:
-    with jax.disable_jit(False):  # which would call the primitive, which calls this
+    with jax.disable_jit(False):  # with jit disabled, the primitive would call this function again
         return _compiled(*operands, **params)
 
 
-def _abstractly(*operands, result, shapes, geometry, dtype):
+def _abstractly(*operands, result, shapes, geometry, dtype, extras, relu):
     if result == "kernel":
         dtype = jnp.dtype(jnp.float32)
     return operands[0].update(shape=shapes[onednn.ROLES.index(result)], dtype=dtype)
 
 
-def _lowered(context, *operands, result, shapes, geometry, dtype):
-    assert onednn.available()  # it registers the call
+def _lowered(context, *operands, result, shapes, geometry, dtype, extras, relu):
+    assert onednn.available()  # `available` also registers the call
     stride, padding, dilation, groups = geometry
     numbers = (*stride, *padding, *dilation, groups)
-    narrow, biased = dtype == jnp.bfloat16, len(operands) == 3
-    description = onednn.describe_convolution(result, shapes, numbers, narrow, biased)
+    narrow = dtype == jnp.bfloat16
+    description = onednn.describe_convolution(result, shapes, numbers, narrow, extras, relu)
     return jax.ffi.ffi_lowering(onednn.CONVOLUTION)(context, *operands, description=description)
 
 
 def _transposed(position: int, cotangent: Array, *operands, result: str, **params) -> Array:
-    """Return the gradient of the operand at `position`, which is unknown; the other is an array."""
+    """Return the gradient of the unknown operand at `position`. The other operand is an array."""
     roles = [role for role in onednn.ROLES if role != result]
     known = {result: cotangent, roles[1 - position]: operands[1 - position]}
     if roles[position] == "kernel" and _is_wide_and_depthwise(params["shapes"], params["geometry"]):
@@ -324,9 +383,9 @@ def _kernel_by_strips(
     *,
     shapes: tuple[tuple[int, ...], ...],
     geometry: Geometry,
-    dtype: jnp.dtype,
+    **others: Any,
 ) -> Array:
-    """Return the gradient of a depthwise kernel in strips of its columns, each of which reads the
+    """Return the gradient of a depthwise kernel in strips of its columns. Each strip reads the
     columns of the images that it meets.
 
     oneDNN is fast up to three columns (5x5, 28x28 pixels, 120 channels: 4.4 -> 0.7 ms).
@@ -337,7 +396,7 @@ def _kernel_by_strips(
     strips = []
     for first in range(0, width, STRIP):
         columns = min(STRIP, width - first)
-        left = padding[1] - first  # below zero where columns are left unread
+        left = padding[1] - first  # negative where columns stay unread
         right = (output.shape[2] - 1) * stride[1] + columns - left - x.shape[2]
         nothing = (0, 0, 0)
         read = lax.pad(x, jnp.zeros((), x.dtype), [nothing, nothing, (left, right, 0), nothing])
@@ -347,7 +406,7 @@ def _kernel_by_strips(
             result="kernel",
             shapes=tuple(its[role] for role in onednn.ROLES),
             geometry=(stride, (padding[0], 0), dilation, groups),
-            dtype=dtype,
+            **others,
         )
         strips.append(strip)
     return jnp.concatenate(strips, 1)
@@ -356,35 +415,37 @@ def _kernel_by_strips(
 def _by_xla(
     first: Array,
     second: Array,
-    *bias: Array,
+    *following: Array,
     result: str,
     shapes: tuple[tuple[int, ...], ...],
     geometry: Geometry,
     dtype: Any,
+    extras: tuple[str, ...],
+    relu: bool,
 ) -> Array:
     """Return the primitive in XLA's own operations, computed in float32: the convolution, or its
     transpose.
     """
     roles = [role for role in onednn.ROLES if role != result]
-    known = {  # the kernel is rounded
+    known = {  # this rounds the kernel
         role: widened(operand.astype(dtype))
         for role, operand in zip(roles, (first, second), strict=True)
     }
     if result == "output":
         y = xla_convolution(known["input"], known["kernel"], geometry)
-        return plus_bias(y, *bias or (None,)).astype(dtype)
+        return _finished(y, dict(zip(extras, following, strict=True)), relu).astype(dtype)
 
     def output(array: Array) -> Array:
         arrays = known | {result: array}
         return xla_convolution(arrays["input"], arrays["kernel"], geometry)
 
     unknown = jax.ShapeDtypeStruct(shapes[onednn.ROLES.index(result)], jnp.float32)
-    (found,) = jax.linear_transpose(output, unknown)(known["output"])
-    return found if result == "kernel" else found.astype(dtype)
+    (gradient,) = jax.linear_transpose(output, unknown)(known["output"])
+    return gradient if result == "kernel" else gradient.astype(dtype)
 
 
 def _mapped(operands, axes, **params):
-    """Map the primitive (`jax.vmap`): XLA's convolution, or its transpose, takes one more axis."""
+    """Map the primitive (`jax.vmap`). XLA's convolution, or its transpose, takes one more axis."""
     return jax.vmap(functools.partial(_by_xla, **params), in_axes=axes)(*operands), 0
 
 

@@ -1,22 +1,27 @@
-"""A norm by running averages as part of the convolution before it, for GPUs.
+"""Fuse what follows a convolution into it, in evaluation and prediction.
 
-There a separate norm between two convolutions is a pass over the map, which takes the time of the
-memory. Multiplied into the kernel, its factor costs nothing. Its shift is a bias, which cuDNN's
-convolution fuses with the ReLU and the sum that follow: ResNet-50's inference moves 0.63 of the
-bytes and takes 0.76 of the time (H100, 256 images in bfloat16, jax 0.11.2; CONTRIBUTING.md has the
-table). Elsewhere no time was measured: `plain("folding")` or FLAXNETS_PLAIN=folding switches it off
-(`flaxnets.kernels.platform`).
+A separate norm between two convolutions passes over the map and is bound by memory.
+
+- On GPUs a norm by running averages is folded into the convolution before it. Multiplied into the
+  kernel, its factor costs nothing. Its shift becomes a bias, which cuDNN's convolution fuses with
+  the ReLU and the sum that follow. ResNet-50's inference moves 0.63 of the bytes and takes 0.76 of
+  the time (H100, 256 images in bfloat16, jax 0.11.2; docs/performance.md has the table).
+- On CPUs, only in bfloat16, oneDNN's call of the convolution includes the following norm, residual
+  sum and ReLU (`flaxnets.kernels.convolution`).
+
+`plain("folding")` or FLAXNETS_PLAIN=folding switches folding off (`flaxnets.kernels.platform`).
 
     with folded_norms():  # in a function that jax traces: an evaluation or prediction step
         logits = model.apply(variables, images)
 
-Inside, a convolution remembers how its output was made, and a norm that recalls this has the output
-made again, scaled and shifted. The first output is then unused, and XLA eliminates it. Operations
-that run one by one stay as they are, for nothing would eliminate it there. TPUs fuse the norm by
-themselves; on CPUs it did not help (see `flaxnets.kernels.convolution`).
+Inside this context a convolution remembers how to recompute its output. What follows recalls this
+and recomputes the output with itself included. The first output is then unused, and XLA eliminates
+it. Operations that run one by one are not folded, because nothing would eliminate the first output.
+TPUs fuse the norm by themselves.
 """
 
 import contextlib
+import dataclasses
 import weakref
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
@@ -27,19 +32,45 @@ from jax.core import Tracer
 from flaxnets.kernels.platform import formulation
 
 Array = jax.Array
-# Of a factor and a shift (C,): the convolution's output times the factor plus the shift.
-Affine = Callable[[Array, Array], Array]
+Affine = tuple[Array, Array]  # a factor and a shift, which is then added, of each channel (C,)
 
-# How the outputs of the innermost context were made, by their `id`: tracers have no hash.
-_outputs: ContextVar[dict[int, Affine] | None] = ContextVar("outputs", default=None)
-_is_on = jax.make_user_context(False)  # a function that is jitted outside is traced again inside
+
+@dataclasses.dataclass(frozen=True)
+class Output:
+    """A way to recompute a convolution's output.
+
+    It must not hold the module. The module's scope holds what later layers leave there, so the
+    output would live as long as the context.
+    """
+
+    # Takes what to fuse: an affine or None, an array of the output's shape to add or None, and
+    # whether a ReLU follows.
+    make: Callable[[Affine | None, Array | None, bool], Array]
+    affine: Affine | None = None  # what is fused already
+
+    def normed(self, affine: Affine, relu: bool) -> Array:
+        """Return the output times a factor plus a shift, and with `relu` the ReLU of this."""
+        if formulation("folding") == "gpu":
+            y = self.make(affine, None, False)
+            return jax.nn.relu(y) if relu else y
+        y = self.make(affine, None, relu)
+        if not relu:
+            remember(y, dataclasses.replace(self, affine=affine))
+        return y
+
+
+# How to recompute the outputs of the innermost context, by their `id`, because tracers have no
+# hash.
+_outputs: ContextVar[dict[int, Output] | None] = ContextVar("outputs", default=None)
+_is_on = jax.make_user_context(False)  # makes jax trace a function again inside the context
 
 
 @contextlib.contextmanager
 def folded_norms() -> Iterator[None]:
-    """Fold norms by running averages that follow a convolution, in what is traced inside for GPUs.
+    """Fuse what follows a convolution into it, in what is traced inside for GPUs, or in bfloat16
+    for CPUs.
 
-    What it remembers is gone when the context ends.
+    What the context remembers is released when it ends.
     """
     token = _outputs.set({})
     try:
@@ -49,20 +80,33 @@ def folded_norms() -> Iterator[None]:
         _outputs.reset(token)
 
 
-def remember(output: Array, affine: Affine) -> None:
-    """Note that `affine` makes the convolution's `output` (..., C) again, scaled and shifted.
-
-    It must not hold the module: through its scope, which holds what later layers leave there, the
-    output would live as long as the context.
-    """
+def remember(output: Array, made: Output) -> None:
+    """Remember how to recompute a convolution's `output` (..., C)."""
     outputs = _outputs.get()
-    if outputs is None or formulation("folding") != "gpu" or not isinstance(output, Tracer):
+    if outputs is None or formulation("folding") not in ("cpu", "gpu"):
         return
-    outputs[id(output)] = affine
-    # Another array may have this `id` afterwards, and jax.checking_leaks would find what is held.
+    if not isinstance(output, Tracer):
+        return
+    outputs[id(output)] = made
+    # A later array may get the same `id`, and jax.checking_leaks would report what is still held.
     weakref.finalize(output, outputs.pop, id(output))
 
 
-def recall(x: Array) -> Affine | None:
-    """Return how `x` was made, or None where it is no convolution's output or stays as it is."""
-    return (_outputs.get() or {}).get(id(x))
+def recall(x: Array) -> Output | None:
+    """Return how to recompute `x`, or None if it is not a convolution's output or already has its
+    norm.
+    """
+    made = (_outputs.get() or {}).get(id(x))
+    return None if made is None or made.affine is not None else made
+
+
+def rectified(x: Array, addend: Array | None = None) -> Array | None:
+    """Return the ReLU of `x`, or of its sum with `addend`, computed by the convolution whose output
+    is `x`.
+
+    Return None if `x` is not such an output, or where a separate pass is as fast.
+    """
+    made = (_outputs.get() or {}).get(id(x))
+    if made is None or formulation("folding") != "cpu":
+        return None
+    return made.make(made.affine, addend, True)

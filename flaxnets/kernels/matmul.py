@@ -1,4 +1,4 @@
-"""The matrix product of a fully connected layer. XLA's is good on every platform."""
+"""The matrix product of a fully connected layer. XLA's own product is fast on every platform."""
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +10,11 @@ Array = jax.Array
 
 
 def linear(x: Array, kernel: Array, bias: Array | None = None) -> Array:
-    """Return `x` (..., C) @ `kernel` (C, O) plus `bias` (O,).
+    """Return `x` (..., C) @ `kernel` (C, O) plus `bias` (O,), in the type of `x`.
 
-    The result has the type of `x`. Of less than 32 bits the kernel is rounded to it, but not on
-    CPUs, where XLA multiplies in float32 and would only convert it back; the sum of products and
-    bias is rounded once.
+    Where that type has less than 32 bits, the kernel is rounded to it, and the sum of products and
+    bias is rounded once. On CPUs the kernel is not rounded: XLA multiplies in float32 there and
+    would only convert it back.
     """
     if platform() == "cpu" and is_narrow(x):
         return plus_bias(widened(x) @ widened(kernel), bias).astype(x.dtype)
@@ -32,7 +32,8 @@ def _narrow_linear(x: Array, kernel: Array, bias: Array) -> Array:
 
 @_narrow_linear.defjvp
 def _narrow_linear_jvp(primals: tuple[Array, ...], tangents: tuple[Array, ...]):
-    # The gradients' products stay narrow; those of a product in float32 would be in float32.
+    # The products of the gradients stay narrow. The gradients of a float32 product would use
+    # float32.
     def rounded_twice(x: Array, kernel: Array, bias: Array) -> Array:
         return plus_bias(x @ kernel, bias)
 

@@ -8,17 +8,15 @@ averages is a part of the convolution before it (`flaxnets.kernels.folding`). Va
 of any order are the same.
 """
 
-import functools
-from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
 
 import flaxnets.kernels.onednn.calls as onednn
 from flaxnets.kernels.folding import recall
+from flaxnets.kernels.onednn.primitives import differentiable
 from flaxnets.kernels.platform import formulation
 from flaxnets.kernels.precision import is_narrow, widened
 
@@ -36,17 +34,18 @@ def batch_norm(
     axis_name: str | None = None,
 ) -> tuple[Array, Moments]:
     """Return `x` (..., C) normalised by the moments of its channels, then scaled and shifted, and
-    with `relu` its ReLU, in float32 at least; and those moments, constants of differentiation.
+    with `relu` its ReLU, computed in float32 at least and rounded to the type of `x`; and those
+    moments, constants of differentiation.
 
     They cover the batch of this device, or of all devices of the mapped axis. Where they are
     `known`, XLA's operations take them; oneDNN recomputes them, which is faster.
     """
-    x = widened(x)
     if axis_name is None and _is_for_onednn(x, scale, bias):
         y, mean, var, *_ = _batch_norm.bind(x, scale, bias, epsilon=epsilon, relu=relu)
         return y, (mean, var)
     found = known or moments(x, axis_name)
-    return normalized(x, found, scale, bias, epsilon, relu), lax.stop_gradient(found)
+    y = normalized(widened(x), found, scale, bias, epsilon, relu).astype(x.dtype)
+    return y, lax.stop_gradient(found)
 
 
 def averaged_norm(
@@ -58,8 +57,7 @@ def averaged_norm(
     convolution = recall(x)
     if convolution is None:
         return normalized(widened(x), averages, scale, bias, epsilon, relu)
-    y = convolution(*as_affine(averages, scale, bias, epsilon))
-    return jax.nn.relu(y) if relu else y
+    return convolution.normed(as_affine(averages, scale, bias, epsilon), relu)
 
 
 def normalized(
@@ -164,133 +162,29 @@ def _is_for_onednn(x: Array, scale: Array, bias: Array) -> bool:
     return (
         formulation("normalization") == "cpu"
         and x.ndim == 4
-        and x.dtype == scale.dtype == bias.dtype == jnp.float32
+        and x.dtype in (jnp.float32, jnp.bfloat16)
+        and scale.dtype == bias.dtype == jnp.float32
         and x.shape[-1] % 16 == 0  # whole vectors: else densenet_bc_100_12's step takes 1.5 times
         and onednn.takes(x, scale, bias)
     )
 
 
-# Three primitives: the norm; its tangent, which is linear in the operands' tangents; and the
-# transpose of that, the gradient. CPUs call oneDNN for the norm and its gradient. All the rest
-# (tangents, second derivatives, jax.vmap, other platforms) is made of the formulas above.
-_batch_norm = Primitive("batch_norm")
-_tangent = Primitive("batch_norm_tangent")
-_gradient = Primitive("batch_norm_gradient")
-for _primitive in (_batch_norm, _gradient):
-    _primitive.multiple_results = True
-
-
 def _norm(x: Array, scale: Array, bias: Array, *, epsilon: float, relu: bool) -> list[Array]:
     found = moments(x)
-    y = normalized(x, found, scale, bias, epsilon, relu)
+    y = normalized(widened(x), found, scale, bias, epsilon, relu).astype(x.dtype)
     # The mask of what is positive is oneDNN's; these formulas find it in `x`.
-    return [y, *found, *(jnp.zeros(shape, jnp.uint8) for shape in onednn.masks(x.shape, relu))]
+    return [y, *found, *(jnp.zeros(shape, jnp.uint8) for shape in _masks(x, relu))]
 
 
-def _norm_alone(*operands: Array, **params) -> Array:
-    return _norm(*operands, **params)[0]
-
-
-def _tangent_by_xla(*operands: Array, **params) -> Array:
-    """Return the norm's tangent, given those of x, scale and bias, then these three, then what the
-    norm found.
-    """
-    function = functools.partial(_norm_alone, **params)
-    return jax.jvp(function, tuple(operands[3:6]), tuple(operands[:3]))[1]
-
-
-def _gradient_by_xla(cotangent: Array, *operands: Array, **params) -> list[Array]:
-    """Return the gradients of x, scale and bias, given that of the norm, then these three, then
-    what the norm found.
-    """
-    function = functools.partial(_norm_alone, **params)
-    return list(jax.vjp(function, *operands[:3])[1](cotangent))
-
-
-def _norm_and_tangent(primals, tangents, **params):
-    found = _batch_norm.bind(*primals, **params)
-    tangents = map(ad.instantiate_zeros, tangents)
-    change = _tangent.bind(*tangents, *primals, *found[1:], **params)
-    constant = [ad.Zero(jax.typeof(each).to_tangent_aval()) for each in found[1:]]
-    return found, [change, *constant]
-
-
-def _tangent_transposed(cotangent: Array, *operands, **params):
-    unknown = [ad.is_undefined_primal(each) for each in operands[:3]]
-    gradients = _gradient.bind(cotangent, *operands[3:], **params)
-    known = [None] * len(operands[3:])
-    return [g if asked else None for g, asked in zip(gradients, unknown, strict=True)] + known
-
-
-def _differentiated(primitive: Primitive, function: Callable, count: int) -> Callable:
-    """Return the rule for tangents of a primitive whose operands after the first `count` follow
-    from those.
-    """
-
-    def rule(primals, tangents, **params):
-        changes = tuple(ad.instantiate_zeros(each) for each in tangents[:count])
-        partial = functools.partial(function, **params)
-        found = primitive.bind(*primals, **params)
-        return found, jax.jvp(partial, tuple(primals[:count]), changes)[1]
-
-    return rule
-
-
-def _eagerly(primitive):
-    compiled = jax.jit(primitive.bind, static_argnames=("epsilon", "relu"))
-
-    def call(*operands: Array, **params):
-        with jax.disable_jit(False):  # which would call the primitive, which calls this
-            return compiled(*operands, **params)
-
-    return call
-
-
-def _mapped(function):
-    def rule(operands, axes, **params):
-        found = jax.vmap(functools.partial(function, **params), in_axes=axes)(*operands)
-        return found, jax.tree.map(lambda _: 0, found)
-
-    return rule
-
-
-def _lowered(gradient: bool) -> Callable:
-    def rule(context, *operands, epsilon: float, relu: bool):
-        assert onednn.available()  # it registers the call
-        shape = context.avals_in[0].shape
-        description = onednn.describe_batch_norm(shape, epsilon, relu, gradient)
-        return jax.ffi.ffi_lowering(onednn.BATCH_NORM)(context, *operands, description=description)
-
-    return rule
-
-
-@_batch_norm.def_abstract_eval
-def _norm_abstractly(x, scale, bias, *, epsilon, relu):
-    masks = [
-        x.update(shape=shape, dtype=jnp.dtype(jnp.uint8)) for shape in onednn.masks(x.shape, relu)
-    ]
+def _norm_abstractly(x, scale, bias, *, epsilon: float, relu: bool):
+    masks = [x.update(shape=shape, dtype=jnp.dtype(jnp.uint8)) for shape in _masks(x, relu)]
     return [x, scale, scale, *masks]
 
 
-@_gradient.def_abstract_eval
-def _gradient_abstractly(cotangent, x, scale, bias, *_, **__):
-    return [x, scale, bias]
+def _masks(x: Any, relu: bool) -> list[tuple[int]]:
+    return onednn.masks(x.shape, x.dtype == jnp.bfloat16) if relu else []
 
 
-_tangent.def_abstract_eval(lambda x, *_, **__: x)
-for _primitive, _by_xla in (
-    (_batch_norm, _norm),
-    (_tangent, _tangent_by_xla),
-    (_gradient, _gradient_by_xla),
-):
-    _primitive.def_impl(_eagerly(_primitive))
-    batching.primitive_batchers[_primitive] = _mapped(_by_xla)
-    mlir.register_lowering(
-        _primitive, mlir.lower_fun(_by_xla, multiple_results=_primitive.multiple_results)
-    )
-ad.primitive_jvps[_batch_norm] = _norm_and_tangent
-ad.primitive_transposes[_tangent] = _tangent_transposed
-ad.primitive_jvps[_tangent] = _differentiated(_tangent, _tangent_by_xla, 6)
-ad.primitive_jvps[_gradient] = _differentiated(_gradient, _gradient_by_xla, 4)
-mlir.register_lowering(_batch_norm, _lowered(gradient=False), platform="cpu")
-mlir.register_lowering(_gradient, _lowered(gradient=True), platform="cpu")
+_batch_norm = differentiable(
+    "batch_norm", 3, _norm, _norm_abstractly, onednn.BATCH_NORM, onednn.describe_batch_norm
+)

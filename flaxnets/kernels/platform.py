@@ -1,19 +1,19 @@
-"""The platform that programs are traced for, and kernels that keep XLA's own operations.
+"""The platform that programs are traced for, and a switch that keeps XLA's own operations.
 
-A kernel chooses its formulation when it is traced, by `formulation`. Every formulation is right on
-every platform, so a program that runs elsewhere than it was traced for is slower, never wrong.
-Unless a context says otherwise, programs are traced for jax's default backend:
+A kernel chooses its formulation by `formulation` when it is traced. Every formulation is right on
+every platform. A program that runs on another platform than it was traced for is slower, never
+wrong. By default programs are traced for jax's default backend; contexts change this:
 
     with compiling_for("gpu"):  # on a machine without one
         lowered = jax.jit(step).trace(state, batch).lower(lowering_platforms=("cuda",))
     with plain("pooling", "activation"):  # XLA's own pools and ReLUs; plain() for all kernels
         step(state, batch)
 
-jax's caches know these contexts (`jax.make_user_context`): a jitted function that is called inside
-one is traced again, and outside it is again what it was. So a context belongs around the calls of a
-jitted function, not around `jax.jit`. It is that of one thread.
+jax's caches know these contexts (`jax.make_user_context`). A jitted function that is called inside
+one is traced again, and outside it is what it was before. A context therefore belongs around the
+calls of a jitted function, not around `jax.jit`. It applies to one thread.
 
-A program for several platforms at once is traced once for each of them, by `on_every_platform`.
+`on_every_platform` is for a program for several platforms at once, which is traced once for each.
 """
 
 import contextlib
@@ -36,7 +36,9 @@ _plain = jax.make_user_context(frozenset())
 
 def platform() -> Platform:
     """Return the platform that programs are traced for: that of the innermost `compiling_for`, or
-    jax's default backend. Where jax has another one, kernels take XLA's operations.
+    jax's default backend.
+
+    For a platform that is none of `Platform`, kernels take XLA's operations.
     """
     name: Any = _platform.value or jax.default_backend()
     return name
@@ -44,7 +46,7 @@ def platform() -> Platform:
 
 @contextlib.contextmanager
 def compiling_for(name: Platform) -> Iterator[None]:
-    """Trace what is called inside for a platform, whatever this machine has.
+    """Trace what is called inside for a platform, whether or not this machine has it.
 
     Raises InputError for an unknown platform.
     """
@@ -54,9 +56,10 @@ def compiling_for(name: Platform) -> Iterator[None]:
 
 @contextlib.contextmanager
 def plain(*kernels: Kernel) -> Iterator[None]:
-    """Trace what is called inside with XLA's own operations for these kernels, all unless named.
+    """Trace what is called inside with XLA's own operations for these kernels, or for all if none
+    is named.
 
-    FLAXNETS_PLAIN in the environment, such as "folding,pooling", does so for a whole process.
+    FLAXNETS_PLAIN in the environment, such as "folding,pooling", does this for a whole process.
 
     Raises InputError for an unknown kernel.
     """
@@ -84,8 +87,9 @@ def _checked(kernels: Sequence[str], place: str = "") -> frozenset[str]:
 
 
 def on_every_platform(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return `function` for a program that is lowered for several platforms (`jax.export`): it is
-    traced for each, and where the program runs decides among them.
+    """Return `function` for a program that is lowered for several platforms (`jax.export`).
+
+    It is traced for each platform, and the program selects one of the traces where it runs.
     """
 
     def traced_for(name: Platform) -> Callable[..., Any]:

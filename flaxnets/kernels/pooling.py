@@ -2,7 +2,10 @@
 
 Each is made of strided slices, one for a cell of the window, where that is faster than XLA's own
 operation: on CPUs first along rows, then along columns, which takes fewer operations; maxima on
-GPUs from all cells at once, which reads the map once. Values and gradients are the same.
+GPUs from all cells at once, which reads the map once. Maxima of bfloat16 on CPUs are calls of
+oneDNN (`flaxnets.kernels.onednn.calls`): XLA computes them in float32, and took 43 ms for their
+gradient in ResNet-18's step (8 images; oneDNN 0.4). Values and gradients are the same, but that
+oneDNN rounds each addition where windows overlap.
 """
 
 import functools
@@ -14,9 +17,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+import flaxnets.kernels.onednn.calls as onednn
 from flaxnets.kernels.geometry import Pair, check_fits
+from flaxnets.kernels.onednn.primitives import differentiable
 from flaxnets.kernels.platform import formulation
-from flaxnets.kernels.precision import widened
+from flaxnets.kernels.precision import is_narrow, widened
 
 Array = jax.Array
 MAX_CELLS = 25  # of a window whose cells are an operation each
@@ -45,9 +50,10 @@ def window_maxima(
     config: Any = jax.config
     if config.jax_debug_infs:  # which would find the padding; XLA's operation has it inside
         return _maxima_by_xla(x, window, stride, (rows, columns))
-    lowest = jnp.array(-jnp.inf, x.dtype)
-    x = lax.pad(x, lowest, [(0, 0, 0), (*rows, 0), (*columns, 0), (0, 0, 0)])
     chosen = formulation("pooling")
+    if chosen == "cpu" and is_narrow(x) and onednn.takes(x):
+        return _max_pool.bind(x, window=window, stride=stride, padding=(rows, columns))[0]
+    x = _padded(x, (rows, columns))
     if chosen == "cpu":
         return _maxima_by_axes(x, window, stride)
     if chosen == "gpu" and math.prod(window) <= MAX_CELLS:
@@ -120,6 +126,11 @@ def _maxima_by_xla(
     return lax.reduce_window(x, -jnp.inf, lax.max, (1, *window, 1), (1, *stride, 1), margins)
 
 
+def _padded(x: Array, padding: tuple[Pair, Pair]) -> Array:
+    lowest = jnp.array(-jnp.inf, x.dtype)
+    return lax.pad(x, lowest, [(0, 0, 0), *((*each, 0) for each in padding), (0, 0, 0)])
+
+
 def _maxima_by_axes(x: Array, window: Pair, stride: Pair) -> Array:
     return _by_axes(x, window, stride, _first_maximum)
 
@@ -174,3 +185,44 @@ def _cells(x: Array, window: Pair, stride: Pair) -> list[Array]:
     """Return what each cell of the window meets, in reading order."""
     rows = _slices(x, 1, window, stride)
     return [cell for row in rows for cell in _slices(row, 2, window, stride)]
+
+
+# --------------------------------------------------------------------------- oneDNN
+
+
+def _maxima(x: Array, *, window: Pair, stride: Pair, padding: tuple[Pair, Pair]) -> list[Array]:
+    y = _maxima_by_axes(_padded(x, padding), window, stride)
+    # The places are oneDNN's; this formula finds them in `x`.
+    return [y, jnp.zeros(_places(x, window, stride, padding), jnp.uint8)]
+
+
+def _maxima_abstractly(x, *, window: Pair, stride: Pair, padding: tuple[Pair, Pair]):
+    places = _places(x, window, stride, padding)
+    return [
+        x.update(shape=_shapes_and_geometry(x.shape, window, stride, padding)[0][1]),
+        x.update(shape=places, dtype=jnp.dtype(jnp.uint8)),
+    ]
+
+
+def _shapes_and_geometry(
+    shape: tuple[int, ...], window: Pair, stride: Pair, padding: tuple[Pair, Pair]
+) -> tuple[tuple, tuple[int, ...]]:
+    """Return the shapes of input and output, and window, stride and padding as oneDNN takes it,
+    which rounds the number of windows down: pixels left unread are no padding below zero.
+    """
+    sizes = zip(shape[1:3], window, stride, padding, strict=True)
+    rows, columns = ((n + sum(pads) - span) // step + 1 for n, span, step, pads in sizes)
+    before, after = zip(*padding, strict=True)
+    geometry = (*window, *stride, *before, *(max(each, 0) for each in after))
+    return (shape, (shape[0], rows, columns, shape[3])), geometry
+
+
+def _places(x: Any, *numbers: Any) -> tuple[int]:
+    return onednn.places(*_shapes_and_geometry(x.shape, *numbers), x.dtype == jnp.bfloat16)
+
+
+def _describe(shape: tuple[int, ...], dtype: Any, gradient: bool, **params) -> Any:
+    return onednn.describe_max_pool(*_shapes_and_geometry(shape, **params), dtype, gradient)
+
+
+_max_pool = differentiable("max_pool", 1, _maxima, _maxima_abstractly, onednn.MAX_POOL, _describe)

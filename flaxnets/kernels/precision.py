@@ -1,4 +1,6 @@
-"""Types narrower than float32: what is added up is added up in float32 and rounded once."""
+"""Types narrower than float32: what is added up is added up in float32 and rounded once. And which
+devices multiply them.
+"""
 
 import functools
 from typing import Any
@@ -7,7 +9,24 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from flaxnets.kernels.onednn.library import computes_bfloat16
+from flaxnets.kernels.platform import platform
+
 Array = jax.Array
+
+
+def multiplies_bfloat16() -> bool:
+    """Return whether the device multiplies bfloat16 in hardware: a TPU, a GPU of compute capability
+    8 or later, or a CPU with avx512_bf16 or AMX, where oneDNN is there to use them.
+    """
+    name = platform()
+    if name == "cpu":
+        return computes_bfloat16()
+    if name == "gpu":
+        capability = str(getattr(jax.devices()[0], "compute_capability", ""))
+        major = capability.partition(".")[0]
+        return major.isdecimal() and int(major) >= 8
+    return name == "tpu"
 
 
 def is_narrow(x: Array) -> bool:

@@ -1,9 +1,9 @@
-"""The network that learns CIFAR-10 to 94% soonest: Jordan 2024, "94% on CIFAR-10 in 3.29 Seconds on
-a Single GPU" (arXiv:2404.00498), section 3, in the form that Muon trains
-(github.com/KellerJordan/cifar10-airbench, airbench94_muon.py), whose names it has.
+"""Airbench94, the network of speed records on CIFAR-10: Jordan 2024, "94% on CIFAR-10 in 3.29
+Seconds on a Single GPU" (arXiv:2404.00498), section 3.
 
-The recipe adds to the network that the first convolution whitens the patches of the training images
-(`Recipe.whiten`) and stays as it is, and so do the scales of the norms, which are one.
+This is the form that Muon trains (github.com/KellerJordan/cifar10-airbench, airbench94_muon.py),
+with its names. The recipe sets the first convolution to a whitening of the patches of the training
+images (`Recipe.whiten`). It freezes that convolution and the scales of the norms, which are one.
 """
 
 import functools
@@ -28,8 +28,8 @@ from flaxnets.models.base import Model
 
 
 def dirac(key: Array, shape: Sequence[int], dtype: Dtype = jnp.float32) -> Array:
-    """Return a kernel (height, width, C, features) whose first C filters give their input (section
-    3.2); the others are torch's default.
+    """Return a kernel (height, width, C, features) whose first C filters copy their input (section
+    3.2); the other filters have torch's default values.
     """
     height, width, channels, features = shape
     same = min(channels, features)
@@ -39,13 +39,13 @@ def dirac(key: Array, shape: Sequence[int], dtype: Dtype = jnp.float32) -> Array
 
 
 def unit_deviation(key: Array, shape: Sequence[int], dtype: Dtype = jnp.float32) -> Array:
-    """Return torch's default, scaled to a deviation of one."""
+    """Return torch's default values, scaled to a standard deviation of one."""
     kernel = torch_default(key, shape, dtype)
     return kernel / kernel.std(ddof=1)
 
 
 class Group(nn.Module):
-    """Two 3x3 convolutions, between which the map is halved."""
+    """Two 3x3 convolutions with a 2x2 max pool after the first."""
 
     features: int
     train: bool
@@ -66,12 +66,14 @@ class Group(nn.Module):
 
 
 class Airbench(Model):
-    """`(N, H, W, C)`, 32x32x3 in the paper, to logits `(N, num_classes)`; from 25x25 pixels on.
+    """Map images `(N, H, W, C)`, 32x32x3 in the paper, to logits `(N, num_classes)`. Images need at
+    least 25x25 pixels.
 
-    The groups have `widths` features, by the last of which the logits are divided. `remat`
-    recomputes each group in the backward pass.
+    The groups have `widths` features; the logits are divided by the last width. `remat` recomputes
+    each group in the backward pass.
 
-    With `dense`: the map of logits, a position for every 24 pixels, whose mean are the logits.
+    With `dense`: the map of logits with one position for every 24 pixels. The logits are its mean
+    over positions.
     """
 
     widths: Sequence[int] = (64, 256, 256)
@@ -84,7 +86,7 @@ class Airbench(Model):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
-        # A filter for each number of a 2x2 patch, and its negative.
+        # One filter for each of the 2 * 2 * C numbers of a patch, and one for its negative.
         x = Conv(2 * 4 * x.shape[-1], 2, dtype=self.dtype, name="whiten")(x)
         group = nn.remat(Group) if self.remat else Group
         groups = [group(features, train, self.dtype) for features in self.widths]

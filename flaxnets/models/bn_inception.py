@@ -1,10 +1,10 @@
 """BN-Inception: Ioffe & Szegedy 2015, "Batch Normalization: Accelerating Deep Network Training by
 Reducing Internal Covariate Shift" (arXiv:1502.03167), Figure 5 and the appendix beside it.
 
-What the paper leaves open: padding is half the kernel everywhere, in pools too, so that all
-branches of a module see the same centres at any image size; average pools count it, epsilon is
-1e-3 and the kernels start as in He et al. 2015. Section 4.2 gives 13.6 million parameters, which
-Figure 5 does not add up to: it has 11.3 million.
+The paper leaves some choices open. Padding is half the kernel everywhere, in pools too, so that all
+branches of a module see the same centres at any image size. Average pools count the padding,
+epsilon is 1e-3, and kernels are initialised as in He et al. 2015. Section 4.2 gives 13.6 million
+parameters, but the rows of Figure 5 add up to 11.3 million.
 """
 
 import functools
@@ -13,6 +13,7 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax.numpy as jnp
 
+from flaxnets.blocks import ConvNormRelu
 from flaxnets.layers import (
     Array,
     BatchNorm,
@@ -24,42 +25,29 @@ from flaxnets.layers import (
     average_positions,
     avg_pool,
     he_normal_fan_out,
+    joined,
     max_pool,
 )
 from flaxnets.models.base import Model
 
 # Figure 5: widths of the 1x1, the 3x3 reduction, the 3x3, the double 3x3 reduction and the double
-# 3x3; the pool and its projection. Without 1x1 and projection ("pass through") the stride is 2.
+# 3x3; the pool and the width of its projection. A row without 1x1 and projection ("pass through")
+# has stride 2.
 ROWS = {
     "3a": (64, 64, 64, 64, 96, avg_pool, 32),
     "3b": (64, 64, 96, 64, 96, avg_pool, 64),
     "3c": (0, 128, 160, 64, 96, max_pool, 0),
     "4a": (224, 64, 96, 96, 128, avg_pool, 128),
     "4b": (192, 96, 128, 96, 128, avg_pool, 128),
-    # The sums of 4c, 4d and 4e are 608, 608 and 1056, where the figure's column of output sizes
-    # has 576, 576 and 1024 (projections of 96). The ports to Caffe, MXNet and torch keep 128 too.
+    # The widths of 4c, 4d and 4e add up to 608, 608 and 1056. The figure's column of output sizes
+    # has 576, 576 and 1024, which projections of 96 would give. Like the ports to Caffe, MXNet and
+    # torch, we keep 128.
     "4c": (160, 128, 160, 128, 160, avg_pool, 128),
     "4d": (96, 128, 192, 160, 192, avg_pool, 128),
     "4e": (0, 128, 192, 192, 256, max_pool, 0),
     "5a": (352, 192, 320, 160, 224, avg_pool, 128),
     "5b": (352, 192, 320, 192, 224, max_pool, 128),
 }
-
-
-class ConvNormRelu(nn.Module):
-    """Convolution without bias (section 3.2), batch normalisation and ReLU."""
-
-    features: int
-    kernel_size: int = 1
-    stride: int = 1
-    conv: Callable[..., nn.Module] = Conv
-    norm: Callable[..., nn.Module] = BatchNorm
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        half = self.kernel_size // 2
-        x = self.conv(self.features, self.kernel_size, self.stride, half, name="conv")(x)
-        return self.norm(name="bn")(x, relu=True)
 
 
 class Inception(nn.Module):
@@ -85,16 +73,19 @@ class Inception(nn.Module):
         if not one:
             branches.pop("branch1")
         outputs = [Sequential(branch, name=name)(x) for name, branch in branches.items()]
-        return jnp.concatenate(outputs, -1)
+        return joined(outputs)
 
 
 class BNInception(Model):
-    """`(N, H, W, C)`, 224x224x3 in the paper, to logits `(N, num_classes)`; any size.
+    """Map images `(N, H, W, C)`, 224x224x3 in the paper, to logits `(N, num_classes)`. Images may
+    have any size.
 
-    The first convolution is separable: eight 7x7 filters on each channel, then 1x1; without
-    `separable_stem` it is the plain 7x7 of the ports to Caffe and torch. Without dropout as in the
-    modified network of section 4.2.1; the ensemble of 4.2.3 has rates of 0.05 and 0.1.
-    With `dense`: the map `(N, H', W', num_classes)` of logits at every position of the features.
+    The first convolution is separable: eight 7x7 filters on each channel, then 1x1. With
+    `separable_stem=False` it is the plain 7x7 convolution of the ports to Caffe and torch. There is
+    no dropout, as in the modified network of section 4.2.1; the ensemble of section 4.2.3 has rates
+    of 0.05 and 0.1. `remat` recomputes each module in the backward pass.
+
+    With `dense`: the map of logits `(N, H', W', num_classes)` at every position of the features.
     """
 
     num_classes: int = 1000

@@ -25,7 +25,8 @@ LAYER_SCALE = 1e-6  # appendix A.1
 
 class Block(nn.Module):
     """Figure 4, right: a 7x7 depthwise convolution and a norm, then two linear layers through four
-    times the channels; the branch starts with a factor of 1e-6 for each channel.
+    times the channels. The branch is multiplied by a learned factor for each channel, 1e-6 at
+    first.
     """
 
     stochastic_depth_rate: float
@@ -53,14 +54,15 @@ class Block(nn.Module):
 
 
 class ConvNeXt(Model):
-    """`(N, H, W, C)`, 224x224x3 in the paper, to logits `(N, num_classes)`; 32 pixels at least.
+    """Map images `(N, H, W, C)`, 224x224x3 in the paper, to logits `(N, num_classes)`. Images need
+    at least 32x32 pixels.
 
-    `stochastic_depth_rate` is that of the last block; it grows linearly from zero in the first.
-    `remat` recomputes each block in the backward pass.
+    `stochastic_depth_rate` is the rate of the last block; rates grow linearly from zero in the
+    first block. `remat` recomputes each block in the backward pass.
 
-    With `dense`: the map `(N, H / 32, W / 32, num_classes)` of logits, whose mean are the logits.
-    The norm of the head acts on the mean of all positions; in the map every position is divided by
-    the deviation of that mean.
+    With `dense`: the map of logits `(N, H / 32, W / 32, num_classes)`. The logits are its mean over
+    positions. The norm of the head acts on the mean of all positions, so in the map every position
+    is divided by the deviation of that mean.
     """
 
     channels: Sequence[int]

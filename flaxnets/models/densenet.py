@@ -1,11 +1,12 @@
 """DenseNet: Huang, Liu, van der Maaten & Weinberger 2016, "Densely Connected Convolutional
-Networks" (arXiv:1608.06993); names and initialisation of torchvision/models/densenet.py.
+Networks" (arXiv:1608.06993), Tables 1 and 2; names and initialisation of
+torchvision/models/densenet.py.
 
-- `densenet121 161 169 201`: Table 1. torchvision's; the paper's 161 has the same layers.
+- `densenet121 161 169 201`: Table 1, as in torchvision. The paper's 161 has the same layers.
 - `densenet_bc_100_12 250_24 190_40`: Table 2, for 32x32 images, by depth and growth rate, with
   bottlenecks and compression ("BC"). Not in torchvision; modules keep the names of its ImageNet
   networks.
-- `densenet_40_12 100_12 100_24`: Table 2, without either.
+- `densenet_40_12 100_12 100_24`: Table 2, without bottlenecks and compression.
 """
 
 import functools
@@ -24,6 +25,7 @@ from flaxnets.layers import (
     average_positions,
     avg_pool,
     he_normal_fan_in,
+    joined,
     max_pool,
 )
 from flaxnets.models.base import Model
@@ -32,12 +34,12 @@ Moments = tuple[Array, Array]  # mean and variance of each channel over the batc
 
 
 class DenseLayer(nn.Module):
-    """A 1x1 bottleneck to 4 growth_rate channels and a 3x3 convolution, each after its norm; the
-    3x3 convolution alone without `bottleneck`.
+    """A 1x1 bottleneck to 4 `growth_rate` channels and a 3x3 convolution, each after its norm and
+    ReLU. With `bottleneck=False` the 3x3 convolution alone.
 
-    Takes the maps of all layers before it in the block, rather than their concatenation, so that
-    under `remat` what is stored grows with the depth of the block and not with its square; and the
-    moments of them all, for its first norm.
+    The layer takes the list of all earlier maps of the block instead of their concatenation. Under
+    `remat` the stored memory then grows with the depth of the block and not with its square. It
+    also takes the moments of all these maps, for its first norm.
     """
 
     growth_rate: int
@@ -48,7 +50,7 @@ class DenseLayer(nn.Module):
 
     @nn.compact
     def __call__(self, maps: Sequence[Array], moments: Moments) -> Array:
-        x = self.norm(name="norm1")(jnp.concatenate(maps, -1), moments, relu=True)
+        x = self.norm(name="norm1")(joined(maps), moments, relu=True)
         if not self.bottleneck:
             return self.dropout()(self.conv(self.growth_rate, 3, padding=1, name="conv1")(x))
         x = self.dropout()(self.conv(4 * self.growth_rate, 1, name="conv1")(x))
@@ -57,7 +59,7 @@ class DenseLayer(nn.Module):
 
 
 class Transition(nn.Module):
-    """A share `compression` of the channels on half the pixels a side."""
+    """Reduce the channels to the share `compression` and the map to half its height and width."""
 
     compression: float
     conv: Callable[..., nn.Module]
@@ -72,20 +74,21 @@ class Transition(nn.Module):
 
 
 class DenseNet(Model):
-    """`(N, H, W, C)`, 224x224x3 in the paper, to logits `(N, num_classes)`; 29 pixels at least.
+    """Map images `(N, H, W, C)`, 224x224x3 in the paper, to logits `(N, num_classes)`. Images need
+    at least 29x29 pixels.
 
-    `depths` counts the layers of each block. With `small_images`, 32x32x3 in the paper and 4 pixels
-    at least, the first convolution is 3x3 at stride 1, without norm and pool.
+    `depths` counts the layers of each block. With `small_images` (32x32x3 in the paper, at least
+    4x4) the first convolution is 3x3 at stride 1, without norm and pool.
 
-    `bottleneck` and `compression` are those of section 3; the first convolution has
-    `first_features` channels, or twice the growth rate.
+    `bottleneck` and `compression` are those of section 3. The first convolution has
+    `first_features` channels; None stands for twice the growth rate.
 
     `dropout_rate` acts after every convolution but the first (section 4.2: 0.2 without data
-    augmentation); torchvision's `drop_rate` leaves the bottlenecks and transitions out. `remat`
+    augmentation). torchvision's `drop_rate` skips the bottlenecks and transitions. `remat`
     recomputes each layer in the backward pass (Pleiss et al. 2017, arXiv:1707.06990).
 
-    With `dense`: the map `(N, H / 32, W / 32, num_classes)` of logits, whose mean are the logits;
-    `(N, H / 4, W / 4, num_classes)` with `small_images`.
+    With `dense`: the map of logits `(N, H / 32, W / 32, num_classes)`, or
+    `(N, H / 4, W / 4, num_classes)` with `small_images`. The logits are its mean over positions.
     """
 
     depths: Sequence[int]
@@ -120,7 +123,8 @@ class DenseNet(Model):
         else:
             x = conv(first_features, 7, 2, 3, name="features.conv0")(x)
             x = max_pool(3, 2, 1)(norm(name="features.norm0")(x, relu=True))
-        # The moments of a map are the same in every norm that sees it: this one finds them for all.
+        # A map has the same moments in every norm that reads it. This norm computes them once for
+        # all.
         norm5 = norm(name="features.norm5")
         moments = norm5.moments(x)
         for block, depth in enumerate(self.depths, 1):
@@ -136,8 +140,9 @@ class DenseNet(Model):
                 maps.append(dense_layer(name=name)(tuple(maps), moments))
                 both = moments, norm5.moments(maps[-1])
                 moments = jax.tree.map(lambda *parts: jnp.concatenate(parts), *both)
-            x = jnp.concatenate(maps, -1)
-            self.sow("intermediates", f"features.denseblock{block}", x)  # for those who ask for it
+            x = joined(maps)
+            # readable on request (`inference.features`)
+            self.sow("intermediates", f"features.denseblock{block}", x)
         x = norm5(x, moments, relu=True)
         if not self.dense:
             x = average_positions(x)
@@ -146,8 +151,8 @@ class DenseNet(Model):
         )(x)
 
 
-# A depth L of Table 2 is three blocks of (L - 4) / 6 layers of two convolutions each, or of
-# (L - 4) / 3 of one.
+# Table 2: a depth of L means three blocks of (L - 4) / 6 layers with two convolutions each, or of
+# (L - 4) / 3 layers with one.
 cifar = functools.partial(DenseNet, small_images=True, num_classes=10, input_shape=(32, 32, 3))
 plain = functools.partial(cifar, bottleneck=False, compression=1.0, first_features=16)
 

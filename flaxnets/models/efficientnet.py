@@ -4,7 +4,7 @@
 - Tan & Le 2019, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks"
   (arXiv:1905.11946), Table 1 and section 3.3.
 - Tan & Le 2021, "EfficientNetV2: Smaller Models and Faster Training" (arXiv:2104.00298), Table 4;
-  the medium and the large one are the authors' (github.com/google/automl, efficientnetv2).
+  the medium and large networks follow the authors' code (github.com/google/automl, efficientnetv2).
 """
 
 import functools
@@ -19,8 +19,10 @@ from flaxnets.blocks import (
     ConvNormActivation,
     SqueezeExcitation,
     StochasticDepth,
+    rates_by_depth,
     round_channels,
     silu,
+    stage_strides,
     uniform_fan_out,
 )
 from flaxnets.layers import (
@@ -37,7 +39,9 @@ from flaxnets.models.base import Model
 
 
 class Stage(NamedTuple):
-    """A row of a table: blocks of one kind, of which the first has the stride."""
+    """A row of a table: blocks of one kind. The first block has the stride, the others have stride
+    1.
+    """
 
     block: Literal["mbconv", "fused"]
     expansion: int
@@ -47,8 +51,8 @@ class Stage(NamedTuple):
     layers: int
 
 
-# arXiv:1905.11946, Table 1. torchvision's strides are those of the authors' code: the table puts
-# each on the stage before.
+# arXiv:1905.11946, Table 1. Strides follow the authors' code, as in torchvision. The table prints
+# each stride one stage earlier.
 B0 = (
     Stage("mbconv", 1, 3, 1, 16, 1),
     Stage("mbconv", 6, 3, 2, 24, 2),
@@ -89,9 +93,11 @@ V2_L = (
 
 class MBConv(nn.Module):
     """arXiv:1905.11946, section 4: a 1x1 convolution to `expansion` times the channels, a depthwise
-    one, squeeze-excitation with a quarter of the input's channels between its layers, and a linear
-    1x1 convolution. "fused" (arXiv:2104.00298, Figure 2) has a dense convolution in place of the
-    first three; without expansion that is all.
+    convolution, squeeze-excitation and a linear 1x1 convolution. The squeeze-excitation has a
+    quarter of the input's channels between its layers.
+
+    A "fused" block (arXiv:2104.00298, Figure 2) has one dense convolution in place of the first
+    three layers. With an expansion of 1 it is that convolution alone.
 
     The input is added where the shapes agree.
     """
@@ -99,9 +105,10 @@ class MBConv(nn.Module):
     stage: Stage
     stride: int
     features: int
+    stochastic_depth_rate: float
     conv: Callable[..., nn.Module]
     norm: Callable[..., nn.Module]
-    stochastic_depth: Callable[..., nn.Module]
+    train: bool
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -127,19 +134,21 @@ class MBConv(nn.Module):
         y = Sequential(layers, name="block")(x)
         if self.stride > 1 or x.shape[-1] != self.features:
             return y
-        return x + self.stochastic_depth()(y)
+        return x + StochasticDepth(self.stochastic_depth_rate, self.train)(y)
 
 
 class EfficientNet(Model):
-    """`(N, H, W, C)`, `input_shape` in evaluation, to logits `(N, num_classes)`; any image size.
+    """Map images `(N, H, W, C)` to logits `(N, num_classes)`. Images may have any size;
+    `input_shape` is the size in evaluation.
 
-    `width` multiplies the features of the first layer and each stage, `depth` the layers of each
-    (arXiv:1905.11946, section 3.3). The last convolution has `last_features`, or four times those
-    of the last stage. In training block i of n is left out with probability
-    `stochastic_depth_rate` * i / n. `epsilon` and `momentum` are the norms'. `remat` recomputes
-    each block in the backward pass.
+    `width` multiplies the features of the first layer and of each stage, `depth` the number of
+    layers of each stage (arXiv:1905.11946, section 3.3). The last convolution has `last_features`;
+    None stands for four times the features of the last stage. In training, block i of n, counted
+    from 0, is skipped with probability `stochastic_depth_rate` * i / n. `epsilon` and `momentum`
+    are those of the norms. `remat` recomputes each block in the backward pass.
 
-    With `dense`: the map `(N, H / 32, W / 32, num_classes)` of logits, whose mean are the logits.
+    With `dense`: the map of logits `(N, H / 32, W / 32, num_classes)`. The logits are its mean over
+    positions.
     """
 
     stages: Sequence[Stage] = B0
@@ -168,19 +177,18 @@ class EfficientNet(Model):
             dtype=self.dtype,
         )
         unit = functools.partial(ConvNormActivation, conv=conv, norm=norm, activation=silu)
-        block = functools.partial(nn.remat(MBConv) if self.remat else MBConv, conv=conv, norm=norm)
+        block = functools.partial(
+            nn.remat(MBConv) if self.remat else MBConv, conv=conv, norm=norm, train=train
+        )
 
         layers: list[nn.Module] = [unit(round_channels(self.width * self.first_features), stride=2)]
         depths = [math.ceil(self.depth * stage.layers) for stage in self.stages]
-        number = features = 0
+        # The rate would reach `stochastic_depth_rate` after the last block.
+        rates = iter(rates_by_depth(self.stochastic_depth_rate, sum(depths) + 1))
         for stage, depth in zip(self.stages, depths, strict=True):
             features = round_channels(self.width * stage.features)
-            blocks = []
-            for stride in (stage.stride, *[1] * (depth - 1)):
-                rate = self.stochastic_depth_rate * number / sum(depths)
-                skip = functools.partial(StochasticDepth, rate, train)
-                blocks.append(block(stage, stride, features, stochastic_depth=skip))
-                number += 1
+            strides = stage_strides(stage.stride, depth)
+            blocks = [block(stage, stride, features, next(rates)) for stride in strides]
             layers.append(Sequential(blocks))
         last = round_channels(self.width * self.stages[-1].features)
         layers.append(unit(self.last_features or 4 * last, kernel_size=1))
@@ -197,8 +205,8 @@ class EfficientNet(Model):
         )(x)
 
 
-# arXiv:1905.11946, as scaled in the authors' code: width, depth, dropout; the image size is
-# torchvision's in evaluation (260 in the authors' B2).
+# arXiv:1905.11946, scaled as in the authors' code: width, depth, dropout rate, image size. The size
+# is torchvision's in evaluation; the authors' B2 has 260 pixels.
 SCALES = {
     "b0": (1.0, 1.0, 0.2, 224),
     "b1": (1.0, 1.1, 0.2, 240),

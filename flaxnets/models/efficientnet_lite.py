@@ -1,9 +1,9 @@
 """EfficientNet-Lite; names and behaviour of timm's `tf_efficientnet_lite0` to `2`.
 
 Tan & Le 2019, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks"
-(arXiv:1905.11946), Table 1, as Google changes it for phones (models/official/efficientnet/lite in
-github.com/tensorflow/tpu): no squeeze-excitation, ReLU6 instead of SiLU, and a first and last layer
-of the same width at every scale. Its weights expect TensorFlow's "SAME" padding.
+(arXiv:1905.11946), Table 1, as Google adapts it for phones (models/official/efficientnet/lite in
+github.com/tensorflow/tpu). There is no squeeze-excitation, ReLU6 replaces SiLU, and the first and
+the last layer have the same width at every scale. The weights expect TensorFlow's "SAME" padding.
 """
 
 import functools
@@ -13,7 +13,14 @@ from collections.abc import Callable, Sequence
 import flax.linen as nn
 import jax.numpy as jnp
 
-from flaxnets.blocks import StochasticDepth, relu6, round_channels, uniform_fan_out
+from flaxnets.blocks import (
+    StochasticDepth,
+    rates_by_depth,
+    relu6,
+    round_channels,
+    stage_strides,
+    uniform_fan_out,
+)
 from flaxnets.layers import (
     Array,
     BatchNorm,
@@ -40,9 +47,11 @@ STAGES = (
 
 
 def pad_same(x: Array, kernel_size: int, stride: int) -> Array:
-    """Return `x` (N, H, W, C) with TensorFlow's "SAME" padding, after which a convolution without
-    padding gives a map of ceil(H / stride) x ceil(W / stride). Of an odd number of rows or columns
-    the last is after the map, where torch's padding would have it before.
+    """Return `x` (N, H, W, C) with TensorFlow's "SAME" padding.
+
+    A convolution without padding then gives a map of ceil(H / stride) x ceil(W / stride). Where the
+    padding is an odd number of rows or columns, the extra one comes after the map; torch's padding
+    puts it before.
     """
     margins = []
     for size in x.shape[1:3]:
@@ -52,18 +61,19 @@ def pad_same(x: Array, kernel_size: int, stride: int) -> Array:
 
 
 class InvertedResidual(nn.Module):
-    """A 1x1 convolution to `expansion` times the features (`conv_pw`), a depthwise one (`conv_dw`)
-    and one without activation to `features` (`conv_pwl`); a sum with the input where the shapes
-    agree. Without expansion the first is missing and the last is called `conv_pw`.
+    """A 1x1 convolution to `expansion` times the channels (`conv_pw`), a depthwise convolution
+    (`conv_dw`) and a linear 1x1 convolution to `features` (`conv_pwl`). The input is added where
+    the shapes agree. With an expansion of 1 the first is missing and the last is called `conv_pw`.
     """
 
     expansion: int
     kernel_size: int
     stride: int
     features: int
+    stochastic_depth_rate: float
     conv: Callable[..., nn.Module]
     norm: Callable[..., nn.Module]
-    stochastic_depth: Callable[..., nn.Module]
+    train: bool
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -78,7 +88,7 @@ class InvertedResidual(nn.Module):
             self.kernel_size,
             self.stride,
             groups=width,
-            kernel_init=he_normal_fan_in,  # each filter is a network of one output
+            kernel_init=he_normal_fan_in,  # timm initialises each filter as a layer with one output
             name="conv_dw",
         )(pad_same(y, self.kernel_size, self.stride))
         y = relu6(norms[-2](y))
@@ -86,17 +96,20 @@ class InvertedResidual(nn.Module):
         y = norms[-1](self.conv(self.features, 1, name=name)(y))
         if self.stride > 1 or x.shape[-1] != self.features:
             return y
-        return x + self.stochastic_depth()(y)
+        return x + StochasticDepth(self.stochastic_depth_rate, self.train)(y)
 
 
 class EfficientNetLite(Model):
-    """`(N, H, W, C)`, `input_shape` in training, to logits `(N, num_classes)`; any image size.
+    """Map images `(N, H, W, C)` to logits `(N, num_classes)`. Images may have any size;
+    `input_shape` is the size in training.
 
-    `width` multiplies the features of each stage (section 3.3), and `depth` the layers of each but
-    the first and the last. In training block i of n is left out with probability
-    `stochastic_depth_rate` * i / n. `remat` recomputes each block in the backward pass.
+    `width` multiplies the features of each stage (section 3.3), `depth` the number of layers of
+    each stage but the first and the last. In training, block i of n, counted from 0, is skipped
+    with probability `stochastic_depth_rate` * i / n. `remat` recomputes each block in the backward
+    pass.
 
-    With `dense`: the map `(N, H / 32, W / 32, num_classes)` of logits, whose mean are the logits.
+    With `dense`: the map of logits `(N, H / 32, W / 32, num_classes)`. The logits are its mean over
+    positions.
     """
 
     input_shape: tuple[int, int, int]
@@ -120,16 +133,19 @@ class EfficientNetLite(Model):
         )
         counts = [count for *_, count in self.stages]
         counts[1:-1] = [math.ceil(self.depth * count) for count in counts[1:-1]]
-        block = nn.remat(InvertedResidual) if self.remat else InvertedResidual
-        stages, number = [], 0
+        block = functools.partial(
+            nn.remat(InvertedResidual) if self.remat else InvertedResidual,
+            conv=conv, norm=norm, train=train,
+        )  # fmt: skip
+        # The rate would reach `stochastic_depth_rate` after the last block.
+        rates = iter(rates_by_depth(self.stochastic_depth_rate, sum(counts) + 1))
+        stages = []
         for (expansion, size, first, features, _), count in zip(self.stages, counts, strict=True):
             features = round_channels(self.width * features)
-            blocks = []
-            for stride in (first, *[1] * (count - 1)):
-                rate = self.stochastic_depth_rate * number / sum(counts)
-                skip = functools.partial(StochasticDepth, rate, train)
-                blocks.append(block(expansion, size, stride, features, conv, norm, skip))
-                number += 1
+            blocks = [
+                block(expansion, size, stride, features, next(rates))
+                for stride in stage_strides(first, count)
+            ]
             stages.append(Sequential(blocks))
 
         x = conv(32, 3, 2, name="conv_stem")(pad_same(x, 3, 2))
@@ -137,7 +153,7 @@ class EfficientNetLite(Model):
         x = Sequential(stages, name="blocks")(x)
         x = conv(1280, 1, name="conv_head")(x)
         x = relu6(norm(name="bn2")(x))
-        self.sow("intermediates", "bn2.act", x)  # for those who ask for it
+        self.sow("intermediates", "bn2.act", x)  # readable on request (`inference.features`)
         if not self.dense:
             x = average_positions(x)
         x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)

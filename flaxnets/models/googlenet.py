@@ -1,10 +1,13 @@
 """GoogLeNet: Szegedy et al. 2015, "Going Deeper with Convolutions" (arXiv:1409.4842), Table 1;
 names and initialisation of torchvision/models/googlenet.py.
 
-torchvision departs from the paper: batch normalisation (epsilon 1e-3) in place of biases and local
-response normalisation; 3x3 kernels where Table 1 has 5x5 (github.com/pytorch/vision/issues/906,
-`five_by_five` restores them); dropout 0.2 instead of 0.4 in front of the last layer; an adaptive
-pool to 4x4 in the auxiliary heads, where section 5 pools 5x5 windows at stride 3.
+torchvision departs from the paper in these points, and so do we:
+
+- Batch normalisation (epsilon 1e-3) replaces biases and local response normalisation.
+- Kernels are 3x3 where Table 1 has 5x5 (github.com/pytorch/vision/issues/906). The field
+  `five_by_five` restores them.
+- The dropout rate before the last layer is 0.2 instead of 0.4.
+- The auxiliary heads pool adaptively to 4x4; section 5 pools 5x5 windows at stride 3.
 """
 
 import functools
@@ -13,6 +16,7 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax.numpy as jnp
 
+from flaxnets.blocks import ConvNormRelu, identity
 from flaxnets.initializers import normal
 from flaxnets.layers import (
     Array,
@@ -21,10 +25,10 @@ from flaxnets.layers import (
     Dtype,
     Linear,
     Sequential,
-    Size,
     adaptive_avg_pool,
     average_positions,
     imagenet_to_unit_range,
+    joined,
     max_pool,
     relu,
 )
@@ -46,28 +50,15 @@ ROWS = {
 POOL_AFTER = {"3b": max_pool(3, 2, ceil_mode=True), "4e": max_pool(2, 2, ceil_mode=True)}
 HEAD_AFTER = {"4a": 1, "4d": 2}
 
-# torchvision truncates at +-2, which is 200 standard deviations: a plain normal distribution.
+# torchvision truncates at +-2, which is 200 standard deviations. That is a plain normal
+# distribution.
 hundredth = normal(0.01)
 
 
-class BasicConv2d(nn.Module):
-    """Convolution, batch normalisation and ReLU."""
-
-    features: int
-    kernel_size: Size = 1
-    stride: Size = 1
-    padding: Size = 0
-    conv: Callable[..., nn.Module] = Conv
-    norm: Callable[..., nn.Module] = BatchNorm
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        x = self.conv(self.features, self.kernel_size, self.stride, self.padding, name="conv")(x)
-        return self.norm(name="bn")(x, relu=True)
-
-
 class Inception(nn.Module):
-    """Figure 2b; with `naive` figure 2a, which has no 1x1 reductions and no pool projection."""
+    """The module of Figure 2b. With `naive` that of Figure 2a, which has no 1x1 reductions and no
+    pool projection.
+    """
 
     widths: tuple[int, ...]
     unit: Callable[..., nn.Module]
@@ -88,11 +79,11 @@ class Inception(nn.Module):
         outputs = [self.unit(one, name="branch1")(x)]
         for number, branch in enumerate(branches, 2):
             outputs.append(Sequential(branch, name=f"branch{number}")(x))
-        return jnp.concatenate(outputs, -1)
+        return joined(outputs)
 
 
 class AuxiliaryHead(nn.Module):
-    """Section 5: a classifier of an intermediate map, `(N, H, W, C)` to logits `(N, classes)`."""
+    """Section 5: a classifier of an intermediate map, `(N, H, W, C)` to `(N, num_classes)`."""
 
     num_classes: int
     unit: Callable[..., nn.Module]
@@ -107,13 +98,15 @@ class AuxiliaryHead(nn.Module):
 
 
 class GoogLeNet(Model):
-    """`(N, H, W, C)`, 224x224x3 in the paper, to logits `(N, num_classes)`; 15 pixels at least.
+    """Map images `(N, H, W, C)`, 224x224x3 in the paper, to logits `(N, num_classes)`. Images need
+    at least 15x15 pixels.
 
-    With `dense`: the map `(N, H', W', num_classes)` of logits at every position of the features.
-    In training the auxiliary heads sow their logits, under torchvision's names `"aux_logits1"` and
-    `"aux_logits2"`, into the collection `"aux_logits"`. The published weights expect
-    `transform_input`: RGB images, normalised with ImageNet's statistics as for the other networks,
-    are brought to [-1, 1] first.
+    In training the auxiliary heads sow their logits into the collection `"aux_logits"`, under
+    torchvision's names `"aux_logits1"` and `"aux_logits2"`. The published weights need
+    `transform_input=True`: it brings RGB images, normalised by ImageNet's statistics as for the
+    other networks, to [-1, 1]. `remat` recomputes each module in the backward pass.
+
+    With `dense`: the map of logits `(N, H', W', num_classes)` at every position of the features.
     """
 
     num_classes: int = 1000
@@ -137,7 +130,7 @@ class GoogLeNet(Model):
             BatchNorm, epsilon=1e-3, use_running_average=not train, dtype=self.dtype
         )
         dropout = functools.partial(nn.Dropout, deterministic=not train)
-        unit = functools.partial(BasicConv2d, conv=conv, norm=norm)
+        unit = functools.partial(ConvNormRelu, conv=conv, norm=norm)
         head = functools.partial(
             AuxiliaryHead, self.num_classes, unit, linear,
             functools.partial(dropout, self.aux_dropout_rate),
@@ -160,7 +153,7 @@ class GoogLeNet(Model):
                 logits = head(name=f"aux{HEAD_AFTER[row]}")(x)
                 if not self.is_initializing():
                     self.sow("aux_logits", f"aux_logits{HEAD_AFTER[row]}", logits)
-            x = POOL_AFTER.get(row, lambda x: x)(x)
+            x = POOL_AFTER.get(row, identity)(x)
         if not self.dense:
             x = adaptive_avg_pool(1)(x)
         x = linear(self.num_classes, name="fc")(dropout(self.dropout_rate)(x))

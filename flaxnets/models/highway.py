@@ -1,17 +1,17 @@
 """Highway networks: Srivastava, Greff & Schmidhuber 2015, "Training Very Deep Networks"
 (arXiv:1507.06228), after "Highway Networks" (arXiv:1505.00387).
 
-- `highway19_cifar`: "Highway B" of the comparison with FitNets, 2.3 M parameters. Widths, dropout
-  and initialisation are those of the authors' Caffe files, github.com/flukeskywalker/
+- `highway19_cifar`: "Highway B" of Table 2, the comparison with FitNets, 2.3 M parameters. Widths,
+  dropout and initialisation are those of the authors' Caffe files, github.com/flukeskywalker/
   highway-networks, examples/highways/cifar10-19layers.
-- `highway11_cifar` and `highway32_cifar`: "Highway A" and "C". The paper gives their layers and
-  their 236 k and 1.25 M parameters only; the widths here are ours, chosen to meet both with the
-  layout of the 19 layers.
+- `highway11_cifar` and `highway32_cifar`: "Highway A" and "C" of Table 2. The paper gives only the
+  number of layers and parameters, 236 k and 1.25 M. The widths are ours: they meet both numbers in
+  the layout of the 19 layers.
 - `highway_mlp`: section 3.1, ten thin fully connected layers on MNIST.
-- `plain_mlp`: the plain network beside it, with 71 units a layer instead of 50, so that a layer has
-  as many parameters.
+- `plain_mlp`: the plain network of section 3.1. Its layers have 71 units instead of 50, so that a
+  layer has as many parameters.
 
-Without gates (`gated=False`) every network is its plain counterpart.
+With `gated=False` every network is its plain counterpart.
 """
 
 import functools
@@ -34,7 +34,8 @@ from flaxnets.layers import (
 )
 from flaxnets.models.base import Model
 
-# Three stages: channels, and the highway layers after the plain convolution that sets them.
+# Three stages: channels, and the number of highway layers. A plain convolution before them sets the
+# channels.
 STAGES = {
     11: ((28, 2), (28, 2), (64, 2)),
     19: ((32, 4), (80, 5), (128, 5)),
@@ -46,7 +47,7 @@ class Highway(nn.Module):
     """Equation 3: y = H(x) T(x) + x (1 - T(x)), of the shape of x.
 
     `layer` makes H, which `activation` follows, and the transform gate T, a sigmoid. A negative
-    `gate_bias` lets the layer carry its input at first (section 2.2). Without `gated` it is the
+    `gate_bias` lets the layer carry its input at first (section 2.2). With `gated=False` it is the
     plain layer H(x).
     """
 
@@ -66,13 +67,15 @@ class Highway(nn.Module):
 
 
 class HighwayCIFAR(Model):
-    """`(N, H, W, C)`, 32x32x3 in the paper, to logits `(N, num_classes)`; 4 pixels at least.
+    """Map images `(N, H, W, C)`, 32x32x3 in the paper, to logits `(N, num_classes)`. Images need at
+    least 4x4 pixels.
 
-    The layers are numbered through as in the authors' files, "fc" is their "ip2". Dropout has one
-    rate at the input, behind both pools and in front of the linear layer. `remat` recomputes each
-    highway layer in the backward pass.
+    Layers are numbered consecutively as in the authors' files; "fc" is called "ip2" there. Dropout
+    has one rate: at the input, after both pools and before the linear layer. `remat` recomputes
+    each highway layer in the backward pass.
 
-    With `dense`: the map `(N, H / 4, W / 4, num_classes)` of logits, whose mean are the logits.
+    With `dense`: the map of logits `(N, H / 4, W / 4, num_classes)`. The logits are its mean over
+    positions.
     """
 
     stages: Sequence[tuple[int, int]]
@@ -88,10 +91,10 @@ class HighwayCIFAR(Model):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
-        # The authors' Caffe draws its "xavier" weights from N(0, 2 / fan_in), biases are zero
-        # (include/caffe/filler.hpp). Their first layer asks for a "gaussian" of `value: 0.05`, a
-        # name the filler does not read, so that its deviation is 1; we take the 0.05 for what was
-        # meant, as their linear layer spells it (`std: 0.05`).
+        # The authors' Caffe draws "xavier" weights from N(0, 2 / fan_in); biases are zero
+        # (include/caffe/filler.hpp). Their first layer asks for a "gaussian" with `value: 0.05`.
+        # The filler ignores `value`, so their deviation is 1. We use the 0.05 that was probably
+        # meant: their linear layer has `std: 0.05`.
         zeros, narrow = nn.initializers.zeros, normal(0.05)
         conv = functools.partial(
             Conv, kernel_init=he_normal_fan_in, bias_init=zeros, dtype=self.dtype
@@ -123,12 +126,13 @@ class HighwayCIFAR(Model):
 
 
 class HighwayMLP(Model):
-    """`(N, H, W, C)`, 28x28x1 in the paper, to logits `(N, num_classes)`; 28 pixels at least.
+    """Map images `(N, H, W, C)`, 28x28x1 in the paper, to logits `(N, num_classes)`. Images need at
+    least 28x28 pixels.
 
-    A plain layer over the image and highway layers, `depth` in all, then the linear output layer.
-    The paper searched the activation, "relu" or "tanh", and a gate bias from -1 to -10; -2 is the
-    one it reports, for 50 layers (section 4.1). `patch` is the size of the images, `remat`
-    recomputes each highway layer in the backward pass.
+    The network is a plain layer over the image and highway layers, `depth` in all, then the linear
+    output layer. The paper searched the activation, "relu" or "tanh", and a gate bias from -1 to
+    -10. It reports a bias of -2, for 50 layers (section 4.1). `patch` is the size of the images.
+    `remat` recomputes each highway layer in the backward pass.
 
     Larger images give the mean of the logits over every patch, or with `dense` their map.
     """

@@ -1,12 +1,15 @@
 """Inception-ResNet: Szegedy, Ioffe, Vanhoucke & Alemi 2016, "Inception-v4, Inception-ResNet and the
-Impact of Residual Connections on Learning" (arXiv:1602.07261).
+Impact of Residual Connections on Learning" (arXiv:1602.07261), Figures 10-15.
 
-- `inception_resnet_v1`: Figures 10-15, under the names of the second version.
-- `inception_resnet_v2`: timm/models/inception_resnet_v2.py, whose weights are those that the
-  authors published. They differ from the paper's version 2: the stem is Inception-v3's followed by
-  `mixed_5b`; the blocks number 10, 20 and 10 instead of 5, 10 and 5; the grids have 320, 1088 and
-  2080 channels instead of 384, 1154 and 2048; the last block has no ReLU, and a 1x1 convolution to
-  1536 channels follows it.
+- `inception_resnet_v1`: Figures 10-15, with the names of the second version.
+- `inception_resnet_v2`: timm/models/inception_resnet_v2.py, whose weights the authors published.
+
+The published network differs from the paper's version 2:
+
+- The stem is Inception-v3's, followed by `mixed_5b`.
+- There are 10, 20 and 10 blocks instead of 5, 10 and 5.
+- The grids have 320, 1088 and 2080 channels instead of 384, 1154 and 2048.
+- The last block has no ReLU. A 1x1 convolution to 1536 channels follows it.
 """
 
 import functools
@@ -16,6 +19,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from flaxnets.blocks import ConvNormRelu, Mixed, branch, concatenated
 from flaxnets.layers import (
     Array,
     BatchNorm,
@@ -23,7 +27,6 @@ from flaxnets.layers import (
     Dtype,
     Linear,
     Sequential,
-    Size,
     average_positions,
     avg_pool,
     max_pool,
@@ -31,7 +34,7 @@ from flaxnets.layers import (
 )
 from flaxnets.models.base import Model
 
-V = 0  # no padding: convolutions marked "V" in the figures; all others keep the grid
+V = 0  # no padding: convolutions marked "V" in the figures. All others keep the size of the grid.
 MAX = max_pool(3, 2)
 AVERAGE = avg_pool(3, 1, 1, count_include_pad=False)
 
@@ -69,8 +72,8 @@ RESIDUALS = {
         (("branch0", (192, 1)), ("branch1", (192, 1), (224, (1, 3)), (256, (3, 1)))),
     ),
 }  # fmt: skip
-SCALES = (0.17, 0.10, 0.20)  # of those residuals (section 3.3: between 0.1 and 0.3)
-# What leads from the first grid to the second and from the second to the third.
+SCALES = (0.17, 0.10, 0.20)  # factors of those residuals (section 3.3: between 0.1 and 0.3)
+# The reductions from the first grid to the second and from the second to the third.
 REDUCTIONS = {
     "v1": (  # Figure 7 with k, l, m, n of Table 1; Figure 12
         (("branch0", (384, 3, 2, V)), ("branch1", (192, 1), (192, 3), (256, 3, 2, V)),
@@ -89,47 +92,8 @@ REDUCTIONS = {
 ModuleDef = Callable[..., nn.Module]
 
 
-class ConvNorm(nn.Module):
-    """Convolution, batch normalisation, ReLU; keeps the grid unless padding is given."""
-
-    features: int
-    kernel_size: Size
-    stride: int = 1
-    padding: Size | None = None
-    norm: ModuleDef = BatchNorm
-    dtype: Dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        size, padding = self.kernel_size, self.padding
-        if padding is None:
-            padding = size // 2 if isinstance(size, int) else (size[0] // 2, size[1] // 2)
-        conv = functools.partial(Conv, use_bias=False, dtype=self.dtype)
-        x = conv(self.features, size, self.stride, padding, name="conv")(x)
-        return self.norm(name="bn")(x, relu=True)
-
-
-def branch(conv: ModuleDef, name: str, *layers: Any) -> Callable[[Array], Array]:
-    """One layer under that name, or several in turn."""
-    first, *rest = layers
-    if rest:
-        return Sequential([conv(*v) if isinstance(v, tuple) else v for v in layers], name=name)
-    return conv(*first, name=name) if isinstance(first, tuple) else first
-
-
-class Mixed(nn.Module):
-    """Branches of a table above, concatenated."""
-
-    branches: tuple
-    conv: ModuleDef
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        return jnp.concatenate([branch(self.conv, *row)(x) for row in self.branches], -1)
-
-
 class Residual(nn.Module):
-    """x + scale * a linear 1x1 convolution of the concatenated branches, then ReLU."""
+    """x + scale * a linear 1x1 convolution of the concatenated branches, followed by a ReLU."""
 
     branches: tuple
     scale: float
@@ -139,16 +103,20 @@ class Residual(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        y = jnp.concatenate([branch(self.conv, *row)(x) for row in self.branches], -1)
+        y = concatenated(x, self.branches, self.conv)
         x = x + self.scale * Conv(x.shape[-1], 1, dtype=self.dtype, name="conv2d")(y)
         return relu(x) if self.relu else x
 
 
 class InceptionResNet(Model):
-    """`(N, H, W, C)`, 299x299x3 in the paper, to logits `(N, num_classes)`; 75 pixels at least.
+    """Map images `(N, H, W, C)`, 299x299x3 in the paper, to logits `(N, num_classes)`. Images need
+    at least 75x75 pixels.
 
-    With `dense`: the map `(N, H', W', num_classes)` of logits at every position of the last
-    features. `depths` counts the residual blocks on the three grids.
+    `depths` counts the residual blocks on the three grids. `remat` recomputes each of them in the
+    backward pass.
+
+    With `dense`: the map of logits `(N, H', W', num_classes)` at every position of the last
+    features.
     """
 
     version: str
@@ -166,7 +134,9 @@ class InceptionResNet(Model):
         norm = functools.partial(
             BatchNorm, use_running_average=not train, epsilon=1e-3, dtype=self.dtype
         )
-        conv = functools.partial(ConvNorm, norm=norm, dtype=self.dtype)
+        conv = functools.partial(
+            ConvNormRelu, conv=functools.partial(Conv, use_bias=False, dtype=self.dtype), norm=norm
+        )
         residual = functools.partial(
             nn.remat(Residual) if self.remat else Residual, conv=conv, dtype=self.dtype
         )

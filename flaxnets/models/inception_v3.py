@@ -1,6 +1,8 @@
 """Inception v3: Szegedy et al. 2015, "Rethinking the Inception Architecture for Computer Vision"
-(arXiv:1512.00567), as torchvision/models/inception.py has it, which follows the published weights
-rather than the paper's Table 1: names, widths, initialisation, batch norms with epsilon 1e-3.
+(arXiv:1512.00567), Figures 5-8 and 10.
+
+Where torchvision/models/inception.py and the published weights depart from the paper's Table 1, we
+follow them: names, widths, initialisation, batch norms with epsilon 1e-3.
 """
 
 import functools
@@ -9,6 +11,7 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax.numpy as jnp
 
+from flaxnets.blocks import ConvNormRelu
 from flaxnets.initializers import normal
 from flaxnets.layers import (
     Array,
@@ -16,23 +19,23 @@ from flaxnets.layers import (
     Conv,
     Dtype,
     Linear,
-    Size,
     adaptive_avg_pool,
     average_positions,
     avg_pool,
     imagenet_to_unit_range,
+    joined,
     max_pool,
 )
 from flaxnets.models.base import Model
 
-# A branch is a name and a chain of convolutions (features, kernel). Two kernels stand for two
-# convolutions side by side, whose outputs are concatenated.
-FIGURE_5 = (  # the published weights have a 5x5 in the branch where the figure has a single 3x3
+# A branch is a name and a chain of convolutions (features, kernel). Two kernels mean two parallel
+# convolutions, whose outputs are concatenated.
+FIGURE_5 = (  # the published weights have a 5x5 where the figure has a single 3x3
     ("branch1x1", (64, 1)),
     ("branch5x5", (48, 1), (64, 5)),
     ("branch3x3dbl", (64, 1), (96, 3), (96, 3)),
 )
-# Figure 6 with 1x7 and 7x1 kernels; the widths are those of the 1x1 in front of them.
+# Figure 6 with 1x7 and 7x1 kernels, by the width of the 1x1 convolution before them.
 FIGURE_6 = {
     n: (
         ("branch1x1", (192, 1)),
@@ -46,7 +49,7 @@ FIGURE_7 = (
     ("branch3x3", (384, 1), (384, (1, 3), (3, 1))),
     ("branch3x3dbl", (448, 1), (384, 3), (384, (1, 3), (3, 1))),
 )
-# Reductions of the grid (figure 10), from 35x35 and from 17x17: the last convolution of every
+# Reductions of the grid (Figure 10), from 35x35 and from 17x17. The last convolution of every
 # branch has stride 2 and no padding.
 REDUCE_35 = (
     ("branch3x3", (384, 3)),
@@ -56,7 +59,7 @@ REDUCE_17 = (
     ("branch3x3", (192, 1), (320, 3)),
     ("branch7x7x3", (192, 1), (192, (1, 7)), (192, (7, 1)), (192, 3)),
 )
-# The branches and the width of the pool's projection; a reduction passes its pool through.
+# The branches and the width of the pool's projection. A reduction has a pool without projection.
 MIXED = {
     "Mixed_5b": (FIGURE_5, 32),
     "Mixed_5c": (FIGURE_5, 64),
@@ -71,28 +74,10 @@ MIXED = {
     "Mixed_7c": (FIGURE_7, 192),
 }
 
-# torchvision truncates at +-2, which is 20 standard deviations: a plain normal distribution. It
-# means 0.01 for the head's 5x5 convolution, but sets that where its loop does not look.
+# torchvision truncates at +-2, which is 20 standard deviations. That is a plain normal
+# distribution. It intends 0.01 for the head's 5x5 convolution, but sets the value where its loop
+# ignores it.
 tenth = normal(0.1)
-
-
-class BasicConv2d(nn.Module):
-    """Convolution, batch normalisation and ReLU; keeps the grid unless padding is given."""
-
-    features: int
-    kernel_size: Size = 1
-    stride: int = 1
-    padding: int | None = None
-    conv: Callable[..., nn.Module] = Conv
-    norm: Callable[..., nn.Module] = BatchNorm
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        size, padding = self.kernel_size, self.padding
-        if padding is None:
-            padding = size // 2 if isinstance(size, int) else (size[0] // 2, size[1] // 2)
-        x = self.conv(self.features, size, self.stride, padding, name="conv")(x)
-        return self.norm(name="bn")(x, relu=True)
 
 
 class Mixed(nn.Module):
@@ -112,20 +97,20 @@ class Mixed(nn.Module):
                 unit = functools.partial(self.unit, stride=2, padding=0) if reduce else self.unit
                 name = f"{branch}_{number}" if len(chain) > 1 else branch
                 sides = "ab" if len(kernels) > 1 else [""]
-                y = jnp.concatenate([
+                y = joined([
                     unit(features, kernel, name=name + side)(y)
                     for side, kernel in zip(sides, kernels, strict=True)
-                ], -1)  # fmt: skip
+                ])  # fmt: skip
             outputs.append(y)
         if self.project is None:
             outputs.append(max_pool(3, 2)(x))
         else:
             outputs.append(self.unit(self.project, name="branch_pool")(avg_pool(3, 1, 1)(x)))
-        return jnp.concatenate(outputs, -1)
+        return joined(outputs)
 
 
 class AuxiliaryHead(nn.Module):
-    """A classifier of a 17x17 map (figure 8), `(N, H, W, C)` to logits `(N, classes)`."""
+    """A classifier of a 17x17 map (Figure 8), `(N, H, W, C)` to logits `(N, num_classes)`."""
 
     num_classes: int
     unit: Callable[..., nn.Module]
@@ -133,7 +118,7 @@ class AuxiliaryHead(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        if self.is_initializing():  # its shapes do not depend on the map's size, so any will do
+        if self.is_initializing():  # Shapes of parameters do not depend on the map's size.
             x = jnp.zeros((1, 17, 17, x.shape[-1]), x.dtype)
         x = self.unit(128, name="conv0")(avg_pool(5, 3)(x))
         x = self.unit(768, 5, padding=0, name="conv1")(x)
@@ -143,13 +128,15 @@ class AuxiliaryHead(nn.Module):
 
 
 class InceptionV3(Model):
-    """`(N, H, W, C)`, 299x299x3 in the paper, to logits `(N, num_classes)`; 75 pixels at least,
-    and 299 to train with the auxiliary head. `modules` names the rows of `MIXED` to build.
+    """Map images `(N, H, W, C)`, 299x299x3 in the paper, to logits `(N, num_classes)`. Images need
+    at least 75x75 pixels, and 299x299 to train with the auxiliary head.
 
-    With `dense`: the map `(N, H', W', num_classes)` of logits at every position of the features.
-    In training the auxiliary head sows its logits, under torchvision's name `"aux_logits"`, into
-    the collection of that name. The published weights expect `transform_input`: RGB images,
-    normalised with ImageNet's statistics as for the other networks, are brought to [-1, 1] first.
+    `modules` names the rows of `MIXED` to build. In training the auxiliary head sows its logits
+    into the collection `"aux_logits"`, under torchvision's name, which is the same. The published
+    weights need `transform_input=True`: it brings RGB images, normalised by ImageNet's statistics
+    as for the other networks, to [-1, 1]. `remat` recomputes each module in the backward pass.
+
+    With `dense`: the map of logits `(N, H', W', num_classes)` at every position of the features.
     """
 
     modules: tuple[str, ...] = tuple(MIXED)
@@ -170,7 +157,7 @@ class InceptionV3(Model):
             BatchNorm, epsilon=1e-3, use_running_average=not train, dtype=self.dtype
         )
         dropout = functools.partial(nn.Dropout, self.dropout_rate, deterministic=not train)
-        unit = functools.partial(BasicConv2d, conv=conv, norm=norm)
+        unit = functools.partial(ConvNormRelu, conv=conv, norm=norm)
         mixed = nn.remat(Mixed) if self.remat else Mixed
 
         if self.transform_input:

@@ -1,9 +1,9 @@
 """Inception-v4: Szegedy, Ioffe, Vanhoucke & Alemi 2016, "Inception-v4, Inception-ResNet and the
 Impact of Residual Connections on Learning" (arXiv:1602.07261), Figures 3-9; names of
-timm/models/inception_v4.py, whose weights are those that the authors published.
+timm/models/inception_v4.py, whose weights the authors published.
 
-As in those weights, the order of 1x7 and 7x1 (1x3 and 3x1) convolutions within a branch is not
-everywhere the figures', which changes no size and no count.
+Within some branches the order of 1x7 and 7x1 (1x3 and 3x1) convolutions is that of the published
+weights and not that of the figures. This changes no size and no count.
 """
 
 import functools
@@ -12,6 +12,7 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax.numpy as jnp
 
+from flaxnets.blocks import ConvNormRelu, Mixed
 from flaxnets.layers import (
     Array,
     BatchNorm,
@@ -19,19 +20,19 @@ from flaxnets.layers import (
     Dtype,
     Linear,
     Sequential,
-    Size,
     average_positions,
     avg_pool,
+    joined,
     max_pool,
 )
 from flaxnets.models.base import Model
 
-V = 0  # no padding: convolutions marked "V" in the figures; all others keep the grid
+V = 0  # no padding: convolutions marked "V" in the figures. All others keep the size of the grid.
 MAX = max_pool(3, 2)
 AVERAGE = avg_pool(3, 1, 1, count_include_pad=False)
 
-# A block is its branches, whose outputs are concatenated; a branch is a name and its layers; a
-# convolution is (features, kernel, stride, padding).
+# A block is a tuple of branches, whose outputs are concatenated. A branch is a name and its layers.
+# A convolution is (features, kernel, stride, padding).
 STEM = (  # Figure 3: the first three layers, then the three filter concatenations
     (("maxpool", MAX), ("conv", (96, 3, 2, V))),
     (
@@ -64,47 +65,8 @@ REDUCTION_B = (  # Figure 8
 )
 
 
-class ConvNorm(nn.Module):
-    """Convolution, batch normalisation, ReLU; keeps the grid unless padding is given."""
-
-    features: int
-    kernel_size: Size
-    stride: int = 1
-    padding: Size | None = None
-    norm: Callable[..., nn.Module] = BatchNorm
-    dtype: Dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        size, padding = self.kernel_size, self.padding
-        if padding is None:
-            padding = size // 2 if isinstance(size, int) else (size[0] // 2, size[1] // 2)
-        conv = functools.partial(Conv, use_bias=False, dtype=self.dtype)
-        x = conv(self.features, size, self.stride, padding, name="conv")(x)
-        return self.norm(name="bn")(x, relu=True)
-
-
-class Mixed(nn.Module):
-    """The branches of a table above, concatenated."""
-
-    branches: tuple
-    conv: Callable[..., nn.Module]
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        outputs = []
-        for name, *layers in self.branches:
-            if len(layers) > 1:
-                layers = [self.conv(*row) if isinstance(row, tuple) else row for row in layers]
-                branch = Sequential(layers, name=name)
-            else:
-                branch = self.conv(*layers[0], name=name) if layers[0] is not MAX else MAX
-            outputs.append(branch(x))
-        return jnp.concatenate(outputs, -1)
-
-
 class InceptionC(nn.Module):
-    """Figure 6: two of the branches fork into a 1x3 and a 3x1 convolution."""
+    """Figure 6. Two branches fork into a 1x3 and a 3x1 convolution."""
 
     conv: Callable[..., nn.Module]
 
@@ -123,14 +85,18 @@ class InceptionC(nn.Module):
             conv(256, (3, 1), name="branch2_3b")(fork2),
             Sequential([AVERAGE, conv(256, 1)], name="branch3")(x),
         ]
-        return jnp.concatenate(outputs, -1)
+        return joined(outputs)
 
 
 class InceptionV4(Model):
-    """`(N, H, W, C)`, 299x299x3 in the paper, to logits `(N, num_classes)`; 75 pixels at least.
+    """Map images `(N, H, W, C)`, 299x299x3 in the paper, to logits `(N, num_classes)`. Images need
+    at least 75x75 pixels.
 
-    With `dense`: the map `(N, H', W', num_classes)` of logits at every position of the last
-    features. `depths` counts the blocks of Figures 4, 5 and 6 (Figure 9: 4, 7, 3).
+    `depths` counts the blocks of Figures 4, 5 and 6 (Figure 9: 4, 7, 3). `remat` recomputes each
+    block in the backward pass.
+
+    With `dense`: the map of logits `(N, H', W', num_classes)` at every position of the last
+    features.
     """
 
     depths: tuple[int, int, int] = (4, 7, 3)
@@ -147,8 +113,10 @@ class InceptionV4(Model):
         norm = functools.partial(
             BatchNorm, use_running_average=not train, epsilon=1e-3, dtype=self.dtype
         )
-        conv = functools.partial(ConvNorm, norm=norm, dtype=self.dtype)
-        mixed = functools.partial(nn.remat(Mixed) if self.remat else Mixed, conv=conv)
+        conv = functools.partial(
+            ConvNormRelu, conv=functools.partial(Conv, use_bias=False, dtype=self.dtype), norm=norm
+        )
+        mixed = functools.partial(nn.remat(Mixed) if self.remat else Mixed, unit=conv)
         inception_c = functools.partial(nn.remat(InceptionC) if self.remat else InceptionC, conv)
         n_a, n_b, n_c = self.depths
         x = Sequential(

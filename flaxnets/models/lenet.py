@@ -1,7 +1,7 @@
 """LeNet-5: LeCun, Bottou, Bengio & Haffner 1998, "Gradient-based learning applied to document
-recognition", section II.B.
+recognition" (Proceedings of the IEEE 86), section II.B.
 
-- `lenet5`: as the lecture prints it, with max pooling, full connections and ReLU.
+- `lenet5`: the lecture's version, with max pooling, full connections and ReLU.
 - `lenet5_1998`: the paper's, with trainable subsampling, the connection table of its third layer,
   scaled tanh, and radial basis functions at the output.
 """
@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from flaxnets.blocks import scaled_tanh
 from flaxnets.layers import (
     Array,
     Conv,
@@ -30,9 +31,10 @@ from flaxnets.models.base import Model
 
 
 class LeNet5(Model):
-    """`(N, H, W, C)`, 28x28x1 in the lecture, to logits `(N, num_classes)`; 28 pixels at least.
+    """Map images `(N, H, W, C)`, 28x28x1 in the lecture, to logits `(N, num_classes)`. Images need
+    at least 28x28 pixels.
 
-    Larger images give the mean of the class scores over positions, or with `dense` their map
+    Larger images give the mean of the logits over all positions, or with `dense` their map
     `(N, H', W', num_classes)`.
     """
 
@@ -66,7 +68,7 @@ class LeNet5(Model):
         return x if self.dense else average_positions(x)
 
 
-# Table I: which maps of the second layer each of the sixteen of the third reads.
+# Table I: the maps of the second layer that each of the third layer's sixteen maps reads.
 CONNECTIONS = (
     (0, 1, 2), (1, 2, 3), (2, 3, 4), (3, 4, 5), (0, 4, 5), (0, 1, 5),
     (0, 1, 2, 3), (1, 2, 3, 4), (2, 3, 4, 5), (0, 3, 4, 5), (0, 1, 4, 5), (0, 1, 2, 5),
@@ -75,13 +77,8 @@ CONNECTIONS = (
 )  # fmt: skip
 
 
-def scaled_tanh(x: Array) -> Array:
-    """Return 1.7159 tanh(2 x / 3), which is 1 at 1 and -1 at -1 (appendix A)."""
-    return 1.7159 * jnp.tanh(2 / 3 * x)
-
-
 def uniform(fan_in: int) -> Initializer:
-    """Return the initialiser of a unit's weights and bias, in +-2.4 / fan_in (appendix A)."""
+    """Return an initialiser of weights and biases, uniform in +-2.4 / fan_in (appendix A)."""
 
     def init(key: Array, shape: Sequence[int], dtype: Dtype = jnp.float32) -> Array:
         return jax.random.uniform(key, shape, dtype, -2.4 / fan_in, 2.4 / fan_in)
@@ -90,7 +87,7 @@ def uniform(fan_in: int) -> Initializer:
 
 
 class Subsampling(nn.Module):
-    """The sum of each 2x2 block of pixels, times a coefficient and plus a bias of its channel."""
+    """The sum of each 2x2 block of pixels, times a coefficient plus a bias, both of the channel."""
 
     dtype: Dtype = jnp.float32
 
@@ -104,7 +101,7 @@ class Subsampling(nn.Module):
 
 
 class PartialConv(nn.Module):
-    """A 5x5 convolution for each row of a table, of the channels that the row names."""
+    """One 5x5 convolution for each row of a table. It reads the channels that the row names."""
 
     connections: Sequence[tuple[int, ...]]
     dtype: Dtype = jnp.float32
@@ -120,10 +117,10 @@ class PartialConv(nn.Module):
 
 
 class RadialBasis(nn.Module):
-    """The negative squared distance of the input from each of `features` codes (equation 7).
+    """The negative squared distance between the input and each of `features` codes (equation 7).
 
-    The paper draws its codes, of -1 and 1, as stylised characters, and names chance as another way
-    to choose them: that is ours. Without `features` it gives its input.
+    The codes consist of -1 and 1. The paper draws them as stylised characters and mentions random
+    codes as an alternative; ours are random. Without `features` it returns its input.
     """
 
     features: int
@@ -141,13 +138,14 @@ class RadialBasis(nn.Module):
 
 
 class LeNet51998(Model):
-    """`(N, H, W, C)`, 32x32x1 in the paper, to logits `(N, num_classes)`; 32 pixels at least.
+    """Map images `(N, H, W, C)`, 32x32x1 in the paper, to logits `(N, num_classes)`. Images need at
+    least 32x32 pixels.
 
-    The logits are the negatives of the paper's outputs, which are squared distances: their cross
-    entropy is its criterion of equation 9 without the constant for what is no character. The codes
-    stay as they are in the paper: its recipe freezes them.
+    The paper's outputs are squared distances; the logits are their negatives. The cross entropy of
+    these logits is the paper's criterion (equation 9) without its constant for images that show no
+    character. As in the paper the codes are not trained: the recipe freezes them.
 
-    Larger images give the mean of the class scores over positions, or with `dense` their map
+    Larger images give the mean of the logits over all positions, or with `dense` their map
     `(N, H', W', num_classes)`.
     """
 

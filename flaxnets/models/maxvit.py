@@ -8,18 +8,22 @@ from collections.abc import Callable, Sequence
 import flax.linen as nn
 import jax.numpy as jnp
 
-from flaxnets.blocks import (
+from flaxnets.attention import (
     Attention,
+    from_windows,
+    position_biases,
+    split_heads,
+    to_windows,
+)
+from flaxnets.blocks import (
     ConvNormActivation,
     LayerNorm,
     SqueezeExcitation,
     StochasticDepth,
-    from_windows,
     gelu,
     rates_by_depth,
-    relative_position_index,
     silu,
-    to_windows,
+    stage_strides,
 )
 from flaxnets.errors import InputError
 from flaxnets.initializers import normal
@@ -37,9 +41,9 @@ from flaxnets.models.base import Model
 
 
 class MBConv(nn.Module):
-    """An inverted bottleneck with a norm before it (equation 5): four times the new channels, and
-    squeeze-and-excitation to a quarter of them; where it halves the map, the shortcut is an average
-    pool and a projection (appendix A.1).
+    """An inverted bottleneck with a norm before it (equation 5). It has four times the new channels
+    inside, and squeeze-and-excitation to a quarter of the new channels. Where it halves the map,
+    the shortcut is an average pool and a projection (appendix A.1).
     """
 
     features: int
@@ -72,7 +76,9 @@ class MBConv(nn.Module):
 
 class RelativeAttention(nn.Module):
     """Attention within each window of (N, windows, side^2, C), with a learned bias for each offset
-    between two positions (equation 1). torch divides by the root of all C channels.
+    between two positions (equation 1).
+
+    The products are divided by the root of all C channels, as in torchvision.
     """
 
     side: int
@@ -89,18 +95,18 @@ class RelativeAttention(nn.Module):
             ((2 * self.side - 1) ** 2, heads),
             jnp.float32,
         )
-        bias = table[relative_position_index(self.side)].transpose(2, 0, 1)
-        qkv = self.linear(3 * channels, name="to_qkv")(x)
-        qkv = qkv.reshape(*x.shape[:-1], 3, heads, self.head_channels)
-        query, key, value = qkv[..., 0, :, :], qkv[..., 1, :, :], qkv[..., 2, :, :]
+        bias = position_biases(table, self.side)
+        query, key, value = split_heads(self.linear(3 * channels, name="to_qkv")(x), heads)
         key = key * channels**-0.5
         y = Attention(name="attention")(query, key, value, bias[None, None]).reshape(x.shape)
         return self.linear(channels, name="merge")(y)
 
 
 class PartitionAttention(nn.Module):
-    """Attention and two layers at each position (Figure 3), within windows of `side` x `side`
-    neighbours, or with `grid` among as many positions that are spread evenly over the map.
+    """Attention and two linear layers at each position (Figure 3).
+
+    Attention acts within windows of `side` x `side` neighbours. With `grid` it acts among as many
+    positions that are spread evenly over the map.
     """
 
     side: int
@@ -149,12 +155,12 @@ class Block(nn.Module):
 
 
 class MaxViT(Model):
-    """`(N, H, W, C)`, 224x224x3 in the paper, to logits `(N, num_classes)`; sides are multiples of
-    32 `partition_size`, 224, others raise InputError.
+    """Map images `(N, H, W, C)`, 224x224x3 in the paper, to logits `(N, num_classes)`. Sides must
+    be multiples of 32 `partition_size`, which is 224; others raise InputError.
 
     Windows and grids have `partition_size` x `partition_size` positions. `stochastic_depth_rate` is
-    that of the last block; it grows linearly from zero in the first. `remat` recomputes each block
-    in the backward pass.
+    the rate of the last block; rates grow linearly from zero in the first block. `remat` recomputes
+    each block in the backward pass.
 
     The head has a norm and a tanh after the mean over positions, so there is no `dense` map.
     """
@@ -214,8 +220,7 @@ class MaxViT(Model):
         x = stem(3, 2, activation=gelu, name="stem.0")(x)
         x = conv(self.stem_channels, 3, padding=1, name="stem.1.0")(x)
         for stage, (channels, depth) in enumerate(zip(self.channels, self.depths, strict=True)):
-            for index in range(depth):
-                stride = 2 if index == 0 else 1
+            for index, stride in enumerate(stage_strides(2, depth)):
                 x = block(channels, stride, next(rates), name=f"blocks.{stage}.layers.{index}")(x)
         x = norm(name="classifier.2")(average_positions(x))
         x = jnp.tanh(linear(x.shape[-1], name="classifier.3")(x))

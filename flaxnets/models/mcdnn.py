@@ -1,8 +1,9 @@
 """One column of MCDNN: Ciresan, Meier & Schmidhuber 2012, "Multi-column Deep Neural Networks for
 Image Classification" (arXiv:1202.2745), section 3.1: 1x29x29-20C4-MP2-40C5-MP3-150N-10N.
 
-The paper's classifier averages the softmax outputs of 35 such columns, five for each of seven
-normalisations of the digits' width.
+The paper calls its activation a "scaled" tanh. The constants are those of its authors' MNIST
+networks of 2010 (arXiv:1003.0358). The paper's classifier averages the softmax outputs of 35 such
+columns, five for each of seven normalisations of the digits' width.
 """
 
 import functools
@@ -11,26 +12,21 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from flaxnets.blocks import scaled_tanh
 from flaxnets.layers import Array, Conv, Dtype, Linear, Sequential, average_positions, max_pool
 from flaxnets.models.base import Model
 
 
-def scaled_tanh(x: Array) -> Array:
-    """LeCun et al. 1998: fixed points at +-1. The paper only says "scaled"; its authors' MNIST
-    networks of 2010 (arXiv:1003.0358) have these two constants.
-    """
-    return 1.7159 * jnp.tanh(2 / 3 * x)
-
-
 def uniform(key: Array, shape: tuple[int, ...], dtype: Dtype = jnp.float32) -> Array:
-    """Section 3: initial weights uniform in +-0.05."""
+    """Return initial weights, uniform in +-0.05 (section 3)."""
     return jax.random.uniform(key, shape, dtype, -0.05, 0.05)
 
 
 class MCDNN(Model):
-    """`(N, H, W, C)`, 29x29x1 in the paper, to logits `(N, num_classes)`; 29 pixels at least.
+    """Map images `(N, H, W, C)`, 29x29x1 in the paper, to logits `(N, num_classes)`. Images need at
+    least 29x29 pixels.
 
-    Larger images give the mean of the class scores over positions, or with `dense` their map
+    Larger images give the mean of the logits over all positions, or with `dense` their map
     `(N, H', W', num_classes)`.
     """
 

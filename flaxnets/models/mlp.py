@@ -1,11 +1,11 @@
 """The networks of a first course: linear models and multilayer perceptrons.
 
-`linear_regression` is trained with squared error, the others with cross entropy: softmax regression
-is the linear model of class scores, the perceptron puts one hidden layer before it, the deep one
-three.
+- `linear_regression` is trained with squared error, the others with cross entropy.
+- `softmax_regression` is the linear model of class scores.
+- `perceptron` has one hidden layer, `mlp` has three.
 
-With `hidden_features=(100, 100, 100)`, `activation="sigmoid"` and with or without `batch_norm` the
-deep one is the network of Figure 1 of Ioffe & Szegedy 2015 (arXiv:1502.03167, section 4.1).
+With `hidden_features=(100, 100, 100)`, `activation="sigmoid"` and with or without `batch_norm`,
+`mlp` is the network of Ioffe & Szegedy 2015 (arXiv:1502.03167), section 4.1 and Figure 1.
 """
 
 import functools
@@ -19,12 +19,13 @@ from flaxnets.models.base import Model
 
 
 class MLP(Model):
-    """`(N, features)` or images `(N, H, W, C)` to `(N, num_classes)`; linear if nothing is hidden.
+    """Map `(N, features)` or images `(N, H, W, C)` to `(N, num_classes)`. Without hidden layers the
+    network is linear.
 
-    `activation` is "relu", "sigmoid" or "tanh"; with `batch_norm` there is a norm before it.
+    `activation` is "relu", "sigmoid" or "tanh". `batch_norm` adds a norm before each activation.
 
-    Images are flattened as in torch, channels first. The first layer reads all of its input at
-    once, so a size other than at initialisation does not fit, and there is no `dense` map.
+    Images are flattened as in torch, channels first. The first layer reads its whole input at once.
+    Inputs must therefore have the size of initialisation, and there is no `dense` map.
     """
 
     input_shape: tuple[int, ...] = (8, 8, 1)  # scikit-learn's digits
@@ -37,7 +38,7 @@ class MLP(Model):
 
     @property
     def size_step(self) -> None:
-        """The first layer reads all pixels at once."""
+        """None, because the first layer reads all pixels at once."""
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:

@@ -1,6 +1,7 @@
 """MnasNet-B1: Tan, Chen, Pang, Vasudevan, Sandler, Howard & Le 2018, "MnasNet: Platform-Aware
-Neural Architecture Search for Mobile" (arXiv:1807.11626); the network found without
-squeeze-and-excite, in the widths, names and initialisation of torchvision's `mnasnet.py`.
+Neural Architecture Search for Mobile" (arXiv:1807.11626), Table 2: the network that the search
+found without squeeze-and-excite. Widths, names and initialisation are those of torchvision's
+`mnasnet.py`.
 """
 
 import functools
@@ -9,7 +10,7 @@ from collections.abc import Callable, Sequence
 import flax.linen as nn
 import jax.numpy as jnp
 
-from flaxnets.blocks import relu, round_channels
+from flaxnets.blocks import relu, round_channels, stage_strides
 from flaxnets.layers import (
     Array,
     BatchNorm,
@@ -22,7 +23,8 @@ from flaxnets.layers import (
 )
 from flaxnets.models.base import Model
 
-# Stacks of inverted residuals: channels, kernel size, stride of the first, expansion, blocks.
+# Stacks of inverted residuals: channels, kernel size, stride of the first block, expansion, number
+# of blocks.
 B1 = (
     (24, 3, 2, 3, 3),
     (40, 5, 2, 3, 3),
@@ -34,8 +36,8 @@ B1 = (
 
 
 class InvertedResidual(nn.Module):
-    """A 1x1 convolution to `expansion` times the channels, a depthwise and a linear 1x1 one; the
-    input is added where the shapes agree.
+    """A 1x1 convolution to `expansion` times the channels, a depthwise convolution and a linear 1x1
+    convolution. The input is added where the shapes agree.
     """
 
     features: int
@@ -60,15 +62,17 @@ class InvertedResidual(nn.Module):
 
 
 class MNASNet(Model):
-    """`(N, H, W, C)`, 224x224x3 in the paper, to logits `(N, num_classes)`; any image size.
+    """Map images `(N, H, W, C)`, 224x224x3 in the paper, to logits `(N, num_classes)`. Images may
+    have any size.
 
-    `rows` are the stacks of blocks. `width` multiplies all channels but the last layer's 1280, to
-    multiples of 8. `remat` recomputes each block in the backward pass.
+    `rows` are the stacks of blocks. `width` multiplies all channels but the 1280 of the last layer,
+    rounded to multiples of 8. `remat` recomputes each block in the backward pass.
 
-    With `dense`: the map `(N, H / 32, W / 32, num_classes)` of logits, whose mean are the logits.
+    With `dense`: the map of logits `(N, H / 32, W / 32, num_classes)`. The logits are its mean over
+    positions.
 
-    torchvision's module loads no plain dictionary, for it reads there which of two first layers the
-    weights are of. Ours are those of version 2:
+    torchvision's module refuses a plain dictionary of weights: it needs their version, because the
+    first layers of versions 1 and 2 differ. Ours are version 2:
 
         weights = {key: torch.from_numpy(value) for key, value in to_torch(variables).items()}
         weights = collections.OrderedDict(weights)
@@ -91,7 +95,7 @@ class MNASNet(Model):
         conv = functools.partial(
             Conv, use_bias=False, kernel_init=he_normal_fan_out, dtype=self.dtype
         )
-        # TensorFlow's momentum of the paper's section 5 is the weight of the old value.
+        # The momentum 0.9997 of the paper's section 5 is TensorFlow's, which weighs the old value.
         norm = functools.partial(
             BatchNorm, use_running_average=not train, momentum=1 - 0.9997, dtype=self.dtype
         )
@@ -103,7 +107,7 @@ class MNASNet(Model):
             return round_channels(channels * self.width)
 
         def stack(channels: int, size: int, first: int, expansion: int, depth: int) -> Sequential:
-            strides = (first, *[1] * (depth - 1))
+            strides = stage_strides(first, depth)
             return Sequential([block(scaled(channels), size, s, expansion) for s in strides])
 
         stem = scaled(32)

@@ -1,5 +1,6 @@
 """MobileNetV2: Sandler, Howard, Zhu, Zhmoginov & Chen 2018, "MobileNetV2: Inverted Residuals and
-Linear Bottlenecks" (arXiv:1801.04381); names and initialisation of torchvision's `mobilenetv2.py`.
+Linear Bottlenecks" (arXiv:1801.04381), Table 2; names and initialisation of torchvision's
+`mobilenetv2.py`.
 """
 
 import functools
@@ -8,7 +9,7 @@ from collections.abc import Callable, Sequence
 import flax.linen as nn
 import jax.numpy as jnp
 
-from flaxnets.blocks import ConvNormActivation, relu6, round_channels
+from flaxnets.blocks import ConvNormActivation, relu6, round_channels, stage_strides
 from flaxnets.layers import (
     Array,
     BatchNorm,
@@ -21,7 +22,7 @@ from flaxnets.layers import (
 )
 from flaxnets.models.base import Model
 
-# Table 2: expansion, output channels, blocks, and the stride of the first of them.
+# Table 2: expansion, output channels, number of blocks, stride of the first block.
 TABLE_2 = (
     (1, 16, 1, 1),
     (6, 24, 2, 2),
@@ -35,7 +36,7 @@ TABLE_2 = (
 
 class InvertedResidual(nn.Module):
     """Table 1: a 1x1 convolution to `expansion` times the channels, a 3x3 depthwise convolution and
-    a linear 1x1 convolution; the input is added where the shapes agree (Figure 4d).
+    a linear 1x1 convolution. The input is added where the shapes agree (Figure 4d).
     """
 
     features: int
@@ -58,12 +59,15 @@ class InvertedResidual(nn.Module):
 
 
 class MobileNetV2(Model):
-    """`(N, H, W, C)`, 224x224x3 in the paper, to logits `(N, num_classes)`; any image size.
+    """Map images `(N, H, W, C)`, 224x224x3 in the paper, to logits `(N, num_classes)`. Images may
+    have any size.
 
-    `rows` is the paper's Table 2. `width` multiplies all channels but the last layer's 1280, which
-    only grow (section 6.1), to multiples of 8. `remat` recomputes each block in the backward pass.
+    `rows` is the paper's Table 2. `width` multiplies all channels, rounded to multiples of 8. The
+    1280 of the last layer only grow (section 6.1). `remat` recomputes each block in the backward
+    pass.
 
-    With `dense`: the map `(N, H / 32, W / 32, num_classes)` of logits, whose mean are the logits.
+    With `dense`: the map of logits `(N, H / 32, W / 32, num_classes)`. The logits are its mean over
+    positions.
     """
 
     rows: Sequence[tuple[int, int, int, int]] = TABLE_2
@@ -88,7 +92,7 @@ class MobileNetV2(Model):
         layers: list[nn.Module] = [unit(round_channels(32 * self.width), stride=2)]
         for expansion, channels, depth, first_stride in self.rows:
             features = round_channels(channels * self.width)
-            strides = (first_stride, *[1] * (depth - 1))
+            strides = stage_strides(first_stride, depth)
             layers += [block(features, stride, expansion) for stride in strides]
         layers.append(unit(round_channels(1280 * max(1.0, self.width)), kernel_size=1))
         x = Sequential(layers, name="features")(x)

@@ -1,6 +1,6 @@
 """MobileNetV3: Howard, Sandler, Chu, Chen, Chen, Tan, Wang, Zhu, Pang, Vasudevan, Le & Adam 2019,
-"Searching for MobileNetV3" (arXiv:1905.02244); names and initialisation of torchvision's
-`mobilenetv3.py`.
+"Searching for MobileNetV3" (arXiv:1905.02244), Tables 1 and 2; names and initialisation of
+torchvision's `mobilenetv3.py`.
 """
 
 import functools
@@ -30,8 +30,8 @@ from flaxnets.layers import (
 )
 from flaxnets.models.base import Model
 
-# Tables 1 and 2, a row for each "bneck": kernel size, expanded channels ("exp size"), output
-# channels, squeeze-and-excite, nonlinearity and stride.
+# Tables 1 and 2, one row for each "bneck": kernel size, expanded channels ("exp size"), output
+# channels, squeeze-and-excite, nonlinearity, stride.
 ACTIVATIONS: dict[str, Activation] = {"RE": relu, "HS": hard_swish}
 Row = tuple[int, int, int, bool, str, int]
 LARGE: Sequence[Row] = (
@@ -69,8 +69,9 @@ SMALL: Sequence[Row] = (
 class InvertedResidual(nn.Module):
     """MobileNetV2's block with squeeze-and-excite in its widest layer (Figure 4).
 
-    A 1x1 convolution to `expanded` channels (unless there are as many already), a depthwise one, a
-    factor for each channel from a quarter of them (section 5.3), and a linear 1x1 convolution.
+    It has a 1x1 convolution to `expanded` channels (unless the input already has that many), a
+    depthwise convolution, squeeze-and-excite to a quarter of the channels (section 5.3), and a
+    linear 1x1 convolution. The input is added where the shapes agree.
     """
 
     kernel_size: int
@@ -116,14 +117,16 @@ class InvertedResidual(nn.Module):
 
 
 class MobileNetV3(Model):
-    """`(N, H, W, C)`, 224x224x3 in the paper, to logits `(N, num_classes)`; any image size.
+    """Map images `(N, H, W, C)`, 224x224x3 in the paper, to logits `(N, num_classes)`. Images may
+    have any size.
 
-    `rows` is Table 1 or 2, `hidden_features` the width of the layer before the logits. `width`
-    multiplies all channels, to multiples of 8. `remat` recomputes each block in the backward pass.
+    `rows` is Table 1 or 2. `hidden_features` is the width of the layer before the logits. `width`
+    multiplies all channels, rounded to multiples of 8. `remat` recomputes each block in the
+    backward pass.
 
     With `dense`: the map `(N, H / 32, W / 32, num_classes)` of the head at every position. The head
-    has a hidden layer ("efficient last stage", Figure 5), so the mean of this map is not the logits
-    of a picture, unless it has one position.
+    has a hidden layer ("efficient last stage", Figure 5), so the mean of a map with several
+    positions is not the logits.
     """
 
     rows: Sequence[Row]

@@ -1,9 +1,10 @@
-"""Network in network: Lin, Chen & Yan 2013, "Network In Network" (arXiv:1312.4400).
+"""Network in network: Lin, Chen & Yan 2013, "Network In Network" (arXiv:1312.4400), section 3.
 
-The paper has no table of sizes. They are the authors': for CIFAR-10 of github.com/mavenlin/
-cuda-convnet, NIN/cifar-10_def, and gist e56253735ef32c3c296d (Caffe); for ImageNet, which the paper
-does not train, of gist d802a5849de39225bcc6 (Caffe). The Caffe file for CIFAR-10 averages in
-its second pool; here it takes the maximum, as in the paper's section 4 and cuda-convnet.
+The paper has no table of sizes; they come from the authors' files. For CIFAR-10 these are
+github.com/mavenlin/cuda-convnet, NIN/cifar-10_def, and gist e56253735ef32c3c296d (Caffe). For
+ImageNet, which the paper does not train, it is gist d802a5849de39225bcc6 (Caffe). The Caffe file
+for CIFAR-10 averages in its second pool. Ours takes the maximum, as the paper's section 4 and
+cuda-convnet do.
 """
 
 import functools
@@ -16,9 +17,9 @@ from flaxnets.initializers import normal
 from flaxnets.layers import Array, Conv, Dtype, average_positions, max_pool, relu
 from flaxnets.models.base import Model
 
-# A row is an mlpconv layer: kernel, stride and padding of its convolution; the widths of that and
-# of the two 1x1 convolutions (the last row's third is the number of classes), and the standard
-# deviations of their initial weights; whether dropout follows the pool.
+# A row is an mlpconv layer: kernel, stride and padding of its convolution; widths of this and of
+# the two 1x1 convolutions; standard deviations of their initial weights; whether dropout follows
+# the pool. The third width of the last row is the number of classes.
 CIFAR = (
     (5, 1, 2, (192, 160, 96), (0.05, 0.05, 0.05), True),
     (5, 1, 2, (192, 192, 192), (0.05, 0.05, 0.05), True),
@@ -33,10 +34,11 @@ IMAGENET = (
 
 
 class MLPConv(nn.Module):
-    """Section 3.1: a perceptron with two more layers instead of the convolution's linear filter.
+    """Section 3.1: a perceptron with two more layers in place of the convolution's linear filter.
 
-    Slid over the image, it is a convolution and two "cascaded cross channel parametric pooling"
-    layers, which are 1x1 convolutions. A ReLU follows each, the last one of the network included.
+    Applied at every position it is a convolution and two "cascaded cross channel parametric
+    pooling" layers, which are 1x1 convolutions. A ReLU follows each, including the last one of the
+    network.
     """
 
     kernel_size: int
@@ -61,15 +63,17 @@ class MLPConv(nn.Module):
 
 
 class NIN(Model):
-    """`(N, H, W, C)` to class scores `(N, num_classes)`, the mean of each class's map (3.2).
+    """Map images `(N, H, W, C)` to class scores `(N, num_classes)`, the mean of each class's map
+    (section 3.2).
 
-    The scores are not negative, for the maps come out of a ReLU. `nin_cifar`: 32x32x3 in the paper,
-    4 pixels at least; `nin_imagenet`: 224x224x3, 39 pixels at least. `remat` recomputes each
-    mlpconv layer in the backward pass.
+    The scores are never negative, because a ReLU makes the maps. `nin_cifar` takes images of
+    32x32x3 in the paper and at least 4x4, `nin_imagenet` of 224x224x3 and at least 39x39. `remat`
+    recomputes each mlpconv layer in the backward pass.
 
-    `class_bias` is the initial bias of the class maps. The authors' is zero. On CIFAR-10 that wants
-    their whitened images: features of plain ones are all alike at first, so that the maps of about
-    half of the classes start below zero everywhere, where the last ReLU passes no gradient.
+    `class_bias` is the initial bias of the class maps. The authors' is zero, which needs their
+    whitened images on CIFAR-10. With plain images all features are alike at first, and the maps of
+    about half of the classes start below zero everywhere. The last ReLU then passes no gradient to
+    them.
 
     With `dense`: the maps themselves, `(N, H', W', num_classes)`.
     """

@@ -1,8 +1,8 @@
 """OverFeat: Sermanet et al. 2013, "OverFeat: Integrated Recognition, Localization and Detection
 using Convolutional Networks" (arXiv:1312.6229), Table 1 (fast) and Table 3 (accurate).
 
-Pooling regions do not overlap and there is no contrast normalisation (section 3.1). Table 1 prints
-24x24 as the input size of layer 2; its other numbers give 28x28, and 24x24 after the convolution.
+Pooling regions do not overlap, and there is no contrast normalisation (section 3.1). Table 1 prints
+24x24 as the input size of layer 2. Its other numbers imply 28x28, and 24x24 after the convolution.
 """
 
 import functools
@@ -25,15 +25,17 @@ from flaxnets.models.base import Model
 
 
 class OverFeat(Model):
-    """`(N, H, W, C)` to logits `(N, num_classes)`; images of `input_shape` at least.
+    """Map images `(N, H, W, C)` to logits `(N, num_classes)`. Images need at least the size of
+    `input_shape`.
 
-    Larger images give the mean of the class scores over positions, or with `dense` their map
+    Larger images give the mean of the logits over all positions, or with `dense` their map
     `(N, H', W', num_classes)`. With `offset_pooling` the last pool moves by one pixel instead of
-    its width, and the classifier reads its output in steps of that width: the map at every offset,
-    interleaved (section 3.3 and Figure 3), 12 pixels apart instead of 36 in the accurate network.
+    its width, and the classifier samples its output in steps of that width. The result is the map
+    at every offset, interleaved (section 3.3 and Figure 3): positions are 12 pixels apart instead
+    of 36 in the accurate network.
 
-    A row of the paper's table is a field; one entry per convolution in `channels`, `filters`,
-    `strides` and `pools` (1: none), one per hidden fully connected layer in `hidden_features`.
+    Each field is a row of the paper's table. `channels`, `filters`, `strides` and `pools` (1: none)
+    have one entry per convolution, `hidden_features` one per hidden fully connected layer.
     """
 
     input_shape: tuple[int, int, int]
@@ -41,7 +43,7 @@ class OverFeat(Model):
     filters: tuple[int, ...]
     strides: tuple[int, ...]
     pools: tuple[int, ...]
-    patch: tuple[int, int]  # of the last feature map, which the first full layer reads
+    patch: tuple[int, int]  # size of the last feature map, input of the first full layer
     hidden_features: tuple[int, int]
     num_classes: int = 1000
     dropout_rate: float = 0.5
@@ -52,7 +54,7 @@ class OverFeat(Model):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
-        # Section 3.1: weights from N(0, 0.01); it says nothing of biases.
+        # Section 3.1: weights from N(0, 0.01). It does not mention biases; ours are zero.
         init = {"kernel_init": normal(0.01), "bias_init": nn.initializers.zeros}
         conv = functools.partial(Conv, dtype=self.dtype, **init)
         linear = functools.partial(Linear, dtype=self.dtype, **init)

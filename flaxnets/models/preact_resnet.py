@@ -14,7 +14,8 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax.numpy as jnp
 
-from flaxnets.blocks import shortcut
+from flaxnets.blocks import shortcut, stage_strides
+from flaxnets.errors import InputError
 from flaxnets.layers import (
     Array,
     BatchNorm,
@@ -29,8 +30,8 @@ from flaxnets.models.base import Model
 
 
 class BasicBlock(nn.Module):
-    """Norm, ReLU, 3x3 convolution, twice. The appendix activates before the shortcut as well in the
-    `first` block of the network.
+    """Norm, ReLU and 3x3 convolution, twice. In the `first` block of the network the shortcut also
+    reads the activated input (appendix).
     """
 
     features: int
@@ -50,9 +51,9 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """Norm, ReLU and a 1x1, 3x3 and 1x1 convolution, which gives four times the features.
+    """Norm, ReLU and convolution, three times: 1x1, 3x3, and 1x1 to four times the features.
 
-    A projection reads the activated input, as the first block of the network has one.
+    A projection reads the activated input. The first block of the network has one.
     """
 
     features: int
@@ -74,13 +75,15 @@ class Bottleneck(nn.Module):
 
 
 class PreActResNetCIFAR(Model):
-    """`(N, H, W, C)`, 32x32x3 in the paper, to logits `(N, num_classes)`; any image size.
+    """Map images `(N, H, W, C)`, 32x32x3 in the paper, to logits `(N, num_classes)`. Images may
+    have any size.
 
-    `depth` is 6n + 2, with `bottleneck` 9n + 2: a first convolution, three stages of n blocks with
-    16, 32 and 64 features on maps of 32, 16 and 8 pixels, a linear layer. `remat` recomputes each
-    block in the backward pass.
+    `depth` is 6n + 2, or 9n + 2 with `bottleneck`: a first convolution, three stages of n blocks
+    with 16, 32 and 64 features on maps of 32, 16 and 8 pixels, and a linear layer. `remat`
+    recomputes each block in the backward pass.
 
-    With `dense`: the map `(N, H / 4, W / 4, num_classes)` of logits, whose mean are the logits.
+    With `dense`: the map of logits `(N, H / 4, W / 4, num_classes)`. The logits are its mean over
+    positions.
     """
 
     depth: int
@@ -97,7 +100,7 @@ class PreActResNetCIFAR(Model):
         layers = 9 if self.bottleneck else 6
         n, left_over = divmod(self.depth - 2, layers)
         if n < 1 or left_over:
-            raise ValueError(
+            raise InputError(
                 f"depth is {self.depth}; expected {layers}n + 2, for example {18 * layers + 2}"
             )
         conv = functools.partial(
@@ -110,9 +113,11 @@ class PreActResNetCIFAR(Model):
         )
         x = conv(16, 3, padding=1, name="conv1")(x)
         for stage in range(3):
-            first = block(16 * 2**stage, stride=1 if stage == 0 else 2, first=stage == 0)
-            others = [block(16 * 2**stage) for _ in range(n - 1)]
-            x = Sequential([first, *others], name=f"layer{stage + 1}")(x)
+            blocks = [
+                block(16 * 2**stage, stride=stride, first=stage == index == 0)
+                for index, stride in enumerate(stage_strides(1 if stage == 0 else 2, n))
+            ]
+            x = Sequential(blocks, name=f"layer{stage + 1}")(x)
         x = norm(name="bn1")(x, relu=True)
         if not self.dense:
             x = average_positions(x)

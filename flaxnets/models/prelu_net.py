@@ -1,9 +1,9 @@
 """PReLU-nets A, B and C: He et al. 2015, "Delving Deep into Rectifiers: Surpassing Human-Level
 Performance on ImageNet Classification" (arXiv:1502.01852), Table 3.
 
-Each convolution and hidden linear layer has a rectifier of learnt slopes, one a channel; the last
-map is pooled over a pyramid of bins (He et al. 2014, arXiv:1406.4729, section 2.2), so that images
-of any size give as many features.
+Each convolution and hidden linear layer has a rectifier with one learned slope per channel. The
+last map is pooled over a pyramid of bins (He et al. 2014, arXiv:1406.4729, section 2.2), so images
+of any size give the same number of features.
 """
 
 import functools
@@ -30,12 +30,14 @@ STAGES = {
     "B": ((256, 6), (512, 6), (512, 6)),
     "C": ((384, 6), (768, 6), (896, 6)),
 }
-LEVELS = (7, 3, 2, 1)  # bins a side
+LEVELS = (7, 3, 2, 1)  # bins on each side
 WINDOW = (14, 14)  # the last map of a 224-pixel image
 
 
 class PReLU(nn.Module):
-    """Equation 1: negative inputs times a learnt slope of their channel, 0.25 at first."""
+    """Equation 1: negative inputs are multiplied by a learned slope of their channel, 0.25 at
+    first.
+    """
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -54,13 +56,13 @@ class Rectified(nn.Module):
 
 
 def pyramid_pool(x: Array, window: tuple[int, int], levels: Sequence[int] = LEVELS) -> Array:
-    """Return the maxima of `x` (N, H, W, C) in the bins of every window, (N, H', W', C * bins), in
-    torch's order: level by level, channels first.
+    """Return the maxima of `x` (N, H, W, C) in the bins of every window, (N, H', W', C * bins).
 
-    Bin i of n covers the pixels from floor(i / n) to ceil((i + 1) / n) of the window's side.
+    The order is torch's: level by level, channels first. Bin i of n covers the pixels from floor(i
+    / n) to ceil((i + 1) / n) of the window's side.
     """
     rows, columns = (size - side + 1 for size, side in zip(x.shape[1:3], window, strict=True))
-    sliding = {window: max_pool(window, 1)(x)}  # the maxima everywhere, by the size of the bin
+    sliding = {window: max_pool(window, 1)(x)}  # maxima at all positions, by size of the bin
 
     def maximum(top: int, bottom: int, left: int, right: int) -> Array:
         size = bottom - top, right - left
@@ -79,14 +81,15 @@ def pyramid_pool(x: Array, window: tuple[int, int], levels: Sequence[int] = LEVE
 
 
 class PReLUNet(Model):
-    """`(N, H, W, C)`, 224x224x3 in the paper, to logits `(N, num_classes)`; 15 pixels at least.
+    """Map images `(N, H, W, C)`, 224x224x3 in the paper, to logits `(N, num_classes)`. Images need
+    at least 15x15 pixels.
 
-    `stages` are rows of Table 3. `remat` recomputes each convolution in the backward pass. Slopes
-    do not decay in the paper: they are the keys "*.prelu.weight".
+    `stages` are rows of Table 3. `remat` recomputes each convolution in the backward pass. The
+    paper does not decay slopes; their keys are "*.prelu.weight".
 
-    The pyramid covers the whole map, or with `dense` each window of 14x14 pixels of it: the map
-    `(N, H / 16 - 13, W / 16 - 13, num_classes)` of logits (images of 223 pixels at least), whose
-    mean are not the logits.
+    The pyramid covers the whole map. With `dense` it covers each window of 14x14 pixels of the map,
+    and the result is the map of logits `(N, H / 16 - 13, W / 16 - 13, num_classes)`. Its mean is
+    not the logits. Images then need at least 223x223 pixels.
     """
 
     stages: Sequence[tuple[int, int]]
@@ -101,7 +104,7 @@ class PReLUNet(Model):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
-        # Section 3, "Training": equation 14, the variance 2 / fan_out; biases zero.
+        # Section 3, "Training": equation 14, a variance of 2 / fan_out; zero biases.
         start = {
             "kernel_init": he_normal_fan_out,
             "bias_init": nn.initializers.zeros,

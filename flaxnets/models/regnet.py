@@ -1,5 +1,6 @@
 """RegNetX and RegNetY: Radosavovic, Kosaraju, Girshick, He & Dollar 2020, "Designing Network Design
-Spaces" (arXiv:2003.13678); names and initialisation of torchvision's `regnet.py`.
+Spaces" (arXiv:2003.13678), section 3.3 and Figures 15 and 16; names and initialisation of
+torchvision's `regnet.py`.
 """
 
 import functools
@@ -10,7 +11,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-from flaxnets.blocks import ConvNormActivation, SqueezeExcitation, round_channels
+from flaxnets.blocks import ConvNormActivation, SqueezeExcitation, round_channels, stage_strides
 from flaxnets.layers import (
     Array,
     BatchNorm,
@@ -27,10 +28,11 @@ from flaxnets.models.base import Model
 def linear_widths(
     depth: int, initial: int, slope: float, ratio: float, group_width: int
 ) -> dict[str, Any]:
-    """Return `depths`, `widths` and `group_width` of a RegNet by section 3.3: the width of block j
-    is `initial + slope * j` (equation 2), rounded to `initial` times a power of `ratio` (equations
-    3 and 4) and to a multiple of 8. Blocks of one width are a stage, whose width is then rounded to
-    a multiple of the group width.
+    """Return `depths`, `widths` and `group_width` of a RegNet (section 3.3).
+
+    The width of block j is `initial + slope * j` (equation 2). It is rounded to `initial` times a
+    power of `ratio` (equations 3 and 4) and then to a multiple of 8. Blocks of equal width form a
+    stage, whose width is finally rounded to a multiple of the group width.
     """
     exponents = np.round(np.log1p(slope / initial * np.arange(depth)) / np.log(ratio))
     blocks = 8 * np.round(initial * ratio**exponents / 8).astype(int)
@@ -43,17 +45,19 @@ def linear_widths(
 
 
 class Bottleneck(nn.Module):
-    """Figure 4: 1x1, grouped 3x3 and 1x1 convolutions of one width; the input is projected where
-    its shape changes. In RegNetY (section 4, "SE") squeeze-excitation follows the second one, with
-    `squeeze` times the channels of the block's input between its layers.
+    """Figure 4: 1x1, grouped 3x3 and 1x1 convolutions of one width. The input is projected where
+    its shape changes.
+
+    RegNetY (section 4, "SE") has squeeze-excitation after the second convolution, with `squeeze`
+    times the channels of the block's input between its layers.
     """
 
     features: int
+    stride: int
     group_width: int
     squeeze: float
     conv: Callable[..., nn.Module]
     norm: Callable[..., nn.Module]
-    stride: int = 1
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -68,17 +72,19 @@ class Bottleneck(nn.Module):
         y = unit(1, activation=None, name="f.c")(y)
         if self.stride > 1 or x.shape[-1] != self.features:
             x = unit(1, self.stride, activation=None, name="proj")(x)
-        return relu_of_sum(x + y)
+        return relu_of_sum(y, x)
 
 
 class RegNet(Model):
-    """`(N, H, W, C)`, 224x224x3 in the paper, to logits `(N, num_classes)`; any image size.
+    """Map images `(N, H, W, C)`, 224x224x3 in the paper, to logits `(N, num_classes)`. Images may
+    have any size.
 
-    Stages of `depths` blocks with `widths` features, each at half the map of the one before, whose
-    3x3 convolutions have groups of `group_width` channels. `squeeze` is the ratio of RegNetY's
-    squeeze-excitation; zero is RegNetX. `remat` recomputes each block in the backward pass.
+    Stages have `depths` blocks with `widths` features; each halves the map. Their 3x3 convolutions
+    have groups of `group_width` channels. `squeeze` is the ratio of RegNetY's squeeze-excitation; 0
+    gives RegNetX. `remat` recomputes each block in the backward pass.
 
-    With `dense`: the map `(N, H / 32, W / 32, num_classes)` of logits, whose mean are the logits.
+    With `dense`: the map of logits `(N, H / 32, W / 32, num_classes)`. The logits are its mean over
+    positions.
     """
 
     depths: Sequence[int]
@@ -96,20 +102,16 @@ class RegNet(Model):
     def __call__(self, x: Array, train: bool = False) -> Array:
         conv = functools.partial(Conv, kernel_init=he_normal_fan_out, dtype=self.dtype)
         norm = functools.partial(BatchNorm, use_running_average=not train, dtype=self.dtype)
-        block = nn.remat(Bottleneck) if self.remat else Bottleneck
+        block = functools.partial(
+            nn.remat(Bottleneck) if self.remat else Bottleneck,
+            group_width=self.group_width, squeeze=self.squeeze, conv=conv, norm=norm,
+        )  # fmt: skip
 
         x = ConvNormActivation(32, conv, norm, stride=2, name="stem")(x)
         for stage, (depth, width) in enumerate(zip(self.depths, self.widths, strict=True), 1):
-            for index in range(depth):
-                x = block(
-                    width,
-                    self.group_width,
-                    self.squeeze,
-                    conv,
-                    norm,
-                    stride=1 if index else 2,
-                    name=f"trunk_output.block{stage}.block{stage}-{index}",
-                )(x)
+            for index, stride in enumerate(stage_strides(2, depth)):
+                name = f"trunk_output.block{stage}.block{stage}-{index}"
+                x = block(width, stride, name=name)(x)
         if not self.dense:
             x = average_positions(x)
         return Linear(

@@ -1,9 +1,10 @@
 """ResNet, ResNeXt and wide ResNet; names and initialisation of torchvision/models/resnet.py.
 
-- ResNet: He et al. 2015, "Deep Residual Learning for Image Recognition" (arXiv:1512.03385),
-  Table 1. torchvision halves a stage's map in the 3x3 convolution of its first bottleneck ("v1.5",
-  as in Facebook's fb.resnet.torch), the paper in the 1x1 before it: `stride_in_1x1=True`. The plain
-  networks of Table 2 and the shortcuts of Table 3 are a field; torchvision has option B alone.
+- ResNet: He et al. 2015, "Deep Residual Learning for Image Recognition" (arXiv:1512.03385), Table
+  1. torchvision halves a stage's map in the 3x3 convolution of its first bottleneck ("v1.5", as in
+  Facebook's fb.resnet.torch). The paper halves it in the 1x1 convolution before:
+  `stride_in_1x1=True`. The field `shortcut` selects the plain networks of Table 2 and the shortcuts
+  of Table 3; torchvision has option B alone.
 - ResNeXt: Xie et al. 2016, "Aggregated Residual Transformations for Deep Neural Networks"
   (arXiv:1611.05431), Table 1, in the grouped form of Figure 3c.
 - Wide ResNet with bottlenecks: Zagoruyko & Komodakis 2016, "Wide Residual Networks"
@@ -16,7 +17,8 @@ from collections.abc import Callable, Sequence
 import flax.linen as nn
 import jax.numpy as jnp
 
-from flaxnets.blocks import shortcut
+from flaxnets.blocks import shortcut, stage_strides
+from flaxnets.errors import InputError
 from flaxnets.layers import (
     Array,
     BatchNorm,
@@ -42,7 +44,7 @@ DEPTHS = {
 
 
 class Block(nn.Module):
-    """The fields of both residual blocks, and how they end."""
+    """The fields of both residual blocks, and how the blocks end."""
 
     features: int
     conv: Callable[..., nn.Module]
@@ -55,10 +57,10 @@ class Block(nn.Module):
     last_scale_init: nn.initializers.Initializer = nn.initializers.ones
 
     def join(self, y: Array, x: Array, norm: str) -> Array:
-        """Return the ReLU of the normalised branch `y` plus the shortcut from `x`, or without."""
+        """Return the ReLU of the normalised branch `y` plus the shortcut from `x`, if any."""
         around = shortcut(self.shortcut, x, y.shape[-1], self.stride, self.conv, self.norm)
         y = self.norm(scale_init=self.last_scale_init, name=norm)(y, relu=around is None)
-        return y if around is None else relu_of_sum(y + around)
+        return y if around is None else relu_of_sum(y, around)
 
 
 class BasicBlock(Block):
@@ -72,7 +74,7 @@ class BasicBlock(Block):
 
 
 class Bottleneck(Block):
-    """Figure 5, right: 1x1, 3x3 (in ResNeXt grouped) and 1x1 to four times the features."""
+    """Figure 5, right: 1x1, 3x3 (grouped in ResNeXt) and 1x1 to four times the features."""
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -86,18 +88,20 @@ class Bottleneck(Block):
 
 
 class ResNet(Model):
-    """`(N, H, W, C)`, 224x224x3 in the paper, to logits `(N, num_classes)`; any image size.
+    """Map images `(N, H, W, C)`, 224x224x3 in the paper, to logits `(N, num_classes)`. Images may
+    have any size.
 
-    A stage's 3x3 convolutions have `groups` groups of `width_per_group` channels in the first
-    stage, twice as many in each later one (bottlenecks only).
+    The 3x3 convolutions of bottlenecks have `groups` groups. In the first stage a group has
+    `width_per_group` channels, in each later stage twice as many as in the stage before.
 
-    `stride_in_1x1` gives the paper's bottleneck, with the same parameters; 18 and 34 layers have no
-    bottleneck and are the paper's either way. `shortcut` is one of section 3.3, "A", "B" or "C", or
-    "none" for the plain network. `zero_init_residual` starts every residual branch at
-    zero (Goyal et al. 2017, arXiv:1706.02677, section 5.1). `remat` recomputes each block in the
-    backward pass, which stores the blocks' inputs only.
+    `stride_in_1x1` gives the paper's bottleneck, with the same parameters. 18 and 34 layers have no
+    bottlenecks and are the paper's in both cases. `shortcut` is "A", "B" or "C" of section 3.3, or
+    "none" for the plain network. `zero_init_residual` starts every residual branch at zero (Goyal
+    et al. 2017, arXiv:1706.02677, section 5.1). `remat` recomputes each block in the backward pass,
+    so that only the inputs of blocks are stored.
 
-    With `dense`: the map `(N, H / 32, W / 32, num_classes)` of logits, whose mean are the logits.
+    With `dense`: the map of logits `(N, H / 32, W / 32, num_classes)`. The logits are its mean over
+    positions.
     """
 
     block: type[Block]
@@ -117,9 +121,15 @@ class ResNet(Model):
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
         if self.block is BasicBlock and (self.groups, self.width_per_group) != (1, 64):
-            raise ValueError("only bottleneck blocks have groups and a width per group")
+            raise InputError(
+                f"groups are {self.groups} and width_per_group is {self.width_per_group}; blocks "
+                "without bottleneck have neither, expected 1 and 64"
+            )
         if self.shortcut == "none" and self.zero_init_residual:
-            raise ValueError("a plain network cannot start its blocks at zero; expected a shortcut")
+            raise InputError(
+                "shortcut is 'none', with which zero_init_residual would make all blocks zero; "
+                "expected A, B or C"
+            )
         conv = functools.partial(
             Conv, use_bias=False, kernel_init=he_normal_fan_out, dtype=self.dtype
         )
@@ -139,7 +149,7 @@ class ResNet(Model):
         x = norm(name="bn1")(conv(64, 7, 2, 3, name="conv1")(x), relu=True)
         x = max_pool(3, 2, 1)(x)
         for stage, depth in enumerate(self.depths):
-            strides = (1 if stage == 0 else 2, *[1] * (depth - 1))
+            strides = stage_strides(1 if stage == 0 else 2, depth)
             blocks = [block(64 * 2**stage, stride=stride) for stride in strides]
             x = Sequential(blocks, name=f"layer{stage + 1}")(x)
         if not self.dense:

@@ -1,12 +1,12 @@
 """ResNet and ResNeXt for 32x32 images.
 
-- He et al. 2015, "Deep Residual Learning for Image Recognition" (arXiv:1512.03385), section 4.2:
-  6n + 2 layers, shortcuts without parameters (section 3.3, option A), and the plain networks beside
-  them in Figure 6.
+- He et al. 2015, "Deep Residual Learning for Image Recognition" (arXiv:1512.03385), section 4.2: 6n
+  + 2 layers, shortcuts without parameters (section 3.3, option A), and the plain networks of Figure
+  6.
 - Huang et al. 2016, "Deep Networks with Stochastic Depth" (arXiv:1603.09382): a field of the above.
 - Xie et al. 2016, "Aggregated Residual Transformations for Deep Neural Networks"
-  (arXiv:1611.05431v2), section 5.3 and appendix A: 29 layers of bottlenecks, ReLU behind the sum.
-  (The first arXiv version normalised in front of each convolution, as the authors' README says.)
+  (arXiv:1611.05431v2), section 5.3 and appendix A: 29 layers of bottlenecks, with a ReLU after the
+  sum. The first arXiv version normalised before each convolution, as the authors' README says.
 
 Neither is in torchvision; modules have the names of its ImageNet networks.
 """
@@ -17,7 +17,8 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax.numpy as jnp
 
-from flaxnets.blocks import StochasticDepth, shortcut
+from flaxnets.blocks import StochasticDepth, rates_by_depth, shortcut, stage_strides
+from flaxnets.errors import InputError
 from flaxnets.layers import (
     Array,
     BatchNorm,
@@ -34,7 +35,7 @@ from flaxnets.models.base import Model
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions around a shortcut, or none."""
+    """Two 3x3 convolutions and a shortcut, or none."""
 
     features: int
     conv: Callable[..., nn.Module]
@@ -50,21 +51,24 @@ class BasicBlock(nn.Module):
         y = self.norm(name="bn1")(y, relu=True)
         y = self.conv(self.features, 3, padding=1, name="conv2")(y)
         y = self.norm(name="bn2")(y, relu=around is None)
-        return y if around is None else relu_of_sum(self.drop()(y) + around)
+        return y if around is None else relu_of_sum(self.drop()(y), around)
 
 
 class ResNetCIFAR(Model):
-    """`(N, H, W, C)`, 32x32x3 in the paper, to logits `(N, num_classes)`; any image size.
+    """Map images `(N, H, W, C)`, 32x32x3 in the paper, to logits `(N, num_classes)`. Images may
+    have any size.
 
     `depth` is 6n + 2: a first convolution, three stages of n blocks with 16, 32 and 64 features on
-    maps of 32, 16 and 8 pixels, a linear layer. `shortcut` is one of section 3.3, "A", "B" or "C",
+    maps of 32, 16 and 8 pixels, and a linear layer. `shortcut` is "A", "B" or "C" of section 3.3,
     or "none" for the plain network. `remat` recomputes each block in the backward pass.
 
-    `stochastic_depth_rate` is the share of images whose last block is left out in training; it
-    grows linearly from the first block on (Huang et al. 2016, section 3; 0.5 there). They draw once
-    for all images of a batch and scale the branches in evaluation instead of training.
+    `stochastic_depth_rate` is the share of images that skip the last block in training. The share
+    grows linearly with depth (Huang et al. 2016, section 3, with 0.5). The paper draws once for a
+    whole batch, we draw for each image. It scales the branches in evaluation, we scale them in
+    training.
 
-    With `dense`: the map `(N, H / 4, W / 4, num_classes)` of logits, whose mean are the logits.
+    With `dense`: the map of logits `(N, H / 4, W / 4, num_classes)`. The logits are its mean over
+    positions.
     """
 
     depth: int
@@ -81,9 +85,12 @@ class ResNetCIFAR(Model):
     def __call__(self, x: Array, train: bool = False) -> Array:
         n, left_over = divmod(self.depth - 2, 6)
         if n < 1 or left_over:
-            raise ValueError(f"depth is {self.depth}; expected 6n + 2, for example 20")
+            raise InputError(f"depth is {self.depth}; expected 6n + 2, for example 20")
         if self.shortcut == "none" and self.stochastic_depth_rate:
-            raise ValueError("a plain network has no blocks to leave out; expected a shortcut")
+            raise InputError(
+                "shortcut is 'none', with which stochastic_depth_rate would skip layers without "
+                "an alternative; expected A, B or C"
+            )
         # Section 4.2: the initialisation of He et al. 2015 (arXiv:1502.01852), zero biases.
         conv = functools.partial(
             Conv, use_bias=False, kernel_init=he_normal_fan_in, dtype=self.dtype
@@ -94,12 +101,12 @@ class ResNetCIFAR(Model):
             conv=conv, norm=norm, shortcut=self.shortcut,
         )  # fmt: skip
         x = norm(name="bn1")(conv(16, 3, padding=1, name="conv1")(x), relu=True)
+        # The rate would be zero at the image, before the first block.
+        rates = iter(rates_by_depth(self.stochastic_depth_rate, 3 * n + 1)[1:])
         for stage in range(3):
             blocks = []
-            for index in range(n):
-                rate = self.stochastic_depth_rate * (stage * n + index + 1) / (3 * n)
-                drop = functools.partial(StochasticDepth, rate, train)
-                stride = 2 if stage > 0 and index == 0 else 1
+            for stride in stage_strides(1 if stage == 0 else 2, n):
+                drop = functools.partial(StochasticDepth, next(rates), train)
                 blocks.append(block(16 * 2**stage, stride=stride, drop=drop))
             x = Sequential(blocks, name=f"layer{stage + 1}")(x)
         if not self.dense:
@@ -111,7 +118,9 @@ class ResNetCIFAR(Model):
 
 
 class Bottleneck(nn.Module):
-    """1x1, grouped 3x3 and 1x1 convolutions around an identity or a projection (option B)."""
+    """1x1, grouped 3x3 and 1x1 convolutions, with an identity or a projection as shortcut (option
+    B).
+    """
 
     features: int
     groups: int
@@ -127,16 +136,18 @@ class Bottleneck(nn.Module):
         y = self.conv(width, 3, self.stride, 1, groups=self.groups, name="conv2")(y)
         y = self.norm(name="bn2")(y, relu=True)
         y = self.norm(name="bn3")(self.conv(out, 1, name="conv3")(y))
-        return relu_of_sum(y + shortcut("B", x, out, self.stride, self.conv, self.norm))
+        return relu_of_sum(y, shortcut("B", x, out, self.stride, self.conv, self.norm))
 
 
 class ResNeXtCIFAR(Model):
-    """`(N, H, W, C)`, 32x32x3 in the paper, to logits `(N, num_classes)`; any image size.
+    """Map images `(N, H, W, C)`, 32x32x3 in the paper, to logits `(N, num_classes)`. Images may
+    have any size.
 
-    Three stages of three bottlenecks, whose 3x3 convolutions have `groups` groups of 64, 128 and
-    256 channels. `remat` recomputes each block in the backward pass.
+    There are three stages of three bottlenecks. Their 3x3 convolutions have `groups` groups of 64,
+    128 and 256 channels. `remat` recomputes each block in the backward pass.
 
-    With `dense`: the map `(N, H / 4, W / 4, num_classes)` of logits, whose mean are the logits.
+    With `dense`: the map of logits `(N, H / 4, W / 4, num_classes)`. The logits are its mean over
+    positions.
     """
 
     groups: int
@@ -149,8 +160,8 @@ class ResNeXtCIFAR(Model):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
-        # Appendix A leaves the initialisation to Facebook's fb.resnet.torch: He's with the fan-out,
-        # and for the linear layer torch's default with zero biases (models/resnet.lua).
+        # Appendix A refers to Facebook's fb.resnet.torch for the initialisation: He's with the
+        # fan-out, and torch's default with zero biases for the linear layer (models/resnet.lua).
         conv = functools.partial(
             Conv, use_bias=False, kernel_init=he_normal_fan_out, dtype=self.dtype
         )
@@ -161,7 +172,7 @@ class ResNeXtCIFAR(Model):
         )  # fmt: skip
         x = norm(name="bn1")(conv(64, 3, padding=1, name="conv1")(x), relu=True)
         for stage in range(3):
-            strides = (1 if stage == 0 else 2, 1, 1)
+            strides = stage_strides(1 if stage == 0 else 2, 3)
             blocks = [block(64 * 2**stage, stride=stride) for stride in strides]
             x = Sequential(blocks, name=f"layer{stage + 1}")(x)
         if not self.dense:

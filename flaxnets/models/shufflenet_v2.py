@@ -1,5 +1,5 @@
 """ShuffleNetV2: Ma, Zhang, Zheng & Sun 2018, "ShuffleNet V2: Practical Guidelines for Efficient CNN
-Architecture Design" (arXiv:1807.11164); names and initialisation of torchvision's
+Architecture Design" (arXiv:1807.11164), Table 5; names and initialisation of torchvision's
 `shufflenetv2.py`.
 """
 
@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 import flax.linen as nn
 import jax.numpy as jnp
 
+from flaxnets.blocks import stage_strides
 from flaxnets.layers import (
     Array,
     BatchNorm,
@@ -32,11 +33,11 @@ WIDTHS = {
 
 
 class ShuffleUnit(nn.Module):
-    """Figure 3c: half of the channels pass by the other half's convolutions. With stride 2, Figure
-    3d: two branches read all channels, at half of the map's size.
+    """Figure 3c: half of the channels skip the convolutions of the other half. With stride 2,
+    Figure 3d: two branches read all channels and halve the map.
 
-    Channels of the two halves alternate in the output, so that the next split mixes them ("channel
-    shuffle").
+    In the output the channels of the two halves alternate, so that the next split mixes them
+    ("channel shuffle").
     """
 
     features: int
@@ -71,12 +72,14 @@ class ShuffleUnit(nn.Module):
 
 
 class ShuffleNetV2(Model):
-    """`(N, H, W, C)`, 224x224x3 in the paper, to logits `(N, num_classes)`; any image size.
+    """Map images `(N, H, W, C)`, 224x224x3 in the paper, to logits `(N, num_classes)`. Images may
+    have any size.
 
-    `depths` counts the units of stages 2 to 4, `widths` is a row of `WIDTHS`. `remat` recomputes
+    `depths` counts the units of stages 2 to 4. `widths` is a row of `WIDTHS`. `remat` recomputes
     each unit in the backward pass.
 
-    With `dense`: the map `(N, H / 32, W / 32, num_classes)` of logits, whose mean are the logits.
+    With `dense`: the map of logits `(N, H / 32, W / 32, num_classes)`. The logits are its mean over
+    positions.
     """
 
     widths: Sequence[int]
@@ -99,9 +102,9 @@ class ShuffleNetV2(Model):
 
         x = Sequential([conv(first, 3, 2, 1), norm(), relu], name="conv1")(x)
         x = max_pool(3, 2, 1)(x)
-        self.sow("intermediates", "maxpool", x)  # for those who ask for it
+        self.sow("intermediates", "maxpool", x)  # readable on request (`inference.features`)
         for number, (width, depth) in enumerate(zip(widths, self.depths, strict=True), 2):
-            units = [unit(width, stride) for stride in (2, *[1] * (depth - 1))]
+            units = [unit(width, stride) for stride in stage_strides(2, depth)]
             x = Sequential(units, name=f"stage{number}")(x)
         x = Sequential([conv(last, 1), norm(), relu], name="conv5")(x)
         if not self.dense:

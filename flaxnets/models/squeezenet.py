@@ -13,11 +13,20 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax.numpy as jnp
 
-from flaxnets.layers import Array, Conv, Dtype, Sequential, average_positions, max_pool, relu
+from flaxnets.layers import (
+    Array,
+    Conv,
+    Dtype,
+    Sequential,
+    average_positions,
+    joined,
+    max_pool,
+    relu,
+)
 from flaxnets.models.base import Model
 
-# The first layer's channels and kernel size, then what follows: a pool, or a fire module by its
-# channels in the squeeze layer and in each half of the expand layer.
+# The first layer's channels and kernel size, then pools and fire modules. A fire module is given by
+# the channels of its squeeze layer and of each half of its expand layer.
 POOL = "pool"
 Rows = tuple[tuple[int, int], *tuple[tuple[int, int] | str, ...]]
 SQUEEZENET_1_0: Rows = (
@@ -35,8 +44,8 @@ SQUEEZENET_1_1: Rows = (
 
 
 class Fire(nn.Module):
-    """Section 3.2: a 1x1 convolution to few channels, and 1x1 and 3x3 ones that read those; their
-    channels are concatenated.
+    """Section 3.2: a 1x1 convolution to few channels, then 1x1 and 3x3 convolutions that read them.
+    The outputs of these two are concatenated.
     """
 
     squeeze: int
@@ -48,14 +57,14 @@ class Fire(nn.Module):
         x = relu(self.conv(self.squeeze, 1, name="squeeze")(x))
         small = self.conv(self.expand, 1, name="expand1x1")(x)
         large = self.conv(self.expand, 3, padding=1, name="expand3x3")(x)
-        return relu(jnp.concatenate((small, large), -1))
+        return relu(joined((small, large)))
 
 
 class SqueezeNet(Model):
-    """`(N, H, W, C)`, 224x224x3 in torchvision, to class scores `(N, num_classes)`, the mean of
-    each class's map; 21 pixels at least, `squeezenet1_1` 17.
+    """Map images `(N, H, W, C)`, 224x224x3 in torchvision, to class scores `(N, num_classes)`, the
+    mean of each class's map. Images need at least 21x21 pixels, 17x17 in `squeezenet1_1`.
 
-    The scores are not negative, for the maps come out of a ReLU. `remat` recomputes each fire
+    The scores are never negative, because a ReLU makes the maps. `remat` recomputes each fire
     module in the backward pass.
 
     With `dense`: the maps themselves, `(N, H / 16, W / 16, num_classes)`.

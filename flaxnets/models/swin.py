@@ -16,36 +16,34 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from flaxnets.blocks import (
+from flaxnets.attention import (
     Attention,
     FeedForward,
-    LayerNorm,
-    StochasticDepth,
     from_windows,
-    identity,
     plus_bias,
-    rates_by_depth,
-    relative_position_index,
+    position_biases,
+    split_heads,
     to_windows,
     widened,
 )
+from flaxnets.blocks import LayerNorm, StochasticDepth, identity, rates_by_depth
 from flaxnets.initializers import normal
 from flaxnets.layers import Array, Conv, Dtype, Linear, Sequential, average_positions, relu
 from flaxnets.models.base import Model
 
-# Section 3.3: channels of the first stage, layers and heads of the stages.
+# Section 3.3: channels of the first stage, number of layers and heads of each stage.
 TINY = {"channels": 96, "depths": (2, 2, 6, 2), "heads": (3, 6, 12, 24)}
 SMALL = {"channels": 96, "depths": (2, 2, 18, 2), "heads": (3, 6, 12, 24)}
 BASE = {"channels": 128, "depths": (2, 2, 18, 2), "heads": (4, 8, 16, 32)}
-OUTSIDE = -100.0  # logit of a position that a shifted window has from elsewhere
+OUTSIDE = -100.0  # added to the logits of positions that are not neighbours
 
 
 class WindowAttention(nn.Module):
-    """Attention within windows of (N, H, W, C), shifted by half a window in every other block
-    (section 3.2), where a map is larger than one.
+    """Attention within windows of (N, H, W, C). Every other block shifts the windows by half their
+    size where the map is larger than one window (section 3.2).
 
-    Maps are filled up with zeros to whole windows. A shifted window at the edge holds parts of the
-    map that do not touch: `OUTSIDE` keeps them apart.
+    Maps are padded with zeros to whole windows. A shifted window at the edge holds parts of the map
+    that are not neighbours; `OUTSIDE` keeps them apart.
     """
 
     heads: int
@@ -76,26 +74,18 @@ class WindowAttention(nn.Module):
 
     def operands(self, x: Array) -> tuple[Array, Array, Array, Array]:
         """Return scaled queries, keys and values (..., positions, heads, C / heads), and position
-        biases (heads, positions, positions), of windows (..., positions, C).
+        biases (heads, positions, positions), for windows `x` (..., positions, C).
         """
         channels = x.shape[-1]
-        query, key, value = self.split(self.linear(3 * channels, name="qkv")(x))
+        query, key, value = split_heads(self.linear(3 * channels, name="qkv")(x), self.heads)
         table = self.param(
             "relative_position_bias_table",
             normal(0.02),
             ((2 * self.window - 1) ** 2, self.heads),
             jnp.float32,
         )
-        return query * (channels // self.heads) ** -0.5, key, value, self.biases(table)
-
-    def split(self, x: Array) -> tuple[Array, Array, Array]:
-        """Return queries, keys and values (..., heads, C) of (..., 3 heads C)."""
-        x = x.reshape(*x.shape[:-1], 3, self.heads, -1)
-        return x[..., 0, :, :], x[..., 1, :, :], x[..., 2, :, :]
-
-    def biases(self, table: Array) -> Array:
-        """Return (heads, positions, positions) of a table (offsets, heads)."""
-        return table[relative_position_index(self.window)].transpose(2, 0, 1)
+        query *= (channels // self.heads) ** -0.5
+        return query, key, value, position_biases(table, self.window)
 
     def _apart(self, sizes: tuple[int, int], shift: tuple[int, int]) -> Array:
         """Return (windows, positions, positions): whether two positions of a window were apart
@@ -111,22 +101,25 @@ class WindowAttention(nn.Module):
 
 
 class CosineWindowAttention(WindowAttention):
-    """Swin V2's: the cosine of queries and keys, over a learned temperature for each head, and
-    position biases from the logarithms of offsets, by a network of two layers (section 3.3).
+    """Swin V2's attention (section 3.3): the cosine of queries and keys, divided by a learned
+    temperature for each head. A network of two layers gives the position biases from the logarithms
+    of offsets.
 
-    Keys have no bias of their own: torch keeps three thirds and sets theirs to zero. The table of
-    offsets is a buffer in torch and here, of the collection "buffers": its values are torch's to
-    the bit, and no parameter tells its size.
+    Keys have no bias of their own. torch stores the biases of queries, keys and values together and
+    sets those of keys to zero.
+
+    The table of offsets is a buffer in torch, and here a variable of the collection "buffers". Its
+    values are then torch's to the bit. No parameter implies its size.
     """
 
     def operands(self, x: Array) -> tuple[Array, Array, Array, Array]:
-        """As above, by cosines."""
+        """Return the operands of cosine attention, in the shapes of `WindowAttention.operands`."""
         channels = x.shape[-1]
         zeros = nn.initializers.zeros
         offsets = self.param("qkv.bias", zeros, (3 * channels,), jnp.float32)
         offsets = offsets.reshape(3, -1) * jnp.array([[1.0], [0.0], [1.0]], offsets.dtype)
         qkv = self.linear(3 * channels, use_bias=False, name="qkv")(x)
-        query, key, value = self.split(plus_bias(qkv, offsets.reshape(-1)))
+        query, key, value = split_heads(plus_bias(qkv, offsets.reshape(-1)), self.heads)
 
         init = nn.initializers.constant(math.log(10))
         scale = self.param("logit_scale", init, (self.heads, 1, 1), jnp.float32)
@@ -138,14 +131,13 @@ class CosineWindowAttention(WindowAttention):
         linear = functools.partial(self.linear, dtype=jnp.promote_types(x.dtype, jnp.float32))
         layers = [linear(512), relu, linear(self.heads, use_bias=False)]
         table = Sequential(layers, name="cpb_mlp")(table).reshape(-1, self.heads)
-        return query.astype(value.dtype), key.astype(value.dtype), value, self.biases(table)
-
-    def biases(self, table: Array) -> Array:
-        """As above, between 0 and 16."""
-        return 16 * nn.sigmoid(super().biases(table))
+        biases = 16 * nn.sigmoid(position_biases(table, self.window))
+        return query.astype(value.dtype), key.astype(value.dtype), value, biases
 
     def _log_offsets(self) -> Array:
-        """Return (1, 2 window - 1, 2 window - 1, 2): equation 4, with offsets of -8 to 8."""
+        """Return the table (1, 2 window - 1, 2 window - 1, 2) of equation 4, with offsets scaled to
+        +-8.
+        """
         offsets = np.arange(1 - self.window, self.window) / max(self.window - 1, 1) * 8
         offsets = np.sign(offsets) * np.log2(np.abs(offsets) + 1) / 3
         table = np.stack(np.meshgrid(offsets, offsets, indexing="ij"), -1)[None]
@@ -153,14 +145,16 @@ class CosineWindowAttention(WindowAttention):
 
 
 def _unit(x: Array) -> Array:
-    """Return `x` (..., C) over its length, in float32 at least; zero stays, and has a gradient."""
+    """Return `x` (..., C) divided by its length, in float32 at least. Zero stays zero and has a
+    gradient.
+    """
     x = widened(x)
     return x * lax.rsqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), 1e-24))
 
 
 class Block(nn.Module):
-    """Attention in windows, then two layers at each position (Figure 3b); norms stand before them,
-    in Swin V2 after them.
+    """Attention in windows, then two linear layers at each position (Figure 3b). Norms come before
+    them, in Swin V2 after them.
     """
 
     stochastic_depth_rate: float
@@ -173,7 +167,7 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         drop = functools.partial(StochasticDepth, self.stochastic_depth_rate, self.train)
-        dropout = functools.partial(nn.Dropout, 0.0, deterministic=True)  # torch counts them
+        dropout = functools.partial(nn.Dropout, 0.0, deterministic=True)  # keeps torch's indices
         branches = (
             (self.norm(name="norm1"), self.attention(name="attn")),
             (
@@ -187,8 +181,8 @@ class Block(nn.Module):
 
 
 class PatchMerging(nn.Module):
-    """Half the positions in each direction, twice the channels: a linear layer over four neighbours
-    (section 3.1), with its norm before it, in Swin V2 after it. An odd size gets a row of zeros.
+    """Half the positions in each direction, twice the channels: a linear layer over 2x2 neighbours
+    (section 3.1). Its norm comes before it, in Swin V2 after it. An odd side is padded with zeros.
     """
 
     linear: Callable[..., nn.Module]
@@ -200,7 +194,7 @@ class PatchMerging(nn.Module):
         n, height, width, channels = x.shape
         x = jnp.pad(x, [(0, 0), (0, height % 2), (0, width % 2), (0, 0)])
         rows, columns = x.shape[1] // 2, x.shape[2] // 2
-        # Of the four, in this order: (row, column) = (0, 0), (1, 0), (0, 1), (1, 1).
+        # Order of the four neighbours: (row, column) = (0, 0), (1, 0), (0, 1), (1, 1).
         x = x.reshape(n, rows, 2, columns, 2, channels).transpose(0, 1, 3, 4, 2, 5)
         x = x.reshape(n, rows, columns, 4 * channels)
         reduction = self.linear(2 * channels, use_bias=False, name="reduction")
@@ -209,14 +203,15 @@ class PatchMerging(nn.Module):
 
 
 class SwinTransformer(Model):
-    """`(N, H, W, C)`, 224x224x3 in the paper (Swin V2: 256x256x3), to logits `(N, num_classes)`;
-    any image size, 4 pixels at least.
+    """Map images `(N, H, W, C)`, 224x224x3 in the paper (Swin V2: 256x256x3), to logits
+    `(N, num_classes)`. Images may have any size from 4x4 pixels.
 
-    The stages have maps of a quarter of the image to a 32nd and windows of `window` x `window`
-    positions. `stochastic_depth_rate` is that of the last block; it grows linearly from zero in the
-    first. `remat` recomputes each block in the backward pass.
+    The maps of the stages have 1/4 to 1/32 of the image's side, and windows of `window` x `window`
+    positions. `stochastic_depth_rate` is the rate of the last block; rates grow linearly from zero
+    in the first block. `remat` recomputes each block in the backward pass.
 
-    With `dense`: the map `(N, H / 32, W / 32, num_classes)` of logits, whose mean are the logits.
+    With `dense`: the map of logits `(N, H / 32, W / 32, num_classes)`. The logits are its mean over
+    positions.
     """
 
     channels: int

@@ -1,8 +1,8 @@
 """VGG: Simonyan & Zisserman 2014, "Very Deep Convolutional Networks for Large-Scale Image
 Recognition" (arXiv:1409.1556), Table 1; names and initialisation of torchvision/models/vgg.py.
 
-torchvision pools the last map to 7x7 adaptively, so that other sizes than the paper's 224 work,
-and adds variants with batch normalisation. It lacks columns C and A-LRN.
+torchvision pools the last map adaptively to 7x7, so that sizes other than the paper's 224 work, and
+adds variants with batch normalisation. It lacks columns C and A-LRN.
 """
 
 import functools
@@ -27,8 +27,9 @@ from flaxnets.layers import (
 )
 from flaxnets.models.base import Model
 
-# Table 1: the widths of the 3x3 convolutions between the max pools; with its size, of another one.
-LRN = "LRN"  # Krizhevsky et al. 2012's, whose constants section 2.1 takes
+# Table 1: the widths of the 3x3 convolutions between the max pools. A pair is a width and another
+# kernel size.
+LRN = "LRN"  # response normalisation of Krizhevsky et al. 2012, with its constants (section 2.1)
 COLUMNS = {
     "A": ((64,), (128,), (256, 256), (512, 512), (512, 512)),
     "A-LRN": ((64, LRN), (128,), (256, 256), (512, 512), (512, 512)),
@@ -46,12 +47,14 @@ COLUMNS = {
 
 
 class VGG(Model):
-    """`(N, H, W, C)`, 224x224x3 in the paper, to logits `(N, num_classes)`; 32 pixels at least.
+    """Map images `(N, H, W, C)`, 224x224x3 in the paper, to logits `(N, num_classes)`. Images need
+    at least 32x32 pixels.
 
-    With `dense`: the map `(N, H', W', num_classes)` of logits at every 7x7 patch of the features
-    (images of 224 pixels at least; no adaptive pool). With `offset_pooling` the last pool moves by
-    one pixel and the classifier reads every other position: the map at both offsets of the pool,
-    interleaved, 16 pixels apart instead of 32 (Sermanet et al. 2013, arXiv:1312.6229, section 3.3).
+    With `dense`: the map of logits `(N, H', W', num_classes)` at every 7x7 patch of the features.
+    There is no adaptive pool then, so images need at least 224x224 pixels. With `offset_pooling`
+    the last pool moves by one pixel and the classifier samples every other position. The result is
+    the map at both offsets of the pool, interleaved: positions are 16 pixels apart instead of 32
+    (Sermanet et al. 2013, arXiv:1312.6229, section 3.3).
     """
 
     column: str

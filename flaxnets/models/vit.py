@@ -13,7 +13,8 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax.numpy as jnp
 
-from flaxnets.blocks import FeedForward, LayerNorm, SelfAttention
+from flaxnets.attention import FeedForward, SelfAttention
+from flaxnets.blocks import LayerNorm
 from flaxnets.errors import InputError
 from flaxnets.initializers import normal
 from flaxnets.layers import Array, Conv, Dtype, Linear
@@ -26,7 +27,9 @@ HUGE = {"layers": 32, "features": 1280, "mlp_features": 5120, "heads": 16}
 
 
 class EncoderBlock(nn.Module):
-    """Figure 1, right: attention, then two layers at each position; norms come first."""
+    """Figure 1, right: attention, then two linear layers at each position. A norm comes before each
+    part.
+    """
 
     heads: int
     mlp_features: int
@@ -49,18 +52,18 @@ class EncoderBlock(nn.Module):
 
 
 class VisionTransformer(Model):
-    """Square images `(N, H, H, C)`, 224x224x3 in the paper, to logits `(N, num_classes)`.
+    """Map square images `(N, H, H, C)`, 224x224x3 in the paper, to logits `(N, num_classes)`.
 
-    A position embedding belongs to each patch of the images that the network is initialised with,
-    whose side is a multiple of `patch_size`; images of another size raise InputError. For weights
-    of another size it is interpolated (`flaxnets.convert.interpolate_positions`). `image_size` is
-    the side of `input_shape`.
+    The side of the images must be a multiple of `patch_size`. Every patch has a position embedding,
+    so images must have the size of initialisation; others raise InputError. Weights of another size
+    are interpolated (`flaxnets.convert.interpolate_positions`). `image_size` is the side of
+    `input_shape`.
 
-    `dropout_rate` acts after every linear layer but those of queries, keys and values, and after
-    the position embeddings (appendix B.1: 0.1 on ImageNet; torchvision has none). `remat`
-    recomputes each layer of the encoder in the backward pass.
+    `dropout_rate` acts after the position embeddings and after every linear layer, except those of
+    queries, keys and values (appendix B.1: 0.1 on ImageNet; torchvision: 0). `remat` recomputes
+    each layer of the encoder in the backward pass.
 
-    The class token alone is classified, so there is no `dense` map.
+    Only the class token is classified, so there is no `dense` map.
     """
 
     patch_size: int
@@ -76,7 +79,7 @@ class VisionTransformer(Model):
 
     @property
     def size_step(self) -> None:
-        """A position embedding belongs to each patch."""
+        """None, because every patch has a position embedding."""
 
     @property
     def input_shape(self) -> tuple[int, int, int]:

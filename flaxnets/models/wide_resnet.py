@@ -2,8 +2,8 @@
 (arXiv:1605.07146), Table 1 with the block B(3, 3) and the dropout of section 2.4.
 
 WRN-depth-k has k times the features of He et al. 2015's CIFAR networks, and normalisation and ReLU
-in front of each convolution (He et al. 2016, arXiv:1603.05027). Not in torchvision; modules have
-the names of its residual networks. Its `wide_resnet50_2` is in `flaxnets.models.resnet`.
+before each convolution (He et al. 2016, arXiv:1603.05027). Not in torchvision; modules have the
+names of its residual networks. torchvision's own `wide_resnet50_2` is in `flaxnets.models.resnet`.
 """
 
 import functools
@@ -12,6 +12,8 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax.numpy as jnp
 
+from flaxnets.blocks import stage_strides
+from flaxnets.errors import InputError
 from flaxnets.layers import (
     Array,
     BatchNorm,
@@ -26,7 +28,7 @@ from flaxnets.models.base import Model
 
 
 class WideBlock(nn.Module):
-    """Figure 1d: norm, ReLU, 3x3 convolution, twice; dropout in front of the second convolution."""
+    """Figure 1d: norm, ReLU and 3x3 convolution, twice; dropout before the second convolution."""
 
     features: int
     conv: Callable[..., nn.Module]
@@ -37,7 +39,7 @@ class WideBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         y = self.norm(name="bn1")(x, relu=True)
-        if x.shape[-1] != self.features:  # the projection reads the normalised input, too
+        if x.shape[-1] != self.features:  # the projection also reads the normalised input
             x = self.conv(self.features, 1, self.stride, name="downsample")(y)
         y = self.conv(self.features, 3, self.stride, 1, name="conv1")(y)
         y = self.dropout()(self.norm(name="bn2")(y, relu=True))
@@ -45,12 +47,14 @@ class WideBlock(nn.Module):
 
 
 class WideResNet(Model):
-    """`(N, H, W, C)`, 32x32x3 in the paper, to logits `(N, num_classes)`; any image size.
+    """Map images `(N, H, W, C)`, 32x32x3 in the paper, to logits `(N, num_classes)`. Images may
+    have any size.
 
     `depth` is 6n + 4: a first convolution, three stages of n blocks, three projections. `widen` is
     the paper's k. `remat` recomputes each block in the backward pass.
 
-    With `dense`: the map `(N, H / 4, W / 4, num_classes)` of logits, whose mean are the logits.
+    With `dense`: the map of logits `(N, H / 4, W / 4, num_classes)`. The logits are its mean over
+    positions.
     """
 
     depth: int
@@ -67,7 +71,7 @@ class WideResNet(Model):
     def __call__(self, x: Array, train: bool = False) -> Array:
         n, left_over = divmod(self.depth - 4, 6)
         if n < 1 or left_over:
-            raise ValueError(f"depth is {self.depth}; expected 6n + 4, for example 28")
+            raise InputError(f"depth is {self.depth}; expected 6n + 4, for example 28")
         conv = functools.partial(
             Conv, use_bias=False, kernel_init=he_normal_fan_out, dtype=self.dtype
         )
@@ -79,7 +83,7 @@ class WideResNet(Model):
         )  # fmt: skip
         x = conv(16, 3, padding=1, name="conv1")(x)
         for stage in range(3):
-            strides = (1 if stage == 0 else 2, *[1] * (n - 1))
+            strides = stage_strides(1 if stage == 0 else 2, n)
             blocks = [block(16 * 2**stage * self.widen, stride=stride) for stride in strides]
             x = Sequential(blocks, name=f"layer{stage + 1}")(x)
         x = norm(name="bn1")(x, relu=True)

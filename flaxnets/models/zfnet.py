@@ -1,10 +1,11 @@
 """ZFNet: Zeiler & Fergus 2013, "Visualizing and Understanding Convolutional Networks"
 (arXiv:1311.2901), Figure 3.
 
-The network of Krizhevsky et al. 2012 without groups, with smaller filters and strides in its first
-two layers. The figure's 55, 13 and 13 pixels after the pools are those of windows that may extend
-beyond the edge. The paper gives no constants of its contrast normalisation: these are Krizhevsky's.
-Filters whose root mean square exceeds 0.1 are not renormalised here in training (section 3).
+It is the network of Krizhevsky et al. 2012 without groups, with smaller filters and strides in the
+first two layers. The figure's 55, 13 and 13 pixels after the pools result from windows that may
+extend beyond the edge. The paper gives no constants for its contrast normalisation; ours are
+Krizhevsky's. In training the paper renormalises filters whose root mean square exceeds 0.1 (section
+3); we do not.
 """
 
 import functools
@@ -28,10 +29,11 @@ from flaxnets.models.base import Model
 
 
 class ZFNet(Model):
-    """`(N, H, W, C)`, 224x224x3 in the paper, to logits `(N, num_classes)`; 207 pixels at least.
+    """Map images `(N, H, W, C)`, 224x224x3 in the paper, to logits `(N, num_classes)`. Images need
+    at least 207x207 pixels.
 
-    Larger images give the mean of the class scores over positions, or with `dense` their map
-    `(N, H', W', num_classes)`, 32 pixels apart.
+    Larger images give the mean of the logits over all positions, or with `dense` their map
+    `(N, H', W', num_classes)`, with positions 32 pixels apart.
     """
 
     channels: Sequence[int] = (96, 256, 384, 384, 256)
@@ -46,7 +48,7 @@ class ZFNet(Model):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
-        # Section 3: weights of 0.01, biases zero.
+        # Section 3: weights of deviation 0.01, zero biases.
         normal, zeros = nn.initializers.normal(0.01), nn.initializers.zeros
         start = {"kernel_init": normal, "bias_init": zeros, "dtype": self.dtype}
         conv = functools.partial(Conv, **start)

@@ -1,8 +1,8 @@
-"""How each network is trained: a row a network, from its paper or from torchvision.
+"""Recipes: how each network is trained, from its paper or from torchvision.
 
-`recipe_for(arch, kind)` gives the row, and `experiments/train.py` overrides any value of it.
-Photographs, small images (up to 64 pixels: digits, MNIST, CIFAR) and rows of measured features
-have a table each.
+`recipe_for(arch, kind)` returns a network's recipe, and `train.py` can override any value of it.
+There is one table for each kind of data: photographs, small images (up to 64 pixels: digits, MNIST,
+CIFAR) and rows of measured features.
 """
 
 from dataclasses import replace
@@ -47,25 +47,33 @@ Version: TypeAlias = Literal["paper", "torchvision-v1", "torchvision-v2"]
 
 
 def recipe_for(arch: str, kind: Kind, version: Version = "paper") -> Recipe:
-    """The row of `arch` for data of that kind: its paper's, or one of torchvision's commands.
+    """Return the recipe of a network for a kind of data.
 
-    Those are for photographs: small images keep the size and the padding of the paper's row.
-    "torchvision-v1" is how its weights IMAGENET1K_V1 came about, and "torchvision-v2" how
-    IMAGENET1K_V2 did; the second is here for every network.
+        recipe_for("resnet50", "photographs").learning_rate  # 0.1
+        recipe_for("resnet50", "photographs", "torchvision-v2").epochs  # 600
 
-    Raises InputError for an unknown architecture, one that does not read such data, or one that
-    torchvision did not train that way.
+    Args:
+        arch: name of the network.
+        kind: "photographs", "small images" (up to 64 pixels) or "rows" (of measured features).
+        version: "paper"; "torchvision-v1", the command that trained its weights IMAGENET1K_V1; or
+            "torchvision-v2", that of IMAGENET1K_V2, for every network. torchvision's commands are
+            for photographs: for small images they keep size and padding of the paper's recipe.
+
+    Raises:
+        InputError: the network is unknown, does not read such data, or torchvision did not train it
+            that way.
     """
     table = PAPERS[kind]
     if one_of(PAPERS["small images"], arch, "architecture") not in table:
-        raise InputError(f"{arch} does not read {kind}; expected one of {', '.join(table)}")
+        what = "rows of features" if kind == "rows" else kind
+        raise InputError(f"{arch} does not read {what}; expected one of {', '.join(table)}")
     row = table[arch]
     if version == "paper":
         return row
     rows = VERSIONS[version]
     if kind == "rows" or arch not in rows:
         what = f"rows of features with {arch}" if kind == "rows" else arch
-        raise InputError(f"recipe {version} does not train {what}; expected the recipe paper")
+        raise InputError(f"recipe {version} does not train {what}; expected recipe 'paper'")
     preprocessing, usual = rows[arch].preprocessing, Preprocessing.image_size
     has_own_size = preprocessing.image_size != usual or row.preprocessing.image_size == usual
     if kind == "small images" or not has_own_size:

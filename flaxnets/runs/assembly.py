@@ -20,9 +20,10 @@ from flaxnets.models import create_model
 from flaxnets.runs.feed import feed_from_source, training_examples
 from flaxnets.runs.initial import initial_weights
 from flaxnets.runs.options import MAY_DIFFER, Options
-from flaxnets.runs.same_run import default_workdir
+from flaxnets.runs.same_run import default_workdir, stored_value
 from flaxnets.runs.workdir import Workdir, shared_workdir
 from flaxnets.training.batch_norms import check_batch_norms
+from flaxnets.training.dtype import dtype_of_run
 from flaxnets.training.parallel import DataParallel
 from flaxnets.training.program import Program, make_program
 
@@ -36,16 +37,17 @@ class Run:
     model: nn.Module
     program: Program
     bad_images: BadImages
-    notes: tuple[str, ...]  # what the weights to start from lack
+    notes: tuple[str, ...]  # what is missing in the weights to start from
 
     @property
     def title(self) -> str:
+        """The network and the data set, for a person."""
         return f"{self.options.arch} on {self.options.dataset}"
 
     @property
     def path(self) -> pathlib.Path:
-        """The workdir."""
-        return self.options.workdir or default_workdir(self.options.arch, self.options.dataset)
+        """The path of the workdir."""
+        return _workdir(self.options)
 
     @property
     def train_shape(self) -> tuple[int, int, int]:
@@ -56,17 +58,21 @@ class Run:
 
     @property
     def training_plan(self) -> Plan:
+        """The operations on training images."""
         return training_plan(self.options.values.preprocessing, self.source)
 
     @property
     def evaluation_plan(self) -> Plan:
+        """The operations on test images."""
         source = self.source
         return evaluation_plan(self.options.values.preprocessing, source.kind, source.channels)
 
     @property
     def config(self) -> dict[str, Any]:
-        """The content of config.json: what may not change when the run goes on, the data that was
-        trained on, and how pictures are read.
+        """The content of config.json.
+
+        It records the values that must not change when the run is continued, the data, and how
+        pictures are read.
         """
         options, feed = self.options, self.program.feed
         return {
@@ -85,10 +91,10 @@ class Run:
         }
 
     def open_workdir(self) -> Workdir:
-        """Return the workdir, which records unreadable pictures from now on. All processes of the
-        run call this; process 0 writes.
+        """Open the workdir, which from now on records unreadable pictures.
 
-        Raises InputError as `Workdir` and `Follower`.
+        All processes of the run call this; process 0 writes. Raises InputError as `Workdir` and
+        `Follower` do.
         """
         workdir = shared_workdir(self.path, self.config)
         self.bad_images.go_on(workdir.bad_images, workdir.add_bad_image)
@@ -96,17 +102,20 @@ class Run:
 
 
 def assemble(options: Options, source: Source, parallel: DataParallel) -> Run:
-    """Return the run that `options` ask for. All its processes have joined (`processes.join`).
+    """Return the run that `options` describe. Call this after `processes.join`.
 
-    Raises InputError, before anything is written, if images, batch, patterns or weights do not fit.
-    Warns if an epoch is many passes over the data.
+    Nothing is written. Warns if an epoch is many passes over the data.
+
+    Raises InputError if images, batch size, patterns or weights do not fit the network.
     """
     recipe = options.values
     if recipe.loss == "cross_entropy" and not source.class_names:
         raise InputError(
-            f"{options.dataset} has numbers to predict, not classes; expected the loss "
-            f"squared_error"
+            f"the labels of {options.dataset} are numbers, not classes, and the loss is "
+            f"cross_entropy; expected the loss squared_error"
         )
+    before = stored_value(_workdir(options), "dtype")
+    options = dataclasses.replace(options, dtype=dtype_of_run(options.dtype, before))
     model = create_model(
         options.arch,
         num_classes=len(source.class_names) or 1,
@@ -144,9 +153,14 @@ def assemble(options: Options, source: Source, parallel: DataParallel) -> Run:
     return run
 
 
+def _workdir(options: Options) -> pathlib.Path:
+    return options.workdir or default_workdir(options.arch, options.dataset)
+
+
 def _check_images(run: Run) -> None:
-    """Raise InputError if the network does not read the run's images, or if its batch norms would
-    see one value each.
+    """Raise InputError if the network cannot read the run's images.
+
+    That includes images so small that a batch norm would see a single value.
     """
     program, train_shape = run.program, run.train_shape
     variables = program.state_shapes().variables
@@ -155,20 +169,21 @@ def _check_images(run: Run) -> None:
             jax.eval_shape(run.model.apply, variables, jnp.zeros((1, *train_shape)))
         except ScopeParamShapeError as error:
             raise InputError(
-                f"train size is {train_shape[0]}; {run.options.arch} reads images of one size, "
-                f"expected {program.feed.input_shape[0]} or 0"
+                f"train size is {train_shape[0]}, but {run.options.arch} reads images of a single "
+                f"size; expected {program.feed.input_shape[0]} or 0"
             ) from error
     devices = len(program.parallel.devices)
     check_batch_norms(run.model, variables, program.recipe, train_shape, devices)
 
 
 def _warn_of_short_epochs(program: Program) -> None:
-    """Warn if an epoch, which has at least one step, is many passes over a small data set."""
+    """Warn if the batch is larger than the data set: an epoch has at least one step."""
     batch_size, examples = program.recipe.batch_size, program.feed.train_size
     if batch_size > examples:
         warnings.warn(
-            f"a batch of {batch_size} images is larger than the data set: an epoch is one step, "
-            f"{batch_size / examples:.3g} passes over the {examples} training examples",
+            f"a batch of {batch_size} images is larger than the data set, so that each epoch is "
+            f"one step and {batch_size / examples:.3g} passes over the {examples} training "
+            f"examples; choose a batch size of at most {examples}",
             InputWarning,
             stacklevel=3,
         )

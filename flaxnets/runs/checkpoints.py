@@ -1,17 +1,16 @@
-"""Orbax checkpoints of a run: the last few and the best one, each with checksums of what it holds.
+"""Save and restore a run with Orbax: the last few checkpoints and the best one, with checksums.
 
-Orbax renames a checkpoint when it is complete, so half of one has no name. What its files lose
-later, it may not notice: it takes a missing chunk for zeros and a flipped bit for a value. So the
-JSON beside the arrays has a CRC-32 of every array, which is compared after reading.
+Orbax renames a checkpoint when it is complete, so that an incomplete one is never used. It may not
+notice damage that happens later: it reads a missing chunk as zeros and a flipped bit as a value.
+The JSON beside the arrays therefore has a CRC-32 of every array, which is compared after reading.
 """
 
 import contextlib
 import json
 import pathlib
 import warnings
-import zlib
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import jax
 import numpy as np
@@ -22,17 +21,20 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from flaxnets.errors import InputError, InputWarning
-from flaxnets.training.state import PyTree, TrainState
+from flaxnets.runs.checksums import Position, dtypes, verified, with_checksums
+from flaxnets.types import PyTree
 
-Position = dict[str, Any]  # what JSON holds beside the state: where in the epoch the run stood
+if TYPE_CHECKING:  # it imports optax, which whoever reads a network does not need
+    from flaxnets.training.state import TrainState
+
 Read = TypeVar("Read")
 
 
 class Checkpoints:
     """Checkpoints in `directory/<step>`, written in the background and renamed when complete.
 
-    Kept are the newest `keep` and the one with the smallest validation error. `read_only` is for
-    those who look at a run, which may be going on: nothing is created, moved or cleaned up.
+    The newest `keep` checkpoints are kept, and the one with the smallest validation error. With
+    `read_only` nothing is created, moved or cleaned up, because the run may still be training.
     """
 
     def __init__(self, directory: pathlib.Path, keep: int = 2, *, read_only: bool = False):
@@ -57,42 +59,51 @@ class Checkpoints:
 
     @property
     def latest_step(self) -> int | None:
+        """The step of the newest checkpoint; None if there is none."""
         return self._manager.latest_step()
 
-    def save(self, state: TrainState, position: Position, error: float | None = None) -> None:
-        """Returns once the state is copied; a validation `error` makes it a candidate for best."""
+    def save(self, state: "TrainState", position: Position, error: float | None = None) -> None:
+        """Save the state in the background, and return once it is copied.
+
+        A checkpoint with a validation `error` may be kept as the best one.
+        """
         step = int(state.step)
         if step == self.latest_step:
             return
-        if jax.process_count() > 1 and state.step.is_fully_addressable:  # pmap's, of this process
+        # A state of `pmap` is on the devices of this process alone.
+        if jax.process_count() > 1 and state.step.is_fully_addressable:
             state = jax.tree.map(ocp.utils.fully_replicated_host_local_array_to_global_array, state)
-        sums = {"checksums": checksums(state), "own": _checksum_of_json(position)}
+        signed = with_checksums(position, state)
         items = ocp.args.Composite(
-            state=ocp.args.PyTreeSave(state), position=ocp.args.JsonSave(position | sums)
+            state=ocp.args.PyTreeSave(state), position=ocp.args.JsonSave(signed)
         )
         self._manager.save(step, args=items, metrics=None if error is None else {"error": error})
 
-    def restore(self, like: TrainState) -> tuple[TrainState, Position]:
-        """The newest intact checkpoint, with the shapes, dtypes and shardings of `like`, so that it
-        moves to another number of devices. Newer, damaged ones are moved aside with a warning.
+    def restore(self, like: "TrainState") -> tuple["TrainState", Position]:
+        """Return the newest intact checkpoint, with the shapes, dtypes and shardings of `like`.
 
-        Raises InputError if all are damaged, and leaves them where they are, or if the newest has
-        other dtypes.
+        The number of devices may differ from that of the saved run. Newer checkpoints that are
+        damaged are moved to another directory, with a warning.
+
+        Raises InputError if all checkpoints are damaged (they stay where they are), or if the
+        newest intact one has other dtypes.
         """
 
-        def read(step: int) -> tuple[TrainState, Position]:
+        def read(step: int) -> tuple["TrainState", Position]:
             self._check_files(step)
             saved = self._manager.item_metadata(step)["state"].tree
             self._check_types(step, saved, like, "start another run")
             items = ocp.args.Composite(state=_restore(like), position=ocp.args.JsonRestore())
             restored = self._manager.restore(step, args=items)
-            return restored["state"], _verified(restored["state"], restored["position"])
+            return restored["state"], verified(restored["state"], restored["position"])
 
         return self._newest_intact(read)
 
     def restore_variables(self) -> PyTree:
-        """Return the network's variables alone, the moving averages where there are some, on this
-        process's first device. Nothing else is read. Raises as `restore`.
+        """Return only the network's variables, on this process's first device.
+
+        If the run has moving averages, those are returned. Nothing else is read. Raises InputError
+        as `restore` does.
         """
         self._manager.wait_until_finished()
         variables = self._newest_intact(self._read_variables)
@@ -101,13 +112,14 @@ class Checkpoints:
     def restore_mean(self, count: int) -> PyTree:
         """Return the mean of the variables in the newest `count` checkpoints, as NumPy arrays.
 
-        Raises InputError if there are fewer, or as `restore` for types.
+        Raises InputError if there are fewer, or if one has other dtypes than this process uses.
         """
         self._manager.wait_until_finished()
         steps = sorted(self._manager.all_steps())
         if not 1 <= count <= len(steps):
             raise InputError(
-                f"the mean of {count} checkpoints is asked for; {self.directory} has {len(steps)}"
+                f"cannot average {count} checkpoints: {self.directory} has {len(steps)}; expected "
+                f"at least one, and at most that many"
             )
         all_variables = [self._read_variables(step) for step in steps[-count:]]
 
@@ -126,38 +138,42 @@ class Checkpoints:
             ),
             saved,
         )
-        self._check_types(step, saved, like, "set JAX_ENABLE_X64=1, with which it was written")
+        self._check_types(step, saved, like, "set JAX_ENABLE_X64=1, as when it was written")
         position = ocp.args.Composite(position=ocp.args.JsonRestore())
         try:
             arrays = _arrays(self.directory / str(step) / "state", like)
         except Exception:
-            self._check_files(step)  # which names the file that is missing
+            self._check_files(step)  # its message names the missing file
             raise
-        _verified(arrays, self._manager.restore(step, args=position)["position"])
+        verified(arrays, self._manager.restore(step, args=position)["position"])
         state = arrays.get("average", arrays)
         return {"params": state["params"], **state["model_state"]}
 
     def close(self) -> None:
-        """Waits until everything is on disk."""
+        """Wait until everything is on disk, and close the directory."""
         self._manager.wait_until_finished()
         self._manager.close()
 
     def _check_files(self, step: int) -> None:
-        """Reads all bytes of the arrays once, one after the other: where some are missing Orbax,
-        which reads many at a time, has threads fail after its own error, each with a traceback.
+        """Read every file of the arrays once, one after another.
+
+        Orbax reads many files at a time. If one is missing, some of its threads fail after Orbax
+        has raised its own error, and each prints a traceback.
+
+        Raises ValueError if a file is missing.
         """
         path = self.directory / str(step) / "state"
         for file in path.glob("array_metadatas/*"):
             json.loads(file.read_bytes())
         store = tensorstore.KvStore.open({"driver": "ocdbt", "base": f"file://{path}/"}).result()
         for key in store.list().result():
-            if not store.read(key).result().value:  # its state may be "value" all the same
+            if not store.read(key).result().value:  # the result's state may still say "value"
                 raise ValueError(f"a file with {key.decode()} is missing")
 
     def _check_types(self, step: int, saved: PyTree, like: PyTree, advice: str) -> None:
         """Raise InputError if an array was saved in another dtype than that of `like`."""
-        expected = _types(like)
-        for name, dtype in _types(saved).items():
+        expected = dtypes(like)
+        for name, dtype in dtypes(saved).items():
             if expected.get(name, dtype) != dtype:
                 raise InputError(
                     f"checkpoint {step} in {self.directory} has {name} in {dtype}; expected "
@@ -169,32 +185,37 @@ class Checkpoints:
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 content = read(step)
-            except InputError:  # of an intact one
+            except InputError:  # the checkpoint is intact, but does not fit
                 raise
-            except Exception as error:  # broken files make Orbax raise almost anything
+            except Exception as error:  # damaged files make Orbax raise almost anything
                 damaged[step] = _first_words(error)
                 continue
             if damaged and not self._read_only:
-                multihost_utils.sync_global_devices("all processes have found the same damages")
+                multihost_utils.sync_global_devices("all processes have found the damage")
             for number, reason in damaged.items():
-                aside = "" if self._read_only else f", now in {self._set_aside(number)}"
+                moved = "" if self._read_only else f" and was moved to {self._set_aside(number)}"
                 warnings.warn(
-                    f"checkpoint {number} in {self.directory} is damaged ({reason}){aside}; "
+                    f"checkpoint {number} in {self.directory} is damaged ({reason}){moved}; "
                     f"checkpoint {step} is used instead",
                     InputWarning,
                     stacklevel=3,
                 )
             if damaged and not self._read_only:
-                multihost_utils.sync_global_devices("they are aside")
+                multihost_utils.sync_global_devices("damaged checkpoints are moved")
                 self._manager.reload()
             return content
         if not damaged:
-            raise InputError(f"{self.directory} holds no complete checkpoint")
+            raise InputError(
+                f"{self.directory} holds no complete checkpoint; train the run to its first one"
+            )
         listed = "; ".join(f"{step}: {reason}" for step, reason in damaged.items())
-        raise InputError(f"every checkpoint in {self.directory} is damaged ({listed})")
+        raise InputError(
+            f"every checkpoint in {self.directory} is damaged ({listed}); restore one from a "
+            f"backup, or train the run again in another workdir"
+        )
 
     def _set_aside(self, step: int) -> pathlib.Path:
-        """Moves a checkpoint out of the way of those to come, in process 0."""
+        """Move a damaged checkpoint to `checkpoints_damaged`, in process 0; return its new path."""
         parent = self.directory.with_name(self.directory.name + "_damaged")
         count = len(list(parent.glob(f"{step}*")))
         place = parent / (f"{step}-{count}" if count else str(step))
@@ -205,8 +226,10 @@ class Checkpoints:
 
 
 def _opened(directory: pathlib.Path, **options: Any) -> ocp.CheckpointManager:
-    """Orbax's manager. A run that goes on may delete an old checkpoint after Orbax has listed it
-    and before it asks how old it is: the next listing is without it.
+    """Return Orbax's manager of a directory.
+
+    A run that is still training may delete an old checkpoint after Orbax has listed it and before
+    Orbax asks for its age. Another try lists the directory again.
     """
     for _ in range(9):
         with contextlib.suppress(FileNotFoundError):
@@ -215,16 +238,16 @@ def _opened(directory: pathlib.Path, **options: Any) -> ocp.CheckpointManager:
 
 
 def _arrays(path: pathlib.Path, like: PyTree) -> PyTree:
-    """Return the arrays of a saved state that `like` names, as NumPy's, each read once.
+    """Return the arrays of a saved state that `like` names, as NumPy arrays, each read once.
 
-    Raises what tensorstore does where a part of one is missing.
+    Raises tensorstore's error if a part of an array is missing.
     """
     base = {"driver": "ocdbt", "base": f"file://{path}/"}
 
     def begin_to_read(keys: Any, _: Any) -> Any:
         name = tree_util.keystr(keys, simple=True, separator=".")
         store = {"driver": "zarr", "kvstore": base | {"path": name + "/"}}
-        options = {"open": True, "fill_missing_data_reads": False}  # else zeros
+        options = {"open": True, "fill_missing_data_reads": False}  # True would read zeros
         return tensorstore.open(store | options, read=True).result().read()
 
     reading = tree_util.tree_map_with_path(begin_to_read, like)
@@ -232,47 +255,9 @@ def _arrays(path: pathlib.Path, like: PyTree) -> PyTree:
 
 
 def _first_words(error: Exception) -> str:
-    """Up to the details, of which tensorstore has many."""
+    """Return the beginning of an error's message, without tensorstore's long details."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text.split(" [")[0][:160]
-
-
-def checksums(tree: PyTree) -> dict[str, int]:
-    """The CRC-32 of every array's bytes, by its path; about 3.6 GB/s on one core."""
-
-    def checksum(leaf: Any) -> int:
-        local = leaf.addressable_data(0) if isinstance(leaf, jax.Array) else leaf
-        return zlib.crc32(np.ascontiguousarray(local).reshape(-1).view(np.uint8).data)
-
-    named = tree_util.tree_leaves_with_path(tree)
-    return {
-        tree_util.keystr(path, simple=True, separator="/"): checksum(leaf) for path, leaf in named
-    }
-
-
-def _types(tree: PyTree) -> dict[str, np.dtype]:
-    """Return the dtype of every array by its path, as `checksums` names it."""
-    return {
-        tree_util.keystr(path, simple=True, separator="/"): np.dtype(leaf.dtype)
-        for path, leaf in tree_util.tree_leaves_with_path(tree)
-        if hasattr(leaf, "dtype")
-    }
-
-
-def _checksum_of_json(value: Any) -> int:
-    return zlib.crc32(json.dumps(value, sort_keys=True).encode())
-
-
-def _verified(state: PyTree, saved: dict[str, Any]) -> Position:
-    """The position, if it and the arrays read are those that were saved."""
-    position = dict(saved)
-    expected, own = position.pop("checksums"), position.pop("own")
-    if _checksum_of_json(position) != own:
-        raise ValueError("the position has another checksum")
-    for name, checksum in checksums(state).items():
-        if expected.get(name) != checksum:
-            raise ValueError(f"{name} has another checksum")
-    return position
 
 
 def _restore(like: PyTree, **options) -> ocp.args.PyTreeRestore:

@@ -21,15 +21,16 @@ class Example:
     loss: float
     image: np.ndarray = dataclasses.field(compare=False)
     label: int = dataclasses.field(compare=False)
-    output: int = dataclasses.field(compare=False)  # the class that was scored best
+    output: int = dataclasses.field(compare=False)  # the class with the best score
 
 
 def evaluate(
     eval_step: Callable, variables: PyTree, feed: Feed, parallel: DataParallel
 ) -> tuple[dict[str, float], list[Example]]:
-    """Return means over the whole test split, every example counted once, and this process's
-    `PICTURED` examples with the largest losses, the largest first. As in a training step, only the
-    batches travel to the devices.
+    """Return the mean metrics over the whole test split, and the examples with the largest losses.
+
+    Every example is counted once. The examples are `PICTURED` of this process, the largest loss
+    first. As in a training step, only the batches are transferred to the devices.
     """
     totals: dict[str, float] = {}
     worst: list[Example] = []
@@ -51,9 +52,7 @@ def evaluate(
 
 
 def draw_worst(worst: list[Example], class_names: tuple[str, ...]) -> Any:
-    """Return a figure of wrong predictions, each with the predicted class, the true class and the
-    loss.
-    """
+    """Return a figure of the worst predictions, with predicted class, true class and loss."""
     captions = [
         f"{class_names[example.output]}\nnot {class_names[example.label]} ({example.loss:.1f})"
         if example.output != example.label

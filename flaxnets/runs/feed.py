@@ -1,4 +1,4 @@
-"""The batches of a data set as a recipe wants them, for training and evaluation."""
+"""Make the batches of a data set, for training and evaluation by a recipe."""
 
 import itertools
 
@@ -13,7 +13,7 @@ from flaxnets.recipes import Preprocessing, Recipe, Statistics
 from flaxnets.training.parallel import DataParallel
 from flaxnets.training.program import Feed
 
-EXAMPLES = 5000  # training images whose patches are whitened
+EXAMPLES = 5000  # training images from which whitening is computed
 
 
 def feed_from_source(
@@ -28,21 +28,22 @@ def feed_from_source(
     bad: BadImages | None = None,
     decoded: Decoded | None = None,
 ) -> Feed:
-    """Return what a program needs of `source`, with the recipe's preprocessing and batch size.
+    """Return the feed of `source`, with the recipe's preprocessing and batch size.
 
     Args:
         source: the data set.
-        recipe: of the run.
-        parallel: the devices, on which training images stay if they fit; without it, batches are
-            made on the host.
-        seed: of the order and the augmentation.
-        statistics: mean and deviation of each channel, by which images are normalised; the recipe's
-            for the data set unless given.
-        test_batch_size: images of an evaluation step, rounded up so that it divides over the
-            devices; those of a training step unless given.
-        shard: this process and the number of processes.
-        bad: counts unreadable pictures; none is allowed unless given.
-        decoded: keeps decoded pictures, and the test images as network input.
+        recipe: the values of the run.
+        parallel: the devices, which keep the training images if they fit. Without it all batches
+            are made on the host.
+        seed: seed of the order of the examples and of the augmentation.
+        statistics: mean and deviation of each channel, by which images are normalised. Default:
+            those of the recipe for the data set.
+        test_batch_size: images of an evaluation step, rounded up to a multiple of the devices.
+            Default: the batch size of training.
+        shard: number of this process, and number of processes.
+        bad: counts unreadable pictures. Default: none is allowed.
+        decoded: keeps decoded pictures and the test images as network input. Default: nothing is
+            kept.
     """
     preprocessing, decoded = recipe.preprocessing, decoded or Decoded()
     size = preprocessing.image_size
@@ -72,6 +73,6 @@ def feed_from_source(
 def training_examples(
     source: Source, preprocessing: Preprocessing, count: int = EXAMPLES
 ) -> np.ndarray:
-    """Return the first training images as evaluation would read them, uint8 (N, H, W, C)."""
+    """Return the first `count` training images, read as in evaluation, uint8 (N, H, W, C)."""
     plan = evaluation_plan(preprocessing, source.kind, source.channels)
     return np.stack([plan(raw) for raw, _ in itertools.islice(source.examples("train"), count)])

@@ -1,4 +1,4 @@
-"""Figures of a run: its learning curve, and images with captions."""
+"""Draw the figures of a run: its learning curve, and images with captions."""
 
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -10,23 +10,24 @@ import numpy as np
 from flaxnets.recipes import Preprocessing
 from flaxnets.training.on_device import cropped, shifted
 
-PICTURED = 16  # images of a picture
+PICTURED = 16  # images in a figure
 
-# matplotlib takes half a second to import, which only drawing needs.
+# matplotlib is imported where it is used: its import takes half a second.
 
 
 def literal(text: str) -> str:
-    """Return `text` so that matplotlib shows it as it is.
+    """Return `text` escaped, so that matplotlib shows it unchanged.
 
-    In matplotlib `$` begins a formula, and text that is no Unicode (a file name in another
-    encoding) is an error; such characters become question marks.
+    In matplotlib `$` begins a formula. Text that is not Unicode (a file name in another encoding)
+    is an error; such characters become question marks.
     """
     return text.replace("$", r"\$").encode(errors="replace").decode()
 
 
 def draw_learning_curve(rows: Sequence[Mapping[str, Any]], path: pathlib.Path, title: str) -> None:
-    """Draw the loss and, for classes, the top-1 accuracy over the epochs as a PNG: of training
-    data, of test data, and of the moving average if there is one.
+    """Draw the loss and, for classes, the top-1 accuracy over the epochs to a PNG file.
+
+    The curves are those of training data, of test data and, if there is one, of the moving average.
     """
     import matplotlib.figure
 
@@ -65,13 +66,48 @@ def draw_grid(images: Sequence[np.ndarray], captions: Sequence[str], columns: in
     return figure
 
 
-def draw_batch(batch: Mapping[str, Any], class_names: tuple[str, ...], how: Preprocessing) -> Any:
-    """A figure of training images, augmented but for what blends or erases."""
+def draw_batch(
+    batch: Mapping[str, Any], class_names: tuple[str, ...], preprocessing: Preprocessing
+) -> Any:
+    """Return a figure of training images, augmented, but neither mixed nor erased."""
     images = batch["image"]
     if isinstance(images, jax.Array):
         images = images.addressable_shards[0].data  # the first of this process
     few = {name: values[: min(PICTURED, len(images))] for name, values in batch.items()}
     few["image"] = images[:PICTURED]
     captions = [class_names[label] for label in few["label"]]
-    shown = np.round(shifted(cropped(few, how), few, 255.0))
+    shown = np.round(shifted(cropped(few, preprocessing), few, 255.0))
     return draw_grid(list(np.clip(shown, 0, 255).astype(np.uint8)), captions)
+
+
+def draw_confusion(
+    path: pathlib.Path,
+    guesses: np.ndarray,
+    labels: np.ndarray,
+    class_names: tuple[str, ...],
+    title: str,
+) -> None:
+    """Draw a row for each true class: the share of its examples that were put into each class."""
+    from matplotlib.figure import Figure
+
+    count = len(class_names)
+    matrix = np.zeros((count, count))
+    np.add.at(matrix, (labels, guesses), 1)
+    shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    side = max(4.0, min(12.0, 0.3 * count))
+    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    axes = figure.subplots()
+    drawn = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+    figure.colorbar(drawn, label="share of the true class")
+    if count <= 40:
+        shown = [literal(name) for name in class_names]
+        axes.set_xticks(range(count), shown, rotation=90)
+        axes.set_yticks(range(count), shown)
+    if count <= 12:
+        for row, column in np.argwhere(matrix):
+            colour = "white" if shares[row, column] > 0.5 else "black"
+            axes.text(column, row, f"{matrix[row, column]:.0f}", ha="center", va="center", c=colour)
+    axes.set_xlabel("network's class")
+    axes.set_ylabel("true class")
+    axes.set_title(literal(title))
+    figure.savefig(path, dpi=120)

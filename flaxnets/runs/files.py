@@ -1,4 +1,4 @@
-"""Files of a run: JSON, written whole or not at all, and a lock."""
+"""Read, write and lock the files of a run; a file is written completely or not at all."""
 
 import fcntl
 import json
@@ -14,17 +14,23 @@ MAX_JSON = 2**24  # bytes; a config with the names of 22,000 classes has half a 
 
 
 def read_json(path: pathlib.Path) -> Any:
-    """Return the JSON of a workdir's file. Raises InputError if it is too large, or no JSON."""
+    """Return the content of a run's JSON file. Raises InputError if it is too large or not JSON."""
     if path.stat().st_size > MAX_JSON:
-        raise InputError(f"{path} is larger than {MAX_JSON >> 20} MiB: no file of a training run")
+        raise InputError(
+            f"{path} is larger than {MAX_JSON >> 20} MiB, so no training run wrote it; choose the "
+            f"workdir of a run"
+        )
     try:
         return json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:  # UnicodeDecodeError too
-        raise InputError(f"{path} is damaged: it is no JSON") from error
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
+        raise InputError(
+            f"{path} is damaged: it is not JSON; restore it from a backup, or choose another "
+            f"workdir"
+        ) from error
 
 
 def json_text(value: Any, indent: int | None = None) -> str:
-    """Return `value` as JSON, with null for NaN and infinity, which JSON lacks."""
+    """Return `value` as JSON, with null for NaN and infinity, which JSON does not have."""
     return json.dumps(_finite(value), indent=indent, allow_nan=False)
 
 
@@ -37,16 +43,18 @@ def _finite(value: Any) -> Any:
 
 
 def write_whole(path: pathlib.Path, content: str | bytes) -> None:
-    """Write a file whole or not at all: if the run is killed meanwhile, the old file stays."""
+    """Write a file completely or not at all: if the run is killed meanwhile, the old file stays."""
     new = path.with_name(path.name + ".new")
     new.write_bytes(content.encode() if isinstance(content, str) else content)
     os.replace(new, path)
 
 
 def locked(path: pathlib.Path) -> int:
-    """Return a locked descriptor. The kernel releases the lock when it is closed, also by a kill.
+    """Lock a directory and return the descriptor of its lock file.
 
-    Raises InputError if another process holds it.
+    Closing the descriptor releases the lock; the kernel closes it when the process is killed.
+
+    Raises InputError if another process holds the lock.
     """
     descriptor = os.open(path / "lock", os.O_RDWR | os.O_CREAT, 0o666)
     try:

@@ -1,28 +1,27 @@
-"""The options of a run as a person looks for them: in groups, each with its default and where that
-comes from. `train.py --help` prints them, and the page of all values is made from them.
+"""Describe the options of train.py in groups, each with its default and the source of that.
+
+`train.py --help` prints them, and the documentation's page of all values is made from them.
 """
 
-import ast
 import dataclasses
-import inspect
-import shutil
 import textwrap
-import types
-from collections.abc import Iterator
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from collections.abc import Iterator, Sequence
+from typing import Any, get_type_hints
 
+from flaxnets.data import has_classes, kind_of
 from flaxnets.errors import one_of
-from flaxnets.recipes import Preprocessing, Recipe
-from flaxnets.runs.options import Options, RunOptions
-from flaxnets.runs.processes import Processes
+from flaxnets.recipes import Preprocessing, Recipe, Version
+from flaxnets.runs.options import Options, Processes, RunOptions, default_values
+from flaxnets.script_help import field_texts, help_width, kind_of_value, shown_value
 
-# The groups in the order of help, and which class's fields they have unless MOVED says otherwise.
+# The groups in the order of help. The group of a field is that of its class in HOME, unless MOVED
+# names another.
 GROUPS = {
-    "data": "what is trained on, and how pictures are read",
-    "augmentation": "how training images are changed",
-    "optimisation": "what is minimised, and how",
-    "running": "which network, where and in which precision",
-    "saving": "checkpoints, logs and what happens when something goes wrong",
+    "data": "the data set, and how pictures are read",
+    "augmentation": "changes of training images",
+    "optimisation": "the loss, the optimiser and its schedule",
+    "running": "the network, its start, precision and devices",
+    "saving": "the workdir, checkpoints, logs and failures",
 }
 HOME = {
     Options: "running", Recipe: "optimisation", Preprocessing: "augmentation",
@@ -34,7 +33,6 @@ MOVED = {
     "pixels": "data", "random_erasing": "augmentation", "mixup": "augmentation",
     "cutmix": "augmentation", "workdir": "saving", "on_nan": "saving", "views": "data",
 }  # fmt: skip
-WIDTH = 100  # characters of a line of help at most
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,19 +41,19 @@ class Row:
 
     group: str
     name: str
-    """On the command line: "--learning-rate"."""
+    """Name on the command line: "--learning-rate"."""
     kind: str
-    """What it takes: "NUMBER", "sgd, adamw", or "" for a switch."""
+    """Kind of its value: "NUMBER", "sgd, adamw", or "" for a switch."""
     default: str
     source: str
-    """The version of the recipe that says the default, or "library"."""
+    """Version of the recipe that has the default, or "library"."""
     text: str
 
 
 def rows(options: Options) -> list[Row]:
-    """Return a row for each option, with the defaults that `options` hold."""
-    found = list(_rows(options, options.recipe))
-    return [row for group in GROUPS for row in found if row.group == group]
+    """Return a row for each option of train.py, with the values of `options` as defaults."""
+    all_rows = list(_rows(options, options.recipe))
+    return [row for group in GROUPS for row in all_rows if row.group == group]
 
 
 def _rows(part: Any, version: str) -> Iterator[Row]:
@@ -69,8 +67,8 @@ def _rows(part: Any, version: str) -> Iterator[Row]:
         yield Row(
             MOVED.get(field.name, HOME[type(part)]),
             f"--{field.name.replace('_', '-')}",
-            _kind(types_of[field.name]),
-            _shown(value),
+            kind_of_value(types_of[field.name]),
+            shown_value(value),
             version if is_of_recipe and not is_common else "library",
             texts.get(field.name, ""),
         )
@@ -79,47 +77,36 @@ def _rows(part: Any, version: str) -> Iterator[Row]:
             yield from _rows(value, version)
 
 
-def field_texts(cls: type) -> dict[str, str]:
-    """Return the text under each field of a dataclass, in one line."""
-    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
-    assert isinstance(tree, ast.ClassDef)
-    texts = {}
-    for field, text in zip(tree.body, tree.body[1:], strict=False):
-        match field, text:
-            case ast.AnnAssign(target=ast.Name(name)), ast.Expr(value=ast.Constant(str(words))):
-                texts[name] = " ".join(words.split())
-    return texts
+def help_text(topic: str = "", *, dataset: str, arch: str, recipe: Version, **chosen: Any) -> str:
+    """Return the help of train.py for a network, a recipe and a data set, which is not opened.
+
+    Args:
+        topic: the word after `--help`, if any: a group or "all". Another option is no topic.
+        dataset: name of the data set, which decides the kind of data.
+        arch: name of the network.
+        recipe: version of the recipe.
+        chosen: values of other options.
+
+    Raises:
+        InputError: the topic or the network is unknown, or the recipe does not fit.
+    """
+    kind, note = kind_of(dataset), ""
+    if kind is None:
+        kind = "photographs"
+        note = f" The defaults are for photographs, because help does not open {dataset}."
+    values = default_values(arch, kind, recipe, has_classes=has_classes(dataset))
+    options = Options(values, dataset=dataset, arch=arch, recipe=recipe, **chosen)
+    return explained(options, "" if topic.startswith("-") else topic, note)
 
 
-def _kind(hint: Any) -> str:
-    if get_origin(hint) is Literal:
-        return ", ".join(map(str, get_args(hint)))
-    if get_origin(hint) in (Union, types.UnionType):
-        return _kind(next(part for part in get_args(hint) if part is not type(None)))
-    if get_origin(hint) is tuple:
-        (first, *_) = get_args(hint)
-        return f"{_kind(first)} ..." if get_origin(first) is not tuple else "PATTERN NUMBER ..."
-    names = {int: "NUMBER", float: "NUMBER", bool: "", str: "TEXT"}
-    return names.get(hint, "PATH")
+def explained(options: Options, topic: str = "", note: str = "") -> str:
+    """Return a list of every option with its default, or an explanation of the options of a topic.
 
-
-def _shown(value: Any) -> str:
-    if value is None or value in ((), ""):
-        return "none"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, tuple):
-        return " ".join(_shown(part) for part in value)
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def help_text(options: Options, topic: str = "", note: str = "") -> str:
-    """Return the help of train.py: every option with its default by groups, or with `topic`, a
-    group or "all", what each of its options means.
+    The topic is a group or "all". `note` is another sentence on the defaults.
 
     Raises InputError for an unknown topic, with the nearest one.
     """
-    width = min(shutil.get_terminal_size().columns, WIDTH)
+    width = help_width()
     groups: dict[str, list[Row]] = {group: [] for group in GROUPS}
     for row in rows(options):
         groups[row.group].append(row)
@@ -131,35 +118,52 @@ def help_text(options: Options, topic: str = "", note: str = "") -> str:
             continue
         lines += ["", f"{group}: {GROUPS[group]}"]
         if topic:
-            lines += [line for row in members for line in _explained(row, width)]
+            lines += [line for row in members for line in _meaning(row, width)]
         else:
-            # An option and its default are not parted: their blank becomes one at the end.
-            words = [f"{row.name} {_default(row)}".replace(" ", "\0") for row in members]
-            text = textwrap.fill("  ".join(words), width, initial_indent="  ",
-                                 subsequent_indent="  ", break_on_hyphens=False)  # fmt: skip
-            lines += text.replace("\0", " ").splitlines()
-    recipe = f"the recipe {options.recipe!r} of {options.arch}"
+            lines += _in_columns([f"{row.name} {_default(row)}" for row in members], width)
+    origin = "its paper" if options.recipe == "paper" else "torchvision's training command"
+    about = (
+        f"Every option is shown with its default. A star marks a value of the recipe "
+        f"{options.recipe!r} of {options.arch}, taken from {origin} (see flaxnets/recipes/); all "
+        f"others are the library's.{note}"
+    )
     start = [
         "usage: python -m flaxnets.train [--arch NAME] [--dataset NAME] [OPTIONS]",
+        "example: python -m flaxnets.train --arch resnet18 --dataset folder:~/pictures",
         "",
-        *textwrap.wrap(f"Each option with its default; those marked * are values of {recipe}, "
-                       f"{'of its paper' if options.recipe == 'paper' else 'of torchvision'} "
-                       f"(flaxnets/recipes/), the others the library's.{note}", width),
+        *textwrap.wrap(about, width),
+    ]
+    end = [
+        "",
+        *textwrap.wrap(f"--help GROUP explains the options of a group ({', '.join(GROUPS)}); "
+                       f"--help all explains all of them.", width),
     ]  # fmt: skip
-    topics = ", ".join(GROUPS)
-    end = ["", f"--help TOPIC explains the options of a group ({topics}), or all."]
     return "\n".join([*start, *lines, *([] if topic else end)])
+
+
+def _in_columns(cells: Sequence[str], width: int) -> list[str]:
+    """Return lines with the cells, row by row, in as many aligned columns as fit in `width`."""
+
+    def widths(count: int) -> list[int]:
+        return [max(map(len, cells[column::count])) for column in range(count)]
+
+    counts = range(len(cells), 0, -1)
+    count = next((n for n in counts if sum(widths(n)) + 2 * n <= width), 1)
+    padded = [cell.ljust(widths(count)[i % count]) for i, cell in enumerate(cells)]
+    return ["  " + "  ".join(padded[i : i + count]).rstrip() for i in range(0, len(padded), count)]
 
 
 def _default(row: Row) -> str:
     return row.default + ("" if row.source == "library" else "*")
 
 
-def _explained(row: Row, width: int) -> list[str]:
-    """Return the lines that say what an option takes and means."""
+def _meaning(row: Row, width: int) -> list[str]:
+    """Return the lines that explain one option of train.py."""
     name = f"{row.name}, --no-{row.name[2:]}" if not row.kind else f"{row.name} {row.kind}"
-    where = row.source if row.source == "library" else f"recipe {row.source}"
-    text = f"{row.text} (default: {row.default}; {where})"
+    source = row.source if row.source == "library" else f"recipe {row.source}"
+    text = row.text
+    if (row.default, row.source) != ("none", "library"):
+        text += f" (default: {row.default}; {source})"
     heading = textwrap.wrap(name, width - 2, initial_indent="  ", subsequent_indent="    ")
     body = textwrap.wrap(text, width - 6, initial_indent=" " * 6, subsequent_indent=" " * 6)
     return [*heading, *body]

@@ -1,4 +1,4 @@
-"""The weights that a run starts from."""
+"""Load the weights that a run starts from."""
 
 import dataclasses
 import warnings
@@ -13,27 +13,27 @@ from flaxnets.weights import PublishedWeights, WeightsWarning, find_weights, loa
 
 @dataclasses.dataclass(frozen=True)
 class Initial:
-    """The variables that a run starts from, None for fresh ones, and the statistics by which its
-    images are normalised. `notes` name what the weights lack.
-    """
+    """The start of a run."""
 
-    variables: PyTree | None
-    statistics: Statistics
-    notes: tuple[str, ...] = ()
+    variables: PyTree | None  # None for fresh ones
+    statistics: Statistics  # mean and deviation by which images are normalised
+    notes: tuple[str, ...] = ()  # sentences on what is missing in the weights
 
 
 def initial_weights(
     options: Options, model: Any, input_shape: tuple[int, int, int], statistics: Statistics
 ) -> Initial:
-    """Return what the run starts from. Published weights have their own statistics for colour
-    images.
+    """Return the variables and statistics that the run starts from.
+
+    With published weights, colour images are normalised by the statistics of those weights.
 
     Raises InputError for weights that are absent, broken or of another network.
     """
     if options.init_from is None:
         if options.ema:
             raise InputError(
-                "the average weights (ema) are those of a file; expected a file in init_from"
+                "the average weights (ema) of a file are asked for, but no file is given; expected "
+                "a file of weights in init from"
             )
         return Initial(None, statistics)
     start = find_weights(options.arch, options.init_from)

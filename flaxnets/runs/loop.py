@@ -1,13 +1,16 @@
-"""The loop around the step: epochs, evaluation, checkpoints, and a way to stop.
+"""Repeat the training step, with epochs, evaluation, checkpoints and a way to stop.
 
-In a step only the batch travels to the devices, by `DataParallel.shard`; any other transfer is an
-error (`jax.transfer_guard`).
+During a step only the batch is transferred to the devices, by `DataParallel.shard`. Any other
+transfer is an error (`jax.transfer_guard`).
 """
 
+import concurrent.futures
 import dataclasses
+import itertools
 import math
 import time
 import warnings
+from typing import Any
 
 import jax
 import numpy as np
@@ -28,19 +31,19 @@ from flaxnets.training.state import PyTree
 
 @dataclasses.dataclass
 class Counts:
-    """What a run counts besides its state; a checkpoint's position holds it as JSON."""
+    """The counts of a run besides its state. A checkpoint's position holds them as JSON."""
 
-    sums: dict[str, float]  # of the metrics of `sums["steps"]` steps since the epoch began
-    skipped: int = 0  # steps of the run that were left out
+    sums: dict[str, float]  # sums of metrics over the `sums["steps"]` steps of this epoch
+    skipped: int = 0  # skipped steps of the run
     skipped_in_a_row: int = 0
 
 
 MAX_SKIPPED_IN_A_ROW = 100
-PICTURE_SECONDS = 60  # between pictures of an evaluation, which take a second to draw
+PICTURE_SECONDS = 60  # least time between pictures of an evaluation; each takes a second to draw
 
 
 class Interrupted(Exception):
-    """Raised when the user stopped the run, after saving it."""
+    """The user stopped the run, and it is saved."""
 
 
 def fit(
@@ -52,8 +55,14 @@ def fit(
 ) -> EpochRow:
     """Train to the recipe's last epoch, from the workdir's newest checkpoint if it has one.
 
+    Args:
+        program: the compiled functions of the run.
+        workdir: the directory of the run.
+        title: name of the run beside the progress bar.
+        options: how the run is saved and watched.
+
     Returns:
-        The last epoch's row with the run's totals.
+        The row of the last epoch with the totals of the run.
 
     Raises:
         Interrupted: on SIGINT or SIGTERM, after saving.
@@ -65,6 +74,7 @@ def fit(
     trace = profiler(workdir.path / "profile", loop.step, options.profile)
     progress = terminal_progress(title, program.steps, loop.step)
     with progress as show, trace, signals_as_flag() as stopped:
+        loop.begin()
         while loop.step < program.steps:
             trace(loop.step)
             loop.take_step()
@@ -92,17 +102,16 @@ def fit(
 
 
 class _Loop:
-    """A run in progress, continued from its newest checkpoint if it has one."""
+    """A run in progress, started from its newest checkpoint if it has one."""
 
     def __init__(self, program: Program, workdir: Workdir, options: RunOptions):
         self.program, self.workdir, self.options = program, workdir, options
         self.checkpoints = Checkpoints(workdir.checkpoints, options.keep)
-        # `step` counts the steps taken; the last ones may still be computing.
+        # `step` counts the steps that were started; the last ones may still be computing.
         if self.checkpoints.latest_step is None:
             self.step, self.counts = 0, Counts({"steps": 0.0})
+            self.state: Any = None  # `begin` draws it
             self.batches = program.feed.train(self.step)
-            # Last, without waiting: the step is traced while the values are drawn.
-            self.state = program.initial_state()
         else:
             self.state, position = self.checkpoints.restore(program.state_shapes())
             self.step, self.counts = int(self.state.step), Counts(**position)
@@ -111,11 +120,26 @@ class _Loop:
         # Many steps in flight on virtual CPU devices can hang in an all-reduce.
         self.steps_ahead = 0 if program.parallel.devices[0].platform == "cpu" else 1
         self.clock = Clock(program.recipe.batch_size)
-        self._uncounted: list[dict[str, jax.Array]] = []  # metrics of the last steps
+        self._uncounted: list[dict[str, jax.Array]] = []  # metrics not yet in `counts`
         self._all_finite = jax.jit(all_finite)
         self._drawn_at = self._saved_at = time.monotonic()
 
+    def begin(self) -> None:
+        """Draw the initial values of a new run while XLA compiles its step, which keeps one core
+        busy.
+        """
+        if self.state is not None:
+            return
+        with jax.transfer_guard("disallow"):
+            batch = next(self.batches)
+        self.batches = itertools.chain([batch], self.batches)
+        with concurrent.futures.ThreadPoolExecutor(1) as beside:
+            state = beside.submit(self.program.initial_state)
+            self.program.compile_step(batch)
+            self.state = state.result()
+
     def take_step(self) -> None:
+        """Start one training step, without waiting for its result."""
         feed = self.program.feed
         with jax.transfer_guard("disallow"):
             with self.clock.waits():
@@ -123,14 +147,14 @@ class _Loop:
             batch_on_devices = self.program.parallel.shard(batch)
             self.state, metrics = self.program.train_step(self.state, batch_on_devices)
         self._uncounted.append(metrics)
-        if self.step == 1 and feed.pictures:  # after the first step, while the device works
+        if self.step == 1 and feed.pictures:  # the second batch, while the device is busy
             preprocessing = self.program.recipe.preprocessing
             picture = draw_batch(batch, feed.class_names, preprocessing)
             self.workdir.picture("training_images", picture, self.step)
         self.step += 1
 
     def count_steps(self, ahead: int) -> None:
-        """Wait for the metrics of all steps but the last `ahead` ones, and count them."""
+        """Wait for the metrics of all steps except the last `ahead`, and count them."""
         while len(self._uncounted) > ahead:
             metrics = jax.device_get(self._uncounted.pop(0))
             self.clock.tick()
@@ -141,8 +165,8 @@ class _Loop:
         counts = self.counts
         if values.pop("skipped", 0.0):
             warnings.warn(
-                f"step {step} is left out: its loss is {values['loss']:.4g}, or its update is not "
-                f"finite (learning rate {self._rate(step):.3g})",
+                f"step {step} is skipped, because its loss ({values['loss']:.4g}) or its update is "
+                f"not finite (learning rate {self._rate(step):.3g})",
                 InputWarning,
                 stacklevel=3,
             )
@@ -150,7 +174,7 @@ class _Loop:
             counts.skipped_in_a_row += 1
             limit = min(MAX_SKIPPED_IN_A_ROW, self.program.steps_per_epoch)
             if counts.skipped_in_a_row == limit:
-                raise self._diverged(f"{limit} steps in a row were left out up to", step)
+                raise self._diverged(f"{limit} steps in a row were skipped up to", step)
             return
         counts.skipped_in_a_row = 0
         if not math.isfinite(values["loss"]):
@@ -176,36 +200,39 @@ class _Loop:
         if last is not None:
             rest = f"the checkpoint of step {last} in {self.workdir.checkpoints} is intact"
         return InputError(
-            f"{what} step {step} (learning rate {self._rate(step):.3g}); {rest}: lower "
-            f"the learning rate in another workdir, or skip such steps (on nan skip)"
+            f"{what} step {step} (learning rate {self._rate(step):.3g}), and {rest}; train with a "
+            f"lower learning rate in another workdir, or skip such steps (on nan skip)"
         )
 
     def check_parameters(self) -> None:
-        """Raise InputError unless the parameters are finite, which the last step's loss does not
-        tell: it is the loss before that step.
+        """Raise InputError unless the parameters are finite.
+
+        The last step's loss does not tell, because it is the loss before that step's update.
         """
         if not self._all_finite((self.state.params, self.state.model_state)):
             raise self._diverged("the parameters are not finite after", self.step)
 
     @property
     def ends_epoch(self) -> bool:
+        """Whether the last step was the last of its epoch."""
         return self.step % self.program.steps_per_epoch == 0
 
     def save_is_due(self) -> bool:
-        """Return whether to save after this step. All processes ask and get the same answer."""
+        """Return whether to save after this step. All processes call this and agree."""
         steps, minutes = self.options.checkpoint_steps, self.options.checkpoint_minutes
         if self.ends_epoch or (steps and self.step % steps == 0):
             return True
         return bool(minutes) and agreed(time.monotonic() - self._saved_at >= 60 * minutes)
 
     def save(self, error: float | None = None) -> None:
+        """Save a checkpoint; `error` is the validation error at the end of an epoch."""
         self.checkpoints.save(self.state, dataclasses.asdict(self.counts), error)
         self._saved_at = time.monotonic()
 
     def end_epoch(self) -> EpochRow:
         """Evaluate, log and save; return the row of the epoch."""
         row = self._row()
-        # Users get the average, if there is one.
+        # The average, if there is one, decides: it is what users get.
         split = "test" if self.state.average is None else "ema"
         top1 = row.get(f"{split}_top1")
         error = row[f"{split}_loss"] if top1 is None else 1 - top1

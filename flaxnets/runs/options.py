@@ -1,4 +1,4 @@
-"""The options of a run, and the values that its recipe gives."""
+"""The options of a run, and the defaults that its recipe gives."""
 
 import dataclasses
 import math
@@ -7,22 +7,21 @@ from typing import Literal
 
 from flaxnets.errors import InputError
 from flaxnets.recipes import Kind, Recipe, Version, recipe_for
-from flaxnets.runs.processes import Processes
-from flaxnets.training.parallel import Mapping
+from flaxnets.types import DeviceMapping
 
 
 @dataclasses.dataclass(frozen=True)
 class RunOptions:
-    """How a run is saved and watched."""
+    """The options by which a run is saved and watched."""
 
     checkpoint_steps: int = 0
     """Steps between extra checkpoints; 0 for none. Every epoch ends with one."""
     checkpoint_minutes: float = 0.0
     """Minutes between extra checkpoints; 0 for none."""
     keep: int = 2
-    """Newest checkpoints that are kept, besides the one with the smallest validation error."""
+    """Newest checkpoints to keep, besides the one with the smallest validation error."""
     log_every: int = 10
-    """Steps between the values of single steps in TensorBoard."""
+    """Steps between logged values of single steps (TensorBoard)."""
     profile: int = 0
     """Steps to trace with JAX's profiler, after the first ten, for TensorBoard and Perfetto."""
 
@@ -40,6 +39,45 @@ class RunOptions:
 
 
 @dataclasses.dataclass(frozen=True)
+class Processes:
+    """The processes of a run. Under SLURM or Open MPI, or on TPU pods, JAX finds them by itself."""
+
+    coordinator: str | None = None
+    """HOST:PORT of process 0, where the port is free."""
+    num_processes: int | None = None
+    """Number of processes on all machines together."""
+    process_id: int | None = None
+    """Number of this process, from 0."""
+
+    @property
+    def are_named(self) -> bool:
+        """True if the options name the processes; otherwise JAX finds them."""
+        return any(value is not None for value in vars(self).values())
+
+    def check(self) -> None:
+        """Raises InputError for values that no run can have."""
+        names = {name.replace("_", " "): value for name, value in vars(self).items()}
+        missing = [name for name, value in names.items() if value is None]
+        if not self.are_named:
+            return
+        if self.coordinator is None or self.num_processes is None or self.process_id is None:
+            raise InputError(
+                f"{', '.join(names)} belong together; expected all or none of them, missing: "
+                f"{', '.join(missing)}"
+            )
+        host, _, port = self.coordinator.rpartition(":")
+        if not (host and port.isdecimal() and 0 < int(port) < 2**16):
+            raise InputError(
+                f"coordinator is {self.coordinator!r}; expected HOST:PORT, such as 10.0.0.1:8476"
+            )
+        if not 0 <= self.process_id < self.num_processes:
+            raise InputError(
+                f"process id is {self.process_id} and num processes is {self.num_processes}; "
+                f"expected a process id from 0 to {max(self.num_processes - 1, 0)}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
 class Options:
     """All options of a run; the text under a field is its help in train.py."""
 
@@ -47,42 +85,44 @@ class Options:
     arch: str = "vgg19"
     """Name of a network: flaxnets.list_models()."""
     recipe: Version = "paper"
-    """Source of the defaults: the network's paper, or the commands that trained torchvision's first
-    and second weights."""
+    """Source of the defaults: the network's paper, or the command that trained torchvision's first
+    (v1) or second (v2) weights."""
     dataset: str = "digits"
     """digits, breast_cancer or diabetes (bundled), folder:PATH (train/<class>/*.jpg,
     val/<class>/*.jpg), npz:PATH (arrays), or a name that TensorFlow Datasets has prepared, such as
     cifar10.
     """
     data_dir: str | None = None
-    """Directory of prepared TensorFlow Datasets; TFDS_DATA_DIR unless given."""
+    """Directory of prepared TensorFlow Datasets. Default: TFDS_DATA_DIR."""
     workdir: pathlib.Path | None = None
-    """Directory of the run; runs/ARCH-DATASET unless given."""
+    """Directory of the run. Default: runs/ARCH-DATASET."""
     init_from: str | None = None
-    """Weights to start from: published ones by name, such as IMAGENET1K_V1 (images are then
-    normalised by their mean and deviation), or a file of safetensors or torch with torch's keys.
-    The last layer starts afresh if the weights have other classes or none."""
+    """Weights to start from: the name of published ones, such as IMAGENET1K_V1, or a file
+    (safetensors or torch) with torch's keys. Published weights bring the mean and deviation by
+    which images are normalised. The last layer is fresh if the weights have other classes or
+    none."""
     ema: bool = False
     """Start from the average weights of a file that has raw and average ones."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the computation; parameters are float32."""
+    dtype: Literal["float32", "bfloat16", "auto"] = "float32"
+    """Type of the computation; parameters are always float32. With auto it is bfloat16 where the
+    device multiplies that in hardware, and float32 elsewhere."""
     remat: bool = False
-    """Recompute activations in the backward pass: less memory, more time."""
-    parallel: Mapping = "shard_map"
-    """How the step is mapped onto the devices."""
+    """Recompute activations in the backward pass, which takes less memory and more time."""
+    parallel: DeviceMapping = "shard_map"
+    """JAX function that maps the step onto the devices."""
     seed: int = 0
     """Seed of initialisation, data order, augmentation and dropout."""
     compilation_cache: bool = True
-    """Keep compiled programs in the user's cache directory, for the next start."""
+    """Keep compiled programs in the user's cache directory for the next start."""
     on_nan: Literal["stop", "skip"] = "stop"
-    """If the loss or an update is not finite: stop, or skip that step."""
+    """If the loss or an update is not finite, stop the run or skip the step."""
     max_bad_images: int = 0
-    """Unreadable pictures of a folder that are allowed; each is named and skipped."""
+    """Number of unreadable pictures of a folder that are allowed; each is named and skipped."""
     decoded_gigabytes: float = 2.0
-    """Memory of each process for decoded training photographs and resized test images, in GB; what
-    does not fit is decoded in every epoch."""
+    """Memory of each process, in GB, for decoded training photographs and resized test images. What
+    does not fit is decoded again in every epoch."""
     dry_run: bool = False
-    """Print the values, the layers, the steps and the memory of the run, and stop."""
+    """Print the values, layers, steps and memory of the run, and stop."""
     run: RunOptions = dataclasses.field(default_factory=RunOptions)
     processes: Processes = dataclasses.field(default_factory=Processes)
 
@@ -94,11 +134,12 @@ class Options:
             raise InputError(f"max bad images is {self.max_bad_images}; expected zero or more")
         if not 0 <= self.decoded_gigabytes < math.inf:
             raise InputError(
-                f"decoded gigabytes is {self.decoded_gigabytes}; expected a finite number from 0 on"
+                f"decoded gigabytes is {self.decoded_gigabytes}; expected a finite number, zero or "
+                f"more"
             )
 
 
-# Options that may change when a run goes on. Values are compared one by one.
+# Options that may change when a run is continued. Values of the recipe are compared one by one.
 MAY_DIFFER = (
     "workdir", "data_dir", "compilation_cache", "on_nan", "max_bad_images", "decoded_gigabytes",
     "dry_run", "run", "processes", "values",
@@ -106,9 +147,9 @@ MAY_DIFFER = (
 
 
 def default_values(arch: str, kind: Kind, version: Version, *, has_classes: bool) -> Recipe:
-    """Return the recipe of a network for data of that kind, with the loss for its labels.
+    """Return the recipe of a network for one kind of data, with the loss for its labels.
 
-    Raises InputError as `recipe_for`.
+    Raises InputError as `recipe_for` does.
     """
     recipe = recipe_for(arch, kind, version)
     return recipe if has_classes else dataclasses.replace(recipe, loss="squared_error")

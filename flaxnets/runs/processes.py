@@ -1,7 +1,6 @@
-"""Many processes as one run: JAX finds them, and all do the same at the same step."""
+"""Run many processes as one: JAX finds them, and all of them act at the same step."""
 
 import contextlib
-import dataclasses
 import os
 import signal
 import sys
@@ -13,63 +12,29 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from flaxnets.errors import InputError
+from flaxnets.runs.options import Processes as Processes
 
-TIMEOUT = 300  # seconds that processes wait for each other at the start; JAX's own default
-# What a launcher tells a process that it started alone: JAX would join a cluster of one, and take
-# one GPU of the machine.
+TIMEOUT = 300  # seconds that processes wait for each other at the start; JAX's default
+# Variables that are 1 if a launcher started only one process. JAX would join a cluster of one, and
+# use only one GPU of the machine.
 ALONE = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
 
 
-@dataclasses.dataclass(frozen=True)
-class Processes:
-    """The processes of a run. Under SLURM, Open MPI and on TPU pods JAX finds them by itself."""
-
-    coordinator: str | None = None
-    """HOST:PORT of process 0, where the port is free."""
-    num_processes: int | None = None
-    """Number of processes on all machines together."""
-    process_id: int | None = None
-    """Number of this process, from 0."""
-
-    @property
-    def are_named(self) -> bool:
-        """True if options say who takes part; JAX finds out otherwise."""
-        return any(value is not None for value in vars(self).values())
-
-    def check(self) -> None:
-        """Raises InputError for values that no run can have."""
-        names = {name.replace("_", " "): value for name, value in vars(self).items()}
-        missing = [name for name, value in names.items() if value is None]
-        if not self.are_named:
-            return
-        if self.coordinator is None or self.num_processes is None or self.process_id is None:
-            raise InputError(f"{', '.join(names)} belong together; missing: {', '.join(missing)}")
-        host, _, port = self.coordinator.rpartition(":")
-        if not (host and port.isdecimal() and 0 < int(port) < 2**16):
-            raise InputError(
-                f"coordinator {self.coordinator!r}; expected HOST:PORT, such as 10.0.0.1:8476"
-            )
-        if not 0 <= self.process_id < self.num_processes:
-            raise InputError(
-                f"process id {self.process_id} of {self.num_processes} processes; expected 0 to "
-                f"the number of processes less one"
-            )
-
-
 def join(processes: Processes, timeout: int = TIMEOUT) -> None:
-    """Join the other processes of the run, if there are any. Call this before JAX is asked for its
-    devices; afterwards only process 0 prints.
+    """Join the other processes of the run, if there are any. Afterwards only process 0 prints.
 
-    Without options JAX looks for a cluster (SLURM, Open MPI, a TPU pod, Kubernetes); if it finds
-    none, this process is the whole run.
+    Call this before JAX is asked for its devices. If the options name no processes, JAX looks for a
+    cluster (SLURM, Open MPI, a TPU pod, Kubernetes). If it finds none, this process is the whole
+    run.
 
-    Raises InputError for options that do not fit, or a cluster that JAX sees and cannot join. If
-    the others do not come within `timeout` seconds, prints a sentence and ends with status 2.
+    Raises InputError for options that do not fit, or if JAX finds a cluster that it cannot join. If
+    the other processes do not join within `timeout` seconds, prints a sentence and ends with
+    status 2.
     """
     processes.check()
     if not processes.are_named and any(os.environ.get(name) == "1" for name in ALONE):
         return
-    # Be earlier than JAX's own timeout, which aborts the process from C++.
+    # This must come before JAX's own timeout, which aborts the process from C++.
     patience = threading.Timer(timeout, _nobody_came, [processes, timeout])
     patience.daemon = True
     patience.start()
@@ -85,14 +50,14 @@ def join(processes: Processes, timeout: int = TIMEOUT) -> None:
         if str(error) == "coordinator_address should be defined.":  # no cluster was found
             return
         if not processes.are_named and "must be called before any JAX calls" in str(error):
-            return  # the caller runs JAX already, and joined what there was to join
+            return  # the caller uses JAX already, and has joined other processes itself
         raise InputError(
-            f"JAX cannot join the processes of this run ({str(error).splitlines()[0]}); "
-            f"coordinator, num processes and process id can say who they are"
+            f"JAX cannot join the processes of this run ({str(error).splitlines()[0]}); give "
+            f"coordinator, num processes and process id"
         ) from error
     finally:
         patience.cancel()
-    # What compiled code prints (gloo does) is not for the output of the run.
+    # Compiled code prints too (gloo does). That goes to standard error, not into the run's output.
     ours = os.dup(1) if jax.process_index() == 0 else os.open(os.devnull, os.O_WRONLY)
     sys.stdout = os.fdopen(ours, "w", buffering=1, errors="backslashreplace")
     os.dup2(2, 1)
@@ -102,7 +67,7 @@ def _nobody_came(processes: Processes, timeout: int) -> None:
     where = f" at {processes.coordinator}" if processes.coordinator else ""
     print(
         f"error: the processes of this run did not meet{where} within {timeout} seconds; check the "
-        f"address, and that all of them were started",
+        f"address of the coordinator, and that all processes were started",
         file=sys.stderr,
         flush=True,
     )
@@ -111,7 +76,10 @@ def _nobody_came(processes: Processes, timeout: int) -> None:
 
 @contextlib.contextmanager
 def all_or_none() -> Iterator[None]:
-    """If one process raises an InputError, end the others, silently and with the same status."""
+    """End every process if one of them raises InputError in the `with` block.
+
+    The others end silently, with the same status.
+    """
     failure = None
     try:
         yield
@@ -125,7 +93,7 @@ def all_or_none() -> Iterator[None]:
 
 
 def agreed(flag: bool) -> bool:
-    """Return the flag of process 0: clocks differ, and all processes must save at the same step."""
+    """Return the flag of process 0. Clocks differ, but all processes must save at the same step."""
     if jax.process_count() == 1:
         return flag
     return bool(multihost_utils.broadcast_one_to_all(np.array(flag)))
@@ -133,15 +101,14 @@ def agreed(flag: bool) -> bool:
 
 @contextlib.contextmanager
 def signals_as_flag() -> Iterator[Callable[[int], bool]]:
-    """Give a function that tells after each step whether SIGINT or SIGTERM came; a second signal
-    acts at once.
+    """Give a function that tells after each step whether SIGINT or SIGTERM was received.
 
-    With several processes a signal to one is enough: JAX tells the others, and all stop after the
-    same step.
+    A second signal has its usual effect, at once. With several processes a signal to one is enough:
+    JAX tells the others, and all stop after the same step.
     """
     received: list[int] = []
     together = jax.distributed.is_initialized()
-    # JAX listens to SIGTERM itself, in every process that joined others.
+    # JAX itself handles SIGTERM in every process that joined others.
     signals = (signal.SIGINT,) if together else (signal.SIGINT, signal.SIGTERM)
 
     def handler(number, frame):

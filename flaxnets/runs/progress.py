@@ -1,4 +1,4 @@
-"""The progress and the speed of a run, on the terminal."""
+"""Show the progress and the speed of a run on the terminal."""
 
 import contextlib
 import pathlib
@@ -14,13 +14,14 @@ from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeR
 from rich.table import Table
 
 Item = TypeVar("Item")
-PROFILE_AFTER = 10  # steps: the first ones compile
-TIMED = ("images_per_second", "waiting_for_input")  # the only values that differ from run to run
+PROFILE_AFTER = 10  # steps before the trace; the first of them compile
+TIMED = ("images_per_second", "waiting_for_input")  # metrics that differ between equal runs
 
 
 class Clock:
-    """Measure images per second of the current epoch, without the first step, which compiles, and
-    the share of the time that the loop waited for input.
+    """Measure the images per second of an epoch, and the share of time spent waiting for input.
+
+    The epoch's first step is left out, because it may compile.
     """
 
     def __init__(self, batch_size: int):
@@ -30,9 +31,11 @@ class Clock:
         self._rate = self._waited = self._share = 0.0
 
     def restart(self) -> None:
+        """Begin another epoch."""
         self._ticks = 0
 
     def tick(self) -> None:
+        """Record that a step has ended."""
         self._last = time.perf_counter()
         if self._ticks == 0:
             self._first, self._waited = self._last, 0.0
@@ -40,28 +43,31 @@ class Clock:
 
     @contextlib.contextmanager
     def waits(self) -> Iterator[None]:
-        """Measure the time in which a batch is read."""
+        """Measure the time that the `with` block waits for a batch."""
         start = time.perf_counter()
         yield
         self._waited += time.perf_counter() - start
 
     @property
     def images_per_second(self) -> float:
+        """Images per second of this epoch, or of the last one until two steps have ended."""
         if self._ticks > 1:
             self._rate = self._batch_size * (self._ticks - 1) / (self._last - self._first)
         return self._rate
 
     @property
     def waiting(self) -> float:
-        """Share of the time, from 0 to 1."""
+        """Share of the time spent waiting for input, from 0 to 1."""
         if self._ticks > 1:
             self._share = min(1.0, self._waited / (self._last - self._first))
         return self._share
 
 
 class profiler:
-    """Trace `count` steps with JAX's profiler into `directory`, after the first `PROFILE_AFTER` of
-    the process; leaving the `with` block ends a trace early.
+    """Trace `count` steps with JAX's profiler into `directory`.
+
+    The trace begins after `PROFILE_AFTER` steps of this process. Leaving the `with` block ends it
+    early.
     """
 
     def __init__(self, directory: pathlib.Path, start: int, count: int):
@@ -76,7 +82,7 @@ class profiler:
         self._stop()
 
     def __call__(self, step: int) -> None:
-        """Start or end the trace; called before each step, numbered from zero."""
+        """Start or end the trace. Call this before each step, with its number from 0."""
         if step in self._steps and not self._running:
             jax.profiler.start_trace(str(self._directory))
             self._running = True
@@ -90,45 +96,47 @@ class profiler:
 
 
 def described(values: Mapping[str, Any], prefix: str = "") -> str:
-    """Return the loss and, for classes, the accuracy as text."""
+    """Return the loss and, for classes, the top-1 accuracy as text."""
     text = f"loss {values[prefix + 'loss']:.4f}"
     top1 = values.get(prefix + "top1")
     return text if top1 is None else f"{text}  top-1 {top1:6.2%}"
 
 
 class Bars(Progress):
-    """Progress bars that drop columns on a narrow terminal, because cut numbers would be wrong.
-    `columns` are in the order of their places, `given_up` in the order of dropping.
+    """Progress bars that drop columns on a narrow terminal, because a cut number would be wrong.
+
+    `columns` are in the order of display, `droppable` in the order in which they are dropped.
     """
 
     def __init__(
         self,
         columns: list[ProgressColumn],
-        given_up: list[ProgressColumn],
+        droppable: list[ProgressColumn],
         **options: Any,
     ):
-        self._given_up = given_up
+        self._droppable = droppable
         super().__init__(*columns, **options)
 
     def make_tasks_table(self, tasks: Iterable[Any]) -> Table:
+        """Return the bars with as many columns as fit."""
         tasks = list(tasks)
         if not tasks:
             return super().make_tasks_table(tasks)
-        every = self.columns
-        kept, leaving = list(every), list(self._given_up)
+        all_columns = self.columns
+        kept, droppable = list(all_columns), list(self._droppable)
         unlimited = self.console.options.update(max_width=1000)
         while True:
             self.columns = tuple(kept)
             table = super().make_tasks_table(tasks)
-            self.columns = every
+            self.columns = all_columns
             width = Measurement.get(self.console, unlimited, table).maximum
-            if width <= self.console.width or not leaving:
+            if width <= self.console.width or not droppable:
                 return table
-            kept.remove(leaving.pop(0))
+            kept.remove(droppable.pop(0))
 
 
 def column(text: str) -> TextColumn:
-    """A column of plain text: names of classes and folders are no markup."""
+    """Return a column of plain text, in which names of classes and folders are not markup."""
     return TextColumn(text, markup=False)
 
 
@@ -145,8 +153,9 @@ def track(
 
 
 class terminal_progress:
-    """Show a bar with loss, accuracy, images/s and time left; without a terminal, print a line for
-    each epoch.
+    """A progress bar with loss, accuracy, images/s and time left, and a line for each epoch.
+
+    If the output is not a terminal, only the lines are printed.
     """
 
     def __init__(self, title: str, total: int, completed: int):
@@ -172,6 +181,7 @@ class terminal_progress:
             self._bar.update(self._task, completed=step, loss=described(means), rate=rate)
 
     def epoch(self, row: Mapping[str, Any], epochs: int) -> None:
+        """Print the line of an epoch."""
         average = f"  average {described(row, 'ema_')}" if "ema_loss" in row else ""
         self._bar.console.print(
             f"epoch {row['epoch']:>{len(str(epochs))}}/{epochs}"
@@ -179,5 +189,5 @@ class terminal_progress:
             f"{average}"
             f"  {row['images_per_second']:.0f} images/s",
             highlight=False,
-            soft_wrap=not self._is_terminal,  # there lines break between words
+            soft_wrap=not self._is_terminal,  # a terminal breaks lines between words
         )

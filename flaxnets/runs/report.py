@@ -1,4 +1,4 @@
-"""What a run reports: the tables of a dry run, its summary, and its result in a sentence."""
+"""Report a run: the tables of a dry run, its summary, and its result in a sentence."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -15,8 +15,9 @@ Table = tuple[str, list[dict[str, Any]], list[dict[str, Any]]]  # title, rows, l
 
 
 def dry_run(run: Run) -> Iterator[Table]:
-    """Yield tables that describe the run without taking a step: its values, the layers, the steps,
-    and the memory on each device.
+    """Yield tables that describe the run, without taking a step.
+
+    They show its values, the layers, the steps, and the memory on each device.
     """
     options, recipe, parallel = run.options, run.program.recipe, run.program.parallel
     values = dataclasses.asdict(recipe)
@@ -44,7 +45,7 @@ def dry_run(run: Run) -> Iterator[Table]:
 
 
 def _memory(run: Run) -> dict[str, int]:
-    """Return the bytes on each device, by what they are for. Compiles the step."""
+    """Return the bytes on each device, by purpose. Compiles the step."""
     local = run.program.recipe.batch_size // jax.process_count()
     batch = {
         "image": np.zeros((local, *run.train_shape), np.uint8),
@@ -60,14 +61,14 @@ def _memory(run: Run) -> dict[str, int]:
 def summary_of(
     run: Run, row: Mapping[str, Any], *, seconds: float, versions: Mapping[str, str], command: str
 ) -> dict[str, Any]:
-    """Return the content of summary.json for a run that ended.
+    """Return the content of summary.json for a finished run.
 
     Args:
         run: the run.
-        row: what `loop.fit` returned.
-        seconds: since the run was last started.
-        versions: of the packages that matter to the result.
-        command: that started it.
+        row: the result of `loop.fit`.
+        seconds: time since the run was last started.
+        versions: versions of the packages that matter to the result.
+        command: the command that started the run.
     """
     metrics = ("top1", "top5", "loss")
     others = [f"{kind}_{name}" for kind in ("ema", "views") for name in metrics]
@@ -90,7 +91,7 @@ def summary_of(
 
 
 def result(run: Run, summary: Mapping[str, Any]) -> str:
-    """Return the result of a run that ended, in one sentence."""
+    """Return the result of a finished run in one sentence."""
     if run.source.class_names:
         text = f"top-1 {summary['top1']:.2%}, top-5 {summary['top5']:.2%}"
         if "ema_top1" in summary:

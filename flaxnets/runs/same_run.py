@@ -1,4 +1,4 @@
-"""Tell which run a workdir holds: its name, and whether a config belongs to that run."""
+"""Name the workdir of a run, and check that it holds no other run."""
 
 import dataclasses
 import json
@@ -14,9 +14,10 @@ from flaxnets.runs.files import read_json
 
 
 def default_workdir(arch: str, dataset: str) -> pathlib.Path:
-    """Return the workdir `runs/ARCH-DATASET`, the same for all spellings of the path of a folder or
-    file. If there is a workdir of an old run, whose name has the path as it was typed, that is
-    taken.
+    """Return the workdir `runs/ARCH-DATASET`.
+
+    It is the same for all spellings of the path of a folder or file. Old runs used the path as it
+    was typed; if such a workdir exists, it is returned.
     """
     here = os.path.join(os.getcwd(), "")
     new, old = (
@@ -26,16 +27,27 @@ def default_workdir(arch: str, dataset: str) -> pathlib.Path:
     return old if old.exists() and not new.exists() else new
 
 
+def stored_value(path: pathlib.Path, key: str) -> Any:
+    """Return a value of the config of the run that `path` holds; None if it holds none."""
+    file = path / "config.json"
+    config = read_json(file) if file.exists() else None
+    return config.get(key) if isinstance(config, dict) else None
+
+
 def check_same_run(path: pathlib.Path, config: dict[str, Any], may_change: tuple[str, ...]) -> None:
-    """Raise InputError unless `path` is free or holds a run with that config, but for the values
-    that `may_change`; a changed number of examples is a warning.
+    """Raise InputError unless `path` is free or holds a run with the same config.
+
+    The values named in `may_change` may differ. A changed number of examples is only a warning.
     """
     if path.exists() and not path.is_dir():
         raise InputError(f"workdir {path} is a file; expected a directory")
     file = path / "config.json"
     if not file.exists():
         if path.exists() and (path / "checkpoints").exists():
-            raise InputError(f"workdir {path} holds checkpoints of something else; choose another")
+            raise InputError(
+                f"workdir {path} holds checkpoints, but no config.json of a run; choose another "
+                f"workdir"
+            )
         return
     before = read_json(file)
     now = json.loads(json.dumps(config))  # tuples become lists, as in the file
@@ -46,14 +58,16 @@ def check_same_run(path: pathlib.Path, config: dict[str, Any], may_change: tuple
         key = changed[0]
         raise InputError(
             f"workdir {path} holds a run with {key.replace('_', ' ')} {_short(before.get(key))}, "
-            f"not {_short(now[key])}; choose another workdir or remove it"
+            f"not {_short(now[key])}; choose another workdir or remove this one"
         )
     _warn_of_other_sizes(before.get("examples"), now.get("examples"))
 
 
 def _with_plan(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
-    """Return the config of an old run, completed. Before plans were stored, the values decided;
-    only the interpolation was that of policies alone.
+    """Return the config of a run from before plans were stored, with the plan that it had.
+
+    Its plan followed from its preprocessing. Its interpolation was that of policies alone, so it is
+    not compared.
     """
     if "plan" in before or "preprocessing" not in before or "preprocessing" not in now:
         return before
@@ -67,8 +81,9 @@ def _with_plan(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
 
 
 def _up_to_date(before: dict[str, Any]) -> dict[str, Any]:
-    """Return the config of an old run with the values and operations as they are written today:
-    what it lacks had the default that it has now.
+    """Return the config of an old run with values and operations as they are written today.
+
+    A value that it lacks is set to today's default, which is what the run used.
     """
     before = _defaults(Recipe) | before
     if isinstance(before.get("preprocessing"), dict):
@@ -89,15 +104,16 @@ def _defaults(kind: type) -> dict[str, Any]:
 
 
 def _same(key: str, before: Any, now: Any) -> bool:
-    """Return whether an option has the same value; paths may be spelled differently."""
+    """Return whether an option has the same value; different spellings of a path are equal."""
     if key in ("dataset", "init_from") and isinstance(before, str) and isinstance(now, str):
         return _absolute(before) == _absolute(now)
     return before == now
 
 
 def _absolute(name: str, below: str = "") -> str:
-    """Return one spelling of a file, or of the path of a data set (`folder:PATH`), without the
-    directory `below` at its beginning. Different names of other things stay different.
+    """Return the absolute path of a file, or of a data set `folder:PATH`, without a prefix `below`.
+
+    Different names of anything else stay different.
     """
     kind, colon, path = name.partition(":")
     if not colon:
@@ -106,17 +122,18 @@ def _absolute(name: str, below: str = "") -> str:
 
 
 def _warn_of_other_sizes(before: Any, now: Any) -> None:
-    """`before` is missing in runs that did not record it."""
+    """Warn if the numbers of examples differ. `before` is None in runs that did not record it."""
     if not isinstance(before, dict) or not isinstance(now, dict):
         return
     names = {"train": "training", "test": "test"}
     changes = [
-        f"{before[split]} {name} examples then, {now[split]} now"
+        f"{before[split]} {name} examples before, {now[split]} now"
         for split, name in names.items()
         if before.get(split) not in (None, now.get(split))
     ]
     if changes:
-        warnings.warn(f"the data changed: {'; '.join(changes)}", InputWarning, stacklevel=4)
+        text = f"the data set has changed since this run was started: {'; '.join(changes)}"
+        warnings.warn(text, InputWarning, stacklevel=4)
 
 
 def _short(value: Any) -> str:

@@ -1,7 +1,8 @@
-"""The directory of a run: everything that it writes besides checkpoints.
+"""Write the directory of a run, except its checkpoints.
 
-`config.json` (what was asked for), `metrics.jsonl` (a line an epoch), `tensorboard/`,
-`learning_curve.png` and `summary.json`; `bad_images.json` if there were some, and `lock`.
+It holds `config.json` (the options of the run), `metrics.jsonl` (a line for each epoch),
+`tensorboard/`, `learning_curve.png`, `summary.json` and `lock`, and `bad_images.json` if pictures
+were unreadable.
 """
 
 import io
@@ -29,10 +30,10 @@ Config = dict[str, Any]
 class Workdir:
     """The directory of one run, locked until `close` or the end of the process.
 
-    `config["examples"]`, the number of examples of each split, may change between two starts of a
-    run: an InputWarning says so.
+    If `config["examples"]`, the number of examples of each split, has changed since the last start
+    of the run, an InputWarning says so.
 
-    Raises InputError, before anything is written, if it holds a run of something else, if another
+    Raises InputError, before anything is written, if the directory holds another run, if another
     process is training in it, or if it cannot be written.
     """
 
@@ -49,7 +50,9 @@ class Workdir:
             self._config_before = file.read_bytes() if file.exists() else None
             write_whole(file, json.dumps(config, indent=2) + "\n")
         except OSError as error:
-            raise InputError(f"cannot write to {path}: {error.strerror}") from error
+            raise InputError(
+                f"cannot write to {path}: {error.strerror}; choose another workdir"
+            ) from error
         self._writer: Any = None
         self._logged_until: int | None = None
 
@@ -60,7 +63,7 @@ class Workdir:
         self.close()
 
     def close(self) -> None:
-        """Write the rest of TensorBoard's log, and release the lock."""
+        """Write the rest of TensorBoard's log and release the lock."""
         if self._writer is not None:
             self._writer.close()
             self._writer = None
@@ -68,6 +71,7 @@ class Workdir:
 
     @property
     def checkpoints(self) -> pathlib.Path:
+        """The directory of the checkpoints."""
         return self.path / "checkpoints"
 
     def rows(self) -> list[EpochRow]:
@@ -75,29 +79,35 @@ class Workdir:
         if not self._metrics.exists():
             return []
         *lines, _ = self._metrics.read_text().split("\n")  # the last is empty, or cut by a kill
-        try:
-            rows = [json.loads(line) for line in lines]
-        except json.JSONDecodeError as error:
-            raise InputError(f"{self._metrics} is damaged: a line of it is no JSON") from error
-        return [{k: math.nan if v is None else v for k, v in row.items()} for row in rows]
+        rows = []
+        for number, line in enumerate(lines, 1):
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise InputError(
+                    f"{self._metrics} is damaged: line {number} is not JSON; remove that line, or "
+                    f"choose another workdir"
+                ) from error
+            rows.append({k: math.nan if v is None else v for k, v in row.items()})
+        return rows
 
     def forget_after(self, step: int) -> None:
-        """Drop what was logged after the checkpoint from which the run continues."""
+        """Drop what was logged after step `step`, from whose checkpoint the run continues."""
         rows = [row for row in self.rows() if row["step"] <= step]
         write_whole(self._metrics, "".join(json_text(row) + "\n" for row in rows))
         self._logged_until = step
 
     @property
     def _tensorboard(self) -> Any:
-        """Open TensorBoard's log. Its import takes a second; the first step need not wait."""
-        assert self._logged_until is not None, "forget_after says where the log goes on"
+        """TensorBoard's log, opened at the first use: its import takes a second."""
+        assert self._logged_until is not None, "call forget_after first"
         if self._writer is None:
             from tensorboardX import SummaryWriter
 
             first = self._logged_until + 1
-            # An unbounded queue: on a full disk its writer dies, and a bounded one would block.
-            # The suffix, for a file's name has the second: a run that goes on within it would
-            # otherwise overwrite what it logged before.
+            # max_queue=0 is unbounded: on a full disk the writer dies, and a bounded queue would
+            # block. The name of a file has only the second of its start. A run that continues
+            # within that second would overwrite its own log without the suffix.
             self._writer = SummaryWriter(
                 str(self.path / "tensorboard"),
                 purge_step=first,
@@ -116,7 +126,7 @@ class Workdir:
                 self.scalar(name, value, row["step"])
 
     def scalar(self, name: str, value: float, step: int) -> None:
-        """Log values of a step, for TensorBoard alone."""
+        """Log one value of a step for TensorBoard."""
         self._tensorboard.add_scalar(name, value, step)
 
     def picture(self, name: str, figure: Any, step: int) -> None:
@@ -129,16 +139,17 @@ class Workdir:
 
     @property
     def bad_images(self) -> list[str]:
-        """The pictures that the run has skipped so far."""
+        """The paths of the pictures that the run has skipped so far."""
         file = self.path / "bad_images.json"
         return read_json(file) if file.exists() else []
 
     def add_bad_image(self, path: str) -> None:
+        """Record a picture that is skipped."""
         bad = [*self.bad_images, path]
         write_whole(self.path / "bad_images.json", json.dumps(bad, indent=2) + "\n")
 
     def finish(self, summary: dict[str, Any], title: str) -> None:
-        """Write the summary and draw the learning curve, unless this step was summarized before."""
+        """Write the summary and draw the learning curve, unless that was done at this step."""
         if not self._is_summarized(summary["steps"]):
             write_whole(self.path / "summary.json", json_text(summary, indent=2) + "\n")
             draw_learning_curve(self.rows(), self.path / "learning_curve.png", title)
@@ -147,22 +158,20 @@ class Workdir:
     def _is_summarized(self, step: int) -> bool:
         try:
             return read_json(self.path / "summary.json")["steps"] == step
-        except (OSError, InputError, KeyError, TypeError):  # absent, or not ours
+        except (OSError, InputError, KeyError, TypeError):  # absent, or written by something else
             return False
 
     def leave(self) -> None:
-        """Close a run that took no step, and restore the config.json that its steps were taken
-        with.
-        """
+        """Close a run that took no step, and restore the config.json of its earlier steps."""
         if self._config_before is not None:
             write_whole(self.path / "config.json", self._config_before)
         self.close()
 
 
 class Follower(Workdir):
-    """The workdir as the other processes of a run have it: they only read it.
+    """The workdir in the processes other than 0, which only read it.
 
-    Raises InputError if this process does not see what process 0 wrote, or has other options.
+    Raises InputError if this process does not see the files of process 0, or has other options.
     """
 
     def __init__(
@@ -171,9 +180,12 @@ class Follower(Workdir):
         self.path = path
         self._metrics = path / "metrics.jsonl"
         if not (path / "config.json").exists():
-            raise InputError(f"not every process sees {path}; expected a directory that all share")
+            raise InputError(
+                f"not every process sees {path}; expected a workdir on a file system that all "
+                f"processes share"
+            )
         check_same_run(path, config, may_change)
-        self._rows = super().rows()  # now: process 0 is about to write
+        self._rows = super().rows()  # read now, because process 0 is about to write
 
     def forget_after(self, step: int) -> None:
         self._rows = [row for row in self._rows if row["step"] <= step]
@@ -208,8 +220,9 @@ class Follower(Workdir):
 
 
 def shared_workdir(path: pathlib.Path, config: Config) -> Workdir:
-    """Return the workdir of a run of any number of processes, each of which calls this; process 0
-    writes. Raises InputError as `Workdir` and `Follower`; where one process does, all end.
+    """Return the workdir of a run. Every process of the run calls this; process 0 writes.
+
+    Raises InputError as `Workdir` and `Follower` do. If one process raises it, all end.
     """
     with all_or_none():  # process 0 writes first
         workdir = Workdir(path, config) if jax.process_index() == 0 else None

@@ -1,7 +1,8 @@
-"""Augmentation of a whole batch on the device: pure functions of a key, vectorised over the images.
+"""Augment a whole batch on the device: pure functions of a key, vectorised over the images.
 
-Under a mapped axis each device sees its own part of the batch and has its own key: one mixing
-coefficient and one order of partners for each device, as for each process in torchvision's recipes.
+Under a mapped axis each device sees its own part of the batch and has its own key. So each device
+draws one mixing coefficient and mixes its own images, as each process does in torchvision's
+recipes.
 """
 
 import functools
@@ -15,8 +16,8 @@ from flaxnets.recipes import Recipe
 from flaxnets.training.on_device import cropped, normalize, shifted
 from flaxnets.training.state import Batch
 
-# Zhong et al. 2017, section 3, as torchvision's RandomErasing has it: the rectangle's share of the
-# image's area, its aspect ratio (height to width), and how many are tried.
+# Zhong et al. 2017, section 3, as torchvision's RandomErasing implements it: the rectangle's share
+# of the image's area, its aspect ratio (height to width), and the number of tries.
 ERASED_AREA = (0.02, 0.33)
 ERASED_RATIO = (0.3, 3.3)
 TRIES = 10
@@ -29,9 +30,11 @@ def augmented(
     recipe: Recipe,
     num_classes: int,
 ) -> Batch:
-    """Return the images of a batch, cropped and recoloured as the batch says, normalised, then
-    erased, then mixed; and their labels, which are probabilities (N, num_classes) if the recipe
-    blends images.
+    """Return the "image" and "label" of a batch, augmented as the recipe says.
+
+    Images are cropped, normalised, shifted in colour, erased and mixed, in this order. Crops and
+    colour shifts are drawn on the host and come with the batch. If the recipe mixes images, labels
+    become probabilities (N, num_classes).
     """
     erasing, blending = jax.random.split(key)
     images = cropped(batch, recipe.preprocessing)
@@ -46,11 +49,11 @@ def augmented(
 
 
 def random_erasing(images: jax.Array, key: jax.Array, probability: float) -> jax.Array:
-    """Return normalised `images` (N, H, W, C), each with probability `probability` with zeros (the
-    mean colour) in a random rectangle.
+    """Replace a random rectangle of normalised `images` (N, H, W, C) by zeros, the mean colour.
 
-    The area is uniform in 2% to 33% of the image, the logarithm of the aspect ratio in 0.3 to 3.3;
-    an image stays whole if ten rectangles in a row do not fit in it (torchvision's
+    Each image is changed with probability `probability`. The rectangle's area is uniform between 2%
+    and 33% of the image, and its aspect ratio is log-uniform between 0.3 and 3.3. The first of ten
+    rectangles that fits is taken; if none does, the image stays whole (torchvision's
     transforms/transforms.py, RandomErasing).
     """
     count, height, width, _ = images.shape
@@ -70,8 +73,9 @@ def random_erasing(images: jax.Array, key: jax.Array, probability: float) -> jax
 
 
 def _box(height: int, width: int, first: jax.Array, last: jax.Array) -> jax.Array:
-    """Return masks (..., height, width) of the rectangles from `first` to below `last` (..., [y,
-    x]).
+    """Return masks (..., height, width) of rectangles with corners `first` and `last` (excluded).
+
+    Corners are (..., [y, x]).
     """
     places = (lax.broadcast_to_rank(jnp.arange(size), first.ndim) for size in (height, width))
     rows, columns = (
@@ -84,11 +88,11 @@ def _box(height: int, width: int, first: jax.Array, last: jax.Array) -> jax.Arra
 def mixup(
     images: jax.Array, targets: jax.Array, key: jax.Array, alpha: float
 ) -> tuple[jax.Array, jax.Array]:
-    """Blend successive examples: lambda of each and 1 - lambda of the one before it, with lambda ~
-    Beta(alpha, alpha) once for the batch (Zhang et al. 2017; torchvision's
-    transforms/v2/_augment.py, MixUp).
+    """Return lambda times each example plus 1 - lambda times the example before it.
 
-    `images` (N, H, W, C) are floating point, `targets` (N, K) probabilities of classes.
+    lambda ~ Beta(alpha, alpha) is drawn once for the batch (Zhang et al. 2017; torchvision's
+    transforms/v2/_augment.py, MixUp). `images` (N, H, W, C) are floating point; `targets` (N, K)
+    are probabilities of classes.
     """
     share = jax.random.beta(key, alpha, alpha)
     return _mixed(images, share), _mixed(targets, share)
@@ -102,12 +106,12 @@ def _mixed(values: jax.Array, share: jax.Array) -> jax.Array:
 def cutmix(
     images: jax.Array, targets: jax.Array, key: jax.Array, alpha: float
 ) -> tuple[jax.Array, jax.Array]:
-    """Replace a rectangle of each image by that of the image before it, the same rectangle for the
-    whole batch, and mix the targets by area (Yun et al. 2019; torchvision's
-    transforms/v2/_augment.py, CutMix).
+    """Paste a rectangle of the image before it into each image, and mix the targets by area.
 
-    Its sides are sqrt(1 - lambda) of the image's, lambda ~ Beta(alpha, alpha), and its centre is
-    uniform, so that it may be clipped. Shapes as in `mixup`.
+    All images of the batch have the same rectangle (Yun et al. 2019; torchvision's
+    transforms/v2/_augment.py, CutMix). Its sides are sqrt(1 - lambda) of the image's sides, with
+    lambda ~ Beta(alpha, alpha). Its centre is uniform, so the image's edge may clip it. Shapes are
+    those of `mixup`.
     """
     height, width = images.shape[1:3]
     size = jnp.array([height, width])
@@ -127,12 +131,13 @@ def mixup_or_cutmix(
     mixup_alpha: float,
     cutmix_alpha: float,
 ) -> tuple[jax.Array, jax.Array]:
-    """Apply the one whose alpha is above zero; if both are, one of them with equal chances for the
-    whole batch (torchvision's references/classification/train.py); if none is, return the batch as
-    it is.
+    """Apply `mixup` or `cutmix`, whichever has an alpha above zero.
+
+    If both have one, either is applied to the whole batch with equal chances (torchvision's
+    references/classification/train.py). If neither has, the batch is returned unchanged.
     """
-    asked = ((mixup, mixup_alpha), (cutmix, cutmix_alpha))
-    branches = [functools.partial(mix, alpha=alpha) for mix, alpha in asked if alpha > 0]
+    alphas = ((mixup, mixup_alpha), (cutmix, cutmix_alpha))
+    branches = [functools.partial(mix, alpha=alpha) for mix, alpha in alphas if alpha > 0]
     if not branches:
         return images, targets
     choice, key = jax.random.split(key)

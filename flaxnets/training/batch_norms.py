@@ -1,4 +1,4 @@
-"""Batch norms as a recipe wants them in training: frozen, synchronised, never over one value."""
+"""Freeze or synchronise batch norms as a recipe says, and check that each sees several values."""
 
 from typing import Any
 
@@ -15,8 +15,10 @@ from flaxnets.training.state import PyTree
 
 
 def norms_of(recipe: Recipe) -> Any:
-    """Return a context in which a network's frozen batch norms use their running statistics, and
-    the others take statistics over all devices if the recipe synchronises them.
+    """Return a context for `model.apply` in training.
+
+    In it, batch norms that the recipe freezes use their running statistics. If the recipe
+    synchronises batch norms, the others compute statistics over all devices.
     """
 
     def configure(next_function, args, kwargs, context):
@@ -39,13 +41,16 @@ def is_frozen(norm: BatchNorm, recipe: Recipe) -> bool:
 def check_batch_norms(
     model: nn.Module, variables: PyTree, recipe: Recipe, image_shape: tuple[int, ...], devices: int
 ) -> None:
-    """Raise InputError if a batch norm would see one value of each channel in a training step: its
-    output would be its bias, whatever the image. torch refuses that too.
+    """Raise InputError if a batch norm would see a single value of each channel in a training step.
+
+    Its output would be its bias, whatever the image. torch refuses this too.
 
     Args:
-        variables: of the network, or their shapes.
+        model: the network.
+        variables: the network's variables, or their shapes.
+        recipe: the recipe of the run.
         image_shape: (height, width, channels) of training images.
-        devices: over which the batch is split.
+        devices: number of devices over which the batch is split.
     """
     parts = recipe.gradient_accumulation
     if recipe.batch_size > devices * parts or (recipe.sync_batch_norm and devices > 1):

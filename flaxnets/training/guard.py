@@ -9,15 +9,16 @@ from flaxnets.training.state import Metrics, PyTree, StepFunction, TrainState
 
 
 def all_finite(tree: PyTree) -> jax.Array:
-    """Return whether all values of all arrays are finite."""
+    """Return whether every value of every array is finite."""
     return reduce(jnp.logical_and, [jnp.isfinite(x).all() for x in jax.tree.leaves(tree)])
 
 
 def skipping_non_finite(train_step: StepFunction) -> StepFunction:
-    """Return `train_step` so that a step whose loss or result is not finite changes only the step
-    counter.
+    """Return `train_step`, changed so that steps with a loss or result that is not finite are
+    skipped.
 
-    The metric "skipped" is 1 for such a step, and 0 for the others, whose results are bit-equal.
+    A skipped step changes only the step counter, and its metric "skipped" is 1. For other steps the
+    metric is 0 and the result is bit-equal to that of `train_step`.
     """
 
     def guarded(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, Metrics]:

@@ -23,9 +23,9 @@ def losses(
     """Return the loss of each example, (N,).
 
     Args:
-        outputs: (N, K), of the network.
+        outputs: the network's outputs, (N, K).
         labels: classes (N,), integers; or probabilities of classes (N, K); or numbers (N,).
-        kind: how the two are compared.
+        kind: name of the loss.
         label_smoothing: share of the target that is spread over all classes.
     """
     outputs = outputs.astype(jnp.float32)
@@ -45,8 +45,10 @@ def _are_numbers(labels: jax.Array) -> bool:
 
 
 def scores(logits: jax.Array, labels: jax.Array, loss: Loss = "cross_entropy") -> Metrics:
-    """Return the "loss" of each example and, for classes, "top1" and "top5": 1.0 if the label (of
-    probabilities, the likeliest) is the best class, or among the five best.
+    """Return the "loss" of each example and, for classes, its "top1" and "top5".
+
+    These are 1.0 if the label has the best score, or one of the five best, and 0.0 otherwise. If
+    labels are probabilities, the likeliest class is the label.
     """
     metrics = {"loss": losses(logits, labels, loss)}
     if _are_numbers(labels):
@@ -55,7 +57,8 @@ def scores(logits: jax.Array, labels: jax.Array, loss: Loss = "cross_entropy") -
     labels = labels if labels.ndim == 1 else labels.argmax(1)
     right = jnp.take_along_axis(logits, labels[:, None], 1)
     better = (logits > right).sum(1)
-    # Equal logits count by position, as in a stable sort: a constant network is not always right.
+    # Equal logits are ranked by position, as in a stable sort; otherwise a network with constant
+    # output would always be right.
     index = jnp.arange(logits.shape[1])[None]
     better += ((logits == right) & (index < labels[:, None])).sum(1)
     better = jnp.where(jnp.isnan(right[:, 0]), logits.shape[1], better)
@@ -66,11 +69,14 @@ def scores(logits: jax.Array, labels: jax.Array, loss: Loss = "cross_entropy") -
 
 
 def make_objective(model: nn.Module, recipe: Recipe) -> Objective:
-    """Return a function of the parameters and a batch of normalised images that gives the mean
-    loss, the new running statistics and the mean scores.
+    """Return the function that training minimises.
 
-    Auxiliary classifiers `sow` their logits into "aux_logits"; their losses weigh `aux_weight`.
-    Frozen parameters are constants to it, and frozen batch norms use their running statistics.
+    It takes the parameters, the running statistics, a batch of normalised images and a key. It
+    gives the mean loss, the new running statistics and the mean scores.
+
+    Auxiliary classifiers `sow` their logits into "aux_logits"; their losses are weighted by
+    `aux_weight`. Frozen parameters have no gradient, and frozen batch norms use their running
+    statistics.
     """
 
     def objective(

@@ -1,5 +1,6 @@
-"""Network input, made on the device from a batch as the host sends it: the crops and colour shifts
-that the host's plan leaves to the step, and normalised values.
+"""Turn a batch into network input on the device: crop, mirror, shift colours and normalise.
+
+The host's plan leaves these operations to the training step (`Plan.split`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,31 +15,34 @@ from flaxnets.recipes import Padding, Preprocessing
 def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
     """Return (x - mean) / std of each channel, in float32.
 
-    Pictures (uint8) are divided by 255 first; measured features have the units of the statistics.
+    Pictures (uint8) are divided by 255 first. Measured features are in the units of the statistics.
     """
-    shape = (1,) * (images.ndim - 1) + (-1,)  # the images' rank, as strict rank promotion asks
+    shape = (1,) * (images.ndim - 1) + (-1,)  # strict rank promotion demands equal ranks
     shift, scale = (jnp.array(values, jnp.float32).reshape(shape) for values in (mean, std))
     unit = 255 if images.dtype == jnp.uint8 else 1
     return (images.astype(jnp.float32) / unit - shift) / scale
 
 
-def cropped(batch: Mapping[str, Any], how: Preprocessing) -> jax.Array:
-    """Return the images of a batch of `flaxnets.data.train_batches`, padded, cropped and mirrored
-    where it says so (He et al. 2015, section 4.2).
+def cropped(batch: Mapping[str, Any], preprocessing: Preprocessing) -> jax.Array:
+    """Return the images of a batch, cropped by its "offset" and flipped by its "mirrored".
+
+    The batch comes from `flaxnets.data.train_batches`. Either key may be absent. The crops are
+    those of He et al. 2015, section 4.2.
     """
     images = batch["image"]
     if "offset" not in batch and "mirrored" not in batch:
         return images
-    count, pad = len(images), how.pad if "offset" in batch else 0
+    count, pad = len(images), preprocessing.pad if "offset" in batch else 0
     offsets = batch.get("offset", jnp.zeros((count, 2), jnp.int32))
     mirrored = batch.get("mirrored", jnp.zeros(count, bool))
-    return crop_and_flip(images, offsets, mirrored, pad, how.padding)
+    return crop_and_flip(images, offsets, mirrored, pad, preprocessing.padding)
 
 
 def shifted(images: jax.Array, batch: Mapping[str, Any], unit: jax.Array | float) -> jax.Array:
-    """Return `images` (N, H, W, C) with each image's colour shift, if the batch has any (Krizhevsky
-    et al. 2012, section 4.1). `unit`, a number or C of them, is the distance from black to white in
-    `images`.
+    """Add the batch's "colour" to `images` (N, H, W, C), if the batch has colour shifts.
+
+    `unit` is the distance from black to white in `images`: one number, or one for each channel. The
+    shifts are those of Krizhevsky et al. 2012, section 4.1.
     """
     if "colour" not in batch:
         return images
@@ -53,8 +57,14 @@ def crop_and_flip(
     pad: int,
     padding: Padding = "zeros",
 ) -> jax.Array:
-    """Return the crop at offsets (N, [y, x]), each 0..2 * pad, of each padded image, mirrored where
-    `mirrored` (N,) is true.
+    """Pad each image, crop it to its old size at its offset, and mirror it where asked.
+
+    Args:
+        images: (N, H, W, C).
+        offsets: (N, [y, x]), each from 0 to 2 * pad.
+        mirrored: bool (N,).
+        pad: pixels added on each side.
+        padding: with zeros, or with the image reflected at its edge.
     """
     height, width = images.shape[1:3]
     mode = "constant" if padding == "zeros" else "reflect"

@@ -1,6 +1,7 @@
-"""The update rule that a recipe asks for: learning rate, optimiser, and average of the parameters.
+"""Make a recipe's update rule: learning rate schedule, optimiser, and average of the parameters.
 
-The rates and decays of a recipe are those of torch's optimisers; the rules are optax's.
+A recipe's rates and decays have the meaning that they have in torch's optimisers. The rules are
+optax's.
 """
 
 import fnmatch
@@ -18,18 +19,19 @@ from flaxnets.training.state import Average, PyTree, TrainState
 
 
 def warmup_steps(recipe: Recipe, steps_per_epoch: int) -> int:
-    """Return how many steps the learning rate rises at the start."""
+    """Return the number of steps at the start in which the learning rate rises."""
     return round(recipe.warmup_epochs * steps_per_epoch)
 
 
 def learning_rate_schedule(recipe: Recipe, steps_per_epoch: int) -> optax.Schedule:
-    """Step to learning rate, but for the plateau rule, which depends on the validation error.
+    """Return the function from the number of steps taken to the learning rate.
 
-    The rate changes with every step where torchvision's changes with every epoch.
+    The plateau rule is not part of it, because that depends on the validation error. The rate may
+    change at every step, whereas torchvision's changes once an epoch.
     """
     peak, warmup = recipe.learning_rate, warmup_steps(recipe, steps_per_epoch)
     total = recipe.epochs * steps_per_epoch
-    if recipe.schedule == "one_cycle":  # has a rise of its own
+    if recipe.schedule == "one_cycle":  # includes its own rise
         rise = recipe.warmup_epochs / recipe.epochs or 0.3
         return optax.cosine_onecycle_schedule(total, peak, pct_start=rise)
     if recipe.schedule == "cosine":
@@ -60,9 +62,7 @@ def matches(patterns: Sequence[str], key: str) -> bool:
 
 
 def unless_frozen(recipe: Recipe, old: PyTree, new: PyTree) -> PyTree:
-    """Return variables: those of `old` whose torch keys the recipe freezes, and the others of
-    `new`.
-    """
+    """Return the variables `new`, in which those that the recipe freezes are taken from `old`."""
 
     def choose(key: str, old: jax.Array, new: jax.Array) -> jax.Array:
         return old if matches(recipe.freeze, key) else new
@@ -71,7 +71,7 @@ def unless_frozen(recipe: Recipe, old: PyTree, new: PyTree) -> PyTree:
 
 
 def make_optimizer(recipe: Recipe, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """The recipe's rule for the parameters that are not frozen, which have no optimiser state.
+    """Return the recipe's update rule. Frozen parameters do not move and have no optimiser state.
 
     Its `init` raises InputError if a pattern of the recipe matches no parameter.
     """
@@ -98,7 +98,7 @@ def _check_patterns(what: str, patterns: Sequence[str], keys: PyTree) -> None:
     for pattern in patterns:
         if not fnmatch.filter(jax.tree.leaves(keys), pattern):
             raise InputError(
-                f"{what} {pattern!r} matches no parameter; the first are "
+                f"{what} {pattern!r} matches no parameter; expected a pattern of names such as "
                 f"{', '.join(jax.tree.leaves(keys)[:3])}"
             )
 
@@ -121,7 +121,7 @@ def _factor(factors: Sequence[tuple[str, float]], key: str) -> float:
 
 
 def decays(recipe: Recipe, params: PyTree) -> PyTree:
-    """A tree like `params` of whether the weight decay acts on each."""
+    """Return a tree like `params` that tells for each parameter whether weight decay acts on it."""
     norms = {path[:-1] for path, _ in tree_util.tree_leaves_with_path(params) if _is_scale(path)}
 
     def leaf(path, key: str) -> bool:
@@ -132,12 +132,14 @@ def decays(recipe: Recipe, params: PyTree) -> PyTree:
 
 
 def _is_scale(path: tuple) -> bool:
-    return path[-1].key == "scale"  # norms alone have one
+    return path[-1].key == "scale"  # only norms have one
 
 
 def _rule(recipe: Recipe, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """Of all parameters. SGD, RMSProp and LARS take the decay into the gradient, AdamW and LAMB
-    into the update; what does not decay has no ratio of its own in LARS either.
+    """Return the update rule for all parameters, without the factors of single parameters.
+
+    SGD, RMSProp and LARS add the weight decay to the gradient; AdamW and LAMB add it to the update.
+    LARS also skips the trust ratio of parameters without decay.
     """
 
     def decayed(params: PyTree) -> PyTree:
@@ -182,7 +184,7 @@ def _rule(recipe: Recipe, schedule: optax.Schedule) -> optax.GradientTransformat
 
 
 def _coupled_decay(recipe: Recipe) -> optax.GradientTransformation:
-    """Add to the gradient what makes parameters decay."""
+    """Return a transformation that adds the weight decay to the gradient."""
     if not recipe.decay_factors:
         return optax.add_decayed_weights(recipe.weight_decay, lambda p: decays(recipe, p))
 
@@ -197,9 +199,10 @@ def _coupled_decay(recipe: Recipe) -> optax.GradientTransformation:
 
 
 def _muon(recipe: Recipe, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """Return Muon for kernels (..., features) as in Jordan's airbench94_muon.py: three steps of
-    Newton and Schulz make the momentum's singular values alike, and the kernel has the norm
-    sqrt(features) before every update, in place of a weight decay.
+    """Return Muon for kernels (..., features), as in Jordan's airbench94_muon.py.
+
+    Three Newton-Schulz steps bring the momentum's singular values close to each other. Before every
+    update the kernel is scaled to the norm sqrt(features), which replaces weight decay.
     """
 
     def matrices(params: PyTree) -> PyTree:
@@ -224,12 +227,12 @@ def _muon(recipe: Recipe, schedule: optax.Schedule) -> optax.GradientTransformat
 
 
 def plateau_rule(recipe: Recipe) -> optax.GradientTransformationExtraArgs:
-    """Krizhevsky's: multiply the rate by `factor` when the validation error stops improving."""
+    """Return Krizhevsky's rule: multiply the rate by `factor` when the validation error stalls."""
     return optax.contrib.reduce_on_plateau(factor=recipe.factor, patience=recipe.patience)
 
 
 def after_epoch(state: TrainState, recipe: Recipe, validation_error: float) -> TrainState:
-    """The state with the plateau rule applied, if the recipe has it."""
+    """Return the state with the plateau rule applied, if the recipe has it."""
     if recipe.schedule != "plateau":
         return state
     _, plateau = plateau_rule(recipe).update((), state.plateau, value=validation_error)
@@ -239,11 +242,11 @@ def after_epoch(state: TrainState, recipe: Recipe, validation_error: float) -> T
 def averaging_rule(
     recipe: Recipe, steps_per_epoch: int
 ) -> Callable[[Average, Average, jax.Array], Average] | None:
-    """`(average, newest, step) -> average`: the exponential moving average of parameters and
-    running statistics, if the recipe has one.
+    """Return `(average, newest, step) -> average`, or None if the recipe has no moving average.
 
-    Every `ema_steps` steps, decay * average + (1 - decay) * newest; during the warm-up a copy of
-    the newest, as torchvision's reference does (references/classification/train.py).
+    The exponential moving average is over parameters and running statistics. Every `ema_steps`
+    steps it becomes decay * average + (1 - decay) * newest. During the warm-up it is a copy of the
+    newest values, as in torchvision (references/classification/train.py).
     """
     if not recipe.ema_decay:
         return None

@@ -1,6 +1,7 @@
-"""The compiled functions of a run, mapped onto the devices, and the memory they need."""
+"""Compile the functions of a run, mapped onto the devices, and measure the memory they need."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -9,7 +10,7 @@ import jax
 import numpy as np
 import optax
 
-from flaxnets.initializers import drawn
+from flaxnets.initializers import Drawing
 from flaxnets.recipes import Recipe, Statistics, Views
 from flaxnets.training.guard import skipping_non_finite
 from flaxnets.training.optimizer import averaging_rule, learning_rate_schedule, make_optimizer
@@ -23,61 +24,74 @@ HostBatch = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Feed:
-    """What a run needs of the data."""
+    """What a run needs to know of its data, and how it gets batches."""
 
-    train: Callable[[int], Iterator[HostBatch]]  # endless batches of this process, from a step on
+    train: Callable[[int], Iterator[HostBatch]]  # this process's batches from a step on, endless
     test: Callable[[], Iterator[HostBatch]]  # one masked pass
     train_size: int  # examples of an epoch, over all processes
     input_shape: tuple[int, int, int]  # (height, width, channels) of network input
-    statistics: Statistics  # by which images are normalised
-    class_names: tuple[str, ...] = ()  # none where numbers are predicted
+    statistics: Statistics  # mean and deviation by which images are normalised
+    class_names: tuple[str, ...] = ()  # empty if labels are numbers
 
     @property
     def pictures(self) -> bool:
-        """Whether there are images to show, with classes to name."""
+        """Whether a person can look at the images: they have pixels, and their classes names."""
         return bool(self.class_names) and self.input_shape[0] > 1 and self.input_shape[2] in (1, 3)
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A run: what it learns, from what, and its compiled functions."""
+    """Everything that the training loop runs: recipe, data, devices and compiled functions."""
 
     recipe: Recipe
     feed: Feed
     parallel: DataParallel
     steps_per_epoch: int
-    steps: int  # of the whole run
+    steps: int  # in the whole run
     schedule: optax.Schedule
     train_step: Any  # compiled: (state, batch) -> (state, metrics); donates the state
     eval_step: Any  # compiled: (variables, batch) -> (sums, examples)
-    last_eval_step: Any  # the same for the recipe's views, after the last epoch; None without any
-    create: Callable[[PyTree | None], TrainState]  # of initial variables, or fresh ones
-    initial: PyTree | None  # variables to start from instead of fresh ones
-    skips_non_finite: bool  # whether such steps are left out
+    last_eval_step: Any  # eval_step with the recipe's views, after the last epoch; None if centre
+    create: Callable[[PyTree | None], TrainState]  # from variables; from fresh ones if None
+    initial: PyTree | None  # variables to start from; None for fresh ones
+    skips_non_finite: bool  # whether steps that are not finite are skipped
+
+    @functools.cached_property
+    def _creation(self) -> Drawing:
+        return Drawing(self.create, self.initial)
 
     def initial_state(self) -> TrainState:
-        """Return the state before the first step, on all devices. It needs no program of its own,
-        which would take longer to compile than the step of a deep network.
+        """Return the state before the first step, on all devices.
+
+        No program is compiled for it: compiling one would take longer than compiling the training
+        step of a deep network.
         """
-        state = drawn(self.create)(self.initial)
+        state = self._creation.values()
         return self.parallel.replicate(state, copied=True)  # steps overwrite it
 
     def state_shapes(self) -> TrainState:
-        """Shapes, dtypes and shardings of the state."""
+        """Return the shapes, dtypes and shardings of the state."""
         return jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(
                 leaf.shape, leaf.dtype, sharding=self.parallel.replicated
             ),
-            jax.eval_shape(self.create, self.initial),
+            self._creation.shapes,
         )
 
-    def memory(self, batch: HostBatch, data_set: int = 0) -> dict[str, int]:
-        """Return the bytes on each device in training, by what they are for. Compiles the step.
+    def compile_step(self, batch: HostBatch) -> Any:
+        """Return the step compiled for such a batch of this process. Calls of `train_step` find it
+        compiled.
+        """
+        return self.train_step.lower(self.state_shapes(), self.parallel.shard(batch)).compile()
 
-        They are the parts of the state, the images that stay there (`data_set`), and what the
-        compiled step needs besides, including its own images.
+    def memory(self, batch: HostBatch, data_set: int = 0) -> dict[str, int]:
+        """Return the bytes that training needs on each device, by purpose. Compiles the step.
+
+        They are the parts of the state, the images that are kept there (`data_set` bytes), and the
+        temporary memory of the compiled step, which includes the images of one step.
         """
         state = self.state_shapes()
+        analysis = self.compile_step(batch).memory_analysis()
         parts = {
             "parameters": state.params,
             "running statistics": state.model_state,
@@ -88,8 +102,6 @@ class Program:
             name: sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
             for name, tree in parts.items()
         }
-        step = self.train_step.lower(state, self.parallel.shard(batch)).compile()
-        analysis = step.memory_analysis()
         sizes["data set"] = data_set
         sizes["training step"] = analysis.temp_size_in_bytes
         return sizes | {"in all": sum(sizes.values())}
@@ -106,12 +118,22 @@ def make_program(
     skip_non_finite: bool = False,
     examples: Callable[[], np.ndarray] | None = None,
 ) -> Program:
-    """Return the program of `recipe`. `initial` are variables to start from instead of fresh ones;
-    with `skip_non_finite` a step whose loss or update is not finite changes nothing. `examples`
-    gives training images as the network is fed them, uint8 (N, H, W, C), if a convolution is to
-    whiten their patches.
+    """Return the program that trains `model` by `recipe`.
 
-    Raises InputError if the batch does not divide over the devices, or that convolution is none.
+    Args:
+        model: the network.
+        recipe: the values of the run.
+        feed: the data.
+        parallel: the devices.
+        seed: seed of initial values, augmentation and dropout.
+        initial: variables to start from instead of fresh ones.
+        skip_non_finite: let steps whose loss or update is not finite change nothing.
+        examples: gives training images as network input, uint8 (N, H, W, C). Needed if the recipe
+            whitens their patches.
+
+    Raises:
+        InputError: the batch does not divide over the devices, or the key to whiten is not that of
+            a convolution's kernel.
     """
     parallel.check_batch_size(recipe.batch_size, recipe.gradient_accumulation)
     steps_per_epoch = max(1, feed.train_size // recipe.batch_size)

@@ -1,4 +1,4 @@
-"""What a training run carries from step to step, and how it begins."""
+"""The state that a training run carries from step to step, and its first value."""
 
 import functools
 from collections.abc import Callable
@@ -13,8 +13,8 @@ from jax import tree_util
 
 from flaxnets.initializers import drawn, variance_scaling
 from flaxnets.recipes import Recipe
+from flaxnets.types import PyTree as PyTree
 
-PyTree = Any
 Average = PyTree  # {"params", "model_state"}, as in the state
 
 he_normal = variance_scaling(2.0, "fan_in", "truncated_normal")
@@ -28,23 +28,24 @@ class TrainState(flax.struct.PyTreeNode):
     model_state: PyTree  # the other collections: running statistics of batch norm
     opt_state: optax.OptState
     plateau: Any  # optax's ReduceLROnPlateauState; its `scale` multiplies every update
-    average: Average | None = None  # moving averages of `params` and `model_state`, if asked for
+    average: Average | None = None  # moving averages, if the recipe has them
 
     @property
     def variables(self) -> PyTree:
-        """For `model.apply`."""
+        """The current variables, as `model.apply` takes them."""
         return {"params": self.params, **self.model_state}
 
     @property
     def average_variables(self) -> PyTree:
-        """The same of the average."""
+        """The averaged variables, as `model.apply` takes them."""
         assert self.average is not None
         return {"params": self.average["params"], **self.average["model_state"]}
 
 
 def he_normal_everywhere(params: PyTree, key: jax.Array) -> PyTree:
-    """Return fresh kernels with the variance 2 / fan_in of He et al. 2015, from a normal
-    distribution that is cut off, and zero biases; norms stay.
+    """Return fresh kernels and zero biases as in He et al. 2015; norms keep their values.
+
+    Kernels come from a truncated normal distribution with the variance 2 / fan_in.
     """
 
     def leaf(path, value):
@@ -53,7 +54,7 @@ def he_normal_everywhere(params: PyTree, key: jax.Array) -> PyTree:
             return value
         if name == "bias":
             return jnp.zeros_like(value)
-        # The key depends on the path, letter by letter, so that the tree's order does not matter.
+        # The key is derived from the parameter's path, so that the tree's order does not matter.
         own = functools.reduce(jax.random.fold_in, map(ord, tree_util.keystr(path)), key)
         return he_normal(own, value.shape, value.dtype)
 
@@ -63,8 +64,9 @@ def he_normal_everywhere(params: PyTree, key: jax.Array) -> PyTree:
 def fresh_variables(
     model: nn.Module, input_shape: tuple[int, int, int], recipe: Recipe, seed: int
 ) -> PyTree:
-    """Return variables as the network's source has them or the recipe asks for, for images
-    (H, W, C).
+    """Return fresh variables for images (H, W, C).
+
+    Their values are the network's own, or those of He et al. 2015 if the recipe says so.
     """
     key = jax.random.key(seed)
     variables = model.init(key, jnp.zeros((1, *input_shape)))
@@ -76,18 +78,18 @@ def fresh_variables(
 def init_variables(
     model: nn.Module, input_shape: tuple[int, int, int], recipe: Recipe, seed: int
 ) -> PyTree:
-    """Return fresh variables, each drawn by itself."""
+    """Return fresh variables without compiling a program for all of them."""
     return drawn(lambda: fresh_variables(model, input_shape, recipe, seed))()
 
 
 def create_state(
     variables: PyTree, optimizer: optax.GradientTransformation, recipe: Recipe
 ) -> TrainState:
-    """Return the state before the first step, with `variables` and an optimiser that saw none."""
+    """Return the state before the first step: `variables` and an optimiser without history."""
     params = variables["params"]
     model_state = {name: tree for name, tree in variables.items() if name != "params"}
     start = {"params": params, "model_state": model_state}
-    # optax begins with an infinite error, which JAX_DEBUG_INFS would find in the state.
+    # optax starts with an infinite error, which JAX_DEBUG_INFS would report.
     like: Any = jax.eval_shape(optax.contrib.reduce_on_plateau().init, params)
     plateau = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like)._replace(
         scale=jnp.ones((), like.scale.dtype),
@@ -99,7 +101,7 @@ def create_state(
         model_state=model_state,
         opt_state=optimizer.init(params),
         plateau=plateau,
-        # A copy: donated to the step, one buffer cannot be both.
+        # A copy, because a buffer that is donated to the step must not occur twice.
         average=jax.tree.map(jnp.copy, start) if recipe.ema_decay else None,
     )
 

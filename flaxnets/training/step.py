@@ -1,7 +1,7 @@
 """The one training step and the one evaluation step, as functions of one device.
 
-Both run under a mapped axis named `AXIS`: each device sees its part of the batch, and results are
-reduced over the axis, so they are the same on every device.
+Both run under a mapped axis named `AXIS`. Each device sees its part of the batch. Results are
+reduced over the axis, so they are equal on every device.
 """
 
 from collections.abc import Callable, Sequence
@@ -43,43 +43,49 @@ def make_train_step(
 ) -> StepFunction:
     """Return `(state, {"image": uint8, "label": int32}) -> (state, metrics)`.
 
-    The metrics are means over the batch: "loss" of the main classifier and, for classes, "top1" and
-    "top5"; if images are blended, the scores compare with the likelier class.
-
     The step augments the batch (`batch_augmentation.augmented`), computes the gradients of the
-    objective (`objective.make_objective`), part by part if the recipe accumulates them, and updates
-    the state. Gradients and running statistics are averaged over devices.
+    objective (`objective.make_objective`) and updates the state (`updated`). If the recipe
+    accumulates gradients, they are computed part by part (`accumulated`). Gradients and running
+    statistics are averaged over devices.
 
-    - Whatever the patterns of `freeze` match keeps its bits: parameters, and the running statistics
-    of batch norms, which then normalise by them.
-    - Without `sync_batch_norm` each device uses the statistics of its own images, as in torch's
-    DistributedDataParallel.
+    The metrics are means over the batch: "loss" of the main classifier and, for classes, "top1" and
+    "top5". If images are mixed, the likelier class counts as the label.
+
+    - What the patterns of `freeze` match keeps its bits: parameters and running statistics. Batch
+      norms with frozen running statistics normalise by them.
+    - Without `sync_batch_norm` each device uses the batch statistics of its own images, as torch's
+      DistributedDataParallel does.
 
     Args:
+        model: the network.
+        optimizer: the recipe's update rule (`optimizer.make_optimizer`).
         statistics: mean and deviation of each channel, by which images are normalised.
+        recipe: the values of the run.
         average: updates the state's average (`optimizer.averaging_rule`).
-        seed: of augmentation and dropout; each step and each device draws its own values.
+        seed: seed of augmentation and dropout; each step and each device draws its own values.
     """
     gradients = accumulated(make_objective(model, recipe), recipe.gradient_accumulation)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         key = jax.random.fold_in(key, lax.axis_index(AXIS))
-        # Dropout uses the key itself, or those of the parts' indices.
+        # Dropout uses `key` itself, or with gradient accumulation the keys 0 to parts - 1 of it.
         key_of_batch = jax.random.fold_in(key, recipe.gradient_accumulation)
-        classes = getattr(model, "num_classes", 0)  # counted where images are blended
+        classes = getattr(model, "num_classes", 0)  # needed if images are mixed
         batch = batch | augmented(batch, key_of_batch, statistics, recipe, classes)
         result = gradients(state.params, state.model_state, batch, key)
-        grads, model_state, metrics = lax.pmean(result, AXIS)
+        # XLA:CPU would copy the gradients of one device.
+        grads, model_state, metrics = lax.pmean(result, AXIS) if lax.axis_size(AXIS) > 1 else result
         return updated(state, grads, model_state, optimizer, recipe, average), metrics
 
     return train_step
 
 
 def accumulated(objective: Objective, parts: int) -> Gradients:
-    """Return a function that computes the gradients of `objective` for `parts` of the batch, one
-    after another. Their mean is the gradient of the whole batch, in less memory. Each part draws
-    its own dropout.
+    """Return a function that computes the gradients of `objective` in `parts` of the batch.
+
+    The parts are computed one after another, which needs less memory. The mean of their gradients
+    is the gradient of the whole batch. Each part draws its own dropout.
     """
 
     def gradients(params: PyTree, model_state: PyTree, batch: Batch, key: jax.Array):
@@ -115,8 +121,9 @@ def updated(
     recipe: Recipe,
     average: Callable[[Average, Average, jax.Array], Average] | None,
 ) -> TrainState:
-    """Return the state after the optimiser's step, with the new running statistics `model_state`;
-    what the recipe freezes keeps its bits.
+    """Return the state after the optimiser's step, with the new running statistics `model_state`.
+
+    What the recipe freezes keeps its bits.
     """
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     updates = jax.tree.map(lambda u: (state.plateau.scale * u).astype(u.dtype), updates)
@@ -140,17 +147,17 @@ def make_eval_step(
 ) -> Callable[[PyTree, Batch], tuple[Metrics, Metrics]]:
     """Return `(variables, batch with "mask") -> (sums, examples)`, both over all devices.
 
-    `sums` are those of the training step's metrics and "count", over the examples whose mask is
-    one. `examples` has, for every example of the batch in its order, its "loss" (-1 where it is
-    masked) and "output", the class that is scored best. The probabilities of several `views` of an
-    image are averaged.
+    `sums` has the sums of "loss", "top1" and "top5" over the examples whose mask is one, and their
+    "count". `examples` has for every example, in the order of the batch, its "loss" (-1 if it is
+    masked) and its "output", the class with the best score. The probabilities of several `views` of
+    an image are averaged.
     """
 
     def eval_step(variables: PyTree, batch: Batch) -> tuple[Metrics, Metrics]:
         images = normalize(batch["image"], *statistics)
         if views == "mirror-and-shift":
-            each = view_logits(model, variables, mirror_and_shift(images))
-            logits: Any = mean_log_probabilities([each], MIRROR_AND_SHIFT)
+            of_views = view_logits(model, variables, mirror_and_shift(images))
+            logits: Any = mean_log_probabilities([of_views], MIRROR_AND_SHIFT)
         else:
             with folded_norms():
                 logits = model.apply(variables, images)

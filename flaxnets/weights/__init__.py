@@ -1,4 +1,4 @@
-"""Weights from files and torchvision's published ones, as variables ready for `model.apply`.
+"""Load published weights and files of weights as variables for `model.apply`.
 
 variables = load_weights("resnet50", "IMAGENET1K_V2")
 variables = load_weights("vgg16", checkpoint="mine.safetensors")

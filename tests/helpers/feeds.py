@@ -1,4 +1,4 @@
-"""Batches of a source by the values of a preprocessing, as runs make them."""
+"""Make batches of a source from a preprocessing, as runs make them."""
 
 from collections.abc import Iterator
 
@@ -27,7 +27,7 @@ def _feed(source: Source, batch_size: int, preprocessing: Preprocessing, **optio
 
 
 def in_memory(name: str, data_dir: str | None = None) -> InMemory:
-    """Return a data set that has its examples by index, such as the bundled ones."""
+    """Return a data set that gives its examples by index, such as the bundled ones."""
     source = open_source(name, data_dir)
     assert isinstance(source, InMemory)
     return source

@@ -1,9 +1,9 @@
-"""Comparing a network of ours with an independent torch module, on random weights.
+"""Compare a network of ours with an independent torch module, on random weights.
 
 Logits are compared in float32. Gradients and training steps are compared in float64, to a bound a
-million times tighter than float32 allows: in float32 both sides err by up to 4e-3 wherever rounding
-moves the maximum of a pool to another pixel or a value across a ReLU's zero, which would hide a
-real difference (measured on AlexNet 2012, torch's float32 against its float64).
+million times tighter than float32 allows. In float32 both sides err by up to 4e-3 where rounding
+moves the maximum of a pool to another pixel or a value across a ReLU's zero (measured on AlexNet
+2012, torch's float32 against its float64). That would hide a real difference.
 """
 
 import dataclasses
@@ -25,17 +25,18 @@ import torch
 from flaxnets import create_model, from_torch, to_torch
 from flaxnets.convert import IGNORED
 from flaxnets.initializers import drawn
+from flaxnets.kernels.onednn.library import computes_bfloat16
 from tools.torchvision_import import torchvision
 
 AUX_WEIGHT = 0.3
 
 
 def quickly(level: int) -> dict[str, Any]:
-    """Return compiler options for gradients in float64, which oneDNN lacks and XLA compiles slowly:
-    the same operations, optimised by LLVM at `level` (0 to 3).
+    """Return compiler options for gradients in float64, which oneDNN lacks and XLA compiles slowly.
 
-    Level 0 compiles in a quarter of the time, level 1 in half of it. Later versions of XLA have
-    only the emitters that are slower to compile.
+    Operations are the same, optimised by LLVM at `level` (0 to 3). Level 0 compiles in a quarter of
+    the time, level 1 in half of it. Later versions of XLA have only the emitters that compile more
+    slowly.
     """
     options: dict[str, Any] = {"xla_backend_optimization_level": level}
     if jax.__version_info__ < (0, 11):
@@ -44,13 +45,16 @@ def quickly(level: int) -> dict[str, Any]:
 
 
 jit_quickly = functools.partial(jax.jit, compiler_options=quickly(0))
-# By platform, not by what could be loaded: a library that is broken there fails.
+# The platform decides, not whether the library loads, so that a broken library fails.
 onednn_only = pytest.mark.skipif(
     (sys.platform, platform.machine()) != ("linux", "x86_64"),
     reason="onednn-cpu-gomp is for Linux on x86-64",
 )
+bfloat16_only = pytest.mark.skipif(
+    not computes_bfloat16(), reason="this CPU does not multiply bfloat16"
+)
 
-# jax's switches for finding errors, each as a context.
+# jax's switches that find errors, each as a context.
 SWITCHES: dict[str, Callable[[], Any]] = {
     "disable_jit": jax.disable_jit,
     "debug_infs": functools.partial(jax.debug_infs, True),
@@ -61,23 +65,26 @@ SWITCHES: dict[str, Callable[[], Any]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """What pins a network, and how small its comparison can honestly be.
+    """Values that pin a network, and the bounds of its comparison.
 
-    The number of its parameters, their keys and their shapes are those of the whole network, for
+    The number of parameters, their keys and their shapes are those of the whole network, because
     they cost nothing. Values are compared with fewer features or blocks where these only repeat.
     """
 
-    parameters: int  # exact, with the default class count and the images of `input_shape`
-    # Of the images, in pixels: the native one, an odd one. A deeper network takes a small odd one.
+    parameters: int  # exact, with the default number of classes and images of `input_shape`
+    # Sides of the images in pixels: the native one and an odd one. A deeper network has a small odd
+    # one.
     sizes: Sequence[int] = (224, 193)
-    cut_fields: dict[str, Any] = dataclasses.field(default_factory=dict)  # of both, for logits
-    train_size: int = 64  # of the images for gradients and training steps
-    reference: Callable[..., torch.nn.Module] | None = None  # None: torchvision's of that name
-    train_fields: dict[str, Any] = dataclasses.field(default_factory=dict)  # of both modules
-    # Of LLVM: 1 where the convolutions of five steps cost more time than level 0 saves.
+    # fields of both modules, for logits
+    cut_fields: dict[str, Any] = dataclasses.field(default_factory=dict)
+    train_size: int = 64  # side of the images for gradients and training steps
+    # None: torchvision's module of that name
+    reference: Callable[..., torch.nn.Module] | None = None
+    train_fields: dict[str, Any] = dataclasses.field(default_factory=dict)  # fields of both modules
+    # Level of LLVM: 1 where the convolutions of five steps cost more time than level 0 saves.
     train_optimization: int = 0
-    # A deeper or wider variant of a network that is compared as well, of the same code: slow. Its
-    # gradients are not compared again.
+    # Whether it is a deeper or wider variant of another compared network, made by the same code. It
+    # is then marked slow, and its gradients are not compared again.
     deeper: bool = False
     batch: int = 4
     logits_bound: float = 1e-5
@@ -86,27 +93,29 @@ class Case:
 
 @dataclasses.dataclass(frozen=True)
 class Small:
-    """Fields that make a network cheap, and what holds for it then."""
+    """Fields that make a network cheap, and the facts that hold for it then."""
 
     fields: dict[str, Any]
-    size: int  # of images, in pixels, whose map has `cells` x `cells` positions
+    size: int  # side in pixels of images whose map has `cells` x `cells` positions
     cells: int  # 0 for a network without a map
     smallest: int  # side of the smallest image, in pixels
-    # Parts that `remat=True` recomputes, in a comparison of gradients; 0 leaves it to other tests.
+    # Number of parts that `remat=True` recomputes, in a comparison of gradients; 0 for no
+    # comparison.
     recomputed: int = 0
-    linear: bool = True  # its head, so that the mean of the map is the logits
+    linear: bool = True  # whether its head is linear, so that the logits are the mean of the map
 
 
 def build_reference(name: str, case: Case, **fields) -> torch.nn.Module:
-    """Return the independent module, as its own code initialises it."""
+    """Return the independent module as its own code initialises it."""
     if case.reference is None:
         return torchvision.models.get_model(name, weights=None, **fields)
     return case.reference(**fields)
 
 
 def build_pair(name: str, case: Case, **fields) -> tuple[Any, Any]:
-    """Our module and torch's, whose norms have statistics that a wrong wiring cannot hide behind,
-    and which leave nothing out by chance, so that both compute one function in training too.
+    """Return our module and torch's, so that both compute one function in training too.
+
+    Norms get statistics that a wrong wiring cannot hide behind, and nothing is dropped at random.
     """
     torch.manual_seed(0)
     reference = build_reference(name, case, **fields)
@@ -129,8 +138,9 @@ def build_pair(name: str, case: Case, **fields) -> tuple[Any, Any]:
 
 
 def without_constants(reference: torch.nn.Module) -> torch.nn.Module:
-    """Return torch's module with random values in the parameters that it starts as constants, such
-    as a head of zeros or a branch's factor of 1e-6, which hide what is wired wrongly before them.
+    """Return torch's module with random values in the parameters that it initialises as constants.
+
+    A head of zeros, or a branch's factor of 1e-6, would hide what is wired wrongly before it.
     """
     for parameter in reference.parameters():
         if not parameter.is_meta and parameter.min() == parameter.max():
@@ -139,12 +149,13 @@ def without_constants(reference: torch.nn.Module) -> torch.nn.Module:
 
 
 def images(size: int, batch: int = 2, channels: int = 3, seed: int = 0) -> np.ndarray:
-    """Normally distributed, (N, size, size, channels)."""
+    """Return normally distributed images (N, size, size, channels)."""
     shape = (batch, size, size, channels)
     return np.random.default_rng(seed).standard_normal(shape, np.float32)
 
 
 def nchw(x: np.ndarray) -> torch.Tensor:
+    """Return images (N, H, W, C) as a torch tensor (N, C, H, W)."""
     return torch.from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2)))
 
 
@@ -160,20 +171,24 @@ def torch_shapes(variables) -> dict[str, tuple[int, ...]]:
 
 
 def shapes_of_reference(name: str, case: Case) -> dict[str, tuple[int, ...]]:
-    """Return the shape of each parameter and buffer of torch's whole module, made without values"""
+    """Return the shape of each parameter and buffer of torch's whole module, which has no values
+    here.
+    """
     with torch.device("meta"):
         state_dict = build_reference(name, case).state_dict()
     return {k: tuple(v.shape) for k, v in state_dict.items() if not k.endswith(IGNORED)}
 
 
 def converted(model, reference: torch.nn.Module, x: np.ndarray):
-    """The reference's weights in our tree: fails unless the key sets agree both ways."""
+    """Return the reference's weights in our tree. The sets of keys must agree both ways."""
     return from_torch(reference.state_dict(), initial_shapes(model, x))
 
 
 def unlike_initial_values(model, reference: torch.nn.Module, x: np.ndarray) -> list[str]:
-    """Return torch's keys of the parameters whose initial values have another mean or deviation in
-    our network, by more than six standard errors of two draws of that number of values.
+    """Return torch's keys of the parameters whose initial values differ from ours in mean or
+    deviation.
+
+    More than six standard errors of two draws of that number of values count as different.
     """
     ours = to_torch(drawn(model.init)(jax.random.key(0), jnp.asarray(x)))
     unlike = []
@@ -190,7 +205,7 @@ def unlike_initial_values(model, reference: torch.nn.Module, x: np.ndarray) -> l
 
 
 def recomputed_parts(jaxpr) -> int:
-    """Return how many parts of a program `jax.checkpoint` marks, at any depth of it."""
+    """Return how many parts of a program `jax.checkpoint` marks, at any depth."""
     count = 0
     for equation in jaxpr.eqns:
         count += "remat" in equation.primitive.name
@@ -204,17 +219,17 @@ def recomputed_parts(jaxpr) -> int:
 
 
 def relative_error(ours, theirs, floor: float = 0.0) -> float:
-    """max |ours - theirs| / max |theirs|"""
+    """Return max |ours - theirs| / max |theirs|."""
     ours, theirs = np.asarray(ours), np.asarray(theirs)
     assert ours.shape == theirs.shape
     return float(np.abs(ours - theirs).max() / max(np.abs(theirs).max(), floor))
 
 
 def largest_error(ours: dict[str, np.ndarray], theirs: dict[str, torch.Tensor]) -> float:
-    """The largest relative error over two dicts, which must have the same keys.
+    """Return the largest relative error over two dicts, which must have the same keys.
 
-    Values that are zero but for rounding (the gradient of a bias in front of a batch norm) are
-    measured against the largest of all.
+    Values that are zero except for rounding, such as the gradient of a bias before a batch norm,
+    are measured against the largest value of all.
     """
     assert set(ours) == set(theirs)
     floor = 1e-4 * max(float(value.detach().abs().max()) for value in theirs.values())
@@ -222,7 +237,10 @@ def largest_error(ours: dict[str, np.ndarray], theirs: dict[str, torch.Tensor]) 
 
 
 def logits_error(model, reference: torch.nn.Module, x: np.ndarray, variables=None) -> float:
-    """With the reference's weights in our tree, if they have been `converted`."""
+    """Return the relative error of the logits, with the reference's weights in our tree.
+
+    `variables` are these weights if they have been `converted` before.
+    """
     with torch.no_grad():
         theirs = reference.eval()(nchw(x))
     ours = jax.jit(model.apply)(variables or converted(model, reference, x), x)
@@ -230,11 +248,11 @@ def logits_error(model, reference: torch.nn.Module, x: np.ndarray, variables=Non
 
 
 def round_trip_is_exact(variables, reference: torch.nn.Module) -> bool:
-    """Tell whether torch's module takes what `to_torch` gives of its own values, to the bit."""
+    """Return whether torch's module accepts the values that `to_torch` gives, exact to the bit."""
     state_dict = {key: value.clone() for key, value in reference.state_dict().items()}
     back = to_torch(variables)
     tensors = OrderedDict((key, torch.from_numpy(value)) for key, value in back.items())
-    # The version of the outermost module alone, which torchvision's MnasNet refuses to be without.
+    # Only the version of the outermost module, without which torchvision's MnasNet loads nothing.
     vars(tensors)["_metadata"] = {"": vars(reference.state_dict())["_metadata"][""]}
     reference.load_state_dict(tensors)
     kept = {key for key in state_dict if not key.endswith("num_batches_tracked")}
@@ -248,7 +266,9 @@ def _torch_parameters(params) -> dict[str, np.ndarray]:
 
 
 def _torch_loss(reference: torch.nn.Module, x: np.ndarray, labels: np.ndarray) -> torch.Tensor:
-    """Cross entropy; auxiliary heads, which torch returns behind the logits, are added."""
+    """Return the cross entropy, plus that of auxiliary heads. torch returns these after the
+    logits.
+    """
     outputs = reference(nchw(x).double())
     logits, *aux = outputs if isinstance(outputs, tuple) else (outputs,)
     loss = functools.partial(torch.nn.functional.cross_entropy, target=torch.from_numpy(labels))

@@ -1,5 +1,7 @@
-"""Scripts run as a user runs them, a process each, without a terminal; or their `main` in this one,
-which takes a tenth of the time where only the sentence matters.
+"""Run scripts as a user does, each in a process without a terminal, or call their `main` in this
+one.
+
+Calling `main` takes a tenth of the time; it is for tests of the sentence alone.
 """
 
 import pathlib
@@ -30,13 +32,13 @@ def script(name: str, *arguments: object, **options) -> subprocess.CompletedProc
 
 
 def output(process: subprocess.Popen[str]) -> IO[str]:
-    """Return what reads the standard output of a process that was started with a pipe."""
+    """Return the reader of the standard output of a process that was started with a pipe."""
     assert process.stdout is not None
     return process.stdout
 
 
 def errors(process: subprocess.Popen[str]) -> IO[str]:
-    """Return what reads the standard error of a process that was started with a pipe."""
+    """Return the reader of the standard error of a process that was started with a pipe."""
     assert process.stderr is not None
     return process.stderr
 

@@ -1,7 +1,11 @@
-"""What each family is compared with, a file a family, gathered here: `CASES` by network; `SMALL`, a
-cheap one of each class, for `test_contract.py`; and `HEAD`, what reads the features in torch's
-module (called on a map, its features are the mean). The tests beside them state what comparison
-does not.
+"""The references of all families, one file each, gathered by network and family.
+
+- `CASES` has the case of each network.
+- `SMALL` has a cheap network of each class, for `test_contract.py`.
+- `HEADS` has the module of torch that reads the features, by family. If a map is its input, the
+  features are the mean of the map.
+
+The tests beside these files state what the comparison does not.
 """
 
 import importlib
@@ -43,7 +47,7 @@ def with_marks(names: Iterable[str]) -> list[Any]:
 EVERY_NETWORK = with_marks(CASES)
 # The first network of each class.
 CLASSES = list({build.func: name for name, build in reversed(VARIANTS.items())}.values())[::-1]
-# Fields that make a network of each class cheap to trace: a `SMALL` one, else the first.
+# Fields that make a network of each class cheap to trace: those of `SMALL`, else none.
 TRACED = {name: small.fields for name, small in SMALL.items()} | {
     name: {} for name in CLASSES if VARIANTS[name].func not in {VARIANTS[n].func for n in SMALL}
 }

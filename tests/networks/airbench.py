@@ -1,4 +1,4 @@
-"""Written from section 3 of arXiv:2404.00498, with the widths of airbench94_muon.py."""
+"""Airbench94 written from section 3 of arXiv:2404.00498, with the widths of airbench94_muon.py."""
 
 from collections import OrderedDict
 

@@ -1,4 +1,6 @@
-"""BN-Inception written from Figure 5 of Ioffe & Szegedy 2015, its rows spelled out one by one."""
+"""BN-Inception written from Figure 5 of Ioffe & Szegedy 2015, with its rows spelled out one by
+one.
+"""
 
 from collections import OrderedDict
 

@@ -1,4 +1,6 @@
-"""torchvision's ConvNeXts: the first whole, the others with a block or two in each stage."""
+"""torchvision's ConvNeXts. The first is compared whole, the others with a block or two in each
+stage.
+"""
 
 import functools
 from typing import Any

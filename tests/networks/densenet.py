@@ -1,6 +1,7 @@
-"""torchvision's DenseNet; for CIFAR with the stem of the paper's section 3 instead of its own.
+"""torchvision's DenseNets, and for CIFAR with the stem of the paper's section 3 in place of theirs.
 
-Compared with a few layers a block, and trained with one or two: deeper ones are the same loop.
+They are compared with a few layers a block and trained with one or two, because deeper ones run the
+same loop.
 """
 
 import functools
@@ -46,7 +47,7 @@ def densenet(
 
 def plain(name: str, num_classes: int = 10, depths: Sequence[int] | None = None) -> nn.Module:
     """Section 3, "Implementation Details": 16 first channels, layers of one 3x3 convolution,
-    transitions that keep the channels. torchvision cannot leave out the bottlenecks.
+    transitions that keep the channels. torchvision cannot omit the bottlenecks.
     """
     depths, growth_rate = depths or LAYERS[name][0], LAYERS[name][1]
     channels = 16

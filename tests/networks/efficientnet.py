@@ -1,5 +1,6 @@
-"""torchvision's EfficientNets: B0 and the small one of the second version whole, the others with
-one layer or two a stage. Trained with few and narrow stages of every kind of block.
+"""torchvision's EfficientNets. B0 and the small one of the second version are compared whole, the
+others with one layer or two a stage. They are trained with few and narrow stages of every kind of
+block.
 """
 
 import functools
@@ -37,7 +38,7 @@ NARROW_V2 = (
 
 
 def narrow(stages: tuple[Stage, ...], **fields: Any) -> nn.Module:
-    """Return torchvision's network of these stages, behind 16 channels."""
+    """Return torchvision's network of these stages, after a first layer of 16 channels."""
     configurations, channels = [], 16
     for stage in stages:
         block, *row, features, layers = stage
@@ -61,7 +62,7 @@ def efficientnet(name: str, num_classes: int = 1000, stages=(), **fields: Any) -
 
 
 def shallow(stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
-    """Return stages of one layer, but for one of two."""
+    """Return the stages with one layer each, and two in the fourth."""
     return tuple(stage._replace(layers=1 + (i == 3)) for i, stage in enumerate(stages))
 
 

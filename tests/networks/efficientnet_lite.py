@@ -1,6 +1,6 @@
-"""timm's EfficientNet-Lite with TensorFlow's padding; odd sizes pad otherwise than even ones.
+"""timm's EfficientNet-Lite with TensorFlow's padding, which differs between odd and even sizes.
 
-Trained with the first stages, which have every kind of block, padding and kernel.
+It is trained with the first stages, which have every kind of block, padding and kernel.
 """
 
 import functools
@@ -20,7 +20,7 @@ PARAMETERS = {
 
 
 def lite(name: str, stages=STAGES, num_classes: int = 1000, width: float = 0.0, **_) -> nn.Module:
-    assert torchvision  # which timm imports
+    assert torchvision  # timm imports it
     import timm
 
     if width == 1.0:
@@ -29,7 +29,8 @@ def lite(name: str, stages=STAGES, num_classes: int = 1000, width: float = 0.0, 
     del model.blocks[len(stages) :]
     model.conv_head = nn.Conv2d(model.blocks[-1][-1].bn3.num_features, 1280, 1, bias=False)
     for module in model.modules():
-        # Larger ones make the last map chaotic: torch's float32 is off by 5e-5 from its float64.
+        # Larger weights make the last map chaotic: torch's float32 differs by 5e-5 from its
+        # float64.
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
     return model

@@ -1,4 +1,4 @@
-"""torchvision's GoogLeNet with its auxiliary heads; the paper's 5x5 kernels put into it."""
+"""torchvision's GoogLeNet with its auxiliary heads, and optionally the paper's 5x5 kernels."""
 
 from torch import nn
 

@@ -1,4 +1,4 @@
-"""Highway networks, written from the paper's equations and the authors' list of layers."""
+"""Highway networks, written from the paper's equations and the authors' lists of layers."""
 
 import functools
 import itertools
@@ -30,8 +30,9 @@ class Plain(nn.Module):
 
 
 def as_published(model: nn.Module) -> nn.Module:
-    """He's weights and gates biased to carry, as in the paper: under torch's default the images
-    fade to nothing on their way, and the logits would be biases only.
+    """Initialise a network as in the paper: He's weights, and gates biased to carry.
+
+    With torch's default the images fade on their way, and the logits would be biases only.
     """
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
@@ -76,7 +77,7 @@ def highway_mlp(
 
 
 CASES = {
-    # Table 2: 236 k, 2.3 M and 1.25 M; trained with fewer highway layers, which only cost time here
+    # Table 2: 236 k, 2.3 M and 1.25 M. They are trained with fewer highway layers to save time.
     "highway19_cifar": Case(
         2_256_838,
         sizes=(32, 27),

@@ -1,7 +1,6 @@
 """timm's Inception-ResNet-v2, and version 1 written from the figures of arXiv:1602.07261.
 
-Both are compared with two residual blocks on each grid and trained with one, which only saves time
-here.
+Both are compared with two residual blocks on each grid and trained with one, to save time.
 """
 
 import timm
@@ -21,7 +20,9 @@ def inception_resnet_v2(
 
 
 class Conv(nn.Module):
-    """A convolution of the figures: "V" is valid padding, the others are padded to keep the grid"""
+    """A convolution of the figures. "V" means valid padding; the others keep the size of the
+    grid.
+    """
 
     def __init__(self, n_in, n_out, height, width, stride=1, v=False):
         super().__init__()

@@ -1,6 +1,8 @@
-"""torchvision's Inception v3. Trained with fewer modules, of every kind, over which five steps
-amplify rounding less, and without the auxiliary head, which needs images of 299 pixels;
-tests/networks/test_inception.py compares the gradients of that.
+"""torchvision's Inception v3. It is trained with fewer modules, of every kind, because five steps
+then amplify rounding less.
+
+It is trained without the auxiliary head, which needs images of 299 pixels.
+tests/networks/test_inception.py compares the gradients of the head.
 """
 
 from torch import nn

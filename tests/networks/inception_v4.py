@@ -1,5 +1,4 @@
-"""timm's Inception-v4; compared with two blocks of each kind and trained with one, which
-only saves time here."""
+"""timm's Inception-v4, compared with two blocks of each kind and trained with one, to save time."""
 
 import timm
 from torch import nn

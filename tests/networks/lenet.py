@@ -1,5 +1,5 @@
-"""LeNet-5 as the lecture lists it, in the torch names of its two parts; and as the paper has it,
-with Table I read by its rows.
+"""LeNet-5 as the lecture lists it, with torch's names for its two parts, and as the paper has it,
+with Table I read by rows.
 """
 
 from collections import OrderedDict
@@ -44,7 +44,7 @@ class Subsampling(nn.Module):
         return blocks * self.weight[:, None, None] + self.bias[:, None, None]
 
 
-# Table I by its rows: the maps of C3 that each map of S2 is connected to.
+# Table I by rows: the maps of C3 to which each map of S2 is connected.
 ROWS = (
     (0, 4, 5, 6, 9, 10, 11, 12, 14, 15),
     (0, 1, 5, 6, 7, 10, 11, 12, 13, 15),

@@ -25,7 +25,7 @@ def mcdnn_mnist(num_classes: int = 10) -> nn.Module:
     return nn.Sequential(parts)
 
 
-# 34 pixels leave some over in both pools
+# 34 pixels leave a remainder in both pools
 CASES = {"mcdnn_mnist": Case(76_040, sizes=(29, 34), train_size=29, reference=mcdnn_mnist)}
 SMALL = {
     "mcdnn_mnist": Small({}, 35, 2, 29),

@@ -1,4 +1,4 @@
-"""Linear models and multilayer perceptrons in torch; a row of features is an image of one pixel."""
+"""Linear models and multilayer perceptrons in torch. A row of features is an image of one pixel."""
 
 import functools
 import itertools

@@ -1,4 +1,4 @@
-"""torchvision's MnasNet, trained with fewer blocks and narrower."""
+"""torchvision's MnasNets, trained with fewer and narrower blocks."""
 
 import functools
 

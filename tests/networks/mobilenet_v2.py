@@ -1,11 +1,11 @@
-"""torchvision's MobileNetV2, trained with fewer blocks and narrower."""
+"""torchvision's MobileNetV2, trained with fewer and narrower blocks."""
 
 from torch import nn
 
 from parity import Case, Small
 from tools.torchvision_import import torchvision
 
-# A row that starts at the map's size and repeats, one that halves it, one without expansion.
+# Rows with and without expansion, with stride 1 and 2, and with one block or two.
 SHORT = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 24, 1, 1), (2, 32, 1, 2))
 
 

@@ -1,4 +1,4 @@
-"""torchvision's MobileNetV3, trained with fewer blocks and narrower."""
+"""torchvision's MobileNetV3s, trained with fewer and narrower blocks."""
 
 import functools
 
@@ -8,8 +8,8 @@ from torch import nn
 from parity import Case, Small
 from tools.torchvision_import import torchvision
 
-# Of every kind of block: without expansion, without squeeze-and-excite, both activations, strides
-# and kernels, with and without a sum.
+# Every kind of block: with and without expansion, squeeze-and-excite and a sum, with both
+# activations, strides and kernels.
 SHORT = (
     (3, 16, 16, True, "RE", 1),
     (3, 64, 24, False, "RE", 2),
@@ -40,7 +40,7 @@ def mobilenet_v3(
 
 
 class HardSigmoid(nn.Module):
-    """torch's own multiplies the gradient by 1 / 6 in float32, also in float64."""
+    """torch's own hard sigmoid multiplies the gradient by 1 / 6 in float32, even in float64."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return nn.functional.relu6(x + 3) / 6

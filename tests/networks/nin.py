@@ -1,4 +1,4 @@
-"""Network in network, layer by layer as in the authors' files, under the names of our tree."""
+"""Network in network, layer by layer as in the authors' files, with the names of our tree."""
 
 from collections import OrderedDict
 
@@ -29,7 +29,9 @@ def head() -> dict[str, nn.Module]:
 
 
 def he_normal(model: nn.Module) -> nn.Module:
-    """Under torch's default the images fade to nothing, and the logits would be biases only."""
+    """Initialise a network with He's weights. With torch's default the images fade, and the logits
+    would be biases only.
+    """
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.kaiming_normal_(module.weight)
@@ -59,7 +61,7 @@ def nin_imagenet(num_classes: int = 1000) -> nn.Module:
     return he_normal(layers)
 
 
-# The same rows with few channels; dropout after the pool as in the authors' two files.
+# The same rows with few channels. Dropout follows the pools as in the authors' two files.
 THIN = {
     "nin_cifar": (
         (5, 1, 2, (8, 6, 4), (0.3,) * 3, True),
@@ -74,7 +76,7 @@ THIN = {
     ),
 }
 CASES = {
-    # the paper gives no counts; nin_imagenet's weights are the 29 MB of the authors' Caffe file
+    # The paper gives no counts. nin_imagenet's weights fill the 29 MB of the authors' Caffe file.
     "nin_cifar": Case(966_986, sizes=(32, 27), train_size=16, reference=nin_cifar),
     "nin_imagenet": Case(7_595_176, train_size=67, train_optimization=1, reference=nin_imagenet),
 }

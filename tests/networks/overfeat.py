@@ -1,7 +1,7 @@
 """OverFeat written from Tables 1 and 3 of arXiv:1312.6229.
 
-Trained with a sixteenth of the convolutions' channels and a narrow classifier, at the paper's image
-size, below which no patch fits. The odd size leaves pixels over in every pool.
+It is trained with a sixteenth of the convolutions' channels and a narrow classifier, at the paper's
+image size, below which no patch fits. The odd size leaves a remainder in every pool.
 """
 
 from collections import OrderedDict

@@ -1,5 +1,7 @@
-"""He et al. 2016, Figure 4e, written as the authors' lists of layers: norms and ReLUs in front of
-the convolutions, in front of both branches where a block projects or is the first.
+"""He et al. 2016, Figure 4e, written as the authors' lists of layers.
+
+Norms and ReLUs come before the convolutions. They come before both branches in a block that
+projects and in the first block.
 """
 
 import functools
@@ -13,7 +15,7 @@ from parity import Case, Small
 
 class Block(nn.Module):
     def __init__(self, inputs: int, shapes: list[tuple[int, int]], stride: int, first: bool):
-        """`shapes`: outputs and kernel size of each convolution."""
+        """Make a block; `shapes` has the outputs and the kernel size of each convolution."""
         super().__init__()
         self.names = []
         for number, (features, size) in enumerate(shapes, 1):
@@ -22,11 +24,11 @@ class Block(nn.Module):
             self.add_module(f"conv{number}", conv)
             self.names.append((f"bn{number}", f"conv{number}"))
             if number == 1:
-                self.given, self.stride, stride = inputs, stride, 1
+                self.inputs, self.stride, stride = inputs, stride, 1
             inputs = features
         self.features, self.first = inputs, first
-        if len(shapes) == 3 and self.given != self.features:
-            self.downsample = nn.Conv2d(self.given, self.features, 1, self.stride, bias=False)
+        if len(shapes) == 3 and self.inputs != self.features:
+            self.downsample = nn.Conv2d(self.inputs, self.features, 1, self.stride, bias=False)
 
     def forward(self, x):
         y = x
@@ -59,7 +61,7 @@ def preact_resnet(depth: int, bottleneck: bool, num_classes: int = 10) -> nn.Mod
     return nn.Sequential(parts)
 
 
-# Table 4: 1.7 M, 1.7 M, and 10.2 M without the norms
+# Table 4: 1.7 M, 1.7 M, and 10.2 M, which leaves out the norms
 CASES = {
     "preact_resnet110_cifar": Case(
         1_727_962,

@@ -1,7 +1,7 @@
 """PReLU-nets written from Table 3 of arXiv:1502.01852, with torch's PReLU and adaptive pools.
 
-Compared with a narrower classifier than 4096, B and C with fewer convolutions too; trained with few
-channels as well.
+They are compared with a narrower classifier than 4096, B and C also with fewer convolutions. They
+are trained with few channels as well.
 """
 
 import functools
@@ -24,7 +24,7 @@ class Pyramid(nn.Module):
 
 def rectified(layer: nn.Module, channels: int) -> nn.Module:
     parts: OrderedDict[str, nn.Module] = OrderedDict(layer=layer, prelu=nn.PReLU(channels))
-    for slope in parts["prelu"].parameters():  # different ones, as after training
+    for slope in parts["prelu"].parameters():  # values differ, as after training
         slope.data = torch.linspace(-0.2, 0.6, channels)
     return nn.Sequential(parts)
 

@@ -1,5 +1,5 @@
-"""torchvision's RegNets: the smallest of each kind whole, the others with a block or two a stage.
-Trained with few and narrow stages.
+"""torchvision's RegNets. The smallest of each kind is compared whole, the others with a block or
+two a stage. They are trained with few and narrow stages.
 """
 
 import functools
@@ -32,7 +32,9 @@ PARAMETERS = {
 
 
 def block_params(name: str):
-    """Return torchvision's own stages; it rounds tensors for them, which the meta device cannot."""
+    """Return torchvision's own stages. It rounds tensors for them, which the meta device cannot
+    do.
+    """
 
     def no_network(params, *_, **__):
         return params
@@ -56,7 +58,7 @@ def regnet(
     return torchvision.models.RegNet(params, num_classes)
 
 
-# The last stage alone of the largest has 126 M parameters.
+# The last stage of the largest network alone has 126 M parameters.
 CUT = {"regnet_y_128gf": {"depths": (1, 2, 1), "widths": (528, 1056, 2904)}}
 NARROW = {"depths": (1, 2, 2), "widths": (8, 24, 48), "group_width": 12}
 CASES = {

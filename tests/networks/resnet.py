@@ -1,10 +1,10 @@
-"""torchvision's residual networks, trained with fewer blocks where they only repeat, some with
-fewer stages.
+"""torchvision's residual networks, trained with fewer blocks where blocks only repeat, and some
+with fewer stages.
 
-At such a learning rate and batch, 50 layers or more diverge: rounding grows thirtyfold a step, from
-1e-14 in the first loss to 1e-8 in the fifth. `test_resnet.py` has a single step of all 50.
+At this learning rate and batch size, 50 layers or more diverge: rounding grows thirtyfold a step,
+from 1e-14 in the first loss to 1e-8 in the fifth. `test_resnet.py` has a single step of all 50.
 
-torchvision has shortcuts of option B alone; its blocks are given the paper's others here.
+torchvision has only shortcuts of option B. Here its blocks get the paper's other options.
 """
 
 import functools
@@ -19,7 +19,7 @@ from tools.torchvision_import import torchvision
 
 
 class Padded(nn.Module):
-    """Option A where the shape changes."""
+    """Shortcut of option A where the shape changes."""
 
     def forward(self, x):
         x = x[:, :, ::2, ::2]
@@ -83,7 +83,7 @@ CASES = {
     name: Case(
         count,
         sizes=(224, 193) if name in BASE else (65,),
-        # All of the width, in every place once or twice.
+        # The full width, with one block or two in each stage.
         cut_fields={"depths": (1, 2, 1, 1)} if count > 60e6 else {},
         train_size=33,
         batch=2,

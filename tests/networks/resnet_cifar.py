@@ -1,4 +1,4 @@
-"""He et al. 2015, section 4.2, and Xie et al. 2016, section 5.3, from the papers' text."""
+"""He et al. 2015, section 4.2, and Xie et al. 2016, section 5.3, written from the papers' text."""
 
 import functools
 from collections import OrderedDict
@@ -109,7 +109,7 @@ CASES = {
     )
     for depth, count in RESNETS.items()
 }
-CASES |= {  # shortcuts without parameters: as many as the residual network has
+CASES |= {  # as many parameters as the residual network, whose shortcuts have none
     f"plain{depth}_cifar": Case(
         RESNETS[depth],
         sizes=(32, 27),
@@ -125,7 +125,7 @@ CASES |= {
     f"resnext29_{groups}x64d_cifar": Case(
         count,
         sizes=(32, 27) if groups == 8 else (27,),
-        train_size=20,  # larger maps than 4x4, which are slow to compile
+        train_size=20,  # because maps of 4x4 and below are slow to compile
         train_fields={"groups": groups // 4},
         train_optimization=1,
         batch=2,

@@ -1,4 +1,4 @@
-"""torchvision's ShuffleNetV2, trained with fewer units and narrower."""
+"""torchvision's ShuffleNetV2s, trained with fewer and narrower units."""
 
 import functools
 

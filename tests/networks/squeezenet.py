@@ -1,6 +1,7 @@
 """torchvision's SqueezeNets, trained with fewer fire modules.
 
-torchvision draws the last layer's weights so small, and its biases zero, that logits would be tiny.
+torchvision initialises the last layer with small weights and zero biases, so that its logits would
+be tiny. Here they are larger.
 """
 
 import functools
@@ -49,6 +50,6 @@ CASES = {
     )
     for name, count in PARAMETERS.items()
 }
-# Odd sides, at which the pools' last windows lie inside.
+# The side is odd, so that the pools' last windows lie inside.
 SMALL = {"squeezenet1_0": Small({"rows": SHORT["squeezenet1_0"]}, 45, 5, 13, recomputed=2)}
 HEAD = "classifier.1"

@@ -1,5 +1,6 @@
-"""torchvision's Swin transformers: the first of both versions whole, the others with two blocks in
-each stage. Odd sizes fill up windows and merge an odd number of positions.
+"""torchvision's Swin transformers. The first of both versions is compared whole, the others with
+two blocks in each stage. With odd sizes, windows are padded and an odd number of positions is
+merged.
 """
 
 import functools

@@ -1,5 +1,5 @@
-"""What every class of networks promises, tried on a small one of each: the map of `dense=True`, the
-smallest image, and what `remat=True` recomputes.
+"""What every class of networks promises, tried on a small network of each class: the map of
+`dense=True`, the smallest image, and what `remat=True` recomputes.
 """
 
 from typing import Any
@@ -19,7 +19,7 @@ def small(name: str, **fields):
 
 
 def random_variables(model, x: np.ndarray):
-    """Values of a size that keeps the signal through many layers."""
+    """Return values of a size that keeps the signal through many layers."""
     rng = np.random.default_rng(0)
 
     def random(leaf):
@@ -39,7 +39,7 @@ WITH_MAP = [name for name, case in SMALL.items() if case.cells]
 
 @pytest.mark.parametrize("name", [name for name in WITH_MAP if SMALL[name].linear])
 def test_the_mean_of_the_map_is_the_logits(name):
-    """Images have one channel, which every network takes."""
+    """Images have one channel, which every network accepts."""
     case, model = SMALL[name], small(name)
     x = parity.images(case.size, channels=1)
     variables = random_variables(model, x)
@@ -56,7 +56,7 @@ def test_the_mean_of_the_map_is_the_logits(name):
 
 @pytest.mark.parametrize("name", WITH_MAP)
 def test_the_smallest_image_and_one_sentence_for_a_smaller_one(name):
-    """In bfloat16, of one channel."""
+    """Images have one channel, and the computation is in bfloat16."""
     side, model = SMALL[name].smallest, small(name, dtype=jnp.bfloat16)
     x = jnp.zeros((2, side, side, 1))
     variables = jax.eval_shape(model.init, jax.random.key(0), x)
@@ -76,7 +76,7 @@ def test_the_smallest_image_and_one_sentence_for_a_smaller_one(name):
 @pytest.mark.parametrize("name", [name for name, case in SMALL.items() if case.recomputed])
 @pytest.mark.slow
 def test_remat_has_the_same_tree_gradients_and_statistics(name):
-    """In float64, in training mode, with dropout of one key."""
+    """The comparison is in float64, in training mode, with one key for dropout."""
 
     def loss(params, rest, model, x):
         logits, updates = model.apply(
@@ -96,7 +96,7 @@ def test_remat_has_the_same_tree_gradients_and_statistics(name):
         gradients = parity.jit_quickly(jax.grad(loss, has_aux=True), static_argnums=2)
         ours, expected = (gradients(params, rest, m, x) for m in (remat, model))
         traced = gradients.trace(params, rest, remat, x)
-    # A bias between two norms has no gradient but rounding's.
+    # The gradient of a bias between two norms is rounding alone.
     floor = 1e-4 * max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected[0]))
     for one, other in zip(*map(jax.tree.leaves, (ours, expected)), strict=True):
         largest = max(np.abs(other).max(), floor)

@@ -1,4 +1,4 @@
-"""What comparison with torch's logits does not show of ConvNeXt."""
+"""What comparison with torch's logits does not show about ConvNeXt."""
 
 from typing import Any
 

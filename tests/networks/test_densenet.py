@@ -44,7 +44,7 @@ def shapes(model, *shape: int):
     ],
 )
 def test_the_name_counts_convolutions_and_the_linear_layer(name, depth, features):
-    """In torch's network, of which ours has every key and shape (tests/parity)."""
+    """They are counted in torch's network. Ours has all its keys and shapes (tests/parity)."""
     reference = parity.shapes_of_reference(name, CASES[name])
     assert sum(len(shape) > 1 for shape in reference.values()) == depth
     assert reference["classifier.weight"][1] == features
@@ -100,23 +100,26 @@ def test_dropout_follows_every_convolution_but_the_first(name):
 
 @both_stems
 def test_the_moments_of_each_map_are_found_once(name, monkeypatch):
-    """Though each first norm of a block sees all maps before it: a block's first map, each layer's,
-    and those of the second norms and of the stem.
+    """The first norms of a block read all maps before them, but the moments of each map are
+    computed once.
+
+    They are computed for a block's first map, for each layer's map, and for the inputs of the
+    second norms and of the stem's norm.
     """
-    model, found = small(name), []
+    model, widths = small(name), []
 
     def moments(x, axis_name=None):
-        found.append(x.shape[-1])
+        widths.append(x.shape[-1])
         return jnp.zeros(x.shape[-1]), jnp.ones(x.shape[-1])
 
     variables = shapes(model)
-    monkeypatch.setattr(onednn, "available", lambda: False)  # which does not need them
+    monkeypatch.setattr(onednn, "available", lambda: False)  # oneDNN's norm does not need moments
     monkeypatch.setattr(normalization, "moments", moments)
     monkeypatch.setattr(layers, "moments", moments)
     x = jnp.zeros((2, *model.input_shape))
     jax.eval_shape(lambda v: model.apply(v, x, True, mutable=["batch_stats"]), variables)
     blocks, depth = len(model.depths), sum(model.depths)
-    assert len(found) == blocks + 2 * depth + (not model.small_images)
+    assert len(widths) == blocks + 2 * depth + (not model.small_images)
 
 
 def test_dropout_acts_in_training_only():

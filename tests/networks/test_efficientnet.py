@@ -1,4 +1,4 @@
-"""What comparison with torch's logits does not show of EfficientNets and RegNets."""
+"""What comparison with torch's logits does not show about EfficientNets and RegNets."""
 
 from typing import Any
 
@@ -36,7 +36,7 @@ def test_initial_values_are_torchvisions(name, reference, fields):
 
 
 def test_initial_values_of_lite_are_timms():
-    """Each filter of a depthwise convolution is a network of one output; timm's own fan-out."""
+    """timm takes each filter of a depthwise convolution as a layer with one output."""
     import timm
 
     model = create_model("efficientnet_lite0", stages=STAGES[:3])
@@ -86,7 +86,7 @@ def test_rates_of_stochastic_depth_of_lite_are_timms():
 
 
 def test_stochastic_depth_leaves_branches_out_in_training_alone():
-    """With all branches left out the blocks with a sum are their input."""
+    """Evaluation does not depend on the rate; training does."""
     fields = {"stages": efficientnet.NARROW_V2[:1], "first_features": 16, "num_classes": 3}
     model = create_model("efficientnet_v2_s", **fields, dropout_rate=0.0)
     x = parity.images(32)
@@ -107,8 +107,8 @@ def test_stochastic_depth_leaves_branches_out_in_training_alone():
 @pytest.mark.parametrize("size", [7, 8, 9])
 @pytest.mark.parametrize(("kernel_size", "stride"), [(3, 1), (3, 2), (5, 2), (1, 2)])
 def test_padding_is_tensorflows(size, kernel_size, stride):
-    """XLA's own "SAME" is TensorFlow's."""
-    x = np.rint(8 * parity.images(size, channels=2))  # whose sums are exact
+    """XLA's own "SAME" padding is TensorFlow's."""
+    x = np.rint(8 * parity.images(size, channels=2))  # sums of these are exact
     window = (1, kernel_size, kernel_size, 1), (1, stride, stride, 1)
     expected = jax.lax.reduce_window(x, 0.0, jax.lax.add, *window, "SAME")
     padded = pad_same(jnp.asarray(x), kernel_size, stride)
@@ -125,7 +125,7 @@ def test_stages_of_regnet_are_torchvisions():
 
 
 def test_a_stride_is_projected_on_a_map_of_one_pixel_too():
-    """The stem has as many channels as the first stage, and both maps are of one pixel."""
+    """The stem has as many channels as the first stage, and both maps have one pixel."""
     model = create_model("regnet_x_400mf", depths=(1,), widths=(32,))
     shapes = [parity.initial_shapes(model, parity.images(size)) for size in (1, 32)]
     assert shapes[0] == shapes[1]

@@ -1,4 +1,4 @@
-"""Networks without a head, and the last maps of their strides, of every family, against torch."""
+"""Networks without a head, and the last map of each stride, of every family, against torch."""
 
 from typing import Any
 
@@ -16,8 +16,8 @@ from flaxnets.models import FAMILIES
 from flaxnets.summary import summarize, totals
 from networks import CASES, HEADS, TRACED, with_marks
 
-CHANNELS_LAST = ("swin",)  # families whose maps torch has so, too
-NORMS = ("bn1", "features.norm0")  # whose ReLU is a layer of its own in torch
+CHANNELS_LAST = ("swin",)  # families whose maps have channels last in torch, too
+NORMS = ("bn1", "features.norm0")  # their ReLU is a separate layer in torch
 
 
 def shapes(variables):
@@ -28,8 +28,9 @@ def shapes(variables):
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.slow
 def test_features_and_maps_are_torchs(family):
-    """Features are what torch's head reads; maps are those of its layers of the same names. The
-    network has the few blocks of the comparison of gradients.
+    """Features are the input of torch's head; maps are the outputs of its layers of the same names.
+
+    The networks have the few blocks of the comparison of gradients.
     """
     name = next(iter(FAMILIES[family]))
     fields: dict[str, Any] = {"num_classes": 10, **CASES[name].train_fields}
@@ -63,13 +64,13 @@ def test_features_and_maps_are_torchs(family):
         expected = theirs[level]
         if level.name in NORMS:
             expected = expected.relu()
-        if level.name == "mlpconv3":  # whose last layer is the head
+        if level.name == "mlpconv3":  # its last layer is the head
             expected = read[0]
         assert value.shape[-1] == level.channels
         if family not in CHANNELS_LAST:
             expected = expected.movedim(1, -1)
         assert parity.relative_error(value, expected.numpy()) < 1e-5, level
-    # Its own variables are the network's but for those of the head, and of auxiliary heads.
+    # It has the variables of the network, except those of the head and of auxiliary heads.
     own = shapes(parity.initial_shapes(headless, x))
     whole = shapes(variables)
     assert own == {key: whole[key] for key in own}

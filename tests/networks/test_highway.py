@@ -58,7 +58,7 @@ def test_layers_and_parameters_of_table_2(name, depth, millions):
 def test_a_thin_fully_connected_layer_has_about_5000_parameters():
     params = shapes(create_model("highway_mlp"))["params"]  # section 3.1
     assert count(params["fc2"]) == 5_100
-    assert len(params) == 10 + 1  # and the output
+    assert len(params) == 10 + 1  # 10 layers and the output
     plain = shapes(create_model("plain_mlp"))["params"]
     assert count(plain["fc2"]) == 5_112
 
@@ -92,7 +92,7 @@ def test_gates_are_biased_to_carry_and_everything_else_starts_at_zero_bias(name)
 )
 def test_initial_weights(name, key, deviation):
     value = initialised(name)[key]
-    # The sampling error of a standard deviation is 1 / sqrt(2 n); four of them are allowed.
+    # The sampling error of a standard deviation is 1 / sqrt(2 n). Four of these errors are allowed.
     assert abs(value.std() / deviation - 1) < 4 / np.sqrt(2 * value.size)
     assert abs(value).max() > 2.5 * value.std()  # not uniform
 

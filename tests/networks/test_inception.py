@@ -1,4 +1,6 @@
-"""What the papers state about GoogLeNet, BN-Inception and Inception v3, and their fields."""
+"""What the papers state about GoogLeNet, BN-Inception and Inception v3, and what their fields
+do.
+"""
 
 import functools
 from typing import Any
@@ -11,6 +13,7 @@ import torch
 
 import parity
 from flaxnets import create_model, to_torch
+from flaxnets.blocks import ConvNormRelu
 from flaxnets.initializers import drawn
 from flaxnets.layers import BatchNorm, Conv
 from flaxnets.models import bn_inception, googlenet
@@ -33,7 +36,7 @@ def count(variables) -> int:
 def inception(row: str = "3b", **fields):
     conv = functools.partial(Conv, use_bias=False)
     norm = functools.partial(BatchNorm, use_running_average=True)
-    unit = functools.partial(googlenet.BasicConv2d, conv=conv, norm=norm)
+    unit = functools.partial(ConvNormRelu, conv=conv, norm=norm)
     return googlenet.Inception(googlenet.ROWS[row], unit, **fields)
 
 
@@ -41,10 +44,10 @@ def inception(row: str = "3b", **fields):
     ("name", "fields", "expected"),
     [
         ("googlenet", {"aux_logits": False}, 6_624_904),
-        # the paper's network has one bias where this one has a scale and a bias: 7,280 channels
+        # the paper's network has a bias where this one has a scale and a bias, for 7,280 channels
         ("googlenet", {"aux_logits": False, "five_by_five": True}, 6_998_552 + 7_280),
         ("inception_v3", {"aux_logits": False}, 23_834_568),
-        # the ports to Caffe and torch have a bias in front of every norm too: 10,016 channels
+        # the ports to Caffe and torch also have a bias before every norm, for 10,016 channels
         ("bn_inception", {"separable_stem": False}, 11_295_240 - 10_016),
     ],
 )
@@ -53,8 +56,10 @@ def test_parameters_with_fields(name, fields, expected):
 
 
 def test_rows_of_table_1():
-    """Szegedy et al. 2015, Table 1: depth of every output and, in the rows whose printed count
-    agrees with their printed widths to 1%, parameters in units of 1024.
+    """Compare with Szegedy et al. 2015, Table 1: depth of every output, and parameters in units of
+    1024.
+
+    Parameters are compared in the rows whose printed count agrees with their printed widths to 1%.
     """
     depths = dict(zip(googlenet.ROWS, (256, 480, 512, 512, 512, 528, 832, 832, 1024), strict=True))
     thousands = {"3a": 159, "3b": 380, "4a": 364, "4b": 437, "4e": 840}
@@ -92,7 +97,9 @@ def test_naive_network_has_the_field_everywhere():
 
 
 def test_rows_of_figure_5():
-    """Ioffe & Szegedy 2015: the paper's sizes, but for the sums that its own widths contradict."""
+    """Compare with the sizes of Ioffe & Szegedy 2015, except the sums that its own widths
+    contradict.
+    """
     expected = {
         "3a": (28, 256), "3b": (28, 320), "3c": (14, 576),
         "4a": (14, 576), "4b": (14, 576), "4c": (14, 608), "4d": (14, 608), "4e": (7, 1056),
@@ -131,13 +138,13 @@ def test_transform_input_wants_rgb():
         shapes(create_model("googlenet", transform_input=True), channels=1)
 
 
-# Fields of torchvision's training output, and images that the heads accept.
+# Fields of torchvision's training output, and sides of images that the heads accept.
 AUXILIARY = {
     "googlenet": ({"aux_logits1", "aux_logits2"}, 32),
     "inception_v3": ({"aux_logits"}, 299),
 }
-# The auxiliary losses do not see what lies behind the last head.
-BEHIND = {
+# Layers after the last auxiliary head, on which the auxiliary losses do not depend.
+AFTER = {
     "googlenet": ("inception4e", "inception5a", "inception5b", "fc"),
     "inception_v3": ("Mixed_7a", "Mixed_7b", "fc"),
 }
@@ -145,7 +152,7 @@ BEHIND = {
 
 @pytest.mark.parametrize("name", AUXILIARY)
 def test_auxiliary_losses_reach_the_trunk_as_in_torch(name):
-    """Logits of the heads by name, and the gradients of their losses alone, in float64."""
+    """Compare the heads' logits by name, and the gradients of their losses alone, in float64."""
     names, size = AUXILIARY[name]
     fields: dict[str, Any] = {"aux_dropout_rate": 0.0} if name == "googlenet" else {"modules": KEPT}
     model, reference = parity.build_pair(name, CASES[name], num_classes=10, **fields)
@@ -155,7 +162,7 @@ def test_auxiliary_losses_reach_the_trunk_as_in_torch(name):
     theirs = {head: getattr(outputs, head) for head in names}
     torch.stack([logits.log_softmax(1)[:, 0].mean() for logits in theirs.values()]).sum().backward()
     reached = {key: p.grad for key, p in reference.named_parameters() if p.grad is not None}
-    assert not {key for key in reached if key.startswith(BEHIND[name])}
+    assert not {key for key in reached if key.startswith(AFTER[name])}
 
     def loss(params, rest):
         _, updates = model.clone(dtype=jnp.float64).apply(
@@ -178,13 +185,13 @@ def test_auxiliary_losses_reach_the_trunk_as_in_torch(name):
         grads = to_torch({"params": grads})
     assert parity.largest_error(ours, theirs) < 1e-9
     assert parity.largest_error({key: grads.pop(key) for key in reached}, reached) < 1e-9
-    assert {key.split(".")[0] for key in grads} == set(BEHIND[name])
+    assert {key.split(".")[0] for key in grads} == set(AFTER[name])
     assert not any(gradient.any() for gradient in grads.values())
 
 
 @pytest.mark.parametrize("name", AUXILIARY)
 def test_auxiliary_logits_are_sown_only_when_asked(name):
-    """Neither in evaluation, nor without the field, nor while initialising."""
+    """They are sown neither in evaluation, nor without the field, nor during initialisation."""
     names, size = AUXILIARY[name]
     x = jnp.zeros((2, size, size, 3))
     key = jax.random.key(0)
@@ -210,7 +217,7 @@ def test_inception_v3_has_one_tree_at_every_size():
 
 @pytest.mark.parametrize(("name", "smallest"), [("googlenet", 15), ("inception_v3", 75)])
 def test_smallest_images_are_torchvisions(name, smallest):
-    """The sizes in `min_size` of torchvision's weights; one pixel less is one clear sentence."""
+    """They are `min_size` of torchvision's weights. One pixel less gives one clear sentence."""
     weights = torchvision.models.get_model_weights(name).DEFAULT
     assert weights.meta["min_size"] == (smallest, smallest)
     model = create_model(name)
@@ -223,7 +230,7 @@ def test_smallest_images_are_torchvisions(name, smallest):
 
 
 def test_smallest_images_of_googlenet_agree_with_torch():
-    """Pools in ceil mode: a window may hang over a map that is smaller than itself."""
+    """In ceil mode a pool's window may extend beyond a map that is smaller than the window."""
     model, reference = parity.build_pair("googlenet", CASES["googlenet"])
     assert parity.logits_error(model, reference, parity.images(15)) < 1e-5
 
@@ -265,7 +272,7 @@ def test_remat_computes_every_module_twice_with_the_same_tree(name):
 
 
 def test_remat_changes_no_gradient(monkeypatch):
-    rows = {row: bn_inception.ROWS[row] for row in ("3a", "3c")}  # one of each kind
+    rows = {row: bn_inception.ROWS[row] for row in ("3a", "3c")}  # one row of each kind
     monkeypatch.setattr(bn_inception, "ROWS", rows)
     model = create_model("bn_inception", num_classes=10)
     x = parity.images(32)
@@ -295,7 +302,7 @@ def test_initialisation_is_torchvisions(name):
     reference = build(num_classes=100, init_weights=True).state_dict()
     model = create_model(name, num_classes=100)
 
-    @jax.jit  # returns a few kernels, so that XLA drops the work for the others
+    @jax.jit  # XLA eliminates the kernels that are not returned
     def kernels(key):
         params = to_keys(model.init(key, jnp.zeros((1, 75, 75, 3))))
         return {module: params[module] for module in KERNELS[name]}

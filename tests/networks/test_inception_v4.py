@@ -18,8 +18,8 @@ from networks import CASES
 NAMES = ("inception_v4", "inception_resnet_v1", "inception_resnet_v2")
 ONE_OF_EACH = {"depths": (1, 1, 1), "num_classes": 10}
 
-# Figures 3-15: positions and channels at the end of each stage, by the name of its last block. For
-# version 2 the channels are those of the published weights.
+# Figures 3-15: positions and channels at the end of each stage, by the name of its last block. The
+# channels of version 2 are those of the published weights.
 GRIDS = {
     "inception_v4": {
         "features.5": (35, 384),

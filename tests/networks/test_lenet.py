@@ -1,4 +1,4 @@
-"""Facts of section II.B of LeCun et al. 1998."""
+"""Facts from section II.B of LeCun et al. 1998."""
 
 import fnmatch
 from typing import Any
@@ -11,8 +11,9 @@ import pytest
 
 import parity
 from flaxnets import create_model, to_torch
+from flaxnets.blocks import scaled_tanh
 from flaxnets.initializers import drawn
-from flaxnets.models.lenet import CONNECTIONS, RadialBasis, scaled_tanh
+from flaxnets.models.lenet import CONNECTIONS, RadialBasis
 from flaxnets.recipes import recipe_for
 from flaxnets.summary import summarize
 
@@ -34,14 +35,16 @@ def test_trainable_parameters_of_each_layer(start):
 
 
 def test_connections_of_table_1():
-    """Six maps read three contiguous ones, nine four, one all; no two read the same."""
+    """Six maps read three contiguous maps, nine read four, one reads all. No two read the same
+    maps.
+    """
     assert [len(row) for row in CONNECTIONS] == [3] * 6 + [4] * 9 + [6]
     assert len(set(CONNECTIONS)) == 16
     assert sorted(sum(CONNECTIONS, ())) == sorted([*range(6)] * 10)
     model = create_model("lenet5_1998")
     layers = {layer.name: layer for layer in summarize(model, model.input_shape)}
     sums = [layers[f"features.4.{i}"].multiply_adds for i in range(16)]
-    assert sum(sums) == 100 * 25 * 60  # 151,600 connections with the biases
+    assert sum(sums) == 100 * 25 * 60  # the paper's 151,600 connections include the biases
     assert layers["features.0"].multiply_adds == 122_304 - 28 * 28 * 6
 
 
@@ -60,7 +63,7 @@ def test_the_squashing_function_is_one_at_one():
 
 
 def test_cross_entropy_is_equation_9():
-    """The distance of the right code plus the logarithm of the sum of exp(-distance)."""
+    """It is the distance of the right code plus the logarithm of the sum of exp(-distance)."""
     layer = RadialBasis(5, jnp.float64)
     with jax.enable_x64():
         variables = layer.init(jax.random.key(0), jnp.zeros((1, 84)))

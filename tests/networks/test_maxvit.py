@@ -1,4 +1,4 @@
-"""What comparison with torch's logits does not show of MaxViT: other sizes, initial values."""
+"""What comparison with torch's logits does not show about MaxViT: other sizes, initial values."""
 
 from typing import Any
 
@@ -15,8 +15,8 @@ FIELDS: dict[str, Any] = {**NARROW, "num_classes": 10}
 
 
 def test_a_grid_spreads_over_larger_images():
-    """Twice the side: the windows are four times as many, the positions of a grid twice as far
-    apart; torch needs a network of its own.
+    """With twice the side there are four times as many windows, and positions of a grid are twice
+    as far apart. torch needs another network for this size.
     """
     model, reference = parity.build_pair("maxvit_t", CASES["maxvit_t"], **FIELDS)
     larger = maxvit(pixels=64, **FIELDS)

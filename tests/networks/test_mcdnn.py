@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import pytest
 
 from flaxnets import create_model
+from flaxnets.blocks import scaled_tanh
 from flaxnets.initializers import drawn
-from flaxnets.models.mcdnn import scaled_tanh
 
 model = create_model("mcdnn_mnist")
 

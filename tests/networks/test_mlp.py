@@ -1,4 +1,4 @@
-"""Linear models and multilayer perceptrons on rows and on images, and on scikit-learn's data."""
+"""Linear models and multilayer perceptrons, on rows, on images and on scikit-learn's data."""
 
 import functools
 from typing import Any
@@ -51,7 +51,7 @@ def test_hidden_widths(name, hidden, parameters):
 
 
 def test_gradient_descent_on_squared_error_finds_least_squares():
-    """The diabetes data: 442 patients, ten features, one target, all standardised."""
+    """The diabetes data has 442 patients, ten features and one target; all are standardised."""
     x, target = map(np.asarray, load_diabetes(return_X_y=True))
     x, target = x / x.std(0), (target - target.mean()) / target.std()
     model = create_model("linear_regression")
@@ -86,7 +86,7 @@ def test_weights_go_into_the_network_under_torchs_keys():
 @pytest.mark.parametrize("batch_norm", [False, True])
 @pytest.mark.parametrize(("name", "theirs"), [("sigmoid", nn.Sigmoid), ("tanh", nn.Tanh)])
 def test_activations_and_batch_norm_are_torchs(name, theirs, batch_norm):
-    """Ioffe & Szegedy 2015, section 4.1: three hidden layers of 100 units."""
+    """The network of Ioffe & Szegedy 2015, section 4.1, has three hidden layers of 100 units."""
     fields = {"activation": name, "batch_norm": batch_norm, "hidden_features": (100,) * 3}
     reference = functools.partial(
         mlp.mlp, 64, 100, 100, 100, num_classes=10, activation=theirs, batch_norm=batch_norm

@@ -35,7 +35,7 @@ def initial(model):
     [(3, 8), (12, 16), (8.8, 8), (16 * 0.75, 16), (83, 80), (84, 88), (18, 24), (36, 40)],
 )
 def test_channels_are_rounded_to_eighths_but_lose_no_more_than_a_tenth(channels, expected):
-    """18 is nearer to 16, which is 0.89 of it."""
+    """18 is nearer to 16, but 16 is only 0.89 of it."""
     from torchvision.models._utils import _make_divisible
 
     assert round_channels(channels) == _make_divisible(channels, 8) == expected
@@ -71,7 +71,9 @@ def torch_shapes(variables):
 )
 @pytest.mark.slow
 def test_initial_values_are_distributed_as_torchvisions(name, fields):
-    """Mean, deviation and the largest value of every array: normal and uniform ones differ."""
+    """Compare mean, deviation and largest value of every array. The largest value tells normal from
+    uniform values.
+    """
     fields = fields | {"num_classes": 300}
     whole = functools.partial(torchvision.models.get_model, name, weights=None)
     build = whole if len(fields) == 1 else CASES[name].reference
@@ -93,7 +95,7 @@ def test_initial_values_are_distributed_as_torchvisions(name, fields):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_maps_have_the_strides_of_most_networks(name):
-    """But for SqueezeNet, whose deepest map has stride 16."""
+    """SqueezeNet is the exception: its deepest map has stride 16."""
     levels = feature_info(create_model(name))
     expected = {
         "squeezenet1_0": [(2, 96), (4, 256), (8, 512), (16, 512)],
@@ -138,7 +140,9 @@ def test_every_cell_of_mobilenet_v3s_map_is_the_head_at_it():
 
 
 def test_features_are_what_squeezenets_head_reads():
-    """The mean of the last fire module's map; the ReLU after the head leaves it alone."""
+    """They are the mean of the last fire module's map. The ReLU after the head does not change
+    them.
+    """
     model = create_model("squeezenet1_0", num_classes=0, **SMALL["squeezenet1_0"].fields)
     x = parity.images(45)
     variables = initial(model)

@@ -19,7 +19,7 @@ import flaxnets
 import parity
 from flaxnets import InputError, create_model, list_models, list_weights
 from flaxnets.initializers import drawn
-from flaxnets.models import FAMILIES, vgg
+from flaxnets.models import FAMILIES, FAMILY_NAMES, vgg
 from networks import CASES, TRACED, with_marks
 
 ROOT = pathlib.Path(flaxnets.__file__).parent
@@ -47,7 +47,7 @@ def test_names_with_published_weights():
 
 
 def test_names_of_small_networks():
-    """A network of exactly as many parameters is not smaller; its statistics do not count."""
+    """A network with exactly the limit is not smaller. Running statistics do not count."""
     count = CASES["resnet20_cifar"].parameters
     for limit, expected in ((count, []), (count + 1, ["resnet20_cifar"])):
         assert list_models("resnet20_*", smaller_than=limit) == expected
@@ -153,7 +153,8 @@ def test_alexnet_2012_is_initialised_as_the_paper_says():
             kernel = layer.get("kernel", layer.get("patch_kernel"))
             assert abs(float(kernel.std()) / 0.01 - 1) < 0.05
     layer_two = params["features"]["4"]["kernel"]
-    assert layer_two.shape == (5, 5, 48, 256)  # half of the 96 maps: the other is on the other GPU
+    # half of the 96 maps; the other half is on the other GPU
+    assert layer_two.shape == (5, 5, 48, 256)
 
 
 def test_every_network_can_recompute_activations():
@@ -167,7 +168,9 @@ def test_every_network_can_recompute_activations():
 def test_a_sequence_is_recomputed_in_segments_with_the_same_gradients(
     name, size, segments, monkeypatch
 ):
-    """Every layer in one of the segments; the tree and the gradients stay, to float64."""
+    """Every layer belongs to one of the segments. The tree and the gradients stay the same, in
+    float64.
+    """
     monkeypatch.setitem(vgg.COLUMNS, "A", ((4,), (4,), (4, 4), (4, 4), (4, 4)))  # a narrow one
     fields = {"dropout_rate": 0.5, "hidden_features": 16} if name.startswith("vgg") else {}
     with jax.enable_x64():
@@ -201,20 +204,35 @@ flaxnets.create_model("resnet50") if "resnet50" in flaxnets.list_models() else N
     subprocess.run([sys.executable, "-W", "error::ImportWarning", "-c", code], check=True)
 
 
-# What a part of the library may import of the library; HOUSE.md's arrows, which run one way.
+def test_the_scripts_answer_help_before_jax_and_matplotlib_are_imported():
+    scripts = ", ".join(f"flaxnets.{name}" for name in SCRIPTS)
+    code = f"import sys, {scripts}; print(*{{'jax', 'flax', 'matplotlib'}} & sys.modules.keys())"
+    shown = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert shown.stdout == "\n"
+
+
+def test_the_names_are_those_of_the_families_tables():
+    tables = {family: " ".join(table) for family, table in FAMILIES.items()}
+    assert tables == FAMILY_NAMES
+
+
+# What each part of the library may import from the library. Imports run one way (CONTRIBUTING.md).
 ALLOWED = {
     "errors": set(),
+    "types": set(),
     "kernels": {"kernels", "errors"},
     "initializers": set(),
     "layers": {"kernels", "initializers"},
     "blocks": {"layers", "kernels", "errors"},
-    "summary": {"layers", "blocks"},
-    "models": {"layers", "blocks", "initializers", "errors", "models"},
+    "attention": {"blocks", "layers", "kernels"},
+    "summary": {"layers", "attention"},
+    "models": {"layers", "blocks", "attention", "initializers", "errors", "models"},
     "recipes": {"recipes", "models", "errors"},
     "convert": {"kernels", "errors"},
     "data": {"data", "recipes", "errors"},
     "training": {
         "training",
+        "types",
         "recipes",
         "convert",
         "initializers",
@@ -224,16 +242,19 @@ ALLOWED = {
     },
     "runs": {
         "runs",
+        "types",
         "training",
         "data",
         "models",
         "weights",
         "recipes",
         "summary",
+        "script_help",
         "errors",
     },
     "inference": {
         "inference",
+        "types",
         "convert",
         "runs",
         "training",
@@ -247,6 +268,8 @@ ALLOWED = {
     },
     "catalog": {"models", "weights", "errors"},
     "terminal": {"errors"},
+    "tables": set(),
+    "script_help": {"terminal"},
     "weights": {
         "weights",
         "recipes",
@@ -289,12 +312,12 @@ def test_imports_run_one_way():
                 if part == "kernels":
                     assert root != "flax", f"{path} imports {name}"
                 if part == "models" and path.name != "__init__.py" and root == "flaxnets":
-                    shared = (["layers"], ["blocks"], ["initializers"], ["errors"])
+                    shared = [[part] for part in ALLOWED["models"] - {"models"}]
                     assert rest in (*shared, ["models", "base"]), f"{path} imports {name}"
 
 
 def modules() -> dict[str, pathlib.Path]:
-    """Every module of the library by its dotted name."""
+    """Return the path of every module of the library by its dotted name."""
     names = {}
     for path in ROOT.rglob("*.py"):
         parts = path.relative_to(ROOT.parent).with_suffix("").parts
@@ -303,7 +326,7 @@ def modules() -> dict[str, pathlib.Path]:
 
 
 def imported(tree: ast.AST, known: Container[str]) -> Iterator[str]:
-    """Yield the `known` modules that a module imports anywhere, but for annotations alone."""
+    """Yield the `known` modules that a module imports anywhere, except for annotations alone."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             continue
@@ -317,8 +340,10 @@ def imported(tree: ast.AST, known: Container[str]) -> Iterator[str]:
 
 
 def circle(graph: dict[str, set[str]]) -> list[str]:
-    """Return modules of which each imports the one before it, the last one too; none if the imports
-    have no circle.
+    """Return the modules of a circle of imports, each imported by the next; the first is also the
+    last.
+
+    The list is empty if the imports have no circle.
     """
     try:
         list(graphlib.TopologicalSorter(graph).static_order())

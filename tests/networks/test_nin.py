@@ -12,7 +12,7 @@ from flaxnets import create_model, to_torch
 from flaxnets.initializers import drawn
 from networks.nin import THIN
 
-SIZE = {"nin_cifar": 12, "nin_imagenet": 67}  # of the images, in pixels
+SIZE = {"nin_cifar": 12, "nin_imagenet": 67}  # side of the images in pixels
 both = pytest.mark.parametrize("name", THIN)
 
 
@@ -73,7 +73,8 @@ def test_initial_weights_are_the_authors_but_for_one_bias(name, deviations):
     for number, row in enumerate(deviations, 1):
         for layer, deviation in zip(("conv", "cccp1", "cccp2"), row, strict=True):
             value = init.pop(f"mlpconv{number}.{layer}.weight")
-            # The sampling error of a standard deviation is 1 / sqrt(2 n); four are allowed.
+            # The sampling error of a standard deviation is 1 / sqrt(2 n). Four of these errors are
+            # allowed.
             assert abs(value.std() / deviation - 1) < 4 / np.sqrt(2 * value.size)
             bias = 1 if (name, number, layer) == ("nin_cifar", 3, "cccp2") else 0
             assert (init.pop(f"mlpconv{number}.{layer}.bias") == bias).all()

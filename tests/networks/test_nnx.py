@@ -47,7 +47,7 @@ def test_a_network_of_each_class_trains_in_shapes(name):
     ],
 )
 def test_steps_are_linens_own(name, fields):
-    """Trained variables move in, the loss falls, and parameters and running statistics are those of
+    """Trained variables move in, and the loss falls. Parameters and running statistics are those of
     linen's steps.
     """
     model = create_model(name, **fields)

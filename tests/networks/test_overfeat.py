@@ -13,7 +13,8 @@ from flaxnets.inference.features import features
 from flaxnets.initializers import drawn
 from networks import CASES
 
-# Side of each convolution's output: Table 1 (see the module for layer 2), Table 3 before pooling.
+# Side of each convolution's output, in Table 1 (for layer 2 see the model's file) and in Table 3
+# before pooling.
 SIDES = {
     "overfeat_fast": (56, 24, 12, 12, 12),
     "overfeat_accurate": (108, 30, 15, 15, 15, 15),
@@ -22,7 +23,7 @@ NATIVE = {"overfeat_fast": 231, "overfeat_accurate": 221}
 
 
 def narrow_pair(name: str, **fields):
-    """Ours and torch's with few channels, on the same weights."""
+    """Return ours and torch's with few channels, and the common weights."""
     model, reference = parity.build_pair(name, CASES[name], **CASES[name].train_fields, **fields)
     x = parity.images(NATIVE[name])
     return model, reference.eval(), parity.converted(model, reference, x)
@@ -44,8 +45,8 @@ def test_map_sizes_of_the_tables(name):
 
 
 def test_offset_pooling_interleaves_the_maps_of_all_offsets():
-    """Section 3.3, Figure 3: the last pool at the offsets 0, 1, 2. Table 5: images of 281 pixels
-    have 20x20 features before it, and 2x2 classifier positions at each of 3x3 offsets.
+    """Section 3.3, Figure 3: the last pool is applied at the offsets 0, 1 and 2. Table 5: images of
+    281 pixels have 20x20 features before it, and 2x2 classifier positions at each of 3x3 offsets.
     """
     model, reference, variables = narrow_pair("overfeat_accurate")
     x = parity.images(281)
@@ -66,7 +67,7 @@ def test_offset_pooling_interleaves_the_maps_of_all_offsets():
 
 
 def test_initialisation():
-    """Section 3.1: mean 0 and standard deviation 0.01."""
+    """Section 3.1 gives a mean of 0 and a standard deviation of 0.01."""
     model = create_model("overfeat_fast", **CASES["overfeat_fast"].train_fields)
     params = drawn(model.init)(jax.random.key(0), jnp.zeros((1, *model.input_shape)))["params"]
     kernels = np.concatenate([v.ravel() for v in jax.tree.leaves(params) if v.ndim > 1])

@@ -86,7 +86,7 @@ def test_slopes_start_at_a_quarter_and_the_recipe_does_not_decay_them():
             np.testing.assert_array_equal(start[key], np.float32(0.25), err_msg=key)
         elif key.endswith("bias"):
             assert not start[key].any()
-    assert start["conv1.prelu.weight"].shape == (96,)  # one a channel
+    assert start["conv1.prelu.weight"].shape == (96,)  # one for each channel
     weight = start["conv1.layer.weight"]
     assert abs(weight.std() / np.sqrt(2 / (96 * 49)) - 1) < 4 / np.sqrt(2 * weight.size)
 
@@ -106,7 +106,7 @@ def test_a_negative_input_has_the_slope_and_gives_it_its_gradient():
 
 @pytest.mark.parametrize(("letter", "depth", "operations"), [("a", 19, 1.90), ("b", 22, 2.32)])
 def test_layers_and_operations_of_table_3(letter, depth, operations):
-    """In 1e10. Column C has 5.35 here, 5.30 in the table."""
+    """Operations are in 1e10. Column C has 5.35 here and 5.30 in the table."""
     model = create_model(f"prelu_net_{letter}")
     layers = summarize(model, model.input_shape)
     assert sum(layer.multiply_adds > 0 for layer in layers) == depth

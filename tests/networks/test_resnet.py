@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import parity
-from flaxnets import create_model, to_torch
+from flaxnets import InputError, create_model, to_torch
 from flaxnets.blocks import StochasticDepth, shortcut
 from flaxnets.initializers import drawn
 from flaxnets.layers import BatchNorm, Conv
@@ -54,7 +54,7 @@ def no_norm(**_):
     [
         (functools.partial(BasicBlock, 64), 64, 73_856),
         (functools.partial(BasicBlock, 256), 256, 1_180_160),
-        # "about 70k": 256-64-64-256, a sixteenth of the two 3x3 convolutions of 256
+        # The paper's "about 70k": 256-64-64-256, a sixteenth of two 3x3 convolutions of 256.
         (functools.partial(Bottleneck, 64), 256, 70_016),
     ],
 )
@@ -85,7 +85,9 @@ def test_all_50_layers_take_the_same_step():
 
 
 def test_basic_blocks_have_no_groups():
-    with pytest.raises(ValueError, match="only bottleneck blocks have groups"):
+    with pytest.raises(
+        InputError, match="blocks without bottleneck have neither, expected 1 and 64"
+    ):
         shapes(create_model("resnet18", groups=32))
 
 
@@ -116,7 +118,7 @@ def test_zero_init_residual_zeroes_the_last_norm_of_each_block_only(name, last):
 )
 def test_weights_are_initialised_normally_with_variance_two_over_the_fan(name, key, fan):
     value = initialised(name)[key]
-    # The sampling error of a standard deviation is 1 / sqrt(2 n); four of them are allowed.
+    # The sampling error of a standard deviation is 1 / sqrt(2 n). Four of these errors are allowed.
     assert abs(value.std() / np.sqrt(2 / fan) - 1) < 4 / np.sqrt(2 * value.size)
     normal = abs(value / value.std())
     assert 0.29 < np.mean(normal > 1) < 0.35 or value.size < 10_000
@@ -145,13 +147,13 @@ def test_the_last_map_of_an_imagenet_network_has_a_thirtysecond_of_the_pixels(si
 
 @pytest.mark.parametrize(("name", "depth"), [("resnet20_cifar", 21), ("wrn_16_4", 20)])
 def test_a_depth_that_is_no_whole_number_of_blocks_is_refused(name, depth):
-    with pytest.raises(ValueError, match=f"depth is {depth}; expected 6n"):
+    with pytest.raises(InputError, match=f"depth is {depth}; expected 6n"):
         shapes(create_model(name, depth=depth))
 
 
 @pytest.mark.parametrize("depth", [20, 32, 44, 56, 110, 1202])
 def test_depth_counts_convolutions_and_the_linear_layer(depth):
-    """In torch's network, of which ours has every key and shape (tests/parity)."""
+    """They are counted in torch's network. Ours has all its keys and shapes (tests/parity)."""
     name = f"resnet{depth}_cifar"
     reference = parity.shapes_of_reference(name, CASES[name])
     assert sum(len(shape) > 1 for shape in reference.values()) == depth
@@ -168,7 +170,7 @@ def test_the_shortcut_without_parameters_subsamples_and_appends_zeros():
 
 @pytest.mark.parametrize("option", ["A", "B", "C"])
 def test_shortcuts_of_table_3(option):
-    """Logits of both kinds of networks, against torch; gradients of one."""
+    """Compare logits of both kinds of networks with torch, and the gradients of one."""
     fields = {"depths": (2, 1), "num_classes": 10}
     case = dataclasses.replace(
         CASES["resnet18"],
@@ -194,7 +196,7 @@ def test_shortcuts_of_table_3(option):
 
 
 def test_projections_take_as_many_parameters_as_table_3_says():
-    """Option C projects 13 shapes more than B: of 64, 128, 256 and 512 channels."""
+    """Option C projects in 13 more blocks than B, with 64, 128, 256 and 512 channels."""
     a, b, c = (count(shapes(create_model("resnet34", shortcut=o))["params"]) for o in "ABC")
     assert b - a == sum(width * width // 2 + 2 * width for width in (128, 256, 512))
     more = {64: 3, 128: 3, 256: 5, 512: 2}
@@ -205,17 +207,23 @@ def test_projections_take_as_many_parameters_as_table_3_says():
     ("name", "fields", "sentence"),
     [
         ("resnet18", {"shortcut": "D"}, "unknown shortcut 'D'; expected one of A, B, C, none"),
-        ("plain18", {"zero_init_residual": True}, "a plain network cannot start its blocks at"),
-        ("plain20_cifar", {"stochastic_depth_rate": 0.5}, "a plain network has no blocks to leave"),
+        ("plain18", {"zero_init_residual": True}, "shortcut is 'none', with which zero_init"),
+        (
+            "plain20_cifar",
+            {"stochastic_depth_rate": 0.5},
+            "shortcut is 'none', with which stochastic",
+        ),
     ],
 )
 def test_shortcuts_that_do_not_fit_get_one_sentence(name, fields, sentence):
-    with pytest.raises(ValueError, match=sentence):
+    with pytest.raises(InputError, match=sentence):
         shapes(create_model(name, **fields))
 
 
 def test_stochastic_depth_grows_linearly_and_acts_in_training_only():
-    """Huang et al. 2016, equation 4: the last block survives with 1 - rate, the input with 1."""
+    """Huang et al. 2016, equation 4: the input survives with probability 1, the last block with 1 -
+    rate.
+    """
     model = create_model("resnet20_cifar", depth=8, stochastic_depth_rate=0.5)
     x = parity.images(8)
     variables = drawn(model.init)(jax.random.key(0), x)
@@ -286,7 +294,7 @@ def test_the_dropout_rate_of_a_wide_network_acts_in_training_only():
 
 
 def test_no_block_computes_the_sums_of_earlier_blocks_again():
-    """Operations beside convolutions, which oneDNN has, grow with the number of blocks."""
+    """Operations other than convolutions, which are oneDNN's, grow with the number of blocks."""
 
     def operations(depth: int) -> float:
         model = create_model("resnet20_cifar", depth=depth)

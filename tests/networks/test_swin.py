@@ -1,5 +1,7 @@
-"""What comparison with torch's logits does not show of Swin transformers: initial values, the key
-bias that V2 leaves out, and its table of offsets, a buffer, in all that handles variables.
+"""What comparison with torch's logits does not show about Swin transformers.
+
+These are initial values, the key bias that V2 omits, and V2's table of offsets: a buffer, in
+everything that handles variables.
 """
 
 import functools
@@ -42,7 +44,9 @@ def test_initial_values_are_torchvisions(name):
 
 @pytest.mark.parametrize("window", [2, 4, 7, 8])
 def test_buffers_are_torchvisions(window):
-    """The index to the last integer, offsets to rounding: torch takes logarithms in float32."""
+    """The index is equal, and offsets are equal up to rounding: torch takes logarithms in
+    float32.
+    """
     fields: dict[str, Any] = {**FIELDS, "window": window, "depths": (1, 1)}
     for name in ("swin_t", "swin_v2_t"):
         buffers = dict(swin(name, vary=False, **fields).named_buffers())
@@ -57,8 +61,8 @@ def test_buffers_are_torchvisions(window):
 
 
 def test_the_temperature_has_an_upper_end_and_keys_no_bias():
-    """Beyond a logarithm of 100 the scale stays, in value and gradient; so the third of the bias
-    that is the keys'.
+    """Beyond a logarithm of 100 the scale stays constant, and its gradient is zero. So is the
+    gradient of the keys' third of the bias.
     """
     model = create_model("swin_v2_t", **FIELDS)
     reference = swin("swin_v2_t", **FIELDS)
@@ -83,7 +87,7 @@ def test_the_temperature_has_an_upper_end_and_keys_no_bias():
 
 
 def test_the_table_is_no_parameter_of_a_training_state(second):
-    """An optimiser does not see it; averages keep it, to rounding."""
+    """An optimiser does not see the table. Averages keep it, up to rounding."""
     model, variables = second
     recipe = recipe_for("swin_v2_t", "small images")
     recipe = type(recipe)(**{**vars(recipe), "ema_decay": 0.9})

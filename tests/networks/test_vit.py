@@ -1,5 +1,5 @@
-"""What comparison with torch's logits does not show of vision transformers: other sizes of images,
-older files, initial values.
+"""What comparison with torch's logits does not show about vision transformers: other sizes of
+images, older files, initial values.
 """
 
 from typing import Any
@@ -29,7 +29,7 @@ NARROW: dict[str, Any] = {
 
 
 def narrow(size: int, **fields):
-    """Return our network, torch's and its weights in our tree, for images of `size` pixels."""
+    """Return our network, torch's, its weights in our tree, and images of `size` pixels."""
     fields = NARROW | {"image_size": size, "num_classes": 10} | fields
     model, reference = parity.build_pair("vit_b_16", CASES["vit_b_16"], **fields)
     x = parity.images(size)
@@ -38,7 +38,9 @@ def narrow(size: int, **fields):
 
 @pytest.mark.parametrize(("old", "new"), [(4, 7), (7, 4), (3, 1), (1, 3), (14, 37)])
 def test_positions_are_interpolated_as_torchvision_does(old, new):
-    """In float64: in float32 torch rounds the places of 37 points by up to 1e-6."""
+    """The comparison is in float64. In float32 torch rounds the places of 37 points by up to
+    1e-6.
+    """
     embedding = np.random.default_rng(0).normal(size=(1, old**2 + 1, 6))
     weights = {"encoder.pos_embedding": torch.from_numpy(embedding)}
     interpolate = torchvision.models.vision_transformer.interpolate_embeddings
@@ -100,7 +102,9 @@ def test_images_of_another_size_are_refused(shape, sentence):
 
 
 def test_initial_values_are_torchvisions():
-    """N(0, 1 / fan_in) of patches, uniform of variance 2 / (in + out) in the encoder."""
+    """Patches start from N(0, 1 / fan_in), the encoder from uniform values of variance 2 / (in +
+    out).
+    """
     fields = NARROW | {"features": 96, "mlp_features": 192, "image_size": 64}
     model = create_model("vit_b_16", **fields)
     reference = torchvision.models.VisionTransformer(64, 8, 2, 2, 96, 192)

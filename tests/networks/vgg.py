@@ -1,5 +1,5 @@
-"""torchvision's VGG, and the two columns of the paper's Table 1 that it lacks, made of their
-neighbours; compared with a narrower classifier than 4096, which only costs time here.
+"""torchvision's VGGs, and the two columns of the paper's Table 1 that torchvision lacks, made of
+their neighbours. All are compared with fewer than 4096 features in the classifier, to save time.
 """
 
 import functools
@@ -21,7 +21,9 @@ def vgg(name: str, hidden_features: int = 4096, num_classes: int = 1000) -> nn.M
 
 
 def with_lrn(**fields) -> nn.Module:
-    """Column A-LRN: after the first convolution and its ReLU; torch divides alpha by 5."""
+    """Return column A-LRN: the norm follows the first convolution and its ReLU. torch divides alpha
+    by 5.
+    """
     model: Any = vgg("vgg11", **fields)
     lrn = nn.LocalResponseNorm(5, alpha=5 * 1e-4, beta=0.75, k=2)
     model.features = nn.Sequential(*model.features[:2], lrn, *model.features[2:])
@@ -29,7 +31,7 @@ def with_lrn(**fields) -> nn.Module:
 
 
 def with_pointwise_convolutions(**fields) -> nn.Module:
-    """Column C: D, whose last convolutions of three stages have one pixel."""
+    """Return column C: column D with 1x1 kernels in the last convolution of three stages."""
     model: Any = vgg("vgg16", **fields)
     for index in (14, 21, 28):
         channels = model.features[index].out_channels

@@ -1,5 +1,5 @@
-"""torchvision's vision transformers: the first whole, of the others the shapes, and values of two
-layers on four patches. Trained with two narrow layers.
+"""torchvision's vision transformers. The first is compared whole, the others in their shapes and in
+the values of two layers on four patches. They are trained with two narrow layers.
 """
 
 import functools
@@ -9,7 +9,7 @@ import parity
 from parity import Case, Small
 from tools.torchvision_import import torchvision
 
-SIZES = {  # layers, heads, features, features of the feed-forward layers
+SIZES = {  # layers, heads, features, and features of the feed-forward layers
     "b": (12, 12, 768, 3072),
     "l": (24, 16, 1024, 4096),
     "h": (32, 16, 1280, 5120),

@@ -1,4 +1,4 @@
-"""Zagoruyko & Komodakis 2016, Table 1, from the paper's text and Figure 1d."""
+"""Zagoruyko & Komodakis 2016, Table 1, written from the paper's text and Figure 1d."""
 
 import functools
 from collections import OrderedDict
@@ -45,7 +45,7 @@ def wide_resnet(depth: int, widen: int, num_classes: int = 10) -> nn.Module:
     return nn.Sequential(parts)
 
 
-# The paper: 36.5 M for WRN-28-10 and 8.9 M for WRN-40-4 (Table 5); WRN-16-4 is its SVHN network.
+# The paper has 36.5 M for WRN-28-10 and 8.9 M for WRN-40-4 (Table 5). WRN-16-4 is its SVHN network.
 SIZES = {(16, 4): 2_748_890, (28, 10): 36_479_194, (40, 4): 8_949_210}
 CASES = {
     f"wrn_{depth}_{widen}": Case(

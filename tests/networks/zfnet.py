@@ -1,6 +1,6 @@
 """ZFNet written from Figure 3 of arXiv:1311.2901.
 
-Trained with a sixteenth of the channels and a narrow classifier, at the paper's image size.
+It is trained with a sixteenth of the channels and a narrow classifier, at the paper's image size.
 """
 
 from collections import OrderedDict
@@ -15,7 +15,7 @@ def zfnet(
     hidden_features: int = 4096,
     num_classes: int = 1000,
 ) -> nn.Module:
-    def pool_and_normalize() -> list[nn.Module]:  # torch divides alpha by the channels
+    def pool_and_normalize() -> list[nn.Module]:  # torch divides alpha by the number of channels
         lrn = nn.LocalResponseNorm(5, alpha=5e-4, beta=0.75, k=2)
         return [nn.MaxPool2d(3, 2, ceil_mode=True), lrn]
 

@@ -1,4 +1,4 @@
-"""Every network against an independent implementation in torch, on CPU."""
+"""Every network against an independent implementation in torch, on a CPU."""
 
 import dataclasses
 from collections.abc import Collection, Container, Iterable, Mapping
@@ -13,7 +13,7 @@ from flaxnets import create_model, from_torch, list_models
 from flaxnets.models import FAMILIES
 from networks import CASES, EVERY_NETWORK, SLOW
 
-# Whose gradients are compiled in seconds; between them every kind of layer.
+# Networks whose gradients compile in seconds. Together they have every kind of layer.
 QUICK = {
     "lenet5", "mlp", "perceptron", "softmax_regression", "linear_regression", "mcdnn_mnist",
     "nin_cifar", "highway_mlp", "plain_mlp", "highway19_cifar", "resnet20_cifar",
@@ -24,8 +24,10 @@ FIRST = {next((name for name in names if name not in SLOW), "") for names in FAM
 
 
 def alike(names: Iterable[str], fast: Container[str], fields: str, *others: str) -> list[Any]:
-    """Return the networks in groups that are one and the same network once the `fields` of their
-    cases cut them, each group as a parameter of a test; slow are those of no `fast` network.
+    """Return the networks in groups, each as a parameter of a test.
+
+    The networks of a group become the same network once the `fields` of their cases cut them. A
+    group without a `fast` network is marked slow.
     """
     groups: dict[tuple, list[str]] = {}
     for name in names:
@@ -43,8 +45,8 @@ def alike(names: Iterable[str], fast: Container[str], fields: str, *others: str)
 
 
 def choices(model) -> tuple:
-    """Return what chooses the code of a network: its class, and its fields but for numbers and for
-    letters, such as VGG's "A" to "E".
+    """Return what selects the code of a network: its class, and its fields except numbers and
+    single letters, such as VGG's "A" to "E".
     """
 
     def kept(value):
@@ -64,7 +66,7 @@ def test_every_network_is_compared():
 
 
 def test_a_deeper_network_is_the_code_of_one_whose_gradients_are_compared():
-    """Their fields differ in numbers and letters alone."""
+    """Their fields differ only in numbers and letters."""
     compared = {choices(create_model(name)) for name, case in CASES.items() if not case.deeper}
     for name in CASES:
         assert choices(create_model(name)) in compared, name
@@ -72,8 +74,9 @@ def test_a_deeper_network_is_the_code_of_one_whose_gradients_are_compared():
 
 @pytest.mark.parametrize("name", EVERY_NETWORK)
 def test_parameters_are_torchs(name, record_parity):
-    """Their number, every key and every shape, of the whole network, which has no values here. In
-    bfloat16, which is the logits' precision; variables stay in float32.
+    """Compare number, keys and shapes of the whole network, without values.
+
+    Logits are bfloat16 here, as asked for; variables stay float32.
     """
     case = CASES[name]
     model = create_model(name, dtype=jnp.bfloat16)

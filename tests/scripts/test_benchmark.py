@@ -1,4 +1,4 @@
-"""What tools/benchmark.py says it measures; no test looks at a time."""
+"""tools/benchmark.py measures what it says it measures; no test looks at a time."""
 
 import csv
 import dataclasses
@@ -40,8 +40,9 @@ def torch_in_this_process(monkeypatch):
 
 
 @pytest.mark.parametrize("mode", ["infer", "train"])
+@pytest.mark.slow
 def test_speed(mode, torch_in_this_process):
-    """86,400 + 153,600 in the convolutions, 30,720 + 10,080 + 840 behind."""
+    """LeNet-5 has 86,400 + 153,600 multiply-adds in convolutions, 30,720 + 10,080 + 840 after."""
     options = common.Options(mode=mode, batch_size=4, rounds=2, vs=("torchvision", "plain"))
     row = speed.measure_speed("lenet5", options)
     assert (row["batch_size"], row["image_size"]) == (4, 28)
@@ -64,19 +65,19 @@ def test_speed_beside_torchvision(torch_in_this_process):
 
 
 def test_the_plain_contender_has_no_kernel_of_ours(monkeypatch):
-    """In every call: jax would trace it again outside of the context."""
-    found = []
-    ours = SimpleNamespace(infer=lambda: found.append({*map(formulation, get_args(Kernel))}))
+    """Every call is inside the context; jax would trace it again outside."""
+    kernels = []
+    ours = SimpleNamespace(infer=lambda: kernels.append({*map(formulation, get_args(Kernel))}))
     monkeypatch.setattr(speed, "Ours", lambda arch, options: ours)
     monkeypatch.setattr(speed, "timed", lambda work: work)
     run = speed.plain_contender("lenet5", common.Options(mode="infer"))
     run()
     run()
-    assert found == [{"plain"}, {"plain"}]
+    assert kernels == [{"plain"}, {"plain"}]
 
 
 def test_a_turn_is_filled_with_short_calls(monkeypatch):
-    """The first call wakes the cores and does not count; a long one has the turn for itself."""
+    """The first call wakes the cores and does not count, unless it fills the turn alone."""
     clock = [0.0]
     monkeypatch.setattr(common.time, "perf_counter", lambda: clock[0])
 
@@ -98,7 +99,7 @@ def test_a_turn_is_filled_with_short_calls(monkeypatch):
 
 def test_only_training_has_several_devices():
     for options in (common.Options(mode="infer", devices=2), common.Options(all=True, devices=2)):
-        with pytest.raises(InputError, match="2 devices; expected 1, but for --mode train"):
+        with pytest.raises(InputError, match="--devices is 2; expected 1, because only"):
             benchmark.main(options)
 
 
@@ -117,7 +118,7 @@ def test_learning():
 
 
 def test_accuracy():
-    """Of the digits, ten epochs are enough for 80%, none for all."""
+    """On the digits, ten epochs are enough for 80%, and two are not for 100%."""
     options = common.Options(mode="accuracy", batch_size=64, epochs=10, target=0.8)
     row = learning.measure_accuracy("mlp", options)
     assert row["reached"]
@@ -131,8 +132,9 @@ def test_accuracy():
 
 
 def test_a_profile(monkeypatch):
-    """LeNet-5's products are 281,640 multiply-adds an image, three times; a copy of 1,000 bytes
-    takes half a second here, a product of 2048 x 2048 numbers two.
+    """A step of LeNet-5 has three times 281,640 multiply-adds per image.
+
+    Here a copy of 1,000 bytes takes half a second, and a product of 2048 x 2048 numbers two.
     """
     monkeypatch.setattr(profiling, "large_copy", lambda: (1000, lambda: 0.5))
     monkeypatch.setattr(profiling, "matrix_product", lambda dtype: lambda: 2.0)
@@ -142,23 +144,23 @@ def test_a_profile(monkeypatch):
     assert list(shares.values()) == sorted(shares.values(), reverse=True)
     assert {"dot_general, forward", "dot_general, backward", "convolution, backward"} <= set(shares)
     assert shares.get("unnamed", 0) < 0.2
-    parameters = 44_426 * 4  # each is read, and written, with its momentum
+    parameters = 44_426 * 4  # bytes; each is read and written, as is its momentum
     assert row["gigabytes_moved"] * 1e9 > 4 * parameters
     assert row["gigabytes_per_second"] == pytest.approx(2e-6)
     assert row["seconds_of_memory"] == pytest.approx(row["gigabytes_moved"] * 1e9 / 2000)
     assert row["seconds_of_products"] == pytest.approx(3 * 8 * 281_640 * 2 / 2048**3)
 
 
-def test_the_time_of_operations_is_that_of_a_device_once(monkeypatch):
-    """Kernels on a GPU's streams, none of the summaries beside them, and no container's."""
+def test_the_time_of_an_operation_counts_once(monkeypatch):
+    """It is the time of kernels on a GPU's streams, not of summaries and containers of them."""
 
     def line(name, *events):
         stats = [[("hlo_op", operation), ("device_ordinal", 0)] for operation, _ in events]
-        found = [
+        named = [
             SimpleNamespace(stats=known, duration_ns=seconds * 1e9)
             for known, (_, seconds) in zip(stats, events, strict=True)
         ]
-        return SimpleNamespace(name=name, events=[*found, SimpleNamespace(stats=[])])
+        return SimpleNamespace(name=name, events=[*named, SimpleNamespace(stats=[])])
 
     kernels = line("Stream #7", ("fusion.1", 3), ("dot.2", 1), ("while.3", 4), ("fusion.1", 3))
     device = [kernels, line("XLA Modules", ("fusion.1", 10))]
@@ -206,7 +208,7 @@ ENTRY %main (x: bf16[4,8], y: f32[8]) -> (f32[8], u8[3]) {
 
 
 def test_the_traffic_of_a_program():
-    """A fusion that takes one row of four: 16 bytes of 64, and 32 read and 32 written."""
+    """A fusion that reads one row of four counts 16 bytes of 64, and 32 read and 32 written."""
     moved = [(kind, size) for _, kind, size in traffic.traffic(PROGRAM)]
     assert moved == [("add, forward", 16 + 32 + 32), ("unnamed, update", 32 + 64 + 32 + 3)]
 
@@ -218,12 +220,12 @@ def test_traffic_without_the_plugin(monkeypatch):
     monkeypatch.setattr(traffic.topologies, "get_topology_desc", no_plugin)
     monkeypatch.setattr(jax.config, "update", lambda *_: None)
     monkeypatch.setenv("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "")  # restored
-    with pytest.raises(InputError, match=r"--mode traffic needs pip install \"jax\[cuda12\]\""):
+    with pytest.raises(InputError, match=r"--mode traffic needs jax's CUDA plugin"):
         traffic.measure_traffic("lenet5", common.Options(mode="traffic"))
 
 
 def test_what_crops_share_is_counted():
-    """LeNet-5's map of 56x56 pixels: 8x8 predictions, by hand."""
+    """LeNet-5's map of 56x56 pixels has 8x8 predictions, counted by hand."""
     row = dense.measure_dense("lenet5", common.Options(mode="dense", rounds=1))
     convolutions = 52 * 52 * 6 * 25 + 22 * 22 * 16 * 25 * 6
     assert row["map_multiply_adds"] == convolutions + 64 * (256 * 120 + 120 * 84 + 84 * 10)
@@ -246,7 +248,7 @@ def test_reading_of_images_in_memory():
 
 @pytest.fixture
 def pictures(tmp_path) -> str:
-    """A folder data set of one JPEG for training and one for testing."""
+    """Return a folder data set with one JPEG for training and one for testing."""
     buffer = io.BytesIO()
     Image.new("RGB", (80, 60), (200, 30, 10)).save(buffer, "jpeg")
     for path in ("train/red", "val/red"):
@@ -277,7 +279,7 @@ def test_a_start(pictures, monkeypatch):
 
     monkeypatch.setattr(starting, "_seconds", recorded)
     row = starting.measure_start("lenet5", common.Options(mode="start", dataset=pictures))
-    assert commands[-1] == ["-c", starting.IMPORTS]
+    assert commands[-1] == ["-c", starting.IMPORTS, *starting.LATE[:-1]]
     assert 0 < row["second_start_output_seconds"] < row["second_start_step_seconds"]
     assert row["second_start_step_beyond_imports"] == pytest.approx(
         row["second_start_step_seconds"] - row["imports_seconds"]
@@ -325,17 +327,17 @@ def test_a_killed_process_is_a_sentence_and_what_was_measured_stays(tmp_path, mo
 
 
 def test_batches_of_the_table():
-    """12 G by 1.81 G, 19.6 G and 281,640 multiply-adds an image."""
-    found = [speed.suitable_batch_size(name) for name in ("resnet18", "vgg19", "lenet5")]
-    assert found == [8, 4, 64]
+    """They have 12 G multiply-adds, at 1.81 G, 19.6 G and 281,640 per image."""
+    sizes = [speed.suitable_batch_size(name) for name in ("resnet18", "vgg19", "lenet5")]
+    assert sizes == [8, 4, 64]
 
 
 def test_growth_is_drawn(tmp_path):
-    """Every series of the plan in a plot: with made-up numbers, since the real ones take long."""
+    """Every series has a plot; the numbers are invented, because real ones take long."""
     rows = [
-        {**label, "arch": arch, "batch_size": n, "image_size": n, "devices": asked.devices}
+        {**label, "arch": arch, "batch_size": n, "image_size": n, "devices": options.devices}
         | {"seconds": 1.0, "peak_gigabytes": 1.0}
-        for n, (label, arch, asked) in enumerate(growth.series("resnet50", common.Options()))
+        for n, (label, arch, options) in enumerate(growth.series("resnet50", common.Options()))
     ]
     assert {row["series"] for row in rows} == {
         "batch", "batch, remat", "resolution", "devices", "depth",

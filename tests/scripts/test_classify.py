@@ -1,4 +1,4 @@
-"""Pictures as torchvision prepares them, views of them, and the script that names their content."""
+"""Test preprocessing against torchvision's, views of pictures, and the script classify.py."""
 
 import json
 import pathlib
@@ -22,8 +22,8 @@ from flaxnets.data.pixels.resize import Resize, cover, scale_short_side
 from flaxnets.data.plan import Plan
 from flaxnets.data.source import IMAGENET_STATISTICS
 from flaxnets.inference.inputs import own_statistics
-from flaxnets.inference.network import imagenet_class_names
 from flaxnets.inference.options import NetworkOptions
+from flaxnets.inference.results import imagenet_class_names
 from flaxnets.inference.views import (
     check_views,
     for_views,
@@ -91,7 +91,7 @@ def test_random_crops_are_seeded_windows_on_either_side():
 
 
 class Grid:
-    """A network whose logits are the normalised colours of every hundredth pixel."""
+    """A network whose logits are the normalised colours of every 100th pixel."""
 
     dense = False
 
@@ -137,7 +137,7 @@ def test_overfeats_maps_have_the_sizes_of_table_5():
 def test_a_network_that_reads_the_whole_picture_has_one_view_of_it(views):
     whole = Plan((Decode(3), Resize(28)))
     check_views("center", whole)
-    with pytest.raises(InputError, match="reads the whole picture at 28x28 pixels, of which there"):
+    with pytest.raises(InputError, match="reads the whole picture at 28x28 pixels and has no"):
         check_views(views, whole)
 
 
@@ -159,7 +159,7 @@ def test_class_names_are_torchvisions():
 
 @pytest.fixture(scope="module")
 def alexnet(tmp_path_factory):
-    """torchvision's network, whose logits differ more than at initialisation, and its file."""
+    """Return torchvision's network with larger logits than at initialisation, and its file."""
     torch.manual_seed(0)
     reference = torchvision.models.alexnet().eval()
     reference.classifier[6].weight.data *= 50
@@ -222,7 +222,7 @@ def test_top_fifteen_are_torchs(alexnet, files, capsys):
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    """A network for 28 pixels, grey images and seven classes."""
+    """Return the file of a network for grey images of 28 pixels and seven classes."""
     path = tmp_path_factory.mktemp("small") / "small.safetensors"
     model = create_model("lenet5", num_classes=7)
     variables = drawn(model.init)(jax.random.key(0), np.zeros((1, 28, 28, 1)))
@@ -245,7 +245,7 @@ def test_classes_and_channels_are_read_off_the_file(small, tmp_path, files, caps
     names.write_bytes(b"\xef\xbb\xbfa\r\nb\r\nc\r\nd\r\ne\r\nf\r\n\xc3\xa9\r\n")  # Windows' Notepad
     assert options.open().classes == tuple("abcdefé")
     names.write_text("a\nb\n")
-    with pytest.raises(InputError, match=r"names.txt has 2 lines; the network tells 7 classes"):
+    with pytest.raises(InputError, match=r"names.txt has 2 lines; expected 7, one for each class"):
         options.open()
 
 
@@ -346,9 +346,10 @@ def test_one_bad_picture_among_many_costs_no_other_its_result(small, files, tmp_
         ),
         (
             {"arch": "alexnet", "workdir": pathlib.Path("x")},
-            "--workdir names a network with its weights; give nothing beside it",
+            "--workdir names a network with its weights; leave out --arch, --weights, "
+            "--checkpoint and --ema",
         ),
-        ({"arch": "alexnet", "top": 0}, "--top 0; expected at least 1"),
+        ({"arch": "alexnet", "top": 0}, "--top is 0; expected at least 1"),
     ],
 )
 def test_bad_options(options, sentence, files):

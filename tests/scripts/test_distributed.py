@@ -1,4 +1,4 @@
-"""Several processes as one run, here two on one machine with two virtual devices each."""
+"""Test several processes as one run: two on one machine, with two virtual devices each."""
 
 import dataclasses
 import itertools
@@ -42,7 +42,7 @@ def free_port() -> int:
 
 
 def start_two(arguments, options, environment=lambda index: {}):
-    """train.py twice, with `options(index)` and `environment(index)`."""
+    """Start train.py twice, with `options(index)` and `environment(index)`."""
     cpu = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2"}
     return [
         subprocess.Popen(
@@ -64,10 +64,11 @@ def outputs(processes):
 
 @pytest.fixture
 def train_on_four_devices(monkeypatch):
-    """train.py's main in this process."""
+    """Return a function that runs train.py's main in this process."""
     four = jax.devices()[:4]
-    monkeypatch.setattr(train, "DataParallel", lambda mapping: DataParallel(mapping, four))
-    monkeypatch.setattr(train, "join", lambda processes: None)
+    patched = "flaxnets.training.parallel.DataParallel"
+    monkeypatch.setattr(patched, lambda mapping: DataParallel(mapping, four))
+    monkeypatch.setattr("flaxnets.runs.processes.join", lambda processes: None)
     return lambda *arguments: train.main([str(argument) for argument in arguments])
 
 
@@ -80,12 +81,12 @@ def rows(workdir):
 
 
 def assert_same_run(ours: pathlib.Path, theirs: pathlib.Path):
-    """Two processes and one sum gradients in another order: parameters of a SMOOTH network agree to
-    1e-6, and as many test examples are right.
+    """Two processes and one process sum gradients in different orders.
 
-    No such bound holds for every network. Rounding moves parameters by 1e-7, but where it decides
-    which value of a max pool's window is the largest, or the sign before a ReLU, their gradients
-    jump, and the parameters with them: LeNet-5 with seed 4 differed by 1.4e-3 after two epochs.
+    Parameters of a SMOOTH network agree to 1e-6, and equally many test examples are right. No such
+    bound holds for every network. Rounding moves parameters by 1e-7. If that decides which value of
+    a max pool's window is the largest, or the sign before a ReLU, the gradient jumps, and so do the
+    parameters: LeNet-5 with seed 4 differed by 1.4e-3 after two epochs.
     """
     for a, b in zip(variables(ours), variables(theirs), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
@@ -99,7 +100,7 @@ def assert_same_run(ours: pathlib.Path, theirs: pathlib.Path):
 
 @pytest.mark.slow
 def test_two_processes_give_what_one_gives(tmp_path, train_on_four_devices):
-    """Parameters, metrics and checkpoint; process 0 alone prints."""
+    """Parameters, metrics and checkpoint agree, and only process 0 prints."""
     address = f"localhost:{free_port()}"
     values = ["--arch", SMOOTH, "--epochs", 2, "--schedule", "plateau"]
     arguments = [*values, "--workdir"]
@@ -125,8 +126,9 @@ def test_two_processes_give_what_one_gives(tmp_path, train_on_four_devices):
 
 @pytest.mark.slow
 def test_a_signal_to_one_stops_all_and_one_process_goes_on(tmp_path, train_on_four_devices):
-    """Found by JAX as under srun; the run of two processes is saved at the same step by both, and
-    one process with four devices takes it to where a run that was never stopped comes.
+    """Processes that JAX finds, as under srun, save a stopped run at the same step.
+
+    One process with four devices continues it to the result of a run that was never stopped.
     """
     values = ["--arch", SMOOTH, "--schedule", "constant"]
     arguments = [*values, "--parallel", "pmap", "--workdir"]
@@ -167,18 +169,18 @@ def test_a_refusal_in_one_process_ends_all(tmp_path):
     first, second = outputs(started)
     assert first == ("", "", 2)
     sentence = f"workdir {tmp_path} holds a run with seed 0, not 1; choose another workdir"
-    assert second == ("", f"error: {sentence} or remove it\n", 2)
+    assert second == ("", f"error: {sentence} or remove this one\n", 2)
     assert {path.name for path in tmp_path.iterdir()} == {"config.json", "lock"}
 
 
 @pytest.mark.parametrize(
     ("processes", "sentence"),
     [
-        (Processes("localhost:1", 2), "belong together; missing: process id"),
+        (Processes("localhost:1", 2), "belong together; .* missing: process id"),
         (Processes(process_id=0), "missing: coordinator, num processes"),
-        (Processes("localhost", 2, 0), "coordinator 'localhost'; expected HOST:PORT, such as"),
-        (Processes("localhost:70000", 2, 0), "coordinator 'localhost:70000'; expected HOST:PORT"),
-        (Processes("localhost:1", 2, 2), "process id 2 of 2 processes; expected 0 to"),
+        (Processes("localhost", 2, 0), "coordinator is 'localhost'; expected HOST:PORT, such as"),
+        (Processes("localhost:70000", 2, 0), "coordinator is 'localhost:70000'; expected HOST:"),
+        (Processes("localhost:1", 2, 2), "process id is 2 .* is 2; expected .* from 0 to 1"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(processes, sentence):
@@ -213,7 +215,7 @@ def test_processes_that_do_not_meet_end_with_one_sentence(index):
 
 @pytest.fixture
 def pictures(tmp_path) -> str:
-    """A folder data set of PNG files of noise: 7 for training and 3 for testing."""
+    """Return a folder of PNG files of noise: 7 for training and 3 for testing."""
     rng = np.random.default_rng(0)
     for directory, count in (("train/a", 4), ("train/b", 3), ("val/a", 1), ("val/b", 2)):
         (tmp_path / directory).mkdir(parents=True)
@@ -226,19 +228,24 @@ def pictures(tmp_path) -> str:
 @pytest.mark.parametrize("name", ["digits", "recoloured", "folder"])
 @pytest.mark.parametrize("start_step", [0, 5])
 def test_the_batch_of_all_processes_does_not_depend_on_their_number(name, start_step, pictures):
-    """Bit for bit, over the ends of several passes."""
+    """Batches are bit-equal, across the ends of several passes."""
     if name == "digits":
-        source, batch_size, how = open_source("digits"), 400, SMALL
+        source, batch_size, preprocessing = open_source("digits"), 400, SMALL
     elif name == "recoloured":
-        how = dataclasses.replace(SMALL, policy="trivial_augment_wide")
+        preprocessing = dataclasses.replace(SMALL, policy="trivial_augment_wide")
         source, batch_size = open_source("digits"), 400
     else:
-        source, batch_size, how = open_source(pictures), 4, Preprocessing(32, 36)
+        source, batch_size, preprocessing = open_source(pictures), 4, Preprocessing(32, 36)
 
     def of_all(count):
         streams = [
             train_batches(
-                source, batch_size, how, seed=3, start_step=start_step, shard=(index, count)
+                source,
+                batch_size,
+                preprocessing,
+                seed=3,
+                start_step=start_step,
+                shard=(index, count),
             )
             for index in range(count)
         ]
@@ -258,8 +265,8 @@ def test_the_batch_of_all_processes_does_not_depend_on_their_number(name, start_
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_a_folder_is_evaluated_once(count, pictures):
     source = open_source(pictures)
-    how = Preprocessing(image_size=32, resize=36)
-    parts = [list(eval_batches(source, 4, how, shard=(i, count))) for i in range(count)]
+    preprocessing = Preprocessing(image_size=32, resize=36)
+    parts = [list(eval_batches(source, 4, preprocessing, shard=(i, count))) for i in range(count)]
     assert len({len(part) for part in parts}) == 1
     seen = [
         image.tobytes()
@@ -270,7 +277,7 @@ def test_a_folder_is_evaluated_once(count, pictures):
 
 
 class Numbered(tfds.core.GeneratorBasedBuilder):
-    """Photographs whose widths tell them apart."""
+    """Make photographs that differ in width."""
 
     VERSION = tfds.core.Version("1.0.0")
 
@@ -301,7 +308,7 @@ def three_files(tmp_path_factory) -> str:
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
 def test_records_are_shared_by_file_or_else_one_by_one(count, three_files):
-    """Three files: two processes have files of their own, and unequal shares; four read all."""
+    """Of three files, each of two processes reads its own (unequal shares); four read all files."""
     source: Any = open_source("numbered", three_files)
     assert [len(source.splits[split].filepaths) for split in ("train", "test")] == [3, 3]
     for split, size in (("train", 7), ("test", 5)):
@@ -311,8 +318,10 @@ def test_records_are_shared_by_file_or_else_one_by_one(count, three_files):
             assert [len(stream) for stream in streams] == shares
             seen = {record.numpy() for stream in streams for record in stream}
             assert len(seen) == sum(shares) == size
-    how = Preprocessing(image_size=32, resize=36)
-    parts = [list(eval_batches(source, 2 * count, how, shard=(i, count))) for i in range(count)]
+    preprocessing = Preprocessing(image_size=32, resize=36)
+    parts = [
+        list(eval_batches(source, 2 * count, preprocessing, shard=(i, count))) for i in range(count)
+    ]
     assert len({len(part) for part in parts}) == 1
     values = [
         int(image[0, 0, 0])
@@ -320,7 +329,7 @@ def test_records_are_shared_by_file_or_else_one_by_one(count, three_files):
         for image in batch["image"][batch["mask"] == 1]
     ]  # fmt: skip
     assert sorted(values) == [0, 1, 2, 3, 4]
-    batch = next(train_batches(source, 2 * count, how, shard=(count - 1, count)))
+    batch = next(train_batches(source, 2 * count, preprocessing, shard=(count - 1, count)))
     assert batch["image"].shape == (2, 32, 32, 3)
 
 

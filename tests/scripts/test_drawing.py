@@ -1,4 +1,4 @@
-"""Figures show the names of classes, runs and files as they are."""
+"""Figures show the names of classes, runs and files letter for letter."""
 
 import io
 
@@ -9,10 +9,16 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from flaxnets import dense, evaluate
+from flaxnets import dense
 from flaxnets.recipes import Preprocessing
 from flaxnets.runs.evaluation import Example, draw_worst
-from flaxnets.runs.figures import draw_batch, draw_grid, draw_learning_curve, literal
+from flaxnets.runs.figures import (
+    draw_batch,
+    draw_confusion,
+    draw_grid,
+    draw_learning_curve,
+    literal,
+)
 from tools import show_augmentation
 
 NAMES = ("$5_$10", r"\$1\$", "_$x", "caf\udce9")  # the last: a folder named in Latin-1
@@ -34,10 +40,10 @@ def test_a_name_is_drawn_letter_for_letter(index):
 
 def texts(figure):
     figure.savefig(io.BytesIO())  # draws everything
-    found = [text.get_text() for text in figure.findobj(Text)]
-    assert not any(map(matplotlib.cbook.is_math_text, found))
+    words = [text.get_text() for text in figure.findobj(Text)]
+    assert not any(map(matplotlib.cbook.is_math_text, words))
     ticks = "-\N{MINUS SIGN}0123456789."
-    return [text.replace(r"\$", "$") for text in found if text.strip(ticks)]
+    return [text.replace(r"\$", "$") for text in words if text.strip(ticks)]
 
 
 def test_the_figures_of_a_run_name_classes_as_they_are():
@@ -53,15 +59,15 @@ def test_the_figure_of_a_map_names_classes_as_they_are():
     classes = [(index, f"{name} (1)") for index, name in enumerate(NAMES)]
     heat, best = np.ones((2, 2)) / 2, np.arange(4).reshape(2, 2)
     pixels = np.zeros((5, 5, 1), np.uint8)
-    found = texts(dense.draw(pixels, NAMES[0], heat, best, classes, (0, 5, 5, 0)))
-    assert {"probability of $5_$10", *(f"{name} (1)" for name in SHOWN)} <= set(found)
+    words = texts(dense.draw_maps(pixels, NAMES[0], heat, best, classes, (0, 5, 5, 0)))
+    assert {"probability of $5_$10", *(f"{name} (1)" for name in SHOWN)} <= set(words)
 
 
 def test_figures_in_files_are_drawn_of_any_name(tmp_path):
     rows = [{"epoch": 1, "train_loss": 2.0, "test_loss": 1.0}]
     draw_learning_curve(rows, tmp_path / "curve.png", "lenet5 on folder:$5_$10")
     labels = np.arange(4)
-    evaluate.draw_confusion(tmp_path / "confusion.png", labels, labels, NAMES, "runs/$5_$10")
+    draw_confusion(tmp_path / "confusion.png", labels, labels, NAMES, "runs/$5_$10")
     for split in ("train", "val"):
         for name in NAMES[:3]:
             (tmp_path / split / name).mkdir(parents=True)

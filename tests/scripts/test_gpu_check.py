@@ -1,4 +1,4 @@
-"""The prepared run on a GPU, on a CPU: every part gives its figures; no test looks at a time."""
+"""Every part of tools/gpu_check.py gives its figures, here on a CPU; no test looks at a time."""
 
 import contextlib
 import json
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from benchmarking import gpu
+from benchmarking import gpu, gpu_data
 
 from flaxnets import InputError
 from prepared import Tiny, noise
@@ -20,18 +20,18 @@ from tools import gpu_carry, gpu_check
 
 
 class Small(Tiny):
-    """Two splits under CIFAR-10's names."""
+    """A data set with two splits that have the names of CIFAR-10's."""
 
     def _split_generators(self, dl_manager):
         return {"train": self._generate_examples(7), "test": self._generate_examples(3)}
 
 
 def rows(directory):
-    found = {}
+    parts = {}
     for line in (directory / "results.jsonl").read_text().splitlines():
         row = json.loads(line)
-        found.setdefault(row.pop("part"), []).append(row)
-    return found
+        parts.setdefault(row.pop("part"), []).append(row)
+    return parts
 
 
 def check_logits(exact):
@@ -51,8 +51,8 @@ def check_speed(train, infer):
         assert row["speed_over_torch"] == pytest.approx(ours / theirs)
 
 
-def check_variants(*found):
-    assert [(row["mode"], row["variant"]) for row in found] == [
+def check_variants(*variants):
+    assert [(row["mode"], row["variant"]) for row in variants] == [
         ("infer", "ours"), ("infer", "unfolded"), ("infer", "xla_stem"),
         ("train", "ours"), ("train", "xla_pools"), ("train", "xla_relu"), ("train", "xla_stem"),
     ]  # fmt: skip
@@ -68,8 +68,8 @@ def check_cifar(learnt):
     assert learnt["epochs"] == len(learnt["accuracies"]) == 1
 
 
-def check_feed(*found):
-    assert [row["of"] for row in found] == ["JPEG", "memory"]
+def check_feed(*measured):
+    assert [row["of"] for row in measured] == ["JPEG", "memory"]
 
 
 FIGURES = {
@@ -95,20 +95,20 @@ def test_parts_are_processes_of_which_one_may_fail(tmp_path):
     assert early.returncode == 0
     wrong = subprocess.run([*command, "profile:no_network", "feed"], capture_output=True)
     assert wrong.returncode == 1
-    found = rows(tmp_path)
-    assert [set(row) for row in found["cifar"]] == [{"at", "left_out"}]
-    assert found["profile:no_network"][0]["error"] == "failed with status 1"
+    measured = rows(tmp_path)
+    assert [set(row) for row in measured["cifar"]] == [{"at", "skipped"}]
+    assert measured["profile:no_network"][0]["error"] == "failed with status 1"
     assert "unknown architecture 'no_network'" in (tmp_path / "log.txt").read_text()
-    assert [row.get("of") for row in found["feed"]] == ["JPEG", "memory", None]
-    assert found["feed"][-1]["seconds"] > 0
+    assert [row.get("of") for row in measured["feed"]] == ["JPEG", "memory", None]
+    assert measured["feed"][-1]["seconds"] > 0
 
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
         (["--minutes", "0"], "--minutes is 0.0; expected more than 0"),
-        (["--cifar", "absent.npz"], "--cifar absent.npz is no file"),
-        (["--only", "sped:vgg19"], "--only sped:vgg19; expected cifar, feed, logits"),
+        (["--cifar", "absent.npz"], "no file absent.npz; expected --cifar"),
+        (["--only", "sped:vgg19"], "unknown part 'sped'; did you mean 'speed'"),
     ],
 )
 def test_bad_values_are_refused(arguments, sentence, tmp_path, monkeypatch):
@@ -121,7 +121,7 @@ def processes_of(directory) -> int:
     """Return how many processes have the directory in their command."""
     count = 0
     for path in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):  # one that has just ended
+        with contextlib.suppress(OSError):  # a process that has just ended
             count += str(directory).encode() in path.read_bytes()
     return count
 
@@ -148,7 +148,7 @@ def test_images_travel_as_they_are_stored(tmp_path):
     packed = gpu_carry.packed(builder)
     np.savez_compressed(file, **packed)
     assert packed["ends_train"][-1] == len(packed["encoded_train"])
-    with np.load(gpu._decoded(str(file))) as arrays:
+    with np.load(gpu_data.decoded(str(file))) as arrays:
         images, labels = arrays["x_train"], arrays["y_train"]
         assert (len(images), len(arrays["x_test"])) == (7, 3)
     examples = tfds.as_numpy(builder.as_dataset("train"))

@@ -1,4 +1,4 @@
-"""The first layer's filters, found in any network and scaled for the eye."""
+"""The filters of the first layer are drawn for any network."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,8 @@ from flaxnets import InputError, create_model
 from flaxnets.data.pixels.decode import Decode
 from flaxnets.data.pixels.resize import Resize
 from flaxnets.data.plan import Plan
-from flaxnets.inference.network import Card, Network
+from flaxnets.inference.network import Network
+from flaxnets.inference.results import Card
 from flaxnets.initializers import drawn
 from tools import plot_filters
 
@@ -24,10 +25,10 @@ def network(arch: str, channels: int = 3) -> Network:
 
 
 def test_the_first_convolution_is_drawn_with_zero_as_grey():
-    found = network("resnet20_cifar")
-    name, kernel = plot_filters.first_filters(found)
+    resnet = network("resnet20_cifar")
+    name, kernel = plot_filters.first_filters(resnet)
     assert name == "conv1"
-    np.testing.assert_array_equal(kernel, found.variables["params"]["conv1"]["kernel"])
+    np.testing.assert_array_equal(kernel, resnet.variables["params"]["conv1"]["kernel"])
     images = plot_filters.tiles(kernel)
     assert images.shape == (16, 3, 3, 3)
     np.testing.assert_allclose(np.abs(images - 0.5).max((1, 2, 3)), 0.5, rtol=1e-6)

@@ -1,5 +1,7 @@
-"""What befalls a run: kills, damaged checkpoints, steps that diverge, broken pictures, a second run
-in the same workdir, full disks, and files from strangers.
+"""Test accidents of a run.
+
+They are kills, damaged checkpoints, diverging steps, broken pictures, a second run in the same
+workdir, full disks and files that no run wrote.
 """
 
 import dataclasses
@@ -31,7 +33,8 @@ from flaxnets.errors import InputWarning
 from flaxnets.inference.run import load_run
 from flaxnets.layers import BatchNorm, Linear
 from flaxnets.recipes import Preprocessing, Recipe
-from flaxnets.runs.checkpoints import Checkpoints, checksums
+from flaxnets.runs.checkpoints import Checkpoints
+from flaxnets.runs.checksums import checksums
 from flaxnets.runs.feed import feed_from_source
 from flaxnets.runs.loop import fit
 from flaxnets.runs.options import RunOptions
@@ -53,7 +56,7 @@ PHOTOGRAPHS = Preprocessing(image_size=32, resize=40)
 
 
 class Dropped(nn.Module):
-    """Batch norm and dropout, what a run carries beside its parameters."""
+    """A network with batch norm and dropout, so that a run has a state besides its parameters."""
 
     @nn.compact
     def __call__(self, x, train=False):
@@ -63,13 +66,13 @@ class Dropped(nn.Module):
 
 
 def digits_feed():
-    """Ten steps an epoch."""
+    """Return a feed of digits with ten steps in an epoch."""
     feed = feed_from_source(data.open_source("digits"), RECIPE, test_batch_size=355)
     return dataclasses.replace(feed, train_size=160)
 
 
 def features_feed(poisoned=()):
-    """Float images whose steps `poisoned`, counted from one, hold a value that is no number."""
+    """Return a feed of float images with a NaN in the steps `poisoned`, counted from one."""
 
     def train(step):
         for number in itertools.count(step):
@@ -123,15 +126,15 @@ DAMAGES = {
 }
 
 
-def damage(checkpoint, how="flipped bit"):
-    """In the midst of the last layer's kernel."""
+def damage(checkpoint, kind="flipped bit"):
+    """Damage the last layer's kernel in the files of a checkpoint."""
     base = f"file://{checkpoint}/state/"
     store = tensorstore.KvStore.open({"driver": "ocdbt", "base": base}).result()
     kernel = store.read("params.fc.kernel/0.0").result().value
     for file in (checkpoint / "state").rglob("d/*"):
         place = file.read_bytes().find(kernel)
         if place >= 0:
-            DAMAGES[how](file, place)
+            DAMAGES[kind](file, place)
 
 
 def contents(path):
@@ -143,8 +146,10 @@ class Killed(BaseException):
 
 
 def killing(feed, at, path, kept=()):
-    """The feed of a process that dies when it asks for the batch of step `at`, when `kept` is what
-    the run in `path` has saved: writing and deleting would otherwise go on in this process.
+    """Return the feed of a process that dies when it asks for the batch of step `at`.
+
+    Before that it waits until the run in `path` has the checkpoints `kept`, because writing and
+    deleting would otherwise continue in this process.
     """
 
     def train(step):
@@ -160,9 +165,11 @@ def killing(feed, at, path, kept=()):
 
 @pytest.mark.slow
 def test_a_run_killed_again_and_again_ends_with_the_same_bits(tmp_path):
-    """Before its first checkpoint, in an epoch, between epochs with half a line of metrics written,
-    and with its newest checkpoint damaged: parameters, statistics and metrics are those of a run
-    that nothing befell, with dropout, augmentation and the plateau rule.
+    """Parameters, statistics and metrics equal those of a run without accidents.
+
+    The run is killed before its first checkpoint, in an epoch, between epochs with half a line of
+    metrics written, and with its newest checkpoint damaged. It has dropout, augmentation and the
+    plateau rule.
     """
     feed = digits_feed()
     whole, cut = tmp_path / "whole", tmp_path / "cut"
@@ -186,7 +193,7 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bits(tmp_path):
 
 
 def test_tensorboard_is_told_where_the_run_went_on(tmp_path, monkeypatch):
-    """Within the second of its start, too, which is all that a log's name has of the time."""
+    """That holds within one second, too, although a log's name has only the second of its start."""
     from tensorboardX import event_file_writer
     from tensorboardX.proto import event_pb2
 
@@ -194,8 +201,8 @@ def test_tensorboard_is_told_where_the_run_went_on(tmp_path, monkeypatch):
 
     Event = vars(event_pb2)["Event"]  # which protobuf makes as it is imported
 
-    # The clock stands still at the present: a writer that an earlier test left waits for its
-    # next flush, a time it had from the true clock, and years ahead are more than it can wait.
+    # The clock stands still, at the present time. A writer of an earlier test waits for its next
+    # flush by the true clock, and cannot wait for years.
     now = time.time()
     monkeypatch.setattr(event_file_writer, "time", types.SimpleNamespace(time=lambda: now))
     feed = features_feed()
@@ -229,11 +236,11 @@ def three_checkpoints(path):
     return state
 
 
-@pytest.mark.parametrize("how", DAMAGES)
-def test_a_damaged_checkpoint_falls_back_to_the_one_before(how, tmp_path):
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(kind, tmp_path):
     path = tmp_path / "checkpoints"
     state = three_checkpoints(path)
-    damage(path / "3", how)
+    damage(path / "3", kind)
     (path / "2" / "position" / "metadata").write_text("{")
     (path / "4.orbax-checkpoint-tmp-0").mkdir()  # half of one, after a kill
     before = contents(tmp_path)
@@ -244,9 +251,9 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(how, tmp_path):
         start, end = f"checkpoint {step} in {path} is damaged (", "); checkpoint 1 is used instead"
         assert str(note.message).startswith(start)
         assert str(note.message).endswith(end)
-    # Found before Orbax reads many at a time, of which threads would fail after its own error.
+    # The missing file is found before Orbax reads many at a time and some of its threads fail.
     without_file = f"checkpoint 3 in {path} is damaged (a file with "
-    assert (how == "missing") == str(notes[0].message).startswith(without_file)
+    assert (kind == "missing") == str(notes[0].message).startswith(without_file)
     np.testing.assert_allclose(
         variables["params"]["fc"]["bias"], state.params["fc"]["bias"] - (2 + 3), rtol=1e-5
     )
@@ -256,7 +263,8 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(how, tmp_path):
     with pytest.warns(InputWarning, match="damaged") as notes:
         restored, position = checkpoints.restore(state)
     for step, note in zip((3, 2), notes, strict=True):
-        assert f"), now in {path}_damaged/{step}; checkpoint 1 is" in str(note.message)
+        moved = f") and was moved to {path}_damaged/{step}; checkpoint 1 is"
+        assert moved in str(note.message)
     assert int(restored.step) == 1
     assert position == {"sums": {"loss": 1.1}}
     assert sorted(contents(tmp_path).values()) == sorted(before.values())
@@ -266,18 +274,18 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(how, tmp_path):
 
 
 def test_other_dtypes_are_named_and_are_no_damage(tmp_path):
-    """As of a run that was trained under JAX_ENABLE_X64 when parameters followed that."""
+    """Such is a run that was trained under JAX_ENABLE_X64 when that decided parameters' dtype."""
     state, path = small_state(), tmp_path / "checkpoints"
     with jax.enable_x64():
         wide = jax.tree.map(lambda x: np.asarray(x, np.float64), state.params)
         checkpoints = Checkpoints(path)
         checkpoints.save(state.replace(params=jax.tree.map(jnp.asarray, wide)), {"sums": {}})
         checkpoints.close()
-        found = Checkpoints(path, read_only=True).restore_variables()["params"]
-        jax.tree.map(np.testing.assert_array_equal, found, wide)
-        assert {leaf.dtype.name for leaf in jax.tree.leaves(found)} == {"float64"}
+        restored = Checkpoints(path, read_only=True).restore_variables()["params"]
+        jax.tree.map(np.testing.assert_array_equal, restored, wide)
+        assert {leaf.dtype.name for leaf in jax.tree.leaves(restored)} == {"float64"}
     sentence = r"checkpoint 0 in \S+ has params/\S+ in float64; expected float32: "
-    with pytest.raises(InputError, match=sentence + "set JAX_ENABLE_X64=1, with which it was"):
+    with pytest.raises(InputError, match=sentence + "set JAX_ENABLE_X64=1, as when it was"):
         Checkpoints(path, read_only=True).restore_variables()
     with pytest.raises(InputError, match=sentence + "start another run"):
         Checkpoints(path).restore(state)
@@ -285,7 +293,7 @@ def test_other_dtypes_are_named_and_are_no_damage(tmp_path):
 
 
 def test_a_checkpoint_deleted_while_they_are_listed_is_no_error(tmp_path, monkeypatch):
-    """Whoever reads a run that goes on may see it delete its oldest ones."""
+    """A run that is still training may delete its oldest checkpoints while they are read."""
     path = tmp_path / "checkpoints"
     three_checkpoints(path)
     whole = saved(tmp_path)
@@ -319,11 +327,11 @@ def test_where_every_checkpoint_is_damaged_nothing_is_touched(tmp_path):
 
 def test_checksums_see_every_bit_of_every_array():
     tree = {"a": jnp.arange(6.0).reshape(2, 3), "b": (jnp.zeros((), jnp.bfloat16), np.ones(3))}
-    found = checksums(tree)
-    assert list(found) == ["a", "b/0", "b/1"]
-    assert found["a"] == zlib.crc32(np.arange(6, dtype=np.float32).tobytes())
+    sums = checksums(tree)
+    assert list(sums) == ["a", "b/0", "b/1"]
+    assert sums["a"] == zlib.crc32(np.arange(6, dtype=np.float32).tobytes())
     negative = checksums({"a": -tree["a"], "b": (-tree["b"][0], tree["b"][1])})
-    assert [found[name] == negative[name] for name in found] == [False, False, True]
+    assert [sums[name] == negative[name] for name in sums] == [False, False, True]
 
 
 # Steps that are not finite
@@ -335,7 +343,7 @@ def test_a_step_that_is_not_finite_changes_only_the_counter():
     state = create_state(variables, optimizer, RECIPE)
 
     def step(state, batch):
-        """Whose loss, parameters or statistics take on the batch's value."""
+        """A step is skipped if its loss, its parameters or its statistics are not finite."""
         return state.replace(
             step=state.step + 1,
             params={"w": state.params["w"] + batch["params"]},
@@ -359,24 +367,24 @@ def test_a_step_that_is_not_finite_changes_only_the_counter():
 def test_a_run_stops_at_a_loss_that_is_not_finite_and_names_the_checkpoint(tmp_path):
     feed = features_feed(poisoned=(9,))
     sentence = (
-        rf"the loss is nan after step 9 \(learning rate 0.05\); the checkpoint of step 8 in "
-        rf"{tmp_path}/checkpoints is intact: lower the learning rate in another "
+        rf"the loss is nan after step 9 \(learning rate 0.05\), and the checkpoint of step 8 in "
+        rf"{tmp_path}/checkpoints is intact; train with a lower learning rate in another "
         rf"workdir, or skip such steps \(on nan skip\)"
     )
     for _ in range(2):  # the second begins at step 8
         with pytest.raises(InputError, match=sentence):
             start(tmp_path, feed, checkpoint_steps=4)
-    with pytest.warns(InputWarning, match="step 9 is left out: its loss is nan"):
+    with pytest.warns(InputWarning, match=r"step 9 is skipped, because its loss \(nan\) or its"):
         row = start(tmp_path, feed, skip_non_finite=True)
     assert row["skipped_steps"] == 1
     assert all(np.isfinite(value) for value in row.values())
 
-    with pytest.raises(InputError, match=r"after step 2 .*; no checkpoint was saved before: lower"):
+    with pytest.raises(InputError, match=r"after step 2 .*, and no checkpoint was saved before; "):
         start(tmp_path / "early", features_feed(poisoned=(2,)))
 
 
 def test_a_step_whose_parameters_diverge_is_not_saved(tmp_path, monkeypatch):
-    """The loss of a step is that of the parameters before it: here it is still fine."""
+    """A step's loss is that of the parameters before its update, so here it is still finite."""
     feed = features_feed()
     monkeypatch.setattr("flaxnets.training.program.make_train_step", diverging_at_step(8))
     with pytest.raises(InputError, match=r"parameters are not finite after step 8 .*of step 4 in"):
@@ -401,14 +409,14 @@ def diverging_at_step(number):
 
 
 def test_skipped_steps_are_part_of_the_position(tmp_path):
-    """Left out before and after a kill: counts, means and bits of a run that was not killed."""
+    """Skips before and after a kill give the counts, means and bits of a run without a kill."""
     feed = features_feed(poisoned=(3, 6, 8))
     cut = killing(feed, 6, tmp_path / "cut", kept=(5,))
-    with pytest.warns(InputWarning, match="is left out"):
+    with pytest.warns(InputWarning, match="is skipped"):
         start(tmp_path / "whole", feed, skip_non_finite=True)
-    with pytest.warns(InputWarning, match="step [36] is left out"), pytest.raises(Killed):
+    with pytest.warns(InputWarning, match="step [36] is skipped"), pytest.raises(Killed):
         start(tmp_path / "cut", cut, skip_non_finite=True, checkpoint_steps=5)
-    with pytest.warns(InputWarning, match="step [68] is left out"):
+    with pytest.warns(InputWarning, match="step [68] is skipped"):
         row = start(tmp_path / "cut", feed, skip_non_finite=True)
     assert row["skipped_steps"] == 3
     assert saved(tmp_path / "cut") == saved(tmp_path / "whole")
@@ -419,8 +427,8 @@ def test_skipped_steps_are_part_of_the_position(tmp_path):
 def test_too_many_steps_left_out_in_a_row_end_the_run(tmp_path):
     feed = features_feed(poisoned=range(5, 99))
     with (
-        pytest.warns(InputWarning, match="is left out"),
-        pytest.raises(InputError, match="10 steps in a row were left out up to step 14"),
+        pytest.warns(InputWarning, match="is skipped"),
+        pytest.raises(InputError, match="10 steps in a row were skipped up to step 14"),
     ):
         start(tmp_path, feed, skip_non_finite=True)
 
@@ -437,8 +445,8 @@ def test_impossible_options_are_refused():
 
 def test_checkpoints_by_the_clock(tmp_path):
     start(tmp_path, features_feed(), checkpoint_minutes=1e-9, keep=30)
-    found = {int(p.name) for p in (tmp_path / "checkpoints").iterdir()}
-    assert found == set(range(1, 21))
+    steps = {int(p.name) for p in (tmp_path / "checkpoints").iterdir()}
+    assert steps == set(range(1, 21))
 
 
 # Pictures that cannot be read
@@ -446,7 +454,7 @@ def test_checkpoints_by_the_clock(tmp_path):
 
 @pytest.fixture
 def pictures(tmp_path):
-    """Two classes of seven pictures of noise for training and five for testing."""
+    """Return a folder of two classes, each with seven training and five test pictures of noise."""
     rng = np.random.default_rng(0)
     for split, count in (("train", 7), ("val", 5)):
         for name in ("a", "b"):
@@ -463,10 +471,10 @@ def same(batch, other):
 
 @pytest.mark.parametrize("crop", ["random", "random_resized"])
 def test_unreadable_pictures_are_named_and_replaced_wherever_a_run_begins(pictures, crop):
-    """Some have no header, one only the upper half of its lines."""
-    how = dataclasses.replace(PHOTOGRAPHS, crop=crop)
+    """Some pictures have no header, and one has only the upper half of its lines."""
+    preprocessing = dataclasses.replace(PHOTOGRAPHS, crop=crop)
     source = data.open_source(f"folder:{pictures}")
-    whole = list(itertools.islice(train_batches(source, 4, how), 14))
+    whole = list(itertools.islice(train_batches(source, 4, preprocessing), 14))
     for name in ("a/5", "a/6", "b/6"):
         (pictures / "train" / f"{name}.jpg").write_bytes(b"no picture")
     half = pictures / "train" / "b" / "2.jpg"
@@ -475,39 +483,41 @@ def test_unreadable_pictures_are_named_and_replaced_wherever_a_run_begins(pictur
     recorded = []
     bad = data.BadImages(4, record=recorded.append)
     with pytest.warns(InputWarning, match=r"is not a (complete )?picture .*; skipped") as notes:
-        stream = list(itertools.islice(train_batches(source, 4, how, bad=bad), 14))
+        stream = list(itertools.islice(train_batches(source, 4, preprocessing, bad=bad), 14))
     expected = {str(pictures / "train" / f"{name}.jpg") for name in ("a/5", "a/6", "b/6", "b/2")}
     assert set(bad.paths) == set(recorded) == expected
     assert len(notes) == 4
     for step in range(14):
         bad = data.BadImages(4, expected)  # known: no warnings
-        kept = 10**7 * (step % 2)  # what is decoded once is what is decoded again
-        begun = train_batches(source, 4, how, start_step=step, bad=bad, decoded=data.Decoded(kept))
+        kept = 10**7 * (step % 2)  # pictures kept in memory, or decoded again
+        begun = train_batches(
+            source, 4, preprocessing, start_step=step, bad=bad, decoded=data.Decoded(kept)
+        )
         assert all(map(same, itertools.islice(begun, 2), stream[step:]))
 
-    # Positions do not move: what can be read is where it was, as it was.
+    # Positions do not move: every readable picture is unchanged and at its old position.
     equal = [
         np.array_equal(ours, theirs)
         for batch, other in zip(stream, whole, strict=True)
         for ours, theirs in zip(batch["image"], other["image"], strict=True)
     ]
     assert 56 - 4 * 4 <= sum(equal) <= 56 - 3 * 4  # four passes over fourteen pictures
-    # a/5 and a/6 are followed by b/0: four pictures of the class b more, and b/6 by a/0.
+    # b/0 replaces a/5 and a/6, which adds four pictures of class b; a/0 replaces b/6.
     count = np.bincount(np.concatenate([batch["label"] for batch in stream]))
     assert count.tolist() == [28 - 2 * 4 + 4, 28 + 2 * 4 - 4]
 
 
 def test_damage_is_found_at_any_window(pictures):
-    """A table of Huffman codes that is none, in the middle: most windows end above it."""
+    """A JPEG with an invalid Huffman table in its middle is bad, though most windows end before."""
     for path in sorted((pictures / "train").rglob("*.jpg"))[1:]:
         encoded = path.read_bytes()
         middle = len(encoded) // 2
         path.write_bytes(encoded[:middle] + b"\xff\xc4" * 20 + encoded[middle + 40 :])
     source = data.open_source(f"folder:{pictures}")
-    how = dataclasses.replace(PHOTOGRAPHS, crop="random_resized")
+    preprocessing = dataclasses.replace(PHOTOGRAPHS, crop="random_resized")
     bad = data.BadImages(13)
     with pytest.warns(InputWarning, match="is not a complete picture .*; skipped"):
-        stream = list(itertools.islice(train_batches(source, 4, how, bad=bad), 30))
+        stream = list(itertools.islice(train_batches(source, 4, preprocessing, bad=bad), 30))
     assert len(bad.paths) == 13
     assert len({image.tobytes() for batch in stream for image in batch["image"]}) > 100
 
@@ -519,13 +529,13 @@ def test_unreadable_pictures_count_nowhere_in_evaluation(pictures):
         (pictures / "val" / f"{name}.jpg").write_bytes(b"")
     bad = data.BadImages(2)
     with pytest.warns(InputWarning):
-        found = list(eval_batches(source, 4, PHOTOGRAPHS, bad=bad))
-    masks = [batch["mask"].tolist() for batch in found]
+        batches = list(eval_batches(source, 4, PHOTOGRAPHS, bad=bad))
+    masks = [batch["mask"].tolist() for batch in batches]
     assert masks == [[1, 0, 1, 1], [1, 1, 1, 1], [1, 0, 0, 0]]
-    for batch, other in zip(found, whole, strict=True):
+    for batch, other in zip(batches, whole, strict=True):
         keep = batch["mask"] == 1
         assert same({k: v[keep] for k, v in batch.items()}, {k: v[keep] for k, v in other.items()})
-    assert same(found[1], list(eval_batches(source, 4, PHOTOGRAPHS, bad=bad))[1])
+    assert same(batches[1], list(eval_batches(source, 4, PHOTOGRAPHS, bad=bad))[1])
 
 
 @pytest.mark.parametrize("maximum", [0, 1])
@@ -549,7 +559,7 @@ def test_more_unreadable_pictures_than_allowed_end_the_run(maximum, pictures):
 
 
 def test_a_decompression_bomb_is_an_unreadable_picture(pictures):
-    """900 megapixels of one colour in 900 KB: Pillow refuses its header."""
+    """Pillow refuses the header of 900 megapixels of one colour in 900 KB."""
     rows = zlib.compress(bytes(30_000 // 8 * 100), 9)
     header = (30_000).to_bytes(4, "big") * 2 + bytes([1, 0, 0, 0, 0])
 
@@ -639,7 +649,7 @@ def test_runs_of_a_folder_have_one_workdir(tmp_path, monkeypatch):
     assert workdirs == {"runs/mlp-folder-pics"}
     assert str(default_workdir("mlp", "cifar10")) == "runs/mlp-cifar10"
     assert str(default_workdir("mlp", "folder:/data/pics")) == "runs/mlp-folder--data-pics"
-    before = tmp_path / "runs/mlp-folder-.-pics"  # of a run that was begun when "." had its place
+    before = tmp_path / "runs/mlp-folder-.-pics"  # an old run, whose name has the "."
     before.mkdir(parents=True)
     assert default_workdir("mlp", "folder:./pics").absolute() == before
     (tmp_path / "runs/mlp-folder-pics").mkdir()
@@ -652,7 +662,7 @@ def test_a_data_set_is_found_in_the_home_directory(tmp_path, monkeypatch):
     arrays = {f"{name}_{split}": part[name] for name in part for split in ("train", "test")}
     np.savez(tmp_path / "mine.npz", **arrays)
     assert data.open_source("npz:~/mine.npz").sizes == {"train": 3, "test": 3}
-    with pytest.raises(InputError, match=f"no directory {tmp_path}/mine; a folder data set has"):
+    with pytest.raises(InputError, match=f"no directory {tmp_path}/mine; a folder data set needs"):
         data.open_source("folder:~/mine")
 
 
@@ -670,8 +680,9 @@ def test_another_number_of_examples_is_said_once(tmp_path):
     with pytest.warns(InputWarning) as more:
         begin(train=40, test=10)
     assert [str(note.message) for note in (*notes, *more)] == [
-        "the data changed: 32 training examples then, 42 now",
-        "the data changed: 42 training examples then, 40 now; 16 test examples then, 10 now",
+        "the data set has changed since this run was started: 32 training examples before, 42 now",
+        "the data set has changed since this run was started: 42 training examples before, 40 now; "
+        "16 test examples before, 10 now",
     ]
 
 
@@ -681,7 +692,7 @@ def test_a_finished_run_asked_for_fewer_epochs_stays_as_it_is(tmp_path, train_he
     capsys.readouterr()
     before = contents(tmp_path)
     for epochs, said in [
-        (2, f": the run is already at epoch 3 of 2 asked; see {tmp_path}\n"),
+        (2, f": the run has 3 epochs already, and 2 were asked for; see {tmp_path}\n"),
         (3, f" of 355 test examples after 3 epochs; see {tmp_path}\n"),
     ]:
         train_here(*arguments, "--epochs", epochs)
@@ -705,7 +716,7 @@ def test_a_workdir_that_cannot_be_written_is_one_sentence(tmp_path):
 
 @pytest.mark.slow
 def test_a_full_disk_loses_nothing(tmp_path, train_here, capsys):
-    """The second run cannot write a file of its workdir; the third goes on from the first."""
+    """The second run cannot write a file of its workdir; the third continues the first."""
     arguments = ["--arch", "softmax_regression", "--workdir", tmp_path]
     train_here(*arguments, "--epochs", 1)
     full = tmp_path / "metrics.jsonl.new"
@@ -714,7 +725,8 @@ def test_a_full_disk_loses_nothing(tmp_path, train_here, capsys):
     refused = script("experiments/train.py", *arguments, "--epochs", 2)
     assert refused.returncode == 2
     assert refused.stderr == (
-        "error: the disk is full; what was saved before is intact: make room and run again\n"
+        "error: the disk is full; what was saved before is intact, so free some space and run the "
+        "same command again\n"
     )
     assert (contents(tmp_path / "checkpoints"), logged(tmp_path)) == before
     full.unlink()
@@ -723,15 +735,15 @@ def test_a_full_disk_loses_nothing(tmp_path, train_here, capsys):
     assert capsys.readouterr().out.startswith("epoch 2/2")
 
 
-# Files from strangers
+# Files that no run wrote
 
 
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        (b"{", "config.json is damaged: it is no JSON"),
-        (b"\xff\xfe", "config.json is damaged: it is no JSON"),
-        (b"[" * 100_000, "config.json is damaged: it is no JSON"),
+        (b"{", "config.json is damaged: it is not JSON"),
+        (b"\xff\xfe", "config.json is damaged: it is not JSON"),
+        (b"[" * 100_000, "config.json is damaged: it is not JSON"),
         (b"[]", "config.json is not that of a training run"),
         (b'{"arch": "lenet5"}', "config.json is not that of a training run"),
         (b" " * (2**24 + 1), "config.json is larger than 16 MiB"),
@@ -746,7 +758,7 @@ def test_a_config_that_no_run_wrote_is_one_sentence(content, sentence, tmp_path)
 def test_metrics_damaged_in_the_middle_are_one_sentence(tmp_path):
     with Workdir(tmp_path, {}) as workdir:
         (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"st\n{"step": 3}\n{"ste')
-        with pytest.raises(InputError, match=r"metrics.jsonl is damaged: a line of it is no JSON"):
+        with pytest.raises(InputError, match=r"metrics.jsonl is damaged: line 2 is not JSON"):
             workdir.rows()
         (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"ste')
         assert workdir.rows() == [{"step": 1}]

@@ -1,4 +1,4 @@
-"""The scripts as a user runs them."""
+"""Test the scripts as a user runs them."""
 
 import functools
 import json
@@ -35,7 +35,7 @@ def train(*arguments, **options):
 
 
 def start_training(workdir):
-    """More epochs than anyone waits for."""
+    """Start a training run with too many epochs to finish."""
     arguments = ["--arch", "lenet5", "--epochs", 4000, "--workdir", workdir]
     run = command("experiments/train.py", *arguments)
     return subprocess.Popen(run, text=True, stdout=subprocess.PIPE)
@@ -61,7 +61,7 @@ def test_training_prints_only_our_lines_and_resumes_after_a_kill(tmp_path, train
     assert set(summary) == SUMMARY
     assert (summary["parameters"], summary["steps"]) == (44_426, 44)
 
-    # Killed somewhere after its third epoch, it goes on from there and not from the start.
+    # Killed at some time after its third epoch, it continues there and not from the start.
     with start_training(workdir) as running:
         for line in output(running):
             if line.startswith("epoch    6"):
@@ -124,8 +124,8 @@ def test_an_epoch_of_many_passes_is_said_at_the_start(dry, train_here, tmp_path,
     with pytest.warns(InputWarning) as notes:
         train_here("--arch", "softmax_regression", "--batch-size", 4326, "--epochs", 1, *dry)
     assert [str(note.message) for note in notes] == [
-        "a batch of 4326 images is larger than the data set: an epoch is one step, 3 passes over "
-        "the 1442 training examples"
+        "a batch of 4326 images is larger than the data set, so that each epoch is one step and 3 "
+        "passes over the 1442 training examples; choose a batch size of at most 1442"
     ]
 
 
@@ -146,27 +146,27 @@ def test_control_c_saves_and_says_how_to_go_on(tmp_path):
     [
         (["--arch", "lenet6"], "unknown architecture 'lenet6'; did you mean 'lenet5'?"),
         (["--batch-size", "0"], "batch size is 0; expected a positive number"),
-        (["--init-from", "none.safetensors"], "no file none.safetensors; tools/convert_"),
-        (["--dataset", "folder:nowhere"], "no directory nowhere; a folder data set has"),
-        (["--dataset", "diabetes"], "lenet5 does not read rows; expected one of softmax_"),
+        (["--init-from", "none.safetensors"], "no file none.safetensors; expected a file"),
+        (["--dataset", "folder:nowhere"], "no directory nowhere; a folder data set needs"),
+        (["--dataset", "diabetes"], "lenet5 does not read rows of features; expected one of so"),
         (["--image-size", "8"], "the images are too small for this network: a window of"),
         (["--train-size", "8"], "the images are too small for this network: a window of"),
-        (["--gradient-accumulation", "3"], "batch size 64 does not divide over 1 devices, in"),
-        (["--no-decay", "layer1.*"], "no decay 'layer1.*' matches no parameter; the first"),
+        (["--gradient-accumulation", "3"], "batch size 64 does not divide over 1 device in 3 par"),
+        (["--no-decay", "layer1.*"], "no decay 'layer1.*' matches no parameter; expected"),
         (["--max-bad-images", "-1"], "max bad images is -1; expected zero or more"),
         (
             ["--decoded-gigabytes", "-1"],
-            "decoded gigabytes is -1.0; expected a finite number from 0 on",
+            "decoded gigabytes is -1.0; expected a finite number, zero or more",
         ),
         (["--keep", "0"], "keep is 0; expected at least 1 checkpoint"),
         (["--recipe", "torchvision-v1"], "recipe torchvision-v1 does not train lenet5; exp"),
         (
             ["--arch", "softmax_regression", "--train-size", "6"],
-            "train size is 6; softmax_regression reads images of one size, expected 8 or 0",
+            "train size is 6, but softmax_regression reads images of a single size; expected 8 or",
         ),
         (
             ["--arch", "perceptron", "--dataset", "diabetes", "--loss", "cross_entropy"],
-            "diabetes has numbers to predict, not classes; expected the loss squared_error",
+            "the labels of diabetes are numbers, not classes, and the loss is cross_entropy; exp",
         ),
     ],
 )
@@ -203,11 +203,11 @@ def test_bad_input_ends_the_script_with_status_2(arguments, sentence, tmp_path):
         ("npz:none.npz", "vgg19", ["--image-size 32*"]),
         ("cifar10", "vgg19", ["--image-size 32*"]),
         ("diabetes", "perceptron", ["--loss squared_error*"]),
-        ("imagenet2012", "vgg19", ["for photographs: help does not open imagenet2012"]),
+        ("imagenet2012", "vgg19", ["photographs, because help does not open imagenet2012"]),
     ],
 )
 def test_help_opens_no_data_set(dataset, arch, facts, monkeypatch, capsys):
-    """Nor does it import TensorFlow: the name of the data set decides the defaults."""
+    """Help does not import TensorFlow either: the data set's name decides the defaults."""
 
     def opened(*_):
         raise AssertionError("a data set was opened")
@@ -262,9 +262,8 @@ for arguments in {runs}:
     command = [sys.executable, "-c", program]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert (result.stderr, result.returncode) == (
-        "error: the data set 'cifar10' needs tensorflow and tensorflow_datasets: pip install "
-        "'flaxnets[tfds]'; without it there are digits, breast_cancer, diabetes, folder:PATH "
-        "and npz:PATH\n",
+        "error: the data set 'cifar10' needs tensorflow and tensorflow_datasets; run pip install "
+        "'flaxnets[tfds]', or choose digits, breast_cancer, diabetes, folder:PATH or npz:PATH\n",
         2,
     )
     sentences = [line for line in result.stdout.splitlines() if "top-1" in line and ": " in line]
@@ -288,7 +287,7 @@ def test_numbers_are_predicted_through_the_same_script(tmp_path, train_here, cap
 
 
 def test_weights_travel_from_torch_and_back(tmp_path, train_here, capsys):
-    """A .pth to safetensors and back, bit by bit; train.py starts from the file."""
+    """A .pth becomes safetensors and back with equal bits, and train.py starts from the file."""
     convert = functools.partial(convert_torchvision.main, "lenet5")
     _, reference = parity.build_pair("lenet5", CASES["lenet5"])
     torch.save({"model": reference.state_dict()}, tmp_path / "a.pth")
@@ -315,8 +314,8 @@ def test_weights_travel_from_torch_and_back(tmp_path, train_here, capsys):
         ({"checkpoint": tmp_path / "half.safetensors"}, "is not a complete safetensors file"),
         ({"checkpoint": tmp_path / "none.pth"}, "no file"),
         ({"weights": "IMAGENET1K_V9"}, "no weights of 'lenet5' are published"),
-        ({}, "give one of --checkpoint, --weights and --workdir"),
-        ({"average": 3}, "--average is about the checkpoints of a run; expected --workdir DIR"),
+        ({}, "no weights given; expected --checkpoint, --weights or --workdir"),
+        ({"average": 3}, "--average needs the checkpoints of a run; expected --workdir DIR"),
     ]:
         assert sentence in refusal(convert, out, **options)
     assert not out.exists()
@@ -331,7 +330,7 @@ def test_the_augmentation_is_drawn(tmp_path):
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library allocates")
 @pytest.mark.slow
 def test_freed_memory_is_kept():
-    """A thread of XLA's gets the pages of its last intermediate result of 128 MiB again."""
+    """A thread of XLA reuses the pages of its last intermediate result of 128 MiB."""
     program = """
 import resource, statistics, sys
 import jax, jax.numpy as jnp
@@ -357,7 +356,7 @@ print(statistics.median(faults))
 
 @pytest.mark.slow
 def test_tensorflow_waits_for_the_first_output():
-    """Its threads would have arenas before `reuse_memory`, too."""
+    """TensorFlow's threads would have their own arenas before `reuse_memory` is called."""
     program = """
 import runpy, sys
 sys.path.insert(0, "tools")

@@ -1,4 +1,4 @@
-"""What papers and lectures say about the sizes of the networks, counted."""
+"""Our counts agree with what papers and lectures say about the sizes of the networks."""
 
 import functools
 import json
@@ -28,7 +28,7 @@ def total(name: str, key: str, **fields) -> int:
     return summary.totals(layers(name, **fields))[key]
 
 
-# Published numbers that are cut off, not rounded, behind their last digit.
+# Published numbers that are truncated, not rounded, after their last digit.
 TRUNCATED = {
     "alexnet_2012", "highway32_cifar", "overfeat_fast", "overfeat_accurate",
     "resnext29_16x64d_cifar",
@@ -45,8 +45,9 @@ UNPUBLISHED = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_every_network_has_its_published_number_of_parameters(name):
-    """Layers are counted in a network of each kind; deeper ones, which have the same layers, have
-    the number that the comparison with torch has counted.
+    """Layers are counted in one network of each kind.
+
+    Deeper ones have the same layers; their parameters are counted in the comparison with torch.
     """
     case = CASES[name]
     if case.deeper:
@@ -68,20 +69,20 @@ def test_every_network_has_its_published_number_of_parameters(name):
 
 
 def test_every_published_number_belongs_to_a_network():
-    published = {name for given in tool.PUBLISHED.values() for name in given}
+    published = {name for counts in tool.PUBLISHED.values() for name in counts}
     assert {name.removesuffix(" without auxiliary") for name in published} <= set(list_models())
     assert set(tool.REASONS) <= published
 
 
 @pytest.mark.parametrize(
-    ("count", "published", "how"),
+    ("count", "published", "agreement"),
     [
         (7, 7, "exact"), (8, 7, "differs"), (269_722, "0.27 M", "rounded"),
         (145_920_872, "145 M", "truncated"), (13_400_000, "13.6 M", "differs"),
     ],
 )  # fmt: skip
-def test_agreement_with_a_published_number(count, published, how):
-    assert tool.agreement(count, published) == how
+def test_agreement_with_a_published_number(count, published, agreement):
+    assert tool.agreement(count, published) == agreement
 
 
 @pytest.mark.slow
@@ -102,16 +103,17 @@ def test_multiply_adds_of_he_2015():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["vit_b_16", "convnext_tiny", "swin_t", "swin_v2_t", "maxvit_t"])
 def test_multiply_adds_of_attention_are_torchvisions(name):
-    """In units of 1e9, with the products of queries, keys and values."""
+    """Multiply-adds are in units of 1e9, and include the products of queries, keys and values."""
     weights = torchvision.models.get_model_weights(name).DEFAULT
     assert round(total(name, "multiply_adds") / 1e9, 3) == weights.meta["_ops"]
 
 
 def test_alexnet_2012_has_60_million_parameters_and_650_000_neurons():
-    """The caption of Figure 2 counts 253,440 in the first layer, which is 55 * 48 * 96, as if the
-    48 maps of one GPU were a side of the map. Its text has 96 kernels and the figure 55x55
-    positions: 290,400. Then the sum is 659,272, of which "650,000" keeps two digits, where the
-    caption's numbers add up to 622,312.
+    """The first layer has 55 * 55 * 96 = 290,400 neurons, with 96 kernels and 55x55 positions.
+
+    The caption of Figure 2 counts 253,440, which is 55 * 48 * 96, as if the 48 maps of one GPU were
+    a side of the map. Our sum is 659,272, and "650,000" keeps two of its digits; the caption's
+    numbers add up to 622,312.
     """
     neurons = [row.neurons for row in layers("alexnet_2012")]
     caption = [253_440, 186_624, 64_896, 64_896, 43_264, 4096, 4096, 1000]
@@ -124,8 +126,10 @@ def test_alexnet_2012_has_60_million_parameters_and_650_000_neurons():
 
 @pytest.mark.slow
 def test_googlenet_has_a_ninth_of_alexnets_parameters():
-    """Szegedy et al. 2015 say "12 times fewer"; their next paper (arXiv:1512.00567, section 1)
-    divides 60 million by 5. Table 1 has more: the body alone is 5.6 M, and 6.0 M with its 5x5.
+    """Szegedy et al. 2015 say "12 times fewer", which their own Table 1 contradicts.
+
+    Their next paper (arXiv:1512.00567, section 1) divides 60 million by 5. In Table 1 the body
+    alone has 5.6 M, and 6.0 M with its 5x5 convolutions.
     """
     alexnet = total("alexnet_2012", "parameters")
     five = total("googlenet", "parameters_without_auxiliary", five_by_five=True)
@@ -196,20 +200,20 @@ def test_it_prints_a_table_or_json(capsys):
     assert "total" in (printed := capsys.readouterr().out)
     assert "334,853" in printed
     tool.main(tool.Options("linear_regression", json=True))
-    found = json.loads(capsys.readouterr().out)
-    assert found["input_shape"] == [10]
-    assert found["totals"]["parameters"] == found["layers"][0]["parameters"] == 11
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["input_shape"] == [10]
+    assert printed["totals"]["parameters"] == printed["layers"][0]["parameters"] == 11
 
 
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({}, "nothing to summarize; expected --arch NAME or --table NAME"),
+        ({}, "no network given; expected --arch NAME or --table NAME"),
         ({"table": "count"}, "unknown table 'count'; did you mean 'counts'?"),
-        ({"table": "counts", "channels": 1}, "leave out every option but --json"),
-        ({"arch": "mlp", "image_size": 0}, "image-size is 0; expected at least 1"),
+        ({"table": "counts", "channels": 1}, "leave out every option except --json"),
+        ({"arch": "mlp", "image_size": 0}, "--image-size is 0; expected at least 1"),
         ({"arch": "vgg16", "image_size": 8}, "the images are too small for this network"),
-        ({"arch": "linear_regression", "channels": 2}, "takes rows of features; leave out --chan"),
+        ({"arch": "linear_regression", "channels": 2}, "reads rows of features; leave out --chan"),
     ],
 )
 def test_bad_input_is_refused_in_one_sentence(options, sentence):

@@ -1,4 +1,4 @@
-"""What the scripts do to a terminal: Ctrl-C, closed outputs, narrow windows, names with markup."""
+"""Test the scripts on a terminal: Ctrl-C, closed outputs, narrow windows, names with markup."""
 
 import contextlib
 import fcntl
@@ -17,6 +17,7 @@ from rich.console import Console
 
 from flaxnets import InputError, terminal
 from flaxnets.runs import progress
+from flaxnets.tables import print_table
 from scripts import ROOT, command, errors, output, script
 
 SCRIPTS = sorted(
@@ -46,7 +47,7 @@ def test_what_scripts_import_first_takes_no_time():
 
 @pytest.fixture
 def without_packages(tmp_path):
-    """An environment where the first import of a package says so, and takes for ever."""
+    """Return an environment in which the first import of a package prints a line and hangs."""
     assert {TRAIN, "experiments/classify.py", "tools/benchmark.py"} <= set(SCRIPTS)
     for name in ("jax", "numpy", "torch", "matplotlib", "tyro"):
         (tmp_path / f"{name}.py").write_text(
@@ -79,7 +80,7 @@ with one_sentence_errors():
     ("work", "times", "sentence"),
     [
         ("import time; time.sleep(99)", 1, INTERRUPTED),
-        # Compiled code, during which no handler in Python runs.
+        # Compiled code; meanwhile no handler in Python runs.
         (
             "import hashlib; hashlib.pbkdf2_hmac('sha256', b'', b'', 2**31 - 1)",
             2,
@@ -179,7 +180,7 @@ def test_a_name_that_the_terminal_lacks_is_escaped():
 
 
 def on_terminal(program, columns):
-    """What a program shows on a terminal of so many columns: its lines, each state of a bar one."""
+    """Return the lines that a program shows on a terminal; each state of a bar is a line."""
     ours, its = pty.openpty()
     fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     environment = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES")}
@@ -240,6 +241,7 @@ def test_numbers_of_a_run_are_never_cut(columns, bar):
 
 
 TABLE = """
+from flaxnets.tables import print_table
 rows = [{"name": "layers.0", "shape": (8, 8, 16), "parameters": 1_002_416},
         {"name": "a longer name", "shape": (1, 1, 10), "parameters": 850}]
 print_table("network", rows, [{"name": "total", "parameters": 1_003_266}])
@@ -277,7 +279,7 @@ MARKUP = "pics[red]:dog:[/]"
 
 
 def test_tables_and_bars_show_names_as_they_are(capsys):
-    terminal.print_table(MARKUP, [{"name": MARKUP, "number": 1}])
+    print_table(MARKUP, [{"name": MARKUP, "number": 1}])
     title, *_, row, _ = capsys.readouterr().out.splitlines()
     assert title.strip() == MARKUP
     assert [cell.strip() for cell in row.split("│")] == ["", MARKUP, "1", ""]
@@ -326,7 +328,7 @@ def test_a_run_without_home_and_cache_says_so_in_one_line(tmp_path):
     assert result.returncode == 0, result.stderr
     assert result.stderr == (
         "warning: no cache directory (neither XDG_CACHE_HOME nor HOME names one); every start "
-        "compiles its programs again\n"
+        "compiles its programs again until XDG_CACHE_HOME names a directory that can be written\n"
     )
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
@@ -341,5 +343,5 @@ def test_the_home_directory_is_expanded_wherever_it_is_typed(monkeypatch):
         "--dataset=npz:/of/user/a.npz", "--class=a~/b", "x~", "--class=~~~",
     ]  # fmt: skip
     monkeypatch.setenv("HOME", terminal.NO_HOME)
-    with pytest.raises(InputError, match=r"~/a.png: no home directory is known; HOME can"):
+    with pytest.raises(InputError, match=r"cannot expand ~/a.png: no home directory is known"):
         terminal.arguments()

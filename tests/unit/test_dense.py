@@ -1,4 +1,4 @@
-"""Networks as filters: maps, the offsets of the last pool, several scales."""
+"""Networks give maps, at the offsets of the last pool and at several scales."""
 
 import functools
 import pathlib
@@ -38,7 +38,7 @@ from flaxnets.models import FAMILIES
 from flaxnets.training.on_device import normalize
 from networks import CASES
 
-# Narrow where the network has a field for it.
+# Narrow networks, where a field sets the width.
 OVERFEAT = {"channels": (6, 16, 32, 64, 64), "hidden_features": (48, 64)}
 NARROW = {
     "lenet5": {},
@@ -50,7 +50,7 @@ NARROW = {
 
 
 def initialized(model, *shape: int, dtype: type = np.float32):
-    """Images (1, *shape) and random variables for them, biases and statistics too."""
+    """Return images (1, *shape) and random variables, including biases and statistics."""
     rng = np.random.default_rng(0)
 
     def fill(leaf):
@@ -106,9 +106,9 @@ def test_a_single_cell_is_the_networks_logits(name):
     np.testing.assert_array_equal(scores[:, 0, 0], jax.jit(model.apply)(variables, x))
 
 
-# The features' reading field: cell i reads pixels 32 i - reach to 32 i - reach + field. AlexNet has
-# 11/4 (kernel / stride), 3/2, 5/1, 3/2, three 3/1, 3/2: its field is 195 pixels, its padding 66;
-# VGG-11's are 150 and 59. In crops of these sizes that leaves the cells named here inside.
+# The receptive field of the features: cell i reads pixels 32 i - reach to 32 i - reach + field.
+# AlexNet has 11/4 (kernel / stride), 3/2, 5/1, 3/2, three times 3/1, 3/2: its field is 195 pixels,
+# its padding 66. VGG-11's are 150 and 59. In crops of these sizes, the cells `inside` read no zero.
 @pytest.mark.parametrize(
     ("name", "size", "reach", "field", "inside"),
     [
@@ -119,8 +119,10 @@ def test_a_single_cell_is_the_networks_logits(name):
 def test_padding_reaches_the_cells_whose_field_crosses_the_border_and_no_others(
     name, size, reach, field, inside
 ):
-    """The map has the picture where a crop has zeros: features agree where no zero is read, and
-    differ in every other cell. At 224 pixels AlexNet has no cell without zeros.
+    """Features of a crop and of the picture agree in the cells that read no padding, and no others.
+
+    The picture continues where the crop is padded with zeros. At 224 pixels every cell of AlexNet
+    reads zeros.
     """
     model = create_model(name, num_classes=3, dense=True, **NARROW[name])
     x, variables = initialized(model, size + 64, size + 64, 3)
@@ -128,18 +130,18 @@ def test_padding_reaches_the_cells_whose_field_crosses_the_border_and_no_others(
 
     @jax.jit
     def compute(x):
-        found = features(model, variables, x, ["features", "classifier"])
-        return found["features"], found["classifier"]
+        outputs = features(model, variables, x, ["features", "classifier"])
+        return outputs["features"], outputs["classifier"]
 
     (of_picture, logits), (of_crop, crop_logits) = compute(x), compute(crop)
-    cells = size // 32 - (name == "alexnet")  # the last would need the zeros of one more cell
+    cells = size // 32 - (name == "alexnet")  # AlexNet's last cell is cut off
     of_picture = of_picture[:, 1 : 1 + cells, 1 : 1 + cells]
     assert of_crop.shape == of_picture.shape
     error = np.abs(of_picture - of_crop).max((0, 3)) / np.abs(of_crop).max()
     whole = [32 * i >= reach and 32 * i - reach + field <= size for i in range(cells)]
     assert [i for i in range(cells) if whole[i]] == inside
     np.testing.assert_array_equal(error < 1e-5, np.logical_and.outer(whole, whole))
-    # So no logit of AlexNet or VGG is exactly that of its crop.
+    # So no logit of AlexNet or VGG equals that of its crop exactly.
     assert not close(logits[:, 1, 1], crop_logits[:, 0, 0], 1e-3)
 
 
@@ -151,7 +153,7 @@ def test_average_then_linear_is_linear_then_average(name, fields):
         model = create_model(name, num_classes=5, dtype=jnp.float64, **fields)
         x, variables = initialized(model, 64, 96, 3, dtype=np.float64)
         both = jax.jit(lambda x: [m.apply(variables, x) for m in (model, convolutionize(model))])
-        logits, scores = both(x)  # the logits are those of the averaged features
+        logits, scores = both(x)  # logits come from averaged features
         assert scores.shape == {"resnet18": (1, 2, 3, 5), "resnet20_cifar": (1, 16, 24, 5)}[name]
         assert np.asarray(scores).std((1, 2)).min() > 0  # the cells differ
         assert close(scores.mean((1, 2)), logits, 1e-13)
@@ -169,7 +171,7 @@ def flatten(x):
 
 
 class Head(nn.Module):
-    """Flattens inside, as many modules do."""
+    """A module that flattens inside, as many do."""
 
     @nn.compact
     def __call__(self, x):
@@ -239,8 +241,8 @@ def test_what_cannot_be_a_map():
 # --------------------------------------------------------------------------- offset pooling
 
 
-# The last pool (window, stride), its index in `features`, the patch behind it; image sizes that
-# give both offsets of the pool a position, and leave them unequal numbers of them.
+# The last pool (window, stride), its index in `features`, and the patch after it. With these image
+# sizes all offsets of the pool have positions, but unequal numbers of them.
 @pytest.mark.parametrize(
     ("name", "window", "stride", "index", "patch", "size"),
     [
@@ -257,13 +259,13 @@ def test_offset_pooling_is_the_map_of_each_offset_interleaved(
     model = create_model(name, num_classes=3, dense=True, **NARROW[name])
     x, variables = initialized(model, size, size, 3)
 
-    @jax.jit  # one program, which computes what these share once
+    @jax.jit  # one program computes once what the networks share
     def compute(variables, x):
         unpooled = features(model, variables, x, [f"features.{index - 1}"])
         fine = model.clone(offset_pooling=True)
         mean = fine.clone(dense=False)
         networks = (model, fine, mean)
-        return *unpooled.values(), *(each.apply(variables, x) for each in networks)
+        return *unpooled.values(), *(network.apply(variables, x) for network in networks)
 
     unpooled, plain, fine, mean = compute(variables, x)
     hidden = model.hidden_features
@@ -281,7 +283,7 @@ def test_offset_pooling_is_the_map_of_each_offset_interleaved(
     assert close(fine, expected)
     assert close(fine[:, ::stride, ::stride], plain)
     assert min(fine.shape[1:3]) == 3
-    assert close(mean, fine.mean((1, 2)))  # without `dense`, as of the plain map
+    assert close(mean, fine.mean((1, 2)))  # without `dense`: the mean of the map
 
 
 @pytest.mark.parametrize(
@@ -303,8 +305,9 @@ def test_pixels_between_cells(name, fields, pixels):
 
 
 def test_six_scales_have_the_maps_of_table_5():
-    """arXiv:1312.6229, Table 5, "Classifier map" (pre- and post-reshape): at each of 3x3 offsets,
-    and interleaved.
+    """Maps have the sizes of arXiv:1312.6229, Table 5, "Classifier map" (pre- and post-reshape).
+
+    The former are those at each of 3x3 offsets, the latter are interleaved.
     """
     coarse = [(1, 1), (2, 3), (3, 5), (5, 7), (6, 8), (7, 10)]
     model = create_model("overfeat_accurate")
@@ -331,8 +334,8 @@ def test_several_scales_are_maxima_over_positions_averaged():
                 for j in range(0, width - 27, 4)
             ]
             vectors.append(jax.nn.softmax(jnp.stack(crops)).max(0))
-    found = jax.jit(functools.partial(multi_scale, model))(variables, scales)
-    assert close(found, jnp.mean(jnp.stack(vectors), 0))
+    scores = jax.jit(functools.partial(multi_scale, model))(variables, scales)
+    assert close(scores, jnp.mean(jnp.stack(vectors), 0))
 
 
 def test_maps_of_mirror_images_are_mirrored_back():
@@ -349,8 +352,9 @@ def test_maps_of_mirror_images_are_mirrored_back():
 
 
 def test_maps_of_several_scales_lie_over_each_other():
-    """A plane, sampled at the cells of each scale, is the same plane where all have cells; beyond
-    its outermost cells a map goes on unchanged.
+    """Maps of a plane, sampled at the cells of each scale, have that plane as their mean.
+
+    Beyond its outermost cells a map is constant.
     """
     sizes, counts = [(100, 150), (200, 300)], [(3, 5), (5, 7)]
     # Positions of cells 20 pixels apart, as fractions of the picture.
@@ -358,9 +362,9 @@ def test_maps_of_several_scales_lie_over_each_other():
         [(np.arange(n) - (n - 1) / 2) * 20 / side for n, side in zip(count, size, strict=True)]
         for count, size in zip(counts, sizes, strict=True)
     ]
-    maps = [np.stack(np.meshgrid(*each, indexing="ij"), -1) for each in places]
+    maps = [np.stack(np.meshgrid(*axes, indexing="ij"), -1) for axes in places]
     np.testing.assert_allclose(average_maps(maps, sizes), maps[-1], atol=1e-12)
-    wide = average_maps(maps[::-1], sizes[::-1])  # the finer map ends inside of the coarser one
+    wide = average_maps(maps[::-1], sizes[::-1])  # the finer map is the smaller one
     np.testing.assert_allclose(wide[1, 1:-1], maps[0][1, 1:-1], atol=1e-12)
     np.testing.assert_allclose(wide[0, 0, 0], (maps[0][0, 0, 0] + maps[1][0, 0, 0]) / 2)
 
@@ -370,7 +374,7 @@ def test_maps_of_several_scales_lie_over_each_other():
 
 @pytest.fixture
 def lenet(tmp_path):
-    """Options of a LeNet-5 with random weights, and a picture for it; the network itself."""
+    """Return options for a LeNet-5 with random weights and a picture, and the network itself."""
     model = create_model("lenet5")
     _, variables = initialized(model, 28, 28, 1)
     save_file(to_torch(variables), tmp_path / "lenet5.safetensors")
@@ -418,16 +422,18 @@ def test_a_picture_is_drawn_with_its_map(lenet, capsys):
         ({"image_size": 0}, "--image-size is 0; expected at least 1"),
         (
             {"image_size": 2000},
-            "the picture scaled to 2000 pixels on its short side has 6,000,000; expected at most "
-            "4,194,304: cut it, or give a smaller --image-size",
+            "the picture has 6,000,000 pixels when its short side is scaled to 2000; expected at "
+            "most 4,194,304, so cut it or give a smaller --image-size",
         ),
         (
             {"image_size": 99, "scales": 6},
-            "--scales 6 has sizes of its own; leave out --image-size",
+            "--image-size 99 is given with --scales 6, which has its own sizes; leave out one of "
+            "them",
         ),
         (
             {"workdir": pathlib.Path("run")},
-            "--workdir names a network with its weights; give nothing beside it",
+            "--workdir names a network with its weights; leave out --arch, --weights, "
+            "--checkpoint and --ema",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""Activations by name, against torch's hooks."""
+"""Activations by name equal those of torch's hooks."""
 
 from typing import Any
 
@@ -39,9 +39,9 @@ def test_activations_are_those_of_torchs_hooks(arch, names):
 
     @jax.jit
     def compute(variables, x):
-        found = features(model, variables, x, names)
-        assert list(found) == names
-        return found
+        outputs = features(model, variables, x, names)
+        assert list(outputs) == names
+        return outputs
 
     ours = compute(variables, x)
     for name, value in ours.items():

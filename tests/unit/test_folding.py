@@ -17,11 +17,13 @@ from flaxnets.inference.dense import probability_maps
 from flaxnets.inference.predict import make_predict_step
 from flaxnets.kernels import folding
 from flaxnets.kernels.folding import folded_norms
+from flaxnets.kernels.onednn import calls as onednn
 from flaxnets.kernels.platform import compiling_for, plain
-from flaxnets.layers import BatchNorm, Conv, Sequential, relu
+from flaxnets.layers import BatchNorm, Conv, Sequential, relu, relu_of_sum
 from flaxnets.training.parallel import DataParallel
 from flaxnets.training.step import make_eval_step
 from networks import CASES
+from parity import bfloat16_only
 
 
 @contextlib.contextmanager
@@ -190,3 +192,89 @@ def test_logits(name):
     with as_on_gpu():
         error = parity.logits_error(model, reference, parity.images(64))
     assert error < case.logits_bound
+
+
+class Residual(nn.Module):
+    """A biased convolution with its ReLU; two with norms, in a residual block; a norm alone."""
+
+    dtype: jnp.dtype = jnp.bfloat16
+
+    @nn.compact
+    def __call__(self, x):
+        norm = functools.partial(BatchNorm, use_running_average=True, dtype=self.dtype)
+        conv = functools.partial(Conv, 16, 3, padding=1, dtype=self.dtype)
+        x = relu(conv(name="conv0")(x))
+        y = norm(name="bn1")(conv(use_bias=False, name="conv1")(x), relu=True)
+        y = norm(name="bn2")(conv(groups=2, name="conv2")(y))
+        return norm(name="bn3")(relu_of_sum(y, x))
+
+
+def in_bfloat16(seed=0):
+    """The network, its variables, and images."""
+    block, x = Residual(), jnp.asarray(parity.images(9, channels=4, seed=seed))
+    return block, variables_of(block, x), x
+
+
+@bfloat16_only
+def test_in_bfloat16_a_cpus_convolutions_have_what_follows():
+    """Three calls, of which XLA leaves no pass but the last norm; as exact beside float32 as the
+    operations one by one.
+    """
+    block, variables, x = in_bfloat16()
+
+    def folded(variables, x):
+        with folded_norms():
+            return block.apply(variables, x)
+
+    exact: Any = Residual(jnp.float32).apply(variables, x)
+    program = jax.jit(folded).lower(variables, x).compile().as_text() or ""
+    assert program.count(f'custom_call_target="{onednn.CONVOLUTION}"') == 3
+    assert "maximum(" not in program
+    with plain("folding"):
+        assert "maximum(" in (jax.jit(folded).lower(variables, x).compile().as_text() or "")
+    ours, apart = jax.jit(folded)(variables, x), jax.jit(block.apply)(variables, x)
+    assert ours.dtype == apart.dtype == jnp.bfloat16
+    error = np.abs(ours.astype(jnp.float32) - exact)
+    assert 0 < error.mean() < np.abs(apart.astype(jnp.float32) - exact).mean()
+    assert error.max() < 2**-6 * np.abs(exact).max()
+
+
+@bfloat16_only
+def test_in_bfloat16_gradients_and_vmap_are_those_of_the_operations():
+    block, variables, x = in_bfloat16()
+
+    def gradients(model, variables, x, fold=True):
+        def loss(variables, x):
+            with folded_norms() if fold else contextlib.nullcontext():
+                return jnp.square(model.apply(variables, x).astype(jnp.float32)).mean()
+
+        return jax.grad(loss, (0, 1))(variables, x)
+
+    exact = jax.jit(functools.partial(gradients, Residual(jnp.float32)))(variables, x)
+    found = jax.jit(functools.partial(gradients, block))(variables, x)
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(exact), strict=True):
+        assert one.dtype == jnp.float32
+        assert parity.relative_error(one, other) < 0.05
+    mapped = jax.jit(jax.vmap(functools.partial(gradients, block), (None, 0)))
+    for one, other in zip(
+        jax.tree.leaves(mapped(variables, jnp.stack([x, x]))), jax.tree.leaves(exact), strict=True
+    ):
+        assert parity.relative_error(one[1], other) < 0.05
+
+
+@bfloat16_only
+def test_in_bfloat16_nan_stays():
+    """In the windows of the pixel that it stands in, through sums and ReLUs."""
+    block, variables, x = in_bfloat16()
+    x = x.at[1, 0, 0, 2].set(jnp.nan)
+
+    @jax.jit
+    def folded(variables, x):
+        with folded_norms():
+            return block.apply(variables, x)
+
+    found = np.isnan(folded(variables, x))
+    np.testing.assert_array_equal(found[1, :4, :4], True)  # of three convolutions
+    assert not found[0].any()
+    assert not found[1, 4:].any()
+    assert not found[1, :, 4:].any()

@@ -1,4 +1,4 @@
-"""Evaluation of trained networks, one by one and averaged."""
+"""Trained networks are evaluated, one by one and averaged."""
 
 import functools
 import json
@@ -46,32 +46,32 @@ def test_every_example_is_predicted_once_in_order_on_any_number_of_devices(mappi
         log_probabilities, labels = predict(model, variables, batches, source.statistics, parallel)
         np.testing.assert_array_equal(labels, source.labels["test"])
         np.testing.assert_allclose(log_probabilities, jax.nn.log_softmax(logits), atol=1e-5)
-    found = accuracy(log_probabilities, labels)
-    assert found["top1"] == np.mean(np.argmax(logits, 1) == labels)
+    measured = accuracy(log_probabilities, labels)
+    assert measured["top1"] == np.mean(np.argmax(logits, 1) == labels)
     expected = -log_probabilities[np.arange(len(labels)), labels].mean()
-    assert found["loss"] == pytest.approx(expected, rel=1e-5)
+    assert measured["loss"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_probabilities_that_round_to_zero_are_averaged_as_torch_does_in_float64():
-    """Logits of hundreds: of two networks, three views, and two more that are maps."""
+    """The logits of two networks are hundreds, for three views and two more that are maps."""
     random = np.random.default_rng(0)
     labels = random.integers(0, 20, 50)
-    scores = random.normal(0, 300, 20)  # of each class, around which images have theirs
+    scores = random.normal(0, 300, 20)  # mean score of each class over images
     members, expected = [], []
     for _ in range(2):
         views = random.normal(scores, 100, (50, 3, 20)).astype(np.float32)
         maps = random.normal(scores, 100, (50, 2, 4, 5, 20)).astype(np.float32)
-        found = mean_log_probabilities([jnp.asarray(views), jnp.asarray(maps)])
+        ours = mean_log_probabilities([jnp.asarray(views), jnp.asarray(maps)])
         logs = [torch.tensor(x).double().log_softmax(-1) for x in (views, maps)]
         sums = torch.logsumexp(torch.cat([logs[0], logs[1].amax((2, 3))], 1), 1)
         expected.append(sums - sums.logsumexp(1, keepdim=True))
-        np.testing.assert_allclose(found, expected[-1], rtol=1e-6, atol=1e-4)
-        assert (np.exp(found) == 0).mean() > 0.3  # of which the order would be lost
-        members.append(np.asarray(found))
+        np.testing.assert_allclose(ours, expected[-1], rtol=1e-6, atol=1e-4)
+        assert (np.exp(ours) == 0).mean() > 0.3  # these would lose their order
+        members.append(np.asarray(ours))
     mean = torch.stack(expected).logsumexp(0) - np.log(2)
-    found = mean_of_members(members)
-    np.testing.assert_allclose(found, mean, rtol=1e-6, atol=1e-4)
-    measured = accuracy(found, labels)
+    ours = mean_of_members(members)
+    np.testing.assert_allclose(ours, mean, rtol=1e-6, atol=1e-4)
+    measured = accuracy(ours, labels)
     right = torch.tensor(labels)[:, None]
     assert measured["loss"] == pytest.approx(-mean.gather(1, right).mean().item(), rel=1e-6)
     for count in (1, 5):
@@ -79,28 +79,28 @@ def test_probabilities_that_round_to_zero_are_averaged_as_torch_does_in_float64(
         assert measured[f"top{count}"] == expected
 
 
-def test_several_scales_have_the_maxima_of_torchs_log_softmax():
+def test_several_scales_give_the_maxima_of_torchs_log_softmax():
     model = create_model("lenet5")
     variables = drawn(model.init)(jax.random.key(0), np.zeros((1, 28, 28, 1)))
     variables = jax.tree.map(lambda x: 3 * x, variables)  # for logits of hundreds
     x = 10 * np.random.default_rng(0).standard_normal((2, 36, 40, 1), np.float32)
-    found = jax.jit(functools.partial(log_multi_scale, model))(variables, [x])
-    logits = [model.clone(dense=True).apply(variables, each) for each in (x, x[:, :, ::-1])]
+    ours = jax.jit(functools.partial(log_multi_scale, model))(variables, [x])
+    logits = [model.clone(dense=True).apply(variables, side) for side in (x, x[:, :, ::-1])]
     maxima = [torch.tensor(np.array(y)).double().log_softmax(-1).amax((1, 2)) for y in logits]
     expected = torch.stack(maxima).logsumexp(0) - np.log(2)
     assert expected.min() < -200
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    np.testing.assert_allclose(ours, expected, rtol=1e-5)
 
 
 def test_equal_log_probabilities_count_by_position():
     logs = np.full((10, 10), -np.inf, np.float32)
     logs[:, 9] = 0
-    found = accuracy(logs, np.arange(10))
-    assert found["top1"] == 0.1
-    assert found["top5"] == 0.5  # the last class, then those in front
+    measured = accuracy(logs, np.arange(10))
+    assert measured["top1"] == 0.1
+    assert measured["top5"] == 0.5  # the last class, then the first four
 
 
-def test_json_has_null_where_no_number_is():
+def test_json_has_null_instead_of_nan_and_infinity():
     value = {"loss": np.inf, "rows": [(1, -np.inf), {"top1": np.float64("nan"), "top5": 0.5}]}
     assert json.loads(json_text(value)) == {
         "loss": None, "rows": [[1, None], {"top1": None, "top5": 0.5}],
@@ -127,7 +127,7 @@ def test_a_network_that_gives_nan_is_evaluated_to_valid_json(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_columns_are_averaged(tmp_path, train_here, capsys):
-    """Two columns of MCDNN: the mean of their probabilities, and each alone."""
+    """Evaluate two columns of MCDNN, alone and with averaged probabilities."""
     runs = [tmp_path / f"column{seed}" for seed in range(2)]
     for seed, run in enumerate(runs):
         train_here("--arch", "mcdnn_mnist", "--epochs", 1, "--seed", seed, "--workdir", run)
@@ -153,15 +153,15 @@ def test_columns_are_averaged(tmp_path, train_here, capsys):
     with Image.open(tmp_path / "confusion.png") as image:
         assert image.size == (600, 480)
 
-    # The network of a run names scans in files as it was evaluated.
+    # classify.py gives scans in files the probabilities of the evaluation.
     scans = in_memory("digits").images["test"][..., 0]
     paths = [tmp_path / f"{index}.png" for index in range(0, 355, 50)]
     for path in paths:
         Image.fromarray(scans[int(path.stem)]).convert("RGB").save(path)
     classify.main(classify.Options(tuple(paths), workdir=runs[0], top=10, json=True))
-    for found in json.loads(capsys.readouterr().out):
-        named = {int(row["class"]): row["probability"] for row in found["classes"]}
-        predicted = stored["probabilities"][0, int(pathlib.Path(found["picture"]).stem)]
+    for result in json.loads(capsys.readouterr().out):
+        named = {int(row["class"]): row["probability"] for row in result["classes"]}
+        predicted = stored["probabilities"][0, int(pathlib.Path(result["picture"]).stem)]
         np.testing.assert_allclose([named[i] for i in range(10)], predicted, atol=0.02)
 
 
@@ -169,13 +169,14 @@ def test_runs_that_cannot_be_evaluated(tmp_path):
     with pytest.raises(InputError, match=r"is not the workdir of a training run: it has no config"):
         load_run(tmp_path)
     assert refusal(evaluate.main, evaluate.Options()) == (
-        "no network given; expected directories that train.py wrote, or --arch"
+        "no network given; expected workdirs of train.py, or --arch NAME with --weights NAME or "
+        "--checkpoint FILE"
     )
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder data set of crops of two photographs, 21 pictures to test on."""
+    """Return a folder data set with crops of two photographs, 21 of them for testing."""
     root = tmp_path_factory.mktemp("pictures")
     random = np.random.default_rng(0)
     for split, count in (("train", 1), ("val", 10)):
@@ -193,7 +194,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def two_files(tmp_path_factory):
-    """Two networks for 28 of 32 pixels and two classes: their variables and files."""
+    """Return a network that reads 28 of 32 pixels, two trees of variables, and their files."""
     model = create_model("lenet5", num_classes=2)
     paths, members = [], []
     for seed in range(2):
@@ -206,7 +207,7 @@ def two_files(tmp_path_factory):
 
 
 def expected_probabilities(model, variables, folder, views):
-    """By torchvision's transforms; OverFeat's scales by `dense.multi_scale`."""
+    """Return probabilities with torchvision's transforms; OverFeat's scales with `multi_scale`."""
     transforms = torchvision.transforms
     tensor = transforms.ToTensor()
     normal = transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -224,7 +225,7 @@ def expected_probabilities(model, variables, folder, views):
     crops = [transforms.TenCrop(28)(transforms.Resize(32)(picture)) for picture in pictures]
     if views == "center":
         crops = [ten[4:5] for ten in crops]
-    logits = model.apply(variables, np.concatenate([prepared(each) for each in crops]))
+    logits = model.apply(variables, np.concatenate([prepared(ten) for ten in crops]))
     return jax.nn.softmax(logits).reshape(len(pictures), -1, 2).mean(1)
 
 
@@ -232,7 +233,7 @@ def expected_probabilities(model, variables, folder, views):
     ("views", "atol"), [("center", 1e-5), ("ten-crop", 1e-5), ("multi-scale", 1e-5)]
 )
 def test_views_over_a_split(views, atol, folder, two_files, tmp_path, capsys):
-    """On eight devices, with a last batch of one or five pictures, turned upright."""
+    """Eight devices evaluate upright pictures; the last batch has one or five."""
     model, members, paths = two_files
     evaluate.main(evaluate.Options(
         arch=("lenet5",), checkpoint=paths, dataset=f"folder:{folder}", views=views,
@@ -244,10 +245,10 @@ def test_views_over_a_split(views, atol, folder, two_files, tmp_path, capsys):
     with np.load(tmp_path / "out.npz") as file:
         stored = dict(file)
     np.testing.assert_array_equal(stored["labels"], [0] * 10 + [1] * 11)
-    for variables, found in zip(members, stored["probabilities"], strict=True):
+    for variables, probabilities in zip(members, stored["probabilities"], strict=True):
         expected = expected_probabilities(model, variables, folder, views)
         assert expected.std() > 5 * atol
-        np.testing.assert_allclose(found, expected, atol=atol)
+        np.testing.assert_allclose(probabilities, expected, atol=atol)
     rows = [*stored["probabilities"]]
     if views != "center":
         rows.append(stored["probabilities"].mean(0))
@@ -257,7 +258,7 @@ def test_views_over_a_split(views, atol, folder, two_files, tmp_path, capsys):
 
 
 def test_random_views_depend_on_the_seed_and_not_on_the_batch(folder, two_files, tmp_path, capsys):
-    def probabilities(seed, batch_size):  # and checks what is printed
+    def probabilities(seed, batch_size):  # also checks the output
         evaluate.main(evaluate.Options(
             arch=("lenet5",), checkpoint=two_files[2][:1], dataset=f"folder:{folder}",
             views="random-10", seed=seed, batch_size=batch_size, output=tmp_path / "out.npz",
@@ -280,18 +281,19 @@ def test_random_views_depend_on_the_seed_and_not_on_the_batch(folder, two_files,
     ("options", "sentence"),
     [
         ({"arch": ("lenet5",)}, "no data set given; expected --dataset NAME"),
-        ({"dataset": "digits"}, "weights of no network; expected --arch NAME"),
+        ({"dataset": "digits"}, "weights are given, but no network; expected --arch NAME"),
         (
             {"arch": ("lenet5", "alexnet", "vgg11"), "dataset": "digits"},
             "--checkpoint has 2 values for 3 networks; expected one for all or one for each",
         ),
         (
             {"arch": ("lenet5",), "dataset": "digits"},
-            "{} tells 2 classes apart, 'digits' has 10",
+            "{} has 2 classes, but 'digits' has 10; expected a --dataset with the network's "
+            "classes",
         ),
         (
             {"output": pathlib.Path("absent/out.npz")},
-            "cannot write absent/out.npz: no directory absent",
+            "cannot write absent/out.npz: there is no directory absent; create it first",
         ),
         (
             {"confusion": pathlib.Path("out.pngg")},
@@ -327,6 +329,6 @@ def test_images_read_whole_have_no_views(tmp_path):
     with pytest.raises(InputError) as raised:
         evaluate.main(evaluate.Options(**options, views="ten-crop"))
     assert str(raised.value) == (
-        "this network reads the whole picture at 28x28 pixels, of which there are no ten-crop "
+        "this network reads the whole picture at 28x28 pixels and has no ten-crop "
         "views; expected 'center' or 'mirror-and-shift'"
     )

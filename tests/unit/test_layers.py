@@ -1,6 +1,7 @@
 """Each layer against torch's or XLA's own, in values and gradients."""
 
 import functools
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -14,7 +15,9 @@ from jax import lax
 import parity
 from flaxnets import layers
 from flaxnets.kernels import pooling
+from flaxnets.kernels.onednn import calls as onednn
 from flaxnets.kernels.platform import compiling_for
+from parity import bfloat16_only
 
 
 def gradient_like(f, x, *, seed=1):
@@ -93,6 +96,76 @@ def test_every_formulation_of_a_max_pool(formulation, window, stride):
     assert np.isnan(expected).any()
     for pooled in (pool(jnp.asarray(x)), jax.vjp(pool, jnp.asarray(x))[0]):
         np.testing.assert_array_equal(pooled, expected)
+
+
+POOLS = [((3, 3), (2, 2), (1, 1)), ((2, 2), (2, 2), (0, 0)), ((3, 3), (1, 1), (1, 1)),
+         ((2, 3), (3, 1), (0, 1))]  # fmt: skip
+
+
+@bfloat16_only
+@pytest.mark.parametrize("ceil_mode", [False, True])
+@pytest.mark.parametrize("channels", [3, 64])
+@pytest.mark.parametrize(("window", "stride", "padding"), POOLS)
+def test_a_max_pool_in_bfloat16_is_onednns(window, stride, padding, channels, ceil_mode):
+    """The maxima are exactly those of float32, ties and NaN included. A pixel's gradient is a sum
+    over the windows that it is the maximum of, each of whose additions is rounded, to 2^-8.
+    """
+
+    def pool(x):
+        return pooling.window_maxima(x, window, stride, padding, ceil_mode=ceil_mode)
+
+    shape = (2, 10, 11, channels)
+    x = jnp.asarray(np.random.default_rng(0).integers(-3, 3, shape), jnp.bfloat16)
+    assert onednn.MAX_POOL in jax.jit(pool).lower(x).as_text()
+    y, pull = jax.vjp(jax.jit(pool), x)
+    expected, pull_expected = jax.vjp(pool, x.astype(jnp.float32))
+    assert y.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(y.astype(jnp.float32), expected)
+    cotangent = jnp.sin(jnp.arange(y.size)).reshape(y.shape).astype(jnp.bfloat16)
+    (found,), (wanted,) = pull(cotangent), pull_expected(cotangent.astype(jnp.float32))
+    (largest,) = pull_expected(jnp.abs(cotangent.astype(jnp.float32)))  # of the sum, at any time
+    windows = math.prod(-(-span // step) for span, step in zip(window, stride, strict=True))
+    bound = 1.01 * (windows - 1) * 2**-8 * np.asarray(largest)
+    assert (np.abs(found.astype(jnp.float32) - wanted) <= bound).all()
+    for place in ((0, 0, 0, 1), (1, 5, 5, 2), (1, 9, 10, 0)):
+        x = x.at[place].set(jnp.nan)
+    np.testing.assert_array_equal(np.isnan(pool(x)), np.isnan(pool(x.astype(jnp.float32))))
+
+
+def test_joined_maps_are_their_concatenation():
+    """Values and gradients, in every type, NaN included."""
+    for dtype in (jnp.float32, jnp.bfloat16, jnp.float16):
+        maps = [jnp.asarray(parity.images(4, channels=n, seed=n), dtype) for n in (3, 8, 1)]
+        maps[0] = maps[0].at[0, 0, 0, 0].set(jnp.nan)
+        found, pull = jax.vjp(jax.jit(lambda *maps: layers.joined(maps)), *maps)
+        expected, pull_expected = jax.vjp(lambda *maps: jnp.concatenate(maps, -1), *maps)
+        assert found.dtype == dtype
+        cotangent = jnp.cos(jnp.arange(found.size)).reshape(found.shape).astype(dtype)
+        both = [jnp.stack([each, 2 * each]) for each in maps]
+        mapped = jax.vmap(lambda *maps: layers.joined(maps))(*both)
+        for one, other in (
+            (found, expected), (mapped[1], 2 * expected),
+            *zip(pull(cotangent), pull_expected(cotangent), strict=True),
+        ):  # fmt: skip
+            np.testing.assert_array_equal(one.astype(jnp.float32), other.astype(jnp.float32))
+
+
+@bfloat16_only
+def test_a_max_pool_in_bfloat16_has_all_derivatives():
+    x = jnp.asarray(parity.images(8, channels=16), jnp.bfloat16)
+    pool = layers.max_pool(3, 2, 1)
+
+    def gradient(x):
+        return jax.grad(lambda x: jnp.square(pool(x).astype(jnp.float32)).sum())(x)
+
+    def derivatives(x):
+        forward = jax.jvp(pool, (x,), (jnp.ones_like(x),))
+        return *forward, jax.jvp(gradient, (x,), (x,))[1], jax.vmap(gradient)(x[:, None])
+
+    found, expected = derivatives(x), derivatives(x.astype(jnp.float32))
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == jnp.bfloat16
+        np.testing.assert_allclose(one.astype(jnp.float32), other, rtol=2**-6, atol=2**-6)
 
 
 @pytest.mark.parametrize(

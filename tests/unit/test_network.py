@@ -1,4 +1,4 @@
-"""The door: networks that are opened, called, taken apart and saved."""
+"""Networks are opened, called, taken apart and saved."""
 
 import ast
 import dataclasses
@@ -34,9 +34,10 @@ from flaxnets.data.pixels.crop import CenterCrop
 from flaxnets.data.pixels.decode import Decode
 from flaxnets.data.pixels.resize import Resize
 from flaxnets.data.plan import Plan
-from flaxnets.inference import network as network_module
+from flaxnets.inference import programs
 from flaxnets.inference.features import Level, feature_info, pyramid
-from flaxnets.inference.network import Card, Network, imagenet_class_names
+from flaxnets.inference.network import Network
+from flaxnets.inference.results import Card, imagenet_class_names
 from flaxnets.initializers import drawn
 from flaxnets.models import describe
 from flaxnets.summary import summarize, totals
@@ -50,7 +51,7 @@ PAGE = (ROOT / "docs/pretrained.md").read_text()
 
 
 def initialized(arch: str, in_channels: int = 3, **fields):
-    """A network with random variables, statistics of norms too."""
+    """Return a network with random variables, including the statistics of norms."""
     model = create_model(arch, **fields)
     shape = (1, *model.input_shape[:2], in_channels)
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros(shape))
@@ -77,14 +78,12 @@ def same(ours, theirs) -> None:
         np.testing.assert_array_equal(value, theirs[key], key)
 
 
-# --- The lecture's example -----------------------------------------------------------------------
+# --- The example of the lecture -------------------------------------------------------------------
 
 
 @torch.no_grad()
 def test_fifteen_classes_in_five_lines(tmp_path, monkeypatch, capsys):
-    """The first code of docs/pretrained.md; random weights of torchvision's network stand in for
-    the published ones.
-    """
+    """Run the first code of docs/pretrained.md with random weights of torchvision's network."""
     five_lines = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     (code,) = [code for code in five_lines if "top=15" in code]
     assert len([line for line in code.splitlines() if line]) == 4
@@ -117,7 +116,7 @@ def test_fifteen_classes_in_five_lines(tmp_path, monkeypatch, capsys):
     assert "BSD-3-Clause" in str(network.card.licence)
 
 
-# --- What opens ----------------------------------------------------------------------------------
+# --- What can be opened --------------------------------------------------------------------------
 
 
 def test_a_file_of_weights(lenet, tmp_path):
@@ -144,13 +143,13 @@ def test_a_file_of_weights(lenet, tmp_path):
 def test_other_channels(lenet, tmp_path):
     save_file(to_torch(lenet.variables), tmp_path / "a.safetensors")
     kernel = to_torch(lenet.variables)["features.0.weight"]
-    with pytest.warns(WeightsWarning, match=r"features.0.weight is summed over its 3 channels"):
+    with pytest.warns(WeightsWarning, match=r"features.0.weight is summed over its 3 channels, as"):
         network = pretrained("lenet5", tmp_path / "a.safetensors", in_channels=1)
     summed = to_torch(network.variables)["features.0.weight"]
     np.testing.assert_array_equal(summed, kernel.sum(1, keepdims=True))
     assert network(PHOTOS[0]).shape == (10,)
     assert network.input_shape == (28, 28, 1)
-    with pytest.warns(WeightsWarning, match=r"repeated and scaled from 3 channels for images of 5"):
+    with pytest.warns(WeightsWarning, match="scaled from 3 channels, as the images have 5"):
         five = pretrained(
             "lenet5", tmp_path / "a.safetensors", in_channels=5,
             statistics=((0.5,) * 5, (0.2,) * 5), preprocessing=Plan((Decode(5), Resize(28))),
@@ -159,13 +158,13 @@ def test_other_channels(lenet, tmp_path):
         five(PHOTOS[0])
     with (
         pytest.warns(WeightsWarning),
-        pytest.raises(InputError, match="the statistics of 5 channels are not known; expected"),
+        pytest.raises(InputError, match="the statistics of 5 channels are not known; give sta"),
     ):
         pretrained("lenet5", tmp_path / "a.safetensors", in_channels=5)
 
 
 def test_published_weights_bring_their_preprocessing(lenet, tmp_path, monkeypatch):
-    """Also to a file, and to a network that brings its images to [-1, 1] itself."""
+    """So does a file with their name, and a network that scales its images to [-1, 1] itself."""
     row = published.published_weights("googlenet")
     monkeypatch.setattr(published, "WEIGHTS", (dataclasses.replace(row, arch="lenet5"),))
     save_file(to_torch(lenet.variables), tmp_path / "a.safetensors")
@@ -188,7 +187,7 @@ def test_a_run_of_train(tmp_path, monkeypatch, capsys):
 
     from flaxnets import evaluate, train
 
-    monkeypatch.setattr(train, "join", lambda processes: None)
+    monkeypatch.setattr("flaxnets.runs.processes.join", lambda processes: None)
     run = tmp_path / "run"
     arguments = ["--arch", "lenet5", "--epochs", "1", "--workdir", str(run)]
     train.main([*arguments, "--no-compilation-cache"])
@@ -207,7 +206,7 @@ def test_a_run_of_train(tmp_path, monkeypatch, capsys):
     other = pretrained(tmp_path / "run.safetensors")
     np.testing.assert_array_equal(other(scan), network(scan))
     assert (other.card, other.classes, other.arch) == (network.card, network.classes, "lenet5")
-    # Scripts open both, and find the same in them.
+    # Scripts open both and get the same results.
     results = []
     for path in (run, tmp_path / "run.safetensors"):
         evaluate.main(evaluate.Options((path,), json=True, compilation_cache=False))
@@ -217,7 +216,7 @@ def test_a_run_of_train(tmp_path, monkeypatch, capsys):
     assert results[0]["top1"] == pytest.approx(summary["top1"], abs=1e-6)
     convert_torchvision.main("lenet5", tmp_path / "other.safetensors", workdir=run)
     same(pretrained(tmp_path / "other.safetensors").variables, network.variables)
-    (run / "summary.json").write_text('{"steps": 1, "top1": 1}')  # of another checkpoint
+    (run / "summary.json").write_text('{"steps": 1, "top1": 1}')  # for another checkpoint
     assert pretrained(str(run)).card.accuracy == {}
 
 
@@ -230,7 +229,7 @@ def test_a_run_of_train(tmp_path, monkeypatch, capsys):
         ("softmax_regression", {"input_shape": (9, 9, 3)}),
     ],
 )
-def test_what_is_saved_opens_bit_by_bit(arch, fields, tmp_path):
+def test_a_saved_network_opens_with_the_same_bits(arch, fields, tmp_path):
     model, variables = initialized(arch, **fields)
     plan = Plan((Decode(3, "stored"), CenterCrop(300, model.input_shape[0])))
     statistics, card = ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6)), Card("me", "mine", {"top1": 0.1}, "MIT")
@@ -247,7 +246,7 @@ def test_what_is_saved_opens_bit_by_bit(arch, fields, tmp_path):
         assert getattr(other, field) == getattr(network, field), field
     assert describe(other.model) == describe(model)
     np.testing.assert_array_equal(other(PHOTOS[0]), network(PHOTOS[0]))
-    # It is a file of weights as well, with torch's keys.
+    # It is also a file of weights under torch's keys.
     with safe_open(tmp_path / "a.safetensors", "numpy") as file:
         assert set(file.keys()) == to_torch(variables).keys()
         assert json.loads(file.metadata()["flaxnets"])["arch"] == arch
@@ -257,8 +256,8 @@ def test_what_is_saved_opens_bit_by_bit(arch, fields, tmp_path):
 def test_every_network_is_described_by_its_name():
     for name in list_models():
         model = create_model(name, num_classes=7, dtype=jnp.bfloat16)
-        found, fields = describe(model)
-        assert (found, create_model(found, **fields)) == (name, model)
+        arch, fields = describe(model)
+        assert (arch, create_model(arch, **fields)) == (name, model)
 
 
 def test_channels_of_a_network_at_hand_are_its_variables():
@@ -281,42 +280,44 @@ class Mean(torch.nn.Module):
         (lambda d, n: pretrained("lenet5"), "no weights of 'lenet5' are published by torchvision"),
         (lambda d, n: pretrained("alexnet", "IMAGENET1K_V3"), "unknown weights of alexnet"),
         (lambda d, n: pretrained("vgg16", "IMAGENET1K_FEATURES"), "the weights IMAGENET1K_FEATURES"
-         " of vgg16 are features only, without classes"),
+         " of vgg16 are features without classes; give num_classes"),
         (lambda d, n: pretrained("alexnet", in_channels=0), "in_channels is 0; expected at least"),
-        (lambda d, n: pretrained(d, in_channels=1), "in_channels: for a network by its name"),
-        (lambda d, n: pretrained("alexnet", ema=True), "IMAGENET1K_V1 of alexnet has no average"),
+        (lambda d, n: pretrained(d, in_channels=1), "in_channels cannot be given with a source"),
+        (lambda d, n: pretrained("alexnet", ema=True), "the weights IMAGENET1K_V1 of alexnet "
+         "have no averages; leave out ema"),
         (lambda d, n: pretrained("lenet5", d / "none.pth"), "no file {}/none.pth"),
         (lambda d, n: pretrained(d / "none"), "{}/none is not the workdir of a training run: it"),
         (lambda d, n: pretrained(d), "{} is not the workdir of a training run: it has no config"),
-        (lambda d, n: pretrained(d / "plain.safetensors"), "{}/plain.safetensors does not say what "
-         "network it is of"),
+        (lambda d, n: pretrained(d / "plain.safetensors"), "{}/plain.safetensors does not say "
+         "which network its weights belong to"),
         (lambda d, n: pretrained(d / "odd.safetensors"), "{}/odd.safetensors has a header that "
          "network.save did not write"),
-        (lambda d, n: pretrained(d / "text"), "{}/text does not say what network it is of"),
-        (lambda d, n: pretrained(typing.cast(Any, 7)), "a network is asked for of a int; expected"),
-        (lambda d, n: pretrained(d, "IMAGENET1K_V1"), "weights: for a network by its name"),
-        (lambda d, n: pretrained(d, num_classes=3), "num_classes: for a network by its name"),
-        (lambda d, n: pretrained((n.model, {})), "the variables are not those of this LeNet5"),
-        (lambda d, n: pretrained((Mean(), {})), "Mean is no network of the library; expected its"),
-        (lambda d, n: pretrained((n.model, n.variables), classes=["a"]), "1 class names are given;"
-         " the network has 10 classes"),
+        (lambda d, n: pretrained(d / "text"), "{}/text does not say which network"),
+        (lambda d, n: pretrained(typing.cast(Any, 7)), "cannot open a network from a value "
+         "of type int; expected a name"),
+        (lambda d, n: pretrained(d, "IMAGENET1K_V1"), "weights cannot be given with a source"),
+        (lambda d, n: pretrained(d, num_classes=3), "num_classes cannot be given with a source"),
+        (lambda d, n: pretrained((n.model, {})), "the variables do not fit this LeNet5"),
+        (lambda d, n: pretrained((Mean(), {})), "Mean is no network of the library; give prep"),
+        (lambda d, n: pretrained((n.model, n.variables), classes=["a"]), "classes has 1 names; "
+         "expected 10, one for each output of the network"),
         (lambda d, n: n.save(d / "a.pth"), "unknown suffix of {}/a.pth '.pth'; expected one of"),
         (lambda d, n: n.save(d / "none/a.safetensors"), "cannot write {}/none/a.safetensors"),
         (lambda d, n: dataclasses.replace(n, model=Mean()).save(d / "a.safetensors"), "Mean is no "
          "network of the library"),
         (lambda d, n: n.with_head(0, jax.random.key(0)), "num_classes is 0; expected at least 1"),
         (lambda d, n: n(PHOTOS[0].astype(np.float32)), "the picture is an array of float32 and "
-         "shape (427, 640, 3); expected uint8 (height, width, 3), as pictures are read"),
+         "shape (427, 640, 3); expected uint8 values 0..255 of shape (height, width, 3)"),
         (lambda d, n: n(PHOTOS[0].transpose(2, 0, 1)), "the picture is an array of uint8 and"),
-        (lambda d, n: n([PHOTOS[0], 3]), "picture 1 is a int; expected a path, the bytes of a"),
+        (lambda d, n: n([PHOTOS[0], 3]), "picture 1 is of type int; expected a path"),
         (lambda d, n: n([]), "no picture given; expected at least one"),
         (lambda d, n: n([d / "none.jpg"]), "no file {}/none.jpg"),
         (lambda d, n: n(d / "text"), "{}/text is not a picture in a format that Pillow reads"),
         (lambda d, n: n(b"text"), "the picture is not a picture in a format that Pillow reads"),
-        (lambda d, n: n.dense([PHOTOS[0]]), "several pictures are given; expected one"),
+        (lambda d, n: n.dense([PHOTOS[0]]), "dense reads one picture, but several are given"),
         (lambda d, n: n.dense(np.zeros((4000, 4000, 3), np.uint8)), "4000x4000 pixels are too"),
         (lambda d, n: n.features(PHOTOS[0], ["features.9"]), "unknown layer 'features.9'; did you"),
-        (lambda d, n: n.pyramid(PHOTOS[0]), "the network has no map of stride 8; expected some of "
+        (lambda d, n: n.pyramid(PHOTOS[0]), "the network has no map of stride 8; expected one of "
          "1, 2, 4"),
         (lambda d, n: n.classify(PHOTOS[0], 0), "top is 0; expected at least 1"),
     ],
@@ -335,8 +336,8 @@ def test_shapes_are_traced_once_for_weights_that_fit(tmp_path, monkeypatch):
     _, variables = initialized("lenet5", 1)
     save_file(to_torch(variables), tmp_path / "a.safetensors")
     traced = []
-    trace = loading._trace
-    monkeypatch.setattr(loading, "_trace", lambda *a: traced.append(a) or trace(*a))
+    trace = loading.trace_shapes
+    monkeypatch.setattr(loading, "trace_shapes", lambda *a: traced.append(a) or trace(*a))
     same(pretrained("lenet5", tmp_path / "a.safetensors").variables, variables)
     assert len(traced) == 1
 
@@ -346,13 +347,13 @@ def test_weights_without_their_head(tmp_path):
     expected = to_torch(initialized("googlenet", num_classes=3)[1])
     path = tmp_path / "a.safetensors"
     save_file(expected, path)
-    found = to_torch(load_weights("googlenet", checkpoint=path, num_classes=0))
-    assert found.keys() == {key for key in expected if not key.startswith(("aux", "fc"))}
-    for key, value in found.items():
+    loaded = to_torch(load_weights("googlenet", checkpoint=path, num_classes=0))
+    assert loaded.keys() == {key for key in expected if not key.startswith(("aux", "fc"))}
+    for key, value in loaded.items():
         np.testing.assert_array_equal(value, expected[key], key)
 
 
-# --- What it does --------------------------------------------------------------------------------
+# --- What an open network does -------------------------------------------------------------------
 
 
 def test_pictures_of_every_kind_give_the_same_logits(lenet, tmp_path):
@@ -381,7 +382,7 @@ def test_pictures_of_every_kind_give_the_same_logits(lenet, tmp_path):
     assert np.abs(logits[0] - lenet(PHOTOS[1])).max() > 0.1
     # An array of several pictures is several pictures.
     assert lenet(np.stack([PHOTOS[0]] * 2)).shape == (2, 10)
-    # A grey picture is read in colour, and one in colour by a network of grey ones, as files are.
+    # As from files, a grey picture is read in colour, and a coloured one in grey if need be.
     grey = image.convert("L")
     np.testing.assert_array_equal(lenet(np.asarray(grey)), lenet(grey.convert("RGB")))
     of_grey = pretrained(initialized("lenet5", 1))
@@ -397,20 +398,21 @@ def test_logits_are_those_of_the_module_and_programs_are_kept(lenet):
     for _ in range(2):
         network(PHOTOS[0])
         network(PHOTOS)
-    sizes = [program._cache_size() for program in network._programs.values()]
-    assert sizes == [1, 1]  # of two pictures, and of one
+    sizes = [program._cache_size() for program in network._programs.compiled.values()]
+    assert sizes == [1, 1]  # for two pictures, and for one
 
 
 def test_many_pictures_are_computed_in_batches(lenet, monkeypatch):
-    monkeypatch.setattr(network_module, "BATCH", 4)
+    monkeypatch.setattr(programs, "BATCH", 4)
     network = dataclasses.replace(lenet)
     crops = [PHOTOS[0][i : i + 100, i : i + 90] for i in range(10)]
     one_by_one = np.stack([network(crop) for crop in crops])
     compiled = []
-    compute = network._compute
-    logits = compute("many", lambda v, x, s: compiled.append(1) or x["image"][:, 0], crops, None, 4)
-    assert len(compiled) == 1  # the last batch is filled up
-    np.testing.assert_array_equal(logits, [network.preprocessing(crop) for crop in crops])
+    inputs = network._programs.compute(
+        "many", lambda v, x, s: compiled.append(1) or x["image"][:, 0], crops
+    )
+    assert len(compiled) == 1  # the last batch is padded
+    np.testing.assert_array_equal(inputs, [network.preprocessing(crop) for crop in crops])
     np.testing.assert_allclose(network(crops), one_by_one, rtol=1e-5, atol=1e-5)
 
 
@@ -430,11 +432,11 @@ def test_classes_come_with_scores_or_probabilities(lenet):
     alone = [lenet.classify(photo, top=10, views="ten-crop") for photo in PHOTOS]
     for rows, other in zip(both, alone, strict=True):
         assert {row.score for row in rows} == {None}
-        ours, theirs = ({row.index: row.probability for row in each} for each in (rows, other))
+        ours, theirs = ({row.index: row.probability for row in best} for best in (rows, other))
         assert ours == pytest.approx(theirs, rel=1e-5)
 
 
-def test_numbers_are_given_as_numbers():
+def test_a_network_of_numbers_returns_numbers():
     model, variables = initialized("linear_regression", 1)
     variables = drawn(model.init)(jax.random.key(0), jnp.zeros((1, 10)))
     network = pretrained(
@@ -463,17 +465,17 @@ def test_maps_of_a_picture_of_any_size(lenet):
 def test_features_and_maps_by_name_and_stride(lenet):
     names = ["features.3", "classifier.1"]
     assert set(names) < set(lenet.feature_names)
-    found = lenet.features(PHOTOS, names)
-    assert list(found) == names
-    assert [value.shape for value in found.values()] == [(2, 8, 8, 16), (2, 1, 1, 120)]
+    outputs = lenet.features(PHOTOS, names)
+    assert list(outputs) == names
+    assert [value.shape for value in outputs.values()] == [(2, 8, 8, 16), (2, 1, 1, 120)]
     one = lenet.features(PHOTOS[1], names)
     for name in names:
-        np.testing.assert_allclose(found[name][1], one[name], rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(outputs[name][1], one[name], rtol=1e-4, atol=1e-4)
     assert lenet.feature_info == (
         Level(1, "features.1", 6), Level(2, "features.4", 16), Level(4, "features", 16),
     )  # fmt: skip
     maps = lenet.pyramid(PHOTOS, strides=(4, 1))
-    assert [each.shape for each in maps] == [(2, 4, 4, 16), (2, 24, 24, 6)]
+    assert [scores.shape for scores in maps] == [(2, 4, 4, 16), (2, 24, 24, 6)]
     np.testing.assert_array_equal(maps[0], lenet.features(PHOTOS, ["features.5"])["features.5"])
     with pytest.raises(InputError, match="MLP reads images of one size and has no maps"):
         pretrained(initialized("softmax_regression")).pyramid(PHOTOS[0])
@@ -490,13 +492,13 @@ def test_a_new_head_keeps_all_else():
             drawn(new.model.init)(jax.random.key(5), jnp.zeros((1, *network.input_shape)))
         )
         for key, value in to_torch(variables).items():
-            if key.startswith(head):  # in a program of its own, which rounds in another order
+            if key.startswith(head):  # from another program, which rounds in another order
                 np.testing.assert_allclose(kept[key], fresh[key], rtol=1e-6)
             else:
                 np.testing.assert_array_equal(kept[key], value, key)
         assert kept[f"{head}.weight"].shape[0] == 3
     assert new.card.source == "NIN at hand, with a new head"
-    with pytest.raises(InputError, match="2 class names are given; the network has 3 classes"):
+    with pytest.raises(InputError, match="classes has 2 names; expected 3, one for each output"):
         network.with_head(3, jax.random.key(0), classes="ab")
 
 
@@ -537,9 +539,10 @@ def test_networks_without_convolutions_have_no_maps(arch):
     assert feature_info(create_model(arch)) == ()
 
 
-def test_nothing_deeper_than_asked_is_computed():
-    """Counted by XLA in the compiled programs, against the multiply-adds of the layers: in float64,
-    whose convolutions are XLA's own on CPUs too.
+def test_layers_after_the_deepest_map_are_not_computed():
+    """XLA's count of operations equals that of the layers that are needed.
+
+    In float64, convolutions are XLA's own on CPUs too.
     """
     with jax.enable_x64():
         model, variables = initialized("resnet20_cifar", depth=8, dtype=jnp.float64)
@@ -557,10 +560,10 @@ def test_nothing_deeper_than_asked_is_computed():
             assert cost["flops"] == pytest.approx(expected, rel=0.1)
 
 
-# --- The face ------------------------------------------------------------------------------------
+# --- What the package exports --------------------------------------------------------------------
 
 
-def test_the_face_lists_what_it_exports_once():
+def test_the_package_lists_its_exports_once():
     tree = ast.parse(pathlib.Path(flaxnets.__file__).read_text())
     (block,) = [node for node in tree.body if isinstance(node, ast.If)]
     imported = {

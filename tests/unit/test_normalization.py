@@ -16,7 +16,7 @@ from flaxnets.kernels.onednn import calls as onednn
 from flaxnets.kernels.onednn import library as dnnl
 from flaxnets.kernels.platform import compiling_for, plain
 from flaxnets.layers import BatchNorm
-from parity import onednn_only
+from parity import bfloat16_only, onednn_only
 
 EPSILON = 1e-3
 CHANNELS = 32
@@ -65,6 +65,29 @@ def test_values_and_gradients_are_those_of_the_formula(size, channels, relu):
     np.testing.assert_allclose(var, x.var((0, 1, 2)), rtol=1e-5, atol=1e-9)
 
 
+@bfloat16_only
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize(("size", "channels"), [(7, 32), (1, 16), (19, 208)])
+def test_bfloat16_is_rounded_once(size, channels, relu):
+    """Of the formula in float32, values and the images' gradient are rounded, to 2^-8 of a value;
+    the vectors' gradients, sums over all positions, are not.
+    """
+    x, scale, bias = operands(size, channels)
+    narrow = x.astype(jnp.bfloat16), scale, bias
+    wide = narrow[0].astype(jnp.float32), scale, bias
+    assert is_chosen(*narrow, relu=relu)
+    y, pull = jax.vjp(jax.jit(functools.partial(by_onednn, relu=relu)), *narrow)
+    expected, pull_expected = jax.vjp(functools.partial(formula, relu=relu), *wide)
+    assert y.dtype == jnp.bfloat16
+    np.testing.assert_allclose(y.astype(jnp.float32), expected, rtol=2**-8, atol=1e-5)
+    cotangent = jnp.cos(3 * expected).astype(jnp.bfloat16)
+    found, wanted = pull(cotangent), pull_expected(cotangent.astype(jnp.float32))
+    assert [leaf.dtype for leaf in found] == [jnp.bfloat16, jnp.float32, jnp.float32]
+    for one, other, rtol in zip(found, wanted, (2**-8, 1e-4, 1e-4), strict=True):
+        atol = 2e-5 * float(jnp.abs(other).max())
+        np.testing.assert_allclose(one.astype(jnp.float32), other, rtol=rtol, atol=atol)
+
+
 @onednn_only
 @pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.slow
@@ -104,6 +127,7 @@ def test_what_onednn_does_not_have_or_does_slowly_stays_with_xla():
     assert is_chosen(x, scale, bias)
     assert not is_chosen(x[:, 0], scale, bias)  # not images
     assert not is_chosen(x[..., :24], scale[:24], bias[:24])  # not whole vectors
+    assert not is_chosen(x.astype(jnp.float16), scale, bias)
     assert not is_chosen(*(each.astype(jnp.bfloat16) for each in (x, scale, bias)))
     for context in (compiling_for("gpu"), plain("normalization")):
         with context:
@@ -176,10 +200,12 @@ def test_a_symbolic_batch_is_exported():
 
 
 @onednn_only
+@pytest.mark.parametrize("dtype", [jnp.float32, pytest.param(jnp.bfloat16, marks=bfloat16_only)])
 @pytest.mark.parametrize("relu", [False, True])
-def test_nan_stays(relu):
+def test_nan_stays(relu, dtype):
     """In the channels of the image or the parameter that it stands in; the others are safe."""
     x, scale, bias = operands()
+    x = x.astype(dtype)
     x = x.at[1, 2, 3, 5].set(jnp.nan).at[0, 0, 0, 7].set(jnp.inf)
     scale, bias = scale.at[11].set(jnp.nan), bias.at[13].set(jnp.nan)
     assert is_chosen(x, scale, bias, relu=relu)

@@ -1,6 +1,8 @@
-"""Pixels against Pillow and torchvision: decoded, turned, resized, cropped, coloured."""
+"""Compare pixels with Pillow's and torchvision's: decoded, turned, resized, cropped, coloured."""
 
+import concurrent.futures
 import io
+import threading
 from random import Random
 
 import numpy as np
@@ -61,7 +63,7 @@ def opened(encoded: bytes, channels: int = 3, room: int = 0) -> Picture:
 
 
 def differences(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, int]:
-    """Mean and maximum."""
+    """Return the mean and the maximum of the absolute differences."""
     difference = np.abs(ours.astype(int) - theirs)
     return difference.mean(), difference.max()
 
@@ -72,7 +74,7 @@ def differences(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, int]:
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
 def test_a_picture_is_turned_as_its_exif_says(orientation, kind):
-    """As Pillow's exif_transpose turns it: the corner that EXIF calls the top left comes first."""
+    """Pillow's exif_transpose gives the same: the corner that EXIF calls top left is first."""
     image = np.full((16, 32, 3), 128, np.uint8)
     rows, columns = {1: (0, 0), 2: (0, 1), 3: (1, 1), 4: (1, 0), 5: (0, 0), 6: (1, 0),
                      7: (1, 1), 8: (0, 1)}[orientation]  # fmt: skip
@@ -107,8 +109,32 @@ def test_broken_exif_turns_nothing(photograph):
     )
 
 
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_threads_decode_at_the_same_time(photograph, monkeypatch, kind):
+    both, decoded = threading.Barrier(2), Picture._decoded
+
+    def meeting(self):
+        both.wait(timeout=20)
+        return decoded(self)
+
+    monkeypatch.setattr(Picture, "_decoded", meeting)
+    encoded = saved(photograph[:20, :30], kind)
+    with concurrent.futures.ThreadPoolExecutor(2) as threads:
+        first, second = threads.map(lambda encoded: opened(encoded).pixels, [encoded] * 2)
+    np.testing.assert_array_equal(first, second)
+
+
+def test_a_plain_header_is_read_without_pillow(photograph):
+    """Profiles and comments leave pixels as they are; EXIF may turn them."""
+    described = saved(photograph, "JPEG", icc_profile=b"profile", comment=b"a temple")
+    assert jpeg.plain_size(described) == (427, 640, 3)
+    assert jpeg.plain_size(saved(photograph[..., 0], "JPEG")) == (427, 640, 1)
+    assert jpeg.plain_size(saved(photograph, "JPEG", exif=Image.Exif())) is None
+    assert jpeg.plain_size(saved(Image.fromarray(photograph).convert("CMYK"), "JPEG")) is None
+
+
 def test_sixteen_bits_are_scaled():
-    """The one exception: Pillow's convert saturates them."""
+    """Images of 16 bits are the one exception to Pillow's convert, which saturates them."""
     deep = np.arange(2400, dtype=np.uint16).reshape(40, 60) * 27
     for kind in ("PNG", "TIFF", "PPM"):
         encoded = saved(deep, kind)
@@ -149,13 +175,13 @@ def test_rows_below_a_window_are_not_decoded(photograph, options, subsampling, f
 
 
 def thumbnail(image: np.ndarray) -> bytes:
-    """An APP1 segment with a JPEG of the same size in it, as cameras write one."""
+    """Return an APP1 segment that contains a JPEG of the same size, as cameras write it."""
     inside = saved(image, "JPEG", quality=20)
     return b"\xff\xe1" + (len(inside) + 2).to_bytes(2, "big") + inside
 
 
 def test_what_follows_the_rows_of_a_jpeg(photograph):
-    """Damage there is found, and where the picture may end elsewhere all of it is decoded."""
+    """Damage after the rows is found; a picture that may end elsewhere is decoded completely."""
     encoded = saved(photograph[:200, :300], "JPEG")
     part = opened(encoded).part((0, 20), (0, 300), 1)
     trailing = opened(encoded + b"camera")
@@ -172,7 +198,7 @@ def test_what_follows_the_rows_of_a_jpeg(photograph):
 
 @pytest.mark.parametrize("known", [True, False])
 def test_large_photographs_are_decoded_in_part(photograph, monkeypatch, known):
-    """By libjpeg-turbo, and by Pillow where that finds fault."""
+    """libjpeg-turbo decodes the part; if it reports damage, Pillow decodes the picture."""
     large = np.asarray(Image.fromarray(photograph).resize((2560, 1708), Image.Resampling.BICUBIC))
     encoded, fractions = saved(large, "JPEG", quality=95), set()
     decode, drafted = jpeg.simplejpeg.decode_jpeg, Picture._drafted
@@ -193,7 +219,7 @@ def test_large_photographs_are_decoded_in_part(photograph, monkeypatch, known):
     monkeypatch.setattr(Picture, "_drafted", draft)
     for seed in range(12):
         ours = RandomResizedCrop(100)(opened(encoded), Random(seed))
-        # A window begins and ends at a pixel of what is decoded: up to half of a pixel elsewhere.
+        # A window begins and ends at a decoded pixel, up to half of a pixel away.
         assert differences(ours, torchvisions_window(large, seed, 100))[0] < 3
     assert fractions == {2, 4}
     fractions.clear()
@@ -204,7 +230,7 @@ def test_large_photographs_are_decoded_in_part(photograph, monkeypatch, known):
 
 
 def test_a_photograph_that_is_decoded_smaller_at_times_is_never_kept(photograph):
-    """The same window would have other pixels then."""
+    """If it were kept, the same window would sometimes have other pixels."""
     encoded = saved(photograph, "JPEG")
     memory = Decoded(10**7)
     for smallest in (106, 107):  # 4 * 106 <= 427
@@ -216,7 +242,7 @@ def test_a_photograph_that_is_decoded_smaller_at_times_is_never_kept(photograph)
 
 
 def test_small_images_are_resized_as_torchvision_does_it():
-    """Forty, hence in two parts."""
+    """Forty images are resized in two parts."""
     images = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), np.uint8)
     for channels in (1, 3):
         some = images[..., :channels]
@@ -236,7 +262,7 @@ def test_small_images_are_resized_as_torchvision_does_it():
 
 @pytest.mark.parametrize("size", [(448, 448), (672, 448), (100, 130), (224, 224), (300, 500)])
 def test_windows_of_jpegs_are_resized_nearly_as_torchvision_does_it(photograph, size):
-    """Exactly but for rounding where nothing shrinks, or to whole fractions; close in between."""
+    """They differ by rounding alone unless a scale is a fraction below 1; then they are close."""
     image = np.asarray(Image.fromarray(photograph).resize(size[::-1]))
     theirs = np.asarray(Image.fromarray(image).resize((224, 224), BILINEAR))
     ours = resize_window(image, 224, "bilinear", by_fast_road=True)
@@ -309,7 +335,7 @@ def test_the_centre_is_torchvisions(height, width):
 
 
 def draw(height: int, width: int, count: int) -> np.ndarray:
-    """[y, x, height, width] of `count` windows."""
+    """Return [y, x, height, width] of `count` windows."""
     return np.array([random_window(height, width, Random(i)) for i in range(count)])
 
 
@@ -367,7 +393,7 @@ def torchvisions_crop(
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_windows_of_a_jpeg(photograph, subsampling, mode, room, channels):
-    """Decoded for each, and from memory: the same, and close to torchvision's."""
+    """Windows are equal whether memory keeps the picture or not, and close to torchvision's."""
     image = Image.fromarray(photograph[:201, :307]).convert(mode)
     encoded = saved(image, "JPEG", **({"subsampling": subsampling} if mode == "RGB" else {}))
     decoded = np.asarray(Image.open(io.BytesIO(encoded)).convert("L" if channels == 1 else "RGB"))
@@ -388,7 +414,7 @@ def test_windows_of_a_jpeg(photograph, subsampling, mode, room, channels):
     ("short", "size", "most"), [(427, 400, 1), (600, 576, 2), (213, 200, 3), (256, 224, None)]
 )
 def test_a_random_crop_of_a_jpeg_is_torchvisions(photograph, short, size, most):
-    """But for rounding where nothing shrinks, or to whole fractions; close in between."""
+    """They differ by rounding alone unless the scale is a fraction below 1; then they are close."""
     encoded = saved(photograph[:426] if short == 213 else photograph, "JPEG")
     image = np.asarray(Image.open(io.BytesIO(encoded)))
     for seed in range(4):
@@ -401,7 +427,7 @@ def test_a_random_crop_of_a_jpeg_is_torchvisions(photograph, short, size, most):
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "GIF", "JPEG"])
 def test_windows_of_other_pictures_have_torchvisions_bits(photograph, kind, interpolation):
-    """A JPEG in CMYK is one of those."""
+    """A JPEG in CMYK is one of the other pictures."""
     image = Image.fromarray(photograph[:90, :120]).convert("CMYK" if kind == "JPEG" else "RGB")
     encoded = saved(image, kind)
     shown = np.asarray(Image.open(io.BytesIO(encoded)).convert("RGB"))
@@ -425,7 +451,7 @@ def test_bicubic_windows_of_a_jpeg_are_torchvisions(photograph):
 
 
 def test_a_picture_of_one_row_is_cropped(photograph):
-    """However long: the crop is made of a part."""
+    """A very long picture is cropped too, because only a part of it is resized."""
     row = np.tile(photograph[:1], (1, 40, 1))
     for crop in (RandomCrop(64, 64), CenterCrop(64, 64)):
         pixels = crop(opened(saved(row)), Random(3))
@@ -434,9 +460,7 @@ def test_a_picture_of_one_row_is_cropped(photograph):
 
 
 def test_krizhevskys_2048_crops_and_reflections():
-    """Section 4.1: 32 x 32 offsets and their reflections, here of a picture of 64 pixels where the
-    paper has 256.
-    """
+    """Section 4.1 has 32 x 32 offsets and their reflections; here in 64 pixels instead of 256."""
     image = np.random.default_rng(0).integers(0, 256, (64, 64, 1), np.uint8)
     picture, crop, flip = opened(saved(image.squeeze()), 1), RandomCrop(64, 32), Flip()
 
@@ -452,7 +476,7 @@ def test_krizhevskys_2048_crops_and_reflections():
 
 
 def test_the_short_side_is_drawn_where_a_range_is_given(monkeypatch):
-    """He et al. 2015, section 3.4: from 256 to 480 pixels."""
+    """The range of He et al. 2015, section 3.4, is from 256 to 480 pixels."""
     drawn = set()
 
     def spying(height, width, short):
@@ -492,7 +516,7 @@ def test_padded_crops(photograph):
 
 
 def test_some_images_become_grey(photograph):
-    """torchvision's RandomGrayscale, with a probability of 0.3."""
+    """torchvision's RandomGrayscale with a probability of 0.3 gives equal pixels."""
     image = photograph[:9, :7]
     grey = np.asarray(functional.rgb_to_grayscale(Image.fromarray(image), 3))
     results = [Grayscale(0.3)(image, Random(i)) for i in range(1000)]
@@ -502,7 +526,7 @@ def test_some_images_become_grey(photograph):
 
 
 def test_colours_shift_along_the_components():
-    """Drawn for the training step; `test_plan.py` follows them through the pipeline."""
+    """Shifts are drawn for the training step; `test_plan.py` follows them through the pipeline."""
     shifts = Colour(0.1).draw(np.random.default_rng(0), 4000)["colour"]
     alpha = shifts @ np.linalg.inv(IMAGENET_EIGENVECTORS).T / IMAGENET_EIGENVALUES
     np.testing.assert_allclose(alpha.std(0), 0.1, rtol=0.05)

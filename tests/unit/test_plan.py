@@ -1,4 +1,4 @@
-"""One plan for all who look at a picture: training, evaluation and classification, any format."""
+"""Test that training, evaluation and classification read pictures of any format by one plan."""
 
 import dataclasses
 import io
@@ -30,7 +30,7 @@ from prepared import Tiny, TinyPhotos
 
 PHOTO = Image.fromarray(sklearn.datasets.load_sample_image("flower.jpg")).resize((97, 61))
 
-# Every format of the issue that Pillow can write, with the modes that it takes.
+# Formats that Pillow can write, each with its modes.
 WRITTEN = {
     "PNG": ("1", "L", "LA", "I;16", "P", "RGB", "RGBA"),
     "JPEG": ("L", "RGB", "CMYK"),
@@ -45,7 +45,7 @@ WRITTEN = {
     "ICO": ("RGBA",),
     "SGI": ("L", "RGB"),
 }
-# The same with options: what makes a format's kinds.
+# Formats with the options that make their variants.
 OPTIONS = [
     ("JPEG", "RGB", {"progressive": True}),
     ("JPEG", "RGB", {"subsampling": 0}),
@@ -78,7 +78,7 @@ def encoded(mode: str, kind: str, size=(97, 61), **options) -> bytes:
 
 
 def run_length_bmp() -> bytes:
-    """8 bits with run lengths, which Pillow reads and does not write: columns of one colour."""
+    """Return a run-length encoded BMP with 8 bits, which Pillow reads but cannot write."""
     rows = b"".join(bytes([9, y, 8, 255 - y]) + b"\0\0" for y in range(16)) + b"\0\1"
     palette = b"".join(bytes([i, 255 - i, i // 2, 0]) for i in range(256))
     header = (40, 17, 16, (8 << 16) + 1, 1, len(rows), 0, 0, 256, 0)
@@ -90,45 +90,45 @@ def run_length_bmp() -> bytes:
 
 
 def cases() -> dict[str, bytes]:
-    """At least 60 pictures: format x mode x orientation x odd size, damaged or not."""
-    found = {}
+    """Return at least 60 pictures: format x mode x orientation x odd size, some damaged."""
+    pictures = {}
     for kind, modes in WRITTEN.items():
         for mode in modes:
-            found[f"{kind} {mode}"] = encoded(mode, kind)
+            pictures[f"{kind} {mode}"] = encoded(mode, kind)
     for kind, mode, options in OPTIONS:
         name, value = next(iter(options.items()))
-        found[f"{kind} {mode} {name} {str(value)[:9]}"] = encoded(mode, kind, **options)
+        pictures[f"{kind} {mode} {name} {str(value)[:9]}"] = encoded(mode, kind, **options)
     for orientation in range(2, 9):
         exif = Image.Exif()
         exif[0x0112] = orientation
         for kind in ("JPEG", "PNG", "WEBP"):
-            found[f"{kind} turned {orientation}"] = encoded("RGB", kind, exif=exif, quality=95)
+            pictures[f"{kind} turned {orientation}"] = encoded("RGB", kind, exif=exif, quality=95)
     for size in ((1, 1), (1, 50), (3, 200), (255, 254)):
         for kind in ("JPEG", "PNG"):
-            found[f"{kind} of {size}"] = encoded("RGB", kind, size)
-    found["BMP run lengths"] = run_length_bmp()
+            pictures[f"{kind} of {size}"] = encoded("RGB", kind, size)
+    pictures["BMP run lengths"] = run_length_bmp()
     frames = [PHOTO.convert("P"), PHOTO.rotate(90).convert("P")]
     buffer = io.BytesIO()
     frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:])
-    found["GIF of two frames"] = buffer.getvalue()
+    pictures["GIF of two frames"] = buffer.getvalue()
     jpeg, png = encoded("RGB", "JPEG"), encoded("RGB", "PNG")
     for name, whole in (("JPEG", jpeg), ("PNG", png)):
-        found[f"{name} trailing"] = whole + b"what a camera left"
-        found[f"{name} truncated"] = whole[: len(whole) * 2 // 3]
-        found[f"{name} header alone"] = whole[:40]
-    found["JPEG without an end"] = jpeg[:-2]
-    found["JPEG cut and ended"] = jpeg[: len(jpeg) // 2] + b"\xff\xd9"
-    found["JPEG flipped"] = jpeg[:700] + bytes([jpeg[700] ^ 4]) + jpeg[701:]
-    found["JPEG a marker within"] = jpeg[:-300] + b"\xff\xc0" + jpeg[-298:]
-    found |= {"empty": b"", "text": b"not a picture", "zeros": bytes(1000)}
-    return found
+        pictures[f"{name} trailing"] = whole + b"what a camera left"
+        pictures[f"{name} truncated"] = whole[: len(whole) * 2 // 3]
+        pictures[f"{name} header alone"] = whole[:40]
+    pictures["JPEG without an end"] = jpeg[:-2]
+    pictures["JPEG cut and ended"] = jpeg[: len(jpeg) // 2] + b"\xff\xd9"
+    pictures["JPEG flipped"] = jpeg[:700] + bytes([jpeg[700] ^ 4]) + jpeg[701:]
+    pictures["JPEG a marker within"] = jpeg[:-300] + b"\xff\xc0" + jpeg[-298:]
+    pictures |= {"empty": b"", "text": b"not a picture", "zeros": bytes(1000)}
+    return pictures
 
 
 CASES = cases()
 
 
 def pillows(raw: bytes, channels: int) -> np.ndarray | None:
-    """What Pillow shows, upright; None where it shows nothing."""
+    """Return the upright picture that Pillow shows; None if it shows nothing."""
     mode = "L" if channels == 1 else "RGB"
     try:
         image = Image.open(io.BytesIO(raw))
@@ -157,7 +157,7 @@ def test_there_are_enough_cases():
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("name", CASES)
 def test_all_roads_see_what_pillow_sees(name, channels, tmp_path):
-    """The whole picture in training, evaluation and classification; or one sentence from all."""
+    """Training, evaluation and classification read the same picture, or all raise one sentence."""
     raw = CASES[name]
     path = tmp_path / "picture.jpg"  # whatever it is
     path.write_bytes(raw)
@@ -176,15 +176,15 @@ def test_all_roads_see_what_pillow_sees(name, channels, tmp_path):
         return picture.part((0, picture.size[0]), (0, picture.size[1]), 1)
 
     if expected is None:
-        found = {
+        sentences = {
             sentence(classified, evaluation),
             sentence(classified, whole),
             sentence(lambda: evaluation(raw, name=str(path))),
             sentence(lambda: training(raw, random, name=str(path))),
             sentence(part_of_training),
         }
-        assert len(found) == 1
-        assert found.pop().startswith(f"{path} is not a ")
+        assert len(sentences) == 1
+        assert sentences.pop().startswith(f"{path} is not a ")
         return
     np.testing.assert_array_equal(decode(raw).pixels, expected)
     image = Image.fromarray(expected.squeeze(-1) if channels == 1 else expected)
@@ -221,8 +221,10 @@ def test_a_plan_is_read_back_from_json(kind):
         source = dataclasses.replace(source, image_size=None)
     if kind == "rows":
         source = open_source("diabetes")
-    plans = [training_plan(how, source) for how in every_preprocessing()]
-    plans += [evaluation_plan(how, source.kind, 3) for how in every_preprocessing()]
+    plans = [training_plan(preprocessing, source) for preprocessing in every_preprocessing()]
+    plans += [
+        evaluation_plan(preprocessing, source.kind, 3) for preprocessing in every_preprocessing()
+    ]
     for plan in plans:
         assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
     assert len(set(plans)) == {"photographs": 12, "small images": 8, "rows": 1}[kind]
@@ -244,16 +246,16 @@ def test_a_plan_is_read_back_from_json(kind):
     ],
 )
 def test_what_is_no_plan(rows):
-    with pytest.raises(InputError, match="is no plan"):
+    with pytest.raises(InputError, match="is not a plan; expected"):
         Plan.from_json(rows)
 
 
 def test_rows_of_features_are_no_pictures():
     rows = np.ones((1, 1, 30), np.float32)
     np.testing.assert_array_equal(Plan()(rows), rows)
-    with pytest.raises(InputError, match="the network reads rows of features; expected one that"):
+    with pytest.raises(InputError, match="reads rows of features, not pictures; expected a"):
         views_of(CASES["PNG RGB"], Plan(), "center")
-    with pytest.raises(InputError, match="of which there are no ten-crop views"):
+    with pytest.raises(InputError, match="pixels and has no ten-crop views"):
         views_of(CASES["PNG RGB"], Plan(), "ten-crop")
 
 
@@ -281,8 +283,9 @@ def test_what_stays_in_memory_and_what_is_left_to_the_device_is_read_off_the_lis
 
 @pytest.mark.parametrize("kind", ["photographs", "small images"])
 def test_the_shift_of_colours_has_its_covariance_in_what_the_network_is_fed(kind, tmp_path):
-    """Krizhevsky et al. 2012, section 4.1: deviations of 0.1 of each component, to sampling's 5%;
-    rounded to 1/255 with the pixels, that of the third would be 0.27.
+    """Each component has the deviation 0.1 (Krizhevsky et al. 2012, section 4.1), within 5%.
+
+    Rounded to 1/255 with the pixels, the third component would have 0.27.
     """
     if kind == "photographs":
         for split, name in itertools.product(("train", "val"), ("a", "b")):
@@ -294,14 +297,16 @@ def test_the_shift_of_colours_has_its_covariance_in_what_the_network_is_fed(kind
         given = {"images": {"train": images, "test": images}, "channels": 3, "flip": True}
         source = dataclasses.replace(in_memory("digits"), **given, sizes={"train": 4, "test": 4})
         source = dataclasses.replace(source, labels=dict.fromkeys(source.labels, np.arange(4)))
-    how = Preprocessing(image_size=8, resize=9, policy="none", pca_std=0.1)
-    plain = dataclasses.replace(how, pca_std=0.0)
+    preprocessing = Preprocessing(image_size=8, resize=9, policy="none", pca_std=0.1)
+    plain = dataclasses.replace(preprocessing, pca_std=0.0)
     shifts = []
-    both = zip(*(train_batches(source, 128, values) for values in (how, plain)), strict=True)
+    both = zip(
+        *(train_batches(source, 128, values) for values in (preprocessing, plain)), strict=True
+    )
 
     @jax.jit
     def fed(batch):
-        pixels = cropped(batch, how).astype(jnp.float32) / 255
+        pixels = cropped(batch, preprocessing).astype(jnp.float32) / 255
         return shifted(pixels, batch, 1.0)
 
     for batch, without in itertools.islice(both, 32):
@@ -312,7 +317,7 @@ def test_the_shift_of_colours_has_its_covariance_in_what_the_network_is_fed(kind
     np.testing.assert_allclose(np.cov(alpha.T), np.diag([0.01] * 3), atol=0.001)
 
 
-# A run says what it did
+# Plans of runs
 
 
 def random_options(draw: random.Random) -> dict[str, int | str]:
@@ -329,8 +334,10 @@ def random_options(draw: random.Random) -> dict[str, int | str]:
 
 @pytest.fixture(scope="module")
 def datasets(tmp_path_factory):
-    """Digits, a file of arrays, a folder of pictures that EXIF turns, JPEG and PNG, and small and
-    large pictures of TensorFlow Datasets.
+    """Return the names of data sets of every kind, and their directory.
+
+    They are digits, a file of arrays, a folder of JPEG and PNG pictures that EXIF turns, and small
+    and large pictures of TensorFlow Datasets.
     """
     root = tmp_path_factory.mktemp("data")
     noise = np.random.default_rng(0).integers(0, 256, (24, 12, 12, 3), np.uint8)
@@ -355,7 +362,7 @@ def datasets(tmp_path_factory):
 def test_a_run_its_evaluation_and_classification_are_fed_the_same(
     seed, datasets, tmp_path, monkeypatch, train_here
 ):
-    """Bit for bit, for random values of the preprocessing over every kind of data set."""
+    """Inputs are bit-equal for every kind of data set and random values of the preprocessing."""
     names, data_dir = datasets
     dataset, options = names[seed % len(names)], random_options(random.Random(seed))
     fed = {"train": [], "evaluate": []}
@@ -403,7 +410,7 @@ def finished(tmp_path_factory) -> pathlib.Path:
     """The directory of a run of one epoch."""
     path = tmp_path_factory.mktemp("run")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "join", lambda processes: None)
+        patch.setattr("flaxnets.runs.processes.join", lambda processes: None)
         train.main(["--arch", "softmax_regression", "--epochs", "1", "--workdir", str(path)])
     return path
 
@@ -419,7 +426,7 @@ def finished(tmp_path_factory) -> pathlib.Path:
     ],
 )
 def test_a_run_from_before_plans_still_opens(dataset, size, resize, window, finished, tmp_path):
-    """Its config.json has the values of the preprocessing, and an interpolation of policies."""
+    """Such a config.json has only the values of the preprocessing."""
     file = shutil.copytree(finished, tmp_path / "run") / "config.json"
     config = json.loads(file.read_text())
     for key in ("plan", "kind"):

@@ -1,4 +1,4 @@
-"""Operations and policies of augmentation against torchvision's, of PIL images."""
+"""Compare the operations and policies of augmentation with torchvision's for PIL images."""
 
 import collections
 from random import Random
@@ -36,26 +36,26 @@ def torchvisions(name, image, magnitude, interpolation="bilinear"):
 
 
 def strengths(name, height, width, every=1):
-    """Magnitudes of all policies, both signs where there are two."""
-    found = [np.zeros(1, np.float32)]
+    """Return the magnitudes of all policies, with both signs if an operation has two."""
+    values = [np.zeros(1, np.float32)]
     for bins, wide in ((31, True), (31, False), (10, False)):
-        found.append(policies.magnitudes(bins, height, width, wide).get(name, found[0])[::every])
-    values = np.unique(np.concatenate(found[1:]))
-    return np.concatenate([values, -values]) if name in SIGNED else values
+        values.append(policies.magnitudes(bins, height, width, wide).get(name, values[0])[::every])
+    both = np.unique(np.concatenate(values[1:]))
+    return np.concatenate([both, -both]) if name in SIGNED else both
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("name", policies.NAMES)
+@pytest.mark.parametrize("name", policies.OPERATION_NAMES)
 def test_operations_give_torchvisions_bits(photograph, name, channels, interpolation):
     image = np.ascontiguousarray(photograph[100:140, 60:115, :channels])
     for magnitude in strengths(name, 40, 55, every=2):
         expected = torchvisions(name, image, magnitude, interpolation)
-        found = operate(name, image, magnitude, interpolation)
-        np.testing.assert_array_equal(found, expected, str(magnitude))
+        ours = operate(name, image, magnitude, interpolation)
+        np.testing.assert_array_equal(ours, expected, str(magnitude))
 
 
-@pytest.mark.parametrize("name", policies.NAMES)
+@pytest.mark.parametrize("name", policies.OPERATION_NAMES)
 def test_operations_on_odd_images(name):
     random = np.random.default_rng(0)
     for image in (
@@ -129,7 +129,7 @@ def test_sub_policies_are_torchvisions():
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_draws_follow_the_sub_policies(policy):
-    """Every operation as often as they ask for, half of the reversible ones reversed."""
+    """Every operation is as frequent as its policy says; half of the reversible are reversed."""
     count = 4000
     drawn = [draw(policy, 32, 32, Random(i)) for i in range(count)]
     expected: dict[str, float] = collections.defaultdict(float)
@@ -137,10 +137,10 @@ def test_draws_follow_the_sub_policies(policy):
     for steps in (table := sub_policies(policy, 32, 32)):
         for step in steps:
             expected[step.operation] += step.probability / len(table)
-    found = collections.Counter(name for steps in drawn for name, _ in steps)
-    assert set(found) == {name for name, share in expected.items() if share}
+    counts = collections.Counter(name for steps in drawn for name, _ in steps)
+    assert set(counts) == {name for name, share in expected.items() if share}
     for name, share in expected.items():  # a mean of up to `most` of them an image
-        assert abs(found[name] / count - share) <= 4 * np.sqrt(most * share / count)
+        assert abs(counts[name] / count - share) <= 4 * np.sqrt(most * share / count)
     signs = [np.sign(m) for steps in drawn for name, m in steps if name in SIGNED and m]
     assert abs(np.mean(signs)) < 4 / np.sqrt(len(signs))
     assert all(m >= 0 for steps in drawn for name, m in steps if name not in SIGNED)

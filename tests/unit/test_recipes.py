@@ -1,4 +1,4 @@
-"""Every network has a row for both kinds of images, at a size that it can take."""
+"""Every network has a recipe for both kinds of images, at a size that it can read."""
 
 import dataclasses
 import fnmatch
@@ -19,7 +19,7 @@ from networks import CASES, SMALL, with_marks
 
 @functools.cache
 def fits(name: str, size: int) -> bool:
-    """Tell whether a network, with fewer of the blocks that only repeat, takes such images."""
+    """Return whether a network reads images of a size; repeated blocks are left out."""
     model = create_model(name, num_classes=10, **CASES[name].cut_fields)
     images = jnp.zeros((2, size, size, 3))
     logits, _ = jax.eval_shape(model.init_with_output, jax.random.key(0), images)
@@ -29,7 +29,7 @@ def fits(name: str, size: int) -> bool:
 @pytest.mark.parametrize("kind", ["photographs", "small images"])
 @pytest.mark.parametrize("name", with_marks(list_models()))
 def test_a_row_whose_images_fit_the_network(name, kind):
-    """A deeper network takes images of a size that the first of its class takes."""
+    """A deeper network reads the sizes that the first network of its class reads."""
     recipe = recipe_for(name, kind)
     recipe.check()
     size = recipe.preprocessing.image_size
@@ -49,12 +49,12 @@ def test_rows_of_features_are_for_the_networks_of_a_first_course():
         recipe = recipe_for(name, "rows")
         recipe.check()
         assert recipe.preprocessing.image_size == 1
-    with pytest.raises(InputError, match="vgg16 does not read rows; expected one of softmax_regr"):
+    with pytest.raises(InputError, match="vgg16 does not read rows of features; expected one"):
         recipe_for("vgg16", "rows")
 
 
 def test_rows_are_the_papers():
-    """A few facts that a reader would look up."""
+    """A few recipes have the values that a reader finds in the papers."""
     alexnet = recipe_for("alexnet_2012", "photographs")
     assert (alexnet.batch_size, alexnet.momentum, alexnet.weight_decay) == (128, 0.9, 5e-4)
     assert (alexnet.learning_rate, alexnet.schedule, alexnet.epochs) == (0.01, "plateau", 90)
@@ -74,8 +74,8 @@ def test_rows_are_the_papers():
     assert (zfnet.batch_size, zfnet.epochs, zfnet.learning_rate) == (128, 70, 0.01)
     prelu_net = recipe_for("prelu_net_c", "photographs")
     assert (prelu_net.batch_size, prelu_net.epochs, prelu_net.weight_decay) == (128, 80, 5e-4)
-    how = prelu_net.preprocessing
-    assert (how.resize, how.resize_max, how.image_size) == (256, 512, 224)
+    values = prelu_net.preprocessing
+    assert (values.resize, values.resize_max, values.image_size) == (256, 512, 224)
     assert recipe_for("plain34", "photographs") == recipe_for("resnet34", "photographs")
     for name in ("plain110_cifar", "preact_resnet164_cifar"):
         row = recipe_for(name, "small images")
@@ -85,15 +85,15 @@ def test_rows_are_the_papers():
     assert small.weight_decay * dict(small.decay_factors)["fc10.weight"] == 1  # cuda-convnet's wc
 
 
-def test_rate_factors_name_parameters_and_can_be_given_where_the_row_has_some():
+def test_rate_factors_name_parameters_and_replace_those_of_the_recipe():
     ((pattern, factor),) = recipe_for("nin_cifar", "small images").rate_factors
     model = create_model("nin_cifar")
     variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *model.input_shape)))
-    found = fnmatch.filter(jax.tree.leaves(torch_keys(variables)), pattern)
-    assert (sorted(found), factor) == (["mlpconv3.cccp2.bias", "mlpconv3.cccp2.weight"], 0.1)
-    given = ["--rate-factors", "mlpconv1.*", "0.5", "mlpconv2.*", "2"]
+    keys = fnmatch.filter(jax.tree.leaves(torch_keys(variables)), pattern)
+    assert (sorted(keys), factor) == (["mlpconv3.cccp2.bias", "mlpconv3.cccp2.weight"], 0.1)
+    arguments = ["--rate-factors", "mlpconv1.*", "0.5", "mlpconv2.*", "2"]
     for arch in ("nin_cifar", "lenet5"):
-        options, _ = train.parse(["--arch", arch, *given])
+        options, _ = train.parse(["--arch", arch, *arguments])
         assert options.values.rate_factors == (("mlpconv1.*", 0.5), ("mlpconv2.*", 2.0))
 
 
@@ -124,9 +124,11 @@ def test_recipes_of_torchvision_are_its_commands():
     assert (second.random_erasing, second.mixup, second.cutmix) == (0.1, 0.2, 1.0)
     # alpha = min(1, (1 - 0.99998) * world_size * batch * ema_steps / epochs)
     assert second.ema_decay == pytest.approx(1 - 0.00002 * (8 * 128 * 32 / 600))
-    how = second.preprocessing
-    assert (how.train_size, how.image_size, how.resize, how.repeats) == (176, 224, 232, 4)
-    assert (how.policy, how.pca_std) == ("trivial_augment_wide", 0)
+    values = second.preprocessing
+    assert (values.train_size, values.image_size, values.resize, values.repeats) == (
+        176, 224, 232, 4,
+    )  # fmt: skip
+    assert (values.policy, values.pca_std) == ("trivial_augment_wide", 0)
 
     small = recipe_for("resnet20_cifar", "small images", "torchvision-v2").preprocessing
     assert (small.image_size, small.resize, small.pad, small.train_size) == (32, 32, 4, 0)
@@ -137,7 +139,7 @@ def test_recipes_of_torchvision_are_its_commands():
         recipe_for("mlp", "rows", "torchvision-v2")
 
 
-# Options of references/classification/train.py, of which README.md there has the values.
+# Options of references/classification/train.py with the values in the README.md beside it.
 NEW = {
     "batch_size": 128, "lr": 0.5, "lr_scheduler": "cosine", "lr_warmup_epochs": 5,
     "auto_augment": "trivial_augment_wide", "epochs": 600, "random_erase": 0.1,
@@ -226,7 +228,7 @@ def commanded(
     interpolation: Any = "bilinear", train_crop_size=224, val_crop_size=224, val_resize_size=256,
     model_ema=False, sync_bn=False,
 ) -> Recipe:  # fmt: skip
-    """The recipe of a command; defaults are the script's."""
+    """Return the recipe of a command; defaults are the script's."""
     images = gpus * batch_size
     return Recipe(
         batch_size=images, epochs=epochs, learning_rate=lr, optimizer=opt,
@@ -269,7 +271,7 @@ def test_every_row_of_torchvision_is_possible(version):
         ({"ema_decay": 1.5}, "ema decay is 1.5; expected a number from 0 to 1"),
         ({"gradient_accumulation": 0}, "gradient accumulation is 0; expected a positive number"),
         ({"mixup": -1.0}, "mixup is -1.0; expected zero or more"),
-        ({"mixup": 0.2, "loss": "squared_error"}, "mixup and CutMix blend classes; expected the"),
+        ({"mixup": 0.2, "loss": "squared_error"}, "mixup and CutMix blend classes, which squared"),
     ],
 )
 def test_impossible_values_get_one_sentence(values, sentence):

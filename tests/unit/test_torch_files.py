@@ -1,4 +1,4 @@
-"""Files of torch.save, read without torch: the same bits, and nothing but data."""
+"""Files of torch.save are read without torch: the same bits, and nothing but data."""
 
 import argparse
 import collections
@@ -22,9 +22,10 @@ import pytest
 import torch
 
 from flaxnets import InputError
-from flaxnets.weights import torch_files
 from flaxnets.weights.files import read_weights
-from flaxnets.weights.torch_files import Record, read_torch_file
+from flaxnets.weights.torch_files import CHAIN, read_torch_file
+from flaxnets.weights.torch_objects import Record
+from flaxnets.weights.torch_tensors import DTYPES, STORAGES, Storage, checked_tensor
 
 FORMATS = pytest.mark.parametrize("zipped", [True, False], ids=["zip", "chain"])
 
@@ -60,7 +61,7 @@ def assert_same(ours: Any, theirs: Any) -> None:
 
 
 def numbers(kind: torch.dtype, *shape: int) -> torch.Tensor:
-    """Random bits, as any type of numbers."""
+    """Return random bits as numbers of any type."""
     generator = torch.Generator().manual_seed(1)
     count = torch.Size(shape).numel()
     if kind == torch.bool:
@@ -74,9 +75,9 @@ def numbers(kind: torch.dtype, *shape: int) -> torch.Tensor:
 # --- The same bits as torch.load ------------------------------------------------------------------
 
 
-# torch saves its newer types of numbers in the zip alone, and has others that NumPy lacks.
-OLD = [getattr(torch, name) for name in torch_files.STORAGES.values()]
-NEW = [getattr(torch, name) for name in torch_files.DTYPES if getattr(torch, name) not in OLD]
+# torch saves its newer number types in the zip format only; NumPy lacks some of them.
+OLD = [getattr(torch, name) for name in STORAGES.values()]
+NEW = [getattr(torch, name) for name in DTYPES if getattr(torch, name) not in OLD]
 LACKING = [torch.float4_e2m1fn_x2]
 
 
@@ -97,7 +98,7 @@ def test_types_of_numbers_are_all_but_quantised_ones_and_bits(tmp_path):
         assert re.fullmatch(r"torch\.(q.*|bits.*|u?int[1-7])", str(kind))
     for kind in LACKING:
         path = saved({"a": numbers(kind, 5, 3)}, tmp_path / "a.pth")
-        with pytest.raises(InputError, match=f"'{kind}', numbers that NumPy lacks; use float32"):
+        with pytest.raises(InputError, match=f"'{kind}', numbers of a type that NumPy lacks; save"):
             read_torch_file(path)
 
 
@@ -156,7 +157,7 @@ def test_values_beside_tensors_are_torchs(protocol, zipped, tmp_path):
 
 
 class AttributeDict(dict):
-    """Lightning's, under whose name it is saved."""
+    """Stands in for Lightning's class, under whose name it is saved."""
 
 
 AttributeDict.__module__ = "lightning.fabric.utilities.data"
@@ -191,7 +192,7 @@ def test_objects_are_inert(protocol, zipped, tmp_path, monkeypatch):
     assert ours["args"].state["path"].arguments == ("/", "x", "y")
     assert ours["path"].name in ("pathlib.PosixPath", "pathlib._local.PosixPath")
     assert (ours["device"].name, ours["device"].arguments) == ("torch.device", ("cuda", 1))
-    assert ours["dtype"] == torch_files.DTYPES["bfloat16"]
+    assert ours["dtype"] == DTYPES["bfloat16"]
     assert isinstance(ours["when"], Record)
     assert ours["settings"] == {"width": 3, "nested": {"depth": 2}}
     assert ours["lists"] == {"a": [1]}
@@ -203,7 +204,7 @@ def test_objects_are_inert(protocol, zipped, tmp_path, monkeypatch):
 
 
 def test_a_file_of_python_2(tmp_path):
-    """Its keys are strings of bytes, its storages may be views: written here by hand."""
+    """Keys are strings of bytes, and storages may be views of others; written by hand here."""
 
     def string(text: str) -> bytes:
         return b"U" + bytes([len(text)]) + text.encode()
@@ -224,7 +225,7 @@ def test_a_file_of_python_2(tmp_path):
     values = np.arange(6, dtype="<f4")
     path = tmp_path / "old.pth"
     path.write_bytes(
-        torch_files.CHAIN + pickle.dumps(1001, 2) + system + body
+        CHAIN + pickle.dumps(1001, 2) + system + body
         + pickle.dumps(["7"], 2) + struct.pack("<q", 6) + values.tobytes()
     )  # fmt: skip
     ours = read_torch_file(path)
@@ -259,13 +260,13 @@ class Planted:
     ids=range(9),
 )  # fmt: skip
 @pytest.mark.parametrize("protocol", [2, 4])
-def test_what_is_more_than_data_is_refused_by_name(planted, name, zipped, protocol, tmp_path):
+def test_what_is_not_plain_data_is_refused_by_name(planted, name, zipped, protocol, tmp_path):
     value = {"weight": torch.ones(3), "other": planted(tmp_path / "planted")}
     path = saved(value, tmp_path / "a.pth", zipped, pickle_protocol=protocol)
     with pytest.raises(InputError) as raised:
         read_torch_file(path)
     assert str(raised.value) == (
-        f"{path} holds {name!r}, which is more than data; save model.state_dict()"
+        f"{path} holds {name!r}, which is not plain data; save model.state_dict() instead"
     )
     assert not (tmp_path / "planted").exists()
 
@@ -279,7 +280,7 @@ def pickled(path: pathlib.Path, code: bytes) -> pathlib.Path:
 @pytest.mark.parametrize(
     "code",
     [
-        b"r\xff\xff\xff\xff.",  # a memo of four thousand million places
+        b"r\xff\xff\xff\xff.",  # a memo with four billion places
         b"\x80\x02\x8e" + struct.pack("<Q", 2**62) + b".",
         b"\x80\x02X\xff\xff\xff\xff.",
         b"\x80\x02]q\x01(" + b"K\x01K\x02\x86" * 20_000 + b"e0"
@@ -323,7 +324,7 @@ def test_members_are_where_and_what_they_say(tmp_path):
     with pytest.raises(InputError, match="holds a TorchScript program"):
         read_torch_file(rewritten({"a/constants.pkl": b""}))
     np.savez(tmp_path / "c.npz", a=np.ones(3))
-    with pytest.raises(InputError, match=r"c.npz is a zip file, but none of torch.save"):
+    with pytest.raises(InputError, match=r"c.npz is a zip file that torch.save did not write"):
         read_torch_file(tmp_path / "c.npz")
 
 
@@ -337,17 +338,17 @@ def test_members_are_where_and_what_they_say(tmp_path):
     ],
 )  # fmt: skip
 def test_tensors_stay_in_their_storage(offset, shape, strides):
-    storage = torch_files.Storage(np.dtype("f4"), 10)
+    storage = Storage(np.dtype("f4"), 10)
     with pytest.raises(ValueError, match=r"."):
-        torch_files._tensor(storage, offset, shape, strides)
-    assert torch_files._tensor(storage, 1, (3, 3), (4, 0)).shape == (3, 3)
+        checked_tensor(storage, offset, shape, strides)
+    assert checked_tensor(storage, 1, (3, 3), (4, 0)).shape == (3, 3)
 
 
 # --- Damaged files --------------------------------------------------------------------------------
 
 
 def examples() -> list[bytes]:
-    """Small files of both formats, with most of what people save."""
+    """Return small files of both formats, with most of what people save."""
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
     value = {
         "model": model.state_dict(), "args": argparse.Namespace(lr=0.1, path=pathlib.Path("/x")),
@@ -370,9 +371,11 @@ def examples() -> list[bytes]:
 
 
 def mutated(content: bytes, draw: random.Random) -> bytes:
-    """One to four changes: bytes, bits, a piece cut out, doubled or exchanged, the end cut off."""
+    """Return the file with one to four changes: other bytes or bits, a piece removed, doubled or
+    moved, or the end cut off.
+    """
     data = bytearray(content)
-    # The bytes of the pickle and of the zip's directories matter most; those of numbers, least.
+    # The bytes of the pickle and the zip's directories matter most, those of the numbers least.
     places = [i for i in range(len(data)) if i < 3000 or i > len(data) - 3000]
     for _ in range(draw.randint(1, 4)):
         kind, place = draw.randrange(7), draw.choice(places) % max(len(data), 1)
@@ -399,7 +402,7 @@ KEYS = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4)).st
 
 
 def fuzz(count: int, directory: pathlib.Path, seed: int = 0) -> dict[str, float]:
-    """Read `count` mutated files. Any exception but InputError ends it."""
+    """Read `count` mutated files. Any exception except InputError is an error."""
     draw, files = random.Random(seed), examples()
     path = directory / "mutated.pth"
     refused, slowest = 0, 0.0
@@ -414,7 +417,7 @@ def fuzz(count: int, directory: pathlib.Path, seed: int = 0) -> dict[str, float]
         except InputError as error:
             refused += "\n" not in str(error)
         slowest = max(slowest, time.process_time() - start)
-        path.unlink()  # so that the next one is another file than the one that is mapped
+        path.unlink()  # the next file must not replace the one that is still mapped
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     return {"files": count, "refused": refused, "slowest, s": slowest, "grown, MB": grown}
 

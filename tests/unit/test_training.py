@@ -1,4 +1,4 @@
-"""The step on one and on many devices, schedules, checkpoints, and the loop."""
+"""Test the step on one and on many devices, schedules, checkpoints, and the loop."""
 
 import dataclasses
 import itertools
@@ -72,7 +72,7 @@ def on_one_device():
 @pytest.mark.parametrize("mapping", ["shard_map", "pmap"])
 @pytest.mark.parametrize("devices", [1, 2, 8])
 def test_mappings_and_device_counts_give_the_same_parameters(mapping, devices, on_one_device):
-    """20 steps of momentum SGD; float32 sums in another order: 2e-5 of values up to 0.5."""
+    """Twenty steps of momentum SGD agree to 2e-5 for values up to 0.5: sums in another order."""
     expected, losses = on_one_device
     state, history = run(create_model("lenet5"), mapping, devices)
     assert int(state.step) == 20
@@ -92,7 +92,7 @@ def test_mappings_and_device_counts_give_the_same_parameters(mapping, devices, o
 
 
 class Normed(nn.Module):
-    """Batch norm and dropout, the two layers that see how a batch is split."""
+    """A network with batch norm and dropout, the two layers that see how a batch is split."""
 
     dropout_rate: float = 0.0
 
@@ -104,7 +104,7 @@ class Normed(nn.Module):
 
 
 def test_running_statistics_are_the_mean_over_devices():
-    """Each device normalises with its own images; afterwards all hold the same statistics."""
+    """Each device normalises with its own images; afterwards all have equal statistics."""
     state, _ = run(Normed(), "shard_map", 4, steps=1)
     (batch,) = batches(1)
     images = (batch["image"] / 255 - 0.3) / 0.4
@@ -115,7 +115,7 @@ def test_running_statistics_are_the_mean_over_devices():
 
 
 class Small(nn.Module):
-    """One of each of the layers that are not plain operations of XLA everywhere."""
+    """A network with one of each layer that some platform computes by another formulation."""
 
     num_classes: int = 10
 
@@ -189,7 +189,7 @@ def test_a_state_is_float32_whatever_the_flag():
     ],
 )  # fmt: skip
 def test_a_batch_norm_that_sees_one_value_is_refused(fields, devices, advice):
-    """torch raises then: "Expected more than 1 value per channel when training"."""
+    """torch raises "Expected more than 1 value per channel when training" in this case."""
     size = fields.pop("size", 32)
     model = create_model("resnet18")
     recipe = dataclasses.replace(RECIPE, **fields)
@@ -212,7 +212,7 @@ def test_a_batch_norm_that_sees_one_value_is_refused(fields, devices, advice):
 
 
 def test_dropout_differs_between_devices_and_steps():
-    """The same image on every device and in every step: only the mask can tell them apart."""
+    """All devices and steps have the same image, so that only the masks can differ."""
 
     seen = []
 
@@ -277,8 +277,9 @@ def test_scores_count_the_five_best_and_no_ties():
 @pytest.mark.parametrize("remat", [False, True])
 @pytest.mark.slow
 def test_what_is_frozen_keeps_its_bits(remat):
-    """Parameters and running statistics under the patterns, which have no optimiser state either;
-    the others move as if the frozen part were a constant function.
+    """Frozen parameters and running statistics keep their bits and have no optimiser state.
+
+    The other parameters move as if the frozen part were a constant function.
     """
     recipe = dataclasses.replace(
         recipe_for("resnet20_cifar", "small images"),
@@ -302,7 +303,7 @@ def test_what_is_frozen_keeps_its_bits(remat):
     trained = [v for k, v in variables["params"].items() if k in ("layer3", "fc")]
     assert momentum == {leaf.size for leaf in jax.tree.leaves(trained) if leaf.ndim > 1}
 
-    # The rate of fc is four times that of layer3: so is its step at equal gradients.
+    # The rate of fc is four times that of layer3, so at equal gradients its step is, too.
     twice = dataclasses.replace(recipe, rate_factors=(("*", 0.5),))
     other = make_optimizer(twice, lambda _: 0.1)
     step = parallel.map(make_train_step(model, other, STATISTICS_RGB, twice))
@@ -317,7 +318,7 @@ def test_what_is_frozen_keeps_its_bits(remat):
 def test_a_pattern_that_freezes_nothing_is_refused():
     recipe = dataclasses.replace(RECIPE, freeze=("feature.*",))
     variables = init_variables(create_model("lenet5"), (28, 28, 1), recipe, 0)
-    with pytest.raises(InputError, match=r"freeze 'feature.\*' matches no parameter; the first"):
+    with pytest.raises(InputError, match=r"freeze 'feature.\*' matches no parameter; expected"):
         create_state(variables, make_optimizer(recipe, lambda _: 0.1), recipe)
 
 
@@ -382,10 +383,11 @@ def test_plateau_scale_multiplies_the_update():
 @pytest.mark.parametrize("mapping", ["shard_map", "pmap"])
 @pytest.mark.parametrize("devices", [1, 2])
 def test_images_that_stay_on_the_devices_make_the_same_batches(mapping, devices):
-    source, how = data.open_source("digits"), Preprocessing(image_size=8, resize=8, pad=1)
+    source, preprocessing = data.open_source("digits"), Preprocessing(image_size=8, resize=8, pad=1)
     parallel = DataParallel(mapping, jax.devices()[:devices])
     on_host, kept = (
-        train_batches(source, 16, how, seed=4, parallel=devices) for devices in (None, parallel)
+        train_batches(source, 16, preprocessing, seed=4, parallel=devices)
+        for devices in (None, parallel)
     )
     for ours, theirs in itertools.islice(zip(kept, on_host, strict=True), 3):
         ours, theirs = parallel.shard(ours), parallel.shard(theirs)
@@ -402,6 +404,24 @@ def test_more_images_than_a_device_has_room_for_stay_on_the_host(monkeypatch):
         taken = DataParallel(devices=jax.devices()[:1]).keep(images)(at)
         assert isinstance(taken, kind)
         np.testing.assert_array_equal(taken, images[at])
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_the_step_is_compiled_before_its_first_call_and_not_again(devices, caplog):
+    model = create_model("softmax_regression")
+    recipe = dataclasses.replace(
+        RECIPE, preprocessing=dataclasses.replace(RECIPE.preprocessing, image_size=8, resize=8)
+    )
+    feed = feed_from_source(data.open_source("digits"), recipe)
+    parallel = DataParallel(devices=jax.devices()[:devices])
+    program, batch = make_program(model, recipe, feed, parallel), next(feed.train(0))
+    compiled = "Finished XLA compilation of jit(train_step)"
+    with jax.log_compiles(), caplog.at_level("WARNING"):
+        for count in (0, 1):
+            assert sum(text.startswith(compiled) for text in caplog.messages) == count
+            program.compile_step(batch)
+        program.train_step(program.initial_state(), parallel.shard(batch))
+    assert sum(text.startswith(compiled) for text in caplog.messages) == 1
 
 
 @pytest.mark.parametrize("average", [False, True])
@@ -473,9 +493,7 @@ def logged(path):
 
 
 def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path):
-    """Stopped in the middle of the second epoch, then run again: parameters and metrics are those
-    of a run that was never stopped, though dropped onto other steps.
-    """
+    """A run that is stopped in its second epoch and continued equals one that never stopped."""
     whole = start(tmp_path / "whole")
 
     feed = digits_feed()
@@ -498,7 +516,7 @@ def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path):
 
 
 def leave_batches_on_the_host(monkeypatch):
-    """The step is given NumPy's arrays, and takes them to the devices by itself."""
+    """Let the step transfer NumPy arrays by itself."""
     shard = DataParallel.shard
     monkeypatch.setattr(
         DataParallel, "shard", lambda self, batch: jax.device_get(shard(self, batch))
@@ -506,11 +524,12 @@ def leave_batches_on_the_host(monkeypatch):
 
 
 def leave_the_state_on_the_host(monkeypatch):
-    monkeypatch.setattr(Program, "initial_state", lambda self: jax.device_get(self.create(None)))
+    made = Program.initial_state
+    monkeypatch.setattr(Program, "initial_state", lambda self: jax.device_get(made(self)))
 
 
 def compute_while_reading(monkeypatch):
-    """What makes batches asks the device in between."""
+    """Let the feed compute on the device between batches."""
     made = feed_module.train_batches
 
     def asking(*arguments, **options):
@@ -567,8 +586,10 @@ def test_the_last_and_the_best_checkpoint_are_kept(tmp_path):
 
 @pytest.mark.slow
 def test_linear_regression_comes_near_least_squares(tmp_path):
-    """The diabetes data, through the same loop and step: within 2% of the exact solution's error on
-    the training split, and the checkpoint of the smallest error is kept.
+    """Regression on the diabetes data uses the same loop and step.
+
+    The error on the training split is within 2% of the exact solution's, and the checkpoint with
+    the smallest error is kept.
     """
     source = in_memory("diabetes")
     recipe = recipe_for("linear_regression", "rows")
@@ -602,7 +623,7 @@ def test_a_checkpoint_moves_to_another_number_of_devices(tmp_path):
 
 
 def test_saving_copies_what_the_next_step_overwrites(tmp_path):
-    """The step donates its state while Orbax writes in the background."""
+    """Checkpoints are intact although steps overwrite the state while Orbax writes it."""
     recipe = RECIPE
     optimizer = make_optimizer(recipe, lambda _: 0.5)
     model, parallel = create_model("lenet5"), DataParallel(devices=jax.devices()[:1])
@@ -624,7 +645,7 @@ def test_saving_copies_what_the_next_step_overwrites(tmp_path):
     mean = jax.tree.leaves(checkpoints.restore_mean(2)["params"])
     for a, *leaves in zip(mean, *map(jax.tree.leaves, saved[-2:]), strict=True):
         np.testing.assert_array_equal(a, np.mean(leaves, 0, np.float64).astype(np.float32))
-    with pytest.raises(InputError, match=r"the mean of 9 checkpoints is asked for; .* has [23]$"):
+    with pytest.raises(InputError, match=r"cannot average 9 checkpoints: .* has [23]; expected"):
         checkpoints.restore_mean(9)
     checkpoints.close()
 
@@ -660,5 +681,5 @@ def test_recipes_refuse_impossible_values():
             dataclasses.replace(RECIPE, **values).check()
     with pytest.raises(InputError, match="resize 100 is smaller than the image size 224"):
         Preprocessing(resize=100).check()
-    with pytest.raises(InputError, match="batch size 12 does not divide over 8 devices; try 16"):
+    with pytest.raises(InputError, match=r"batch size 12 does not divide over 8 dev.* such as 16"):
         DataParallel().check_batch_size(12)

@@ -1,4 +1,4 @@
-"""Shifted and mirrored views of an image, and the convolution that whitens patches."""
+"""Shifted and mirrored views of an image are averaged; a convolution whitens patches."""
 
 import dataclasses
 import json
@@ -82,9 +82,9 @@ def test_whitened_patches_have_no_correlations():
 
 
 @pytest.mark.slow
-def test_a_run_whitens_its_first_convolution_and_leaves_it(tmp_path, monkeypatch, capsys):
-    """And its last line has the mean of views, as evaluate.py has it."""
-    monkeypatch.setattr(train, "join", lambda processes: None)
+def test_a_run_whitens_its_first_convolution_and_freezes_it(tmp_path, monkeypatch, capsys):
+    """The summary has the accuracy over views that evaluate.py computes."""
+    monkeypatch.setattr("flaxnets.runs.processes.join", lambda processes: None)
     run = tmp_path / "run"
     train.main([
         "--arch", "airbench94", "--epochs", "1", "--batch-size", "128", "--workdir", str(run),
@@ -114,8 +114,8 @@ def test_a_run_whitens_its_first_convolution_and_leaves_it(tmp_path, monkeypatch
 
 
 def test_only_the_kernel_of_a_convolution_whitens(tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "join", lambda processes: None)
-    with pytest.raises(InputError, match=r"'fc\.weight' is no kernel of a convolution; expected"):
+    monkeypatch.setattr("flaxnets.runs.processes.join", lambda processes: None)
+    with pytest.raises(InputError, match=r"'fc\.weight' is not the kernel of a convolution; exp"):
         train.main([
             "--arch", "lenet5", "--whiten", "fc.weight", "--workdir", str(tmp_path / "run"),
             "--no-compilation-cache",
@@ -123,7 +123,7 @@ def test_only_the_kernel_of_a_convolution_whitens(tmp_path, monkeypatch):
 
 
 def test_the_recipe_is_jordans():
-    """Rates and decays of a mean loss: his are those of a sum over 2000 images."""
+    """Our loss is a mean; Jordan's rates and decays are for a sum over 2000 images."""
     recipe = recipe_for("airbench94", "small images")
     rates, decays = dict(recipe.rate_factors), dict(recipe.decay_factors)
     assert recipe.learning_rate * rates["*.bias"] == pytest.approx(0.053 * 2000)

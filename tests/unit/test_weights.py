@@ -1,4 +1,4 @@
-"""Published weights, files of weights, and what is adapted when they do not fit as they are."""
+"""Published weights, files of weights, and how weights are adapted that do not fit as they are."""
 
 import argparse
 import collections
@@ -36,8 +36,8 @@ from flaxnets.data.plan import Plan
 from flaxnets.layers import imagenet_to_unit_range
 from flaxnets.models import FAMILIES
 from flaxnets.weights import PublishedWeights, published
+from flaxnets.weights.adaptation import adapt_input_channels
 from flaxnets.weights.files import torchvision_keys
-from flaxnets.weights.loading import adapt_input_channels
 from flaxnets.weights.published import WEIGHTS
 from networks import HEADS, SMALL, with_marks
 from tools.torchvision_import import torchvision
@@ -45,11 +45,11 @@ from tools.torchvision_import import torchvision
 TORCHVISION = torchvision.models.list_models(torchvision.models)
 
 
-def state_dict(arch: str, read: int | None = None, **fields) -> dict[str, np.ndarray]:
-    """Random weights under torch's keys, for a network of any fields that reads `read` channels."""
+def state_dict(arch: str, in_channels: int | None = None, **fields) -> dict[str, np.ndarray]:
+    """Return random weights under torch's keys, for a network that reads `in_channels`."""
     model = create_model(arch, **fields)
     *size, usual = model.input_shape
-    images = jnp.zeros((1, *size, read or usual))
+    images = jnp.zeros((1, *size, in_channels or usual))
     random = np.random.default_rng(0)
     return to_torch(
         jax.tree.map(
@@ -112,13 +112,13 @@ def test_default_is_torchvisions(arch):
     assert published_weights(arch, "DEFAULT").name == best.name
 
 
-# What a builder of torchvision sets when it has weights.
-SET = {"transform_input": False, "image_size": 224}
+# Fields that torchvision's builders set when weights are given, and their usual values.
+USUAL_FIELDS = {"transform_input": False, "image_size": 224}
 
 
 @pytest.mark.parametrize("row", TORCHVISIONS, ids=lambda row: f"{row.arch}-{row.name}")
 def test_fields_are_what_torchvisions_builders_set_for_weights(row, monkeypatch):
-    if not any(hasattr(create_model(row.arch), field) for field in SET):
+    if not any(hasattr(create_model(row.arch), field) for field in USUAL_FIELDS):
         assert row.fields == {}
         return
     enum = torchvision.models.get_model_weights(row.arch)
@@ -127,8 +127,8 @@ def test_fields_are_what_torchvisions_builders_set_for_weights(row, monkeypatch)
     monkeypatch.setattr(torch.nn.Module, "load_state_dict", lambda *_: None)
     with torch.device("meta"):
         module = build(weights=row.name)
-    values = {field: getattr(module, field, usual) for field, usual in SET.items()}
-    assert row.fields == {field: x for field, x in values.items() if x != SET[field]}
+    values = {field: getattr(module, field, usual) for field, usual in USUAL_FIELDS.items()}
+    assert row.fields == {field: x for field, x in values.items() if x != USUAL_FIELDS[field]}
     assert all(hasattr(create_model(row.arch), field) for field in row.fields)
 
 
@@ -146,7 +146,7 @@ def test_statistics_without_the_field_equal_the_field():
 
 
 def shapes(module: torch.nn.Module) -> dict[str, np.ndarray]:
-    """Arrays of a module on the "meta" device, without memory for them."""
+    """Return arrays of a module on the "meta" device, which take no memory."""
     items = module.state_dict().items()
     return {key: np.broadcast_to(np.False_, value.shape) for key, value in items}
 
@@ -169,7 +169,7 @@ def test_timms_keys_and_shapes_become_torchvisions(arch):
 
 
 def test_keys_of_torchvisions_densenet_files():
-    """They are older than its rule against dots in names: torchvision/models/densenet.py."""
+    """The files are older than torchvision's rule against dots in names (models/densenet.py)."""
     with torch.device("meta"):
         expected = shapes(torchvision.models.densenet121())
     of_file = {re.sub(r"(denselayer\d+\.(?:norm|conv))([12])", r"\1.\2", k) for k in expected}
@@ -177,9 +177,12 @@ def test_keys_of_torchvisions_densenet_files():
     assert torchvision_keys(dict.fromkeys(of_file, np.zeros(0))).keys() == expected.keys()
 
 
-def test_keys_behind_torchs_wrappers():
-    given = {"module._orig_mod.fc.weight": np.zeros((2, 3)), "_orig_mod.module.fc.bias": np.ones(2)}
-    assert list(torchvision_keys(given)) == ["fc.weight", "fc.bias"]
+def test_keys_after_torchs_wrappers():
+    wrapped = {
+        "module._orig_mod.fc.weight": np.zeros((2, 3)),
+        "_orig_mod.module.fc.bias": np.ones(2),
+    }
+    assert list(torchvision_keys(wrapped)) == ["fc.weight", "fc.bias"]
 
 
 # --- Downloads -----------------------------------------------------------------------------------
@@ -199,7 +202,7 @@ def lenet(tmp_path_factory) -> tuple[pathlib.Path, dict[str, np.ndarray]]:
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Answers every request with `body`, of which it claims `length` bytes."""
+    """Answers every request with `body`, and claims that it has `length` bytes."""
 
     body, length, status, requests = b"", 0, 200, 0
 
@@ -219,7 +222,7 @@ class Server(http.server.ThreadingHTTPServer):
 
 @pytest.fixture
 def server(lenet, monkeypatch):
-    """In the place of download.pytorch.org, with LeNet-5 as the only published network."""
+    """Replace download.pytorch.org; LeNet-5 is the only published network."""
     path, _ = lenet
     with Server(("127.0.0.1", 0), Server.Handler) as server:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
@@ -251,8 +254,8 @@ def test_a_damaged_file_in_the_cache_is_replaced(server, lenet, cache):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (lambda s: setattr(s, "body", s.body[:999]), "came broken or incomplete: its SHA-256 does"),
-        (lambda s: setattr(s, "body", b"\0" * s.length), "came broken or incomplete: its SHA-256"),
+        (lambda s: setattr(s, "body", s.body[:999]), "is damaged or incomplete: its SHA-256 does"),
+        (lambda s: setattr(s, "body", b"\0" * s.length), "is damaged or incomplete: its SHA-256"),
         (lambda s: setattr(s, "status", 404), "(HTTP Error 404: Not Found); give a file"),
         (lambda s: (s.shutdown(), s.server_close()), "Connection refused"),
     ],
@@ -273,7 +276,7 @@ def test_a_cache_that_cannot_be_written_is_one_sentence(server, cache):
 
 
 def test_timms_vgg_gives_timms_logits(tmp_path):
-    """With fewer hidden features than timm's builder gives it, and a prefix."""
+    """The network has fewer hidden features than timm's builder gives it, and its keys a prefix."""
     import timm
     from timm.layers.classifier import ClassifierHead
     from timm.models.vgg import ConvMlp
@@ -294,7 +297,7 @@ def test_timms_vgg_gives_timms_logits(tmp_path):
 
 
 def test_without_torch(server, tmp_path, lenet):
-    """A process that cannot import torch downloads, reads .pth of both formats and safetensors."""
+    """A process without torch downloads weights and reads both .pth formats and safetensors."""
     tensors = {key: torch.from_numpy(value) for key, value in lenet[1].items()}
     torch.save(tensors, tmp_path / "chain.pth", _use_new_zipfile_serialization=False)
     save_file(lenet[1], tmp_path / "lenet.safetensors")
@@ -307,10 +310,10 @@ from flaxnets import load_weights, to_torch
 from flaxnets.weights import PublishedWeights, published
 published.WEIGHTS = (PublishedWeights("lenet5", "IMAGENET1K_V1", {row.file!r}, 1, 2, 28, 28),)
 PublishedWeights.url = {row.url!r}
-found = [load_weights("lenet5")]
+trees = [load_weights("lenet5")]
 for name in ("lenet.safetensors", "chain.pth"):
-    found.append(load_weights("lenet5", checkpoint={str(tmp_path)!r} + "/" + name))
-for variables in found:
+    trees.append(load_weights("lenet5", checkpoint={str(tmp_path)!r} + "/" + name))
+for variables in trees:
     print(sum(float(value.sum()) for value in to_torch(variables).values()))
 """
     result = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True)
@@ -347,9 +350,12 @@ def test_files_of_training_scripts_and_half_precision(tmp_path, lenet):
 
 def test_other_classes_get_a_fresh_last_layer(tmp_path, lenet):
     _, values = lenet
-    save_file(values, tmp_path / "a.safetensors")
+    path = tmp_path / "a.safetensors"
+    save_file(values, path)
     with pytest.warns(WeightsWarning) as warned:
-        found = load_weights("lenet5", checkpoint=tmp_path / "a.safetensors", num_classes=4, seed=5)
+        loaded = load_weights(
+            "lenet5", checkpoint=tmp_path / "a.safetensors", num_classes=4, seed=5
+        )
     assert [str(warning.message) for warning in warned] == [
         "freshly initialised for 4 classes (the weights have 10 classes): classifier.4"
     ]
@@ -357,7 +363,7 @@ def test_other_classes_get_a_fresh_last_layer(tmp_path, lenet):
     model = create_model("lenet5", num_classes=4)
     initial = to_torch(jax.jit(model.init)(jax.random.key(5), jnp.zeros((1, 28, 28, 1))))
     expected = values | {k: v for k, v in initial.items() if k.startswith("classifier.4.")}
-    assert_same(to_torch(found), expected)
+    assert_same(to_torch(loaded), expected)
 
 
 def family_of(arch: str) -> str:
@@ -369,7 +375,7 @@ def family_of(arch: str) -> str:
     "arch", ["squeezenet1_0", "mobilenet_v3_large", "convnext_tiny", "maxvit_t"]
 )
 def test_heads_of_any_kind_are_told_apart(arch, tmp_path):
-    """Convolutions, and linear layers without bias, behind hidden layers, norms and activations."""
+    """Heads are convolutions, or linear layers without bias, after hidden layers and norms."""
     fields, head = SMALL[arch].fields, HEADS[family_of(arch)]
     values = state_dict(arch, num_classes=7, **fields)
     save_file(values, tmp_path / "a.safetensors")
@@ -377,14 +383,14 @@ def test_heads_of_any_kind_are_told_apart(arch, tmp_path):
         to_torch(load_weights(arch, checkpoint=tmp_path / "a.safetensors", **fields)), values
     )
     with pytest.warns(WeightsWarning) as warned:
-        found = to_torch(
+        loaded = to_torch(
             load_weights(arch, checkpoint=tmp_path / "a.safetensors", num_classes=4, **fields)
         )
     assert [str(warning.message) for warning in warned] == [
         f"freshly initialised for 4 classes (the weights have 7 classes): {head}"
     ]
     shapes = {key: value.shape for key, value in values.items()}
-    for key, value in found.items():
+    for key, value in loaded.items():
         if key.startswith(f"{head}."):
             assert value.shape == (4, *shapes[key][1:])
         else:
@@ -403,24 +409,24 @@ def test_heads_of_any_kind_are_told_apart(arch, tmp_path):
 def test_auxiliary_heads_are_fresh_as_well(arch, heads, tmp_path):
     values = state_dict(arch)
     save_file(values, tmp_path / "a.safetensors")
-    fields: dict[str, Any] = {"transform_input": True}  # for RGB only, and no part of the variables
+    fields: dict[str, Any] = {"transform_input": True}  # for RGB only; changes no variable
     with pytest.warns(WeightsWarning, match=re.escape(f"1000 classes): {', '.join(heads)}")):
-        found = to_torch(load_weights(
+        loaded = to_torch(load_weights(
             arch, checkpoint=tmp_path / "a.safetensors", num_classes=3, **fields
         ))  # fmt: skip
-    for key, value in found.items():
+    for key, value in loaded.items():
         if key.rpartition(".")[0] in heads:
             assert len(value) == 3
         else:
             np.testing.assert_array_equal(value, values[key], key)
 
-    found = load_weights(arch, checkpoint=tmp_path / "a.safetensors", aux_logits=False)
+    loaded = load_weights(arch, checkpoint=tmp_path / "a.safetensors", aux_logits=False)
     without = {key: value for key, value in values.items() if key[:3].lower() != "aux"}
-    assert_same(to_torch(found), without)
+    assert_same(to_torch(loaded), without)
 
 
 def test_weights_for_larger_images_bring_their_size(tmp_path, monkeypatch):
-    """SWAG's vision transformers; a position embedding is no head."""
+    """SWAG's vision transformers have longer position embeddings, which are not taken for heads."""
     narrow: dict[str, Any] = {"layers": 1, "features": 8, "mlp_features": 8, "heads": 2}
     values = state_dict("vit_b_16", image_size=384, **narrow)
     path = tmp_path / "vit.pth"
@@ -459,14 +465,14 @@ def test_features_alone_leave_the_classifier_fresh(tmp_path, monkeypatch):
     monkeypatch.setattr(published, "WEIGHTS", (row,))
     monkeypatch.setattr(PublishedWeights, "url", property(lambda _: path.as_uri()))
     with pytest.warns(WeightsWarning, match=r"\(the weights have none\): classifier.0, .*\.6$"):
-        found = to_torch(
+        loaded = to_torch(
             load_weights("vgg16", "IMAGENET1K_FEATURES", num_classes=3, hidden_features=8)
         )
-    assert all(np.isfinite(value).all() for value in found.values())
-    assert found["classifier.6.weight"].shape == (3, 8)
+    assert all(np.isfinite(value).all() for value in loaded.values())
+    assert loaded["classifier.6.weight"].shape == (3, 8)
     for key, value in values.items():
         if key.startswith("features."):
-            np.testing.assert_array_equal(found[key], value, key)
+            np.testing.assert_array_equal(loaded[key], value, key)
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4, 6, 8])
@@ -479,30 +485,30 @@ def test_input_channels_are_adapted_as_timm_does(channels):
 
 
 @pytest.mark.parametrize(
-    ("given", "wanted", "how"),
+    ("own", "wanted", "change"),
     [
         (3, 1, "summed over its 3"),
         (3, 5, "repeated and scaled from 3"),
         (1, 3, "repeated and scaled from 1"),
     ],
 )
-def test_other_channels_adapt_the_first_convolution(given, wanted, how, tmp_path):
-    values = state_dict("lenet5", given)
+def test_other_channels_adapt_the_first_convolution(own, wanted, change, tmp_path):
+    values = state_dict("lenet5", own)
     save_file(values, tmp_path / "a.safetensors")
-    found = load_weights("lenet5", checkpoint=tmp_path / "a.safetensors")
-    assert_same(to_torch(found), values)  # as many as the weights read, unless asked
+    variables = load_weights("lenet5", checkpoint=tmp_path / "a.safetensors")
+    assert_same(to_torch(variables), values)  # by default, as many as the weights read
     with pytest.warns(WeightsWarning) as warned:
-        found = load_weights("lenet5", checkpoint=tmp_path / "a.safetensors", in_channels=wanted)
-    sentence = f"features.0.weight is {how} channels for images of {wanted}"
+        adapted = load_weights("lenet5", checkpoint=tmp_path / "a.safetensors", in_channels=wanted)
+    sentence = f"features.0.weight is {change} channels, as the images have {wanted}"
     assert [str(warning.message) for warning in warned] == [sentence]
-    adapted = adapt_input_channels(values["features.0.weight"], wanted)
-    assert_same(to_torch(found), values | {"features.0.weight": adapted})
+    kernel = adapt_input_channels(values["features.0.weight"], wanted)
+    assert_same(to_torch(adapted), values | {"features.0.weight": kernel})
     grey = np.random.default_rng(1).random((1, 28, 28, 1), np.float32)
     logits: Any = [
         create_model("lenet5").apply(variables, np.repeat(grey, channels, -1))
-        for variables, channels in [(found, wanted), (from_torch(values, like(given)), given)]
+        for variables, channels in [(adapted, wanted), (from_torch(values, like(own)), own)]
     ]
-    if (given, wanted) != (3, 5):  # five channels weigh the three unevenly
+    if (own, wanted) != (3, 5):  # five channels weigh the three unevenly
         np.testing.assert_allclose(*logits, rtol=1e-5)
 
 
@@ -522,13 +528,13 @@ def tensors(values: dict[str, np.ndarray], prefix: str = "", factor: float = 1) 
 
 
 def averaged(values: dict[str, np.ndarray], prefix: str = "") -> dict[str, Any]:
-    """As `torch.optim.swa_utils.AveragedModel` has them: a half of each value."""
+    """Return half of each value, under the keys of `torch.optim.swa_utils.AveragedModel`."""
     counter = {f"{prefix}n_averaged": torch.tensor(3)}
     return counter | tensors(values, f"{prefix}module.", 0.5)
 
 
 def beside(values: dict[str, np.ndarray]) -> dict[str, Any]:
-    """What training scripts save with the weights; an optimizer has tensors of the same shapes."""
+    """Return what training scripts save with the weights. An optimizer has tensors too."""
     momentum = {n: {"momentum_buffer": t} for n, t in enumerate(tensors(values).values())}
     return {
         "epoch": 3, "arch": "lenet5", "metric": np.float64(71.2), "scaler": {},
@@ -598,11 +604,11 @@ def test_raw_and_average_weights(checkpoint, raw, average, tmp_path, lenet):
     path, values = tmp_path / "a.pth", lenet[1]
     torch.save(checkpoint(values) | {"args": argparse.Namespace(lr=0.1)}, path)
     with pytest.warns(WeightsWarning) as warned:
-        found = load_weights("lenet5", checkpoint=path)
-    assert_same(to_torch(found), values)
+        loaded = load_weights("lenet5", checkpoint=path)
+    assert_same(to_torch(loaded), values)
     assert [str(warning.message) for warning in warned] == [
-        f"{path} holds raw weights ({raw}) and average weights ({average}): the raw ones are "
-        "taken; ema=True takes the averages"
+        f"{path} holds raw weights ({raw}) and average weights ({average}); the raw ones are "
+        "used, ema=True uses the averages"
     ]
     assert warned[0].filename == __file__
     halves = {key: value * np.float32(0.5) for key, value in values.items()}
@@ -613,8 +619,8 @@ def test_average_weights_alone(tmp_path, lenet):
     torch.save(averaged(lenet[1]), tmp_path / "a.pth")
     halves = {key: value * np.float32(0.5) for key, value in lenet[1].items()}
     for ema in (False, True):
-        found = load_weights("lenet5", checkpoint=tmp_path / "a.pth", ema=ema)
-        assert_same(to_torch(found), halves)
+        loaded = load_weights("lenet5", checkpoint=tmp_path / "a.pth", ema=ema)
+        assert_same(to_torch(loaded), halves)
     with pytest.raises(InputError, match=r"lenet5.pth holds no average weights, only raw ones; le"):
         load_weights("lenet5", checkpoint=lenet[0], ema=True)
 
@@ -630,11 +636,11 @@ def test_what_is_left_out_is_named(tmp_path, lenet):
     extra = {f"loss.{name}": torch.ones(2) for name in "abcdef"}
     torch.save(tensors(lenet[1], "model.") | extra, tmp_path / "a.pth")
     with pytest.warns(WeightsWarning) as warned:
-        found = load_weights("lenet5", checkpoint=tmp_path / "a.pth")
-    assert_same(to_torch(found), lenet[1])
+        loaded = load_weights("lenet5", checkpoint=tmp_path / "a.pth")
+    assert_same(to_torch(loaded), lenet[1])
     assert str(warned[0].message) == (
-        f"{tmp_path / 'a.pth'}: only keys after 'model.' are taken; not 6 keys, such as loss.a, "
-        "loss.b, loss.c, loss.d, loss.e"
+        f"{tmp_path / 'a.pth'}: only keys with the prefix 'model.' are used; ignored 6 keys, such "
+        "as loss.a, loss.b, loss.c, loss.d, loss.e"
     )
 
 
@@ -667,23 +673,23 @@ def test_a_file_without_a_head(change, missing, left, tmp_path, lenet):
     with pytest.raises(InputError) as raised:
         load_weights("lenet5", checkpoint=path)
     assert str(raised.value) == (
-        f"{path} has no head to classify with (missing: classifier.4.bias, classifier.4.weight"
-        f"{missing}); train one from these weights (init from), or give num_classes "
-        f"for a fresh one"
+        f"{path} has no classification head (missing: classifier.4.bias, classifier.4.weight"
+        f"{missing}); give num_classes for a fresh one, or train one from these weights "
+        f"(init from)"
     )
     with pytest.warns(WeightsWarning) as warned:
-        found = to_torch(load_weights("lenet5", checkpoint=path, num_classes=10, seed=3))
+        loaded = to_torch(load_weights("lenet5", checkpoint=path, num_classes=10, seed=3))
     assert [str(warning.message) for warning in warned] == [
         f"freshly initialised for 10 classes (the weights have none): classifier.4{left}"
     ]
     fresh = to_torch(
         jax.jit(create_model("lenet5").init)(jax.random.key(3), np.zeros((1, 28, 28, 1)))
     )
-    assert_same(found, fresh | without_head(lenet[1]))
+    assert_same(loaded, fresh | without_head(lenet[1]))
 
 
 def test_a_classifier_of_other_layers_starts_afresh(tmp_path):
-    """As people replace VGG's; the layers that fit are kept."""
+    """People replace VGG's classifier in this way; the layers that fit are kept."""
     values = state_dict("vgg11", hidden_features=8)
     other = {k: v for k, v in values.items() if not k.startswith("classifier.6.")}
     other["classifier.3.weight"] = np.ones((5, 8), np.float32)
@@ -692,12 +698,12 @@ def test_a_classifier_of_other_layers_starts_afresh(tmp_path):
     with pytest.warns(
         WeightsWarning, match=r"5 classes \(the weights have none\): classifier.3, c"
     ):
-        found = to_torch(load_weights("vgg11", checkpoint=tmp_path / "a.safetensors", **fields))
-    assert found["classifier.3.weight"].shape == (8, 8)
-    assert found["classifier.6.weight"].shape == (5, 8)
+        loaded = to_torch(load_weights("vgg11", checkpoint=tmp_path / "a.safetensors", **fields))
+    assert loaded["classifier.3.weight"].shape == (8, 8)
+    assert loaded["classifier.6.weight"].shape == (5, 8)
     for key, value in values.items():
         if key.startswith(("features.", "classifier.0.")):
-            np.testing.assert_array_equal(found[key], value, key)
+            np.testing.assert_array_equal(loaded[key], value, key)
 
 
 @pytest.mark.parametrize("num_classes", [None, 10])
@@ -727,12 +733,12 @@ def test_a_file_without_auxiliary_heads(arch, modules, tmp_path):
     path = tmp_path / "a.safetensors"
     save_file(values, path)
     with pytest.warns(WeightsWarning) as warned:
-        found = to_torch(load_weights(arch, checkpoint=path, num_classes=1000))
+        loaded = to_torch(load_weights(arch, checkpoint=path, num_classes=1000))
     assert [str(warning.message) for warning in warned] == [
         f"freshly initialised (the weights have no such auxiliary heads): {modules}"
     ]
-    assert found.keys() == complete.keys()
-    assert_same({key: found[key] for key in values}, values)
+    assert loaded.keys() == complete.keys()
+    assert_same({key: loaded[key] for key in values}, values)
     network = pretrained(arch, path)
     assert_same(to_torch(network.variables), values)
     assert len(network.classes) == 1000
@@ -740,7 +746,7 @@ def test_a_file_without_auxiliary_heads(arch, modules, tmp_path):
 
 @pytest.mark.parametrize("auxiliary", [True, False])
 def test_the_published_googlenet_converts(auxiliary, tmp_path, monkeypatch):
-    """torchvision's file has auxiliary heads, its network with weights has not."""
+    """torchvision's file has auxiliary heads; its network with weights does not."""
     import convert_torchvision
 
     arguments = {"num_classes": 10, "aux_logits": auxiliary, "init_weights": False}
@@ -781,7 +787,7 @@ def test_scripts_choose_the_averages(tmp_path, lenet):
     initial = initial_weights(raw, model, (28, 28, 1), own)
     assert_same(to_torch(initial.variables), values)
     (note,) = initial.notes
-    assert "the raw ones are taken; ema=True takes" in note
+    assert "the raw ones are used, ema=True uses" in note
     for refused in (
         lambda: NetworkOptions(workdir=tmp_path, ema=True).open(),
         lambda: NetworkOptions(arch="alexnet", weights="IMAGENET1K_V1", ema=True).open(),
@@ -790,7 +796,7 @@ def test_scripts_choose_the_averages(tmp_path, lenet):
             dataclasses.replace(options, init_from=None), model, (28, 28, 1), own
         ),
     ):
-        with pytest.raises(InputError, match=r"expected --|give nothing beside|expected a file"):
+        with pytest.raises(InputError, match=r"expected --|leave out|expected a file"):
             refused()
 
 
@@ -825,17 +831,26 @@ def broken(directory: pathlib.Path) -> None:
         ({"num_classes": -1}, "num_classes is -1; expected at least 1, or 0 for no head"),
         ({"in_channels": 0}, "in_channels is 0; expected at least 1"),
         ({"dens": True}, "unknown field of lenet5 'dens'; did you mean 'dense'?"),
-        ({"checkpoint": "none.pth"}, "no file none.pth; tools/convert_torchvision.py writes one"),
-        ({"checkpoint": "directory.pth"}, "no file directory.pth; tools"),
+        (
+            {"checkpoint": "none.pth"},
+            "no file none.pth; expected a file of weights, .safetens",
+        ),
+        ({"checkpoint": "directory.pth"}, "no file directory.pth; expected"),
         ({"checkpoint": "half_a.safetensors"}, "half_a.safetensors is not a complete safetensors"),
         ({"checkpoint": "half_a.pth"}, "half_a.pth is not a complete file of torch weights"),
         ({"checkpoint": "page.pth"}, "page.pth is neither a torch file nor a safetensors file"),
-        ({"checkpoint": "object.pth"}, "object.pth holds no state_dict; save model.state_dict()"),
+        (
+            {"checkpoint": "object.pth"},
+            "object.pth holds no state_dict; save model.state_dict()",
+        ),
         ({"checkpoint": "module.pth"}, "module.pth holds 'torch.nn.modules.linear.Linear', which"),
         ({"checkpoint": "list.pth"}, "list.pth holds no state_dict; save model.state_dict()"),
-        ({"checkpoint": "numbers.pth"}, "numbers.pth holds no state_dict; save model.state_dict()"),
+        (
+            {"checkpoint": "numbers.pth"},
+            "numbers.pth holds no state_dict; save model.state_dict()",
+        ),
         ({"checkpoint": "a.npz"}, "a.npz is neither a torch file nor a safetensors file"),
-        ({"checkpoint": "b.npz"}, "b.npz is a zip file, but none of torch.save"),
+        ({"checkpoint": "b.npz"}, "b.npz is a zip file that torch.save did not write"),
         (
             {"checkpoint": "a.pth"},
             "the weights do not fit this network: missing 10 keys, such as classifier.0.bias, "
@@ -859,7 +874,7 @@ def test_bad_input_is_one_sentence(arguments, sentence, tmp_path, monkeypatch):
 
 
 def test_training_starts_from_a_published_name(server, lenet, capsys, tmp_path, monkeypatch):
-    """With other classes: the features of the file, a fresh head, and a line that says so."""
+    """Other classes get the features of the file, a fresh head, and a line that says so."""
     from flaxnets import train
     from flaxnets.runs.checkpoints import Checkpoints
 

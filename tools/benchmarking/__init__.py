@@ -1,3 +1,4 @@
-"""What tools/benchmark.py measures: a file for each kind of question. None of them reads the
-command line or writes files.
+"""The measurements of tools/benchmark.py and tools/gpu_check.py, one file for each kind.
+
+None of them reads the command line or writes results to files.
 """

@@ -1,4 +1,4 @@
-"""The options of a measurement, and timing in turns."""
+"""Options of a measurement, and timing in turns."""
 
 import dataclasses
 import functools
@@ -13,7 +13,7 @@ from typing import Any, Literal
 import jax
 
 Row = dict[str, Any]
-Contender = Callable[[], float]  # does its work, waits for the result, and returns the seconds
+Contender = Callable[[], float]  # does some work, waits for the result, returns the seconds
 Other = Literal["torchvision", "torch.compile", "plain"]
 Mode = Literal[
     "infer", "train", "compile", "profile", "traffic", "growth", "dense", "data", "start", "learn",
@@ -24,48 +24,50 @@ Mode = Literal[
 @dataclasses.dataclass(frozen=True)
 class Options:
     arch: tuple[str, ...] = ()
-    """Names of networks; all networks of the library unless given."""
+    """Names of networks; by default all, or resnet50 in modes that take long."""
     mode: Mode = "train"
-    """What to measure."""
+    """What to measure; see the modes above."""
     all: bool = False
-    """Inference and training of the networks in one Markdown table, with batches of as many images
-    as take 12 G multiply-adds forward (from 4 to 64) unless their size is given."""
+    """Measure inference and training of the networks, and print one Markdown table. Unless
+    --batch-size is given, batches have as many images as need 12 G multiply-adds forward (4 to
+    64)."""
     vs: tuple[Other, ...] = ("torchvision",)
-    """Peers to measure beside our networks (infer, train)."""
+    """Peers to measure in turns with our networks (infer, train)."""
     batch_size: int | None = None
-    """Images in a step; crops at once (dense). 8 unless given, 64 of data, the recipe's of
-    accuracy."""
+    """Images in a step, or crops computed at once (dense). By default 8; 64 for data; the recipe's
+    for accuracy."""
     image_size: int | None = None
-    """Height and width in pixels; the network's native size, or twice it (dense), unless given."""
+    """Height and width in pixels; by default the network's native size, or twice it (dense)."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the computation; torch uses autocast."""
+    """Number type of the computation; torch uses autocast."""
     remat: bool = False
-    """Recompute activations in the backward pass."""
+    """Recompute activations in the backward pass to save memory."""
     devices: int = 1
     """Devices that share the batch (train); on a CPU they are virtual."""
     rounds: int = 7
     """Timed repetitions (infer, train, profile, data, dense)."""
     steps: int = 100
-    """Training steps (learn); batches of a round (data)."""
+    """Training steps (learn), or batches of a round (data)."""
     learning_rate: float | None = None
-    """Learning rate (learn, accuracy); the recipe's, in proportion to the batch, unless given."""
+    """Learning rate (learn, accuracy); by default the recipe's, in proportion to the batch."""
     epochs: int | None = None
-    """Of accuracy: one cycle of the learning rate in so many; the network's own recipe unless
-    given."""
+    """Epochs of one cycle of the learning rate (accuracy); by default the network's own recipe."""
     target: float = 0.94
-    """Share of the test images to reach (accuracy)."""
+    """Accuracy to reach, a share of the test images (accuracy)."""
     dataset: str = "digits"
-    """Data to read or to learn, named as in train.py."""
+    """Data set to read or to learn, named as in train.py."""
     data_dir: str | None = None
-    """Directory of prepared TensorFlow Datasets; TFDS_DATA_DIR unless given."""
+    """Directory of prepared TensorFlow Datasets; by default TFDS_DATA_DIR."""
     out: pathlib.Path | None = None
-    """File for the rows with versions and hardware, .csv or .json; plots (growth) have its name
-    with .png."""
+    """File for the rows with versions and hardware, .csv or .json. Plots (growth) have its name
+    with the suffix .png."""
 
 
 def alternate(contenders: dict[str, Contender], rounds: int) -> dict[str, list[float]]:
-    """Return the seconds of each call, in turns after two unmeasured ones, so that all meet the
-    same machine.
+    """Return the seconds of each contender's calls.
+
+    Contenders take turns, so that all of them meet the same state of the machine. Two calls of each
+    come first and do not count.
     """
     for run in [*contenders.values()] * 2:
         run()
@@ -80,10 +82,12 @@ TURN = 0.3  # seconds
 
 
 def timed(work: Callable[[], object], wait: Callable[[], object] | None = None) -> Contender:
-    """Return the seconds of a call. For short calls it is the median of as many as fill a turn,
-    after one that wakes the cores, which takes a while on a virtual machine.
+    """Return a contender that measures the seconds of a call of `work`.
 
-    With `wait`, `work` queues its work on a device, as training does: the result is the mean of as
+    For short calls it is the median of as many calls as fill a turn (`TURN`). The first call does
+    not count: it wakes the cores, which takes a while on a virtual machine.
+
+    With `wait`, `work` queues its work on a device, as training does. Then it is the mean of as
     many calls as fill a turn, including the wait for the last one.
     """
 
@@ -113,20 +117,21 @@ def timed(work: Callable[[], object], wait: Callable[[], object] | None = None) 
 
 
 def spread(seconds: list[float]) -> float:
-    """Return the spread of the middle half, as a share of the median."""
+    """Return the width of the middle half of the values, divided by their median."""
     lower, median, upper = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else seconds * 3
     return (upper - lower) / median
 
 
 def installed(*packages: str) -> bool:
-    """Return whether modules are installed, without importing them, so that a broken one fails
-    where it is used.
+    """Return whether packages are installed, without importing them.
+
+    A broken package fails where it is used.
     """
     return all(importlib.util.find_spec(package) for package in packages)
 
 
 def peak_gigabytes() -> float:
-    """Return the peak memory of this process; of the device, if that has its own memory."""
+    """Return the peak memory in GiB: of the device if it has its own, otherwise of this process."""
     of_device = jax.local_devices()[0].memory_stats()
     if of_device is not None:
         return of_device["peak_bytes_in_use"] / 2**30

@@ -1,4 +1,4 @@
-"""Measure the map of a larger picture beside the same predictions from separate crops."""
+"""Measure the map of a larger picture against the same predictions from separate crops."""
 
 import statistics
 from typing import Any
@@ -17,6 +17,7 @@ from flaxnets.training.state import init_variables
 
 
 def measure_dense(arch: str, options: Options) -> Row:
+    """Return seconds and multiply-adds of the map and of the crops, and their ratios."""
     model = create_model(arch, dtype=jnp.dtype(options.dtype))
     if not hasattr(model, "dense"):
         return {"note": "no map"}
@@ -25,12 +26,12 @@ def measure_dense(arch: str, options: Options) -> Row:
     side = options.image_size or 2 * max(size)
     input_shape = (side, side, channels)
     variables = init_variables(model, model.input_shape, recipe_for(arch, "small images"), 0)
-    # A prediction is the mean of the cells of the network at its own size, often one.
+    # A prediction is the mean of the cells of a crop's map, which is often one cell.
     window, grid = map_shape(model, model.input_shape), map_shape(model, input_shape)
     down, right = map(round, cell_stride(model, model.input_shape))
     rows, columns = (cells - span + 1 for cells, span in zip(grid, window, strict=True))
     corners = [(row * down, column * right) for row, column in np.ndindex(rows, columns)]
-    # The last crops may reach over the edge, where a padded network reads zeros.
+    # The last crops may reach over the edge, where a network with padding reads zeros.
     hang = [(0, max(0, corners[-1][axis] + size[axis] - side)) for axis in (0, 1)]
     picture = np.random.default_rng(0).normal(size=input_shape).astype(np.float32)
     padded = np.pad(picture, [*hang, (0, 0)])
@@ -52,7 +53,7 @@ def measure_dense(arch: str, options: Options) -> Row:
                 padded[top : top + size[0], left : left + size[1]]
                 for top, left in corners[first : first + batch_size]
             ]
-            batch += batch[-1:] * (batch_size - len(batch))  # one compiled program
+            batch += batch[-1:] * (batch_size - len(batch))  # so that one program is compiled
             jax.block_until_ready(from_crop(variables, np.stack(batch)))
 
     contenders = {"map": timed(one_map), "crops": timed(crops)}

@@ -1,6 +1,4 @@
-"""A training step as the work grows: batch, memory with and without remat, resolution, depth,
-devices; and the plots.
-"""
+"""Measure and plot how a training step grows: with batch, resolution, depth and devices."""
 
 import dataclasses
 import pathlib
@@ -13,11 +11,11 @@ from benchmarking.common import Options, Row
 BATCH_SIZES = (1, 2, 4, 8, 16)
 IMAGE_SIZES = (64, 96, 128, 160, 224, 288)  # pixels
 DEPTHS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
-DEVICES = (1, 2, 4, 8)  # which share the cores of one CPU: the cost of mapping alone
+DEVICES = (1, 2, 4, 8)  # virtual ones share the cores of one CPU: only mapping costs more
 
 
 def series(arch: str, options: Options) -> list[tuple[Row, str, Options]]:
-    """The labels of a row, the network, and its measurement."""
+    """Return the measurements of a network: labels of the row, name of the network, options."""
     alone = dataclasses.replace(options, mode="train", vs=())
     usual = dataclasses.replace(alone, batch_size=options.batch_size or 8)
 

@@ -1,5 +1,5 @@
-"""Measure whether a network learns, and how soon: its loss over the first steps on a data set, and
-the time to an accuracy.
+"""Measure whether a network learns, and how fast: the loss of its first steps, and the time to an
+accuracy.
 """
 
 import dataclasses
@@ -20,11 +20,12 @@ from flaxnets.training.parallel import DataParallel
 from flaxnets.training.program import Program, make_program
 from flaxnets.training.state import TrainState
 
-# One cycle of the rate (Smith & Topin 2017), with what Wide ResNets are trained with on CIFAR.
+# One cycle of the rate (Smith & Topin 2017), with the other values of Wide ResNets on CIFAR.
 ONE_CYCLE = {"schedule": "one_cycle", "warmup_epochs": 0.0, "nesterov": True, "weight_decay": 5e-4}
 
 
 def measure_learning(arch: str, options: Options) -> Row:
+    """Return the loss over the first and the last tenth of the first steps, and their seconds."""
     batch_size = options.batch_size or 8
     source = data.open_source(options.dataset, options.data_dir)
     recipe = recipe_for(arch, source.kind)
@@ -64,12 +65,12 @@ def measure_learning(arch: str, options: Options) -> Row:
 
 
 def measure_accuracy(arch: str, options: Options, seed: int = 0) -> Row:
-    """Seconds of training until so many of the test images are right as `options.target` asks, or
-    the epochs are over: with the network's own recipe, or, where `options.epochs` are given, with
-    one cycle of the learning rate.
+    """Return the seconds of training until the accuracy `options.target`, or until the last epoch.
 
-    Programs are compiled before, as where such times are published; evaluation, after every epoch
-    and, with the recipe's views, after the last one, has a time of its own.
+    The network is trained with its own recipe, or with one cycle of the learning rate if
+    `options.epochs` is given. As in published times, programs are compiled before the clock starts.
+    Evaluation is timed separately: it runs after every epoch, and with the recipe's views after the
+    last one.
     """
     source = data.open_source(options.dataset, options.data_dir)
     recipe = recipe_for(arch, source.kind)
@@ -91,7 +92,7 @@ def measure_accuracy(arch: str, options: Options, seed: int = 0) -> Row:
     if program.last_eval_step is not None:
         test(program.last_eval_step, state)
 
-    # The stream goes on: another one would compile how it takes images from the device anew.
+    # The stream continues: a new one would compile its reading from the device again.
     state = jax.block_until_ready(program.initial_state())
     accuracies, training, testing, best = [], 0.0, 0.0, 0.0
     for epoch in range(1, recipe.epochs + 1):
@@ -128,7 +129,10 @@ def measure_accuracy(arch: str, options: Options, seed: int = 0) -> Row:
 
 
 def rate(recipe: Recipe, batch_size: int, options: Options) -> float:
-    """In proportion to the batch (Goyal et al. 2017, section 2.1), unless it is given."""
+    """Return the learning rate: the given one, or the recipe's in proportion to the batch.
+
+    Goyal et al. 2017, section 2.1.
+    """
     if options.learning_rate is not None:
         return options.learning_rate
     return recipe.learning_rate * batch_size / recipe.batch_size
@@ -137,6 +141,7 @@ def rate(recipe: Recipe, batch_size: int, options: Options) -> float:
 def program_of(
     arch: str, source: "data.Source", recipe: Recipe, options: Options, seed: int = 0
 ) -> Program:
+    """Return the program that trains a network on a data set, on one device."""
     parallel = DataParallel(devices=jax.devices()[:1])
     model = create_model(
         arch, num_classes=len(source.class_names) or 1, dtype=jnp.dtype(options.dtype)

@@ -1,6 +1,4 @@
-"""Measure where the time of a training step goes, and the bounds of this machine's memory and
-products.
-"""
+"""Measure which operations a training step spends its time on, and the machine's bounds."""
 
 import collections
 import pathlib
@@ -20,15 +18,16 @@ TRACED = 5  # steps
 # `%name = ... metadata={op_name="jit(train_step)/transpose(jvp(VGG))/features.0/reduce_sum"}`
 OPERATION = re.compile(r'^\s*(?:ROOT )?%?([\w.-]+) = .*metadata=\{op_name="([^"]*)"', re.MULTILINE)
 LINES = ("Stream", "XLA Ops")  # of a GPU, of a TPU
-CONTAINERS = ("call", "while", "conditional")  # whose time is that of others
+CONTAINERS = ("call", "while", "conditional")  # their time is that of the operations inside
 
 
 def measure_profile(arch: str, options: Options) -> Row:
-    """Seconds of a step; of the bytes that its operations read and write, at the rate of a large
-    copy; of its multiply-adds, at that of a large matrix product; and the shares of its operations
-    in the time that the device was busy.
+    """Return the seconds of a step, two bounds of them, and the shares of its operations.
 
-    An operation is XLA's, named after what it ends in (`reduce_sum`) and the pass it belongs to.
+    One bound is the time to read and write the bytes of its operations at the speed of a large
+    copy; the other, that for its multiply-adds at the speed of a large matrix product. Shares are
+    those of the time that the device was busy. An operation is XLA's: its name is that of its last
+    primitive (`reduce_sum`) and the pass that it belongs to.
     """
     ours = Ours(arch, options)
     ours.train_step = compiled = ours.train_step.lower(ours.state, ours.batch).compile()
@@ -58,15 +57,16 @@ def measure_profile(arch: str, options: Options) -> Row:
 
 
 def large_copy() -> tuple[int, Contender]:
-    """Return the bytes that a copy reads and writes, far more than caches hold, and the copy."""
+    """Return the bytes that a copy reads and writes, and the copy, which is larger than caches."""
     x = jnp.zeros(2**26 if platform() == "cpu" else 2**29)
     add = jax.jit(lambda x: x + 1)
     return 2 * x.nbytes, timed(lambda: jax.block_until_ready(add(x)))
 
 
 def operations(ours: Ours, program: str) -> tuple[dict[str, float], float]:
-    """Return each operation's share of the time of the compiled `program`, the largest first, and
-    the seconds of that time in a step; on a CPU, of all threads.
+    """Return each operation's share of the busy time, the largest first, and that time per step.
+
+    `program` is the text of the compiled program. On a CPU, the seconds of all threads are added.
     """
     kinds = {name: kind(path) for name, path in OPERATION.findall(program)}
     nanoseconds: collections.Counter[str] = collections.Counter()
@@ -79,32 +79,33 @@ def operations(ours: Ours, program: str) -> tuple[dict[str, float], float]:
 
 def nanoseconds_of_steps(ours: Ours) -> collections.Counter[str]:
     """Return the nanoseconds of XLA's operations, by their names, in `TRACED` training steps."""
-    found: collections.Counter[str] = collections.Counter()
+    nanoseconds: collections.Counter[str] = collections.Counter()
     with tempfile.TemporaryDirectory() as directory:
         with jax.profiler.trace(directory):
             for _ in range(TRACED):
                 ours.train()
         for name, duration in traced(pathlib.Path(directory)):
             if not name.startswith(CONTAINERS):
-                found[name] += duration
-    return found
+                nanoseconds[name] += duration
+    return nanoseconds
 
 
 def kind(path: str) -> str:
-    """Return "reduce_sum, backward" for
-    "jit(train_step)/transpose(jvp(VGG))/features.0/reduce_sum".
+    """Return the primitive and the pass of an operation.
+
+    For "jit(train_step)/transpose(jvp(VGG))/features.0/reduce_sum" it is "reduce_sum, backward".
     """
     passes = {"transpose(": "backward", "jvp(": "forward"}
-    its_pass = next((name for part, name in passes.items() if part in path), "update")
-    return f"{path.rsplit('/', 1)[-1]}, {its_pass}"
+    name = next((name for part, name in passes.items() if part in path), "update")
+    return f"{path.rsplit('/', 1)[-1]}, {name}"
 
 
 def traced(directory: pathlib.Path) -> Iterator[tuple[str, int]]:
-    """Yield XLA's operations in a trace of the profiler: their names and nanoseconds."""
+    """Yield the name and nanoseconds of each of XLA's operations in a trace of the profiler."""
     (path,) = directory.rglob("*.xplane.pb")
     for plane in jax.profiler.ProfileData.from_file(str(path)).planes:
         for line in plane.lines:
-            # A device's plane may summarise the same time in other lines.
+            # Other lines of a device's plane summarise the same time.
             if plane.name.startswith("/device:") and not line.name.startswith(LINES):
                 continue
             for event in line.events:

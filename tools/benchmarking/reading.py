@@ -1,6 +1,4 @@
-"""Measure images a second from a data set to uint8 batches in memory, cropped at random and
-mirrored.
-"""
+"""Measure images per second from a data set to uint8 batches, cropped at random and mirrored."""
 
 import collections
 import concurrent.futures
@@ -16,35 +14,37 @@ import jax
 
 from benchmarking.common import Options, Row, installed, spread
 from flaxnets import create_model, data
-from flaxnets.data.pipeline import CORES
+from flaxnets.data.threads import CORES
 from flaxnets.recipes import Preprocessing
 from flaxnets.training.on_device import cropped
 
-ROOM = 4 * 10**9  # bytes, for photographs that are decoded once
-Rate = Callable[[], float]  # measures images a second
+ROOM = 4 * 10**9  # bytes for photographs that are decoded once
+Rate = Callable[[], float]  # measures images per second
 
 
 def measure_reading(arch: str, options: Options) -> Row:
-    """Ours, torchvision's DataLoader with a worker a core doing the same and, where the images are
-    photographs, their decoding alone, by libjpeg-turbo with a thread a core, and ours behind an
-    epoch from which memory holds them decoded ("decoded once", if a round is an epoch); in turns.
+    """Return the images per second of several readers, measured in turns.
 
-    Photographs are cropped to any size and shape and resized to the network's, images in memory
-    padded by 4 pixels and cropped (ours on the device, as in the training step). Each reader starts
-    again in each round; the batches after its first one count. A reader that is not installed has
-    no figures.
+    The readers are ours; a torchvision DataLoader with one worker per core; for photographs,
+    decoding alone by libjpeg-turbo with one thread per core; and ours after an epoch that left
+    decoded photographs in memory ("decoded once", if a round is at least an epoch).
+
+    Photographs are cropped at random areas and aspect ratios and resized to the network's input.
+    Images in memory are padded by 4 pixels and cropped (ours on the device, as in the training
+    step). A reader starts again in each round, and its first batch does not count. A reader that is
+    not installed has no figures.
     """
     source = data.open_source(options.dataset, options.data_dir)
     side = source.image_size or options.image_size or create_model(arch).input_shape[0]
     flip = "random" if source.flip else "none"
-    how = Preprocessing(side, resize=side, crop="random_resized", flip=flip, pca_std=0.0)
+    values = Preprocessing(side, resize=side, crop="random_resized", flip=flip, pca_std=0.0)
     size, steps = options.batch_size or 64, options.steps
     stream = itertools.islice(source.examples("train"), size * (steps + 1))
     examples = [(raw, int(label)) for raw, label in stream]
-    plan = data.training_plan(how, source)
-    readers: dict[str, Rate] = {"ours": functools.partial(_ours, source, plan, how, size, steps)}
+    plan = data.training_plan(values, source)
+    readers: dict[str, Rate] = {"ours": functools.partial(_ours, source, plan, values, size, steps)}
     if installed("torch", "torchvision"):
-        readers["torchvision"] = functools.partial(_torchs, examples, how, size, steps)
+        readers["torchvision"] = functools.partial(_torchs, examples, values, size, steps)
     if source.kind == "photographs":
         readers["libjpeg_turbo"] = functools.partial(_decoding, examples, size * steps)
         if source.sizes["train"] <= size * steps:
@@ -66,6 +66,7 @@ def measure_reading(arch: str, options: Options) -> Row:
 
 
 def _rate(batches: Iterator[Any], size: int, steps: int) -> float:
+    """Return the images per second of `steps` batches of `size`, after one that does not count."""
     next(batches)
     start = time.perf_counter()
     for _ in range(steps):
@@ -73,8 +74,10 @@ def _rate(batches: Iterator[Any], size: int, steps: int) -> float:
     return size * steps / (time.perf_counter() - start)
 
 
-def _ours(source: data.Source, plan: data.Plan, how: Preprocessing, size: int, steps: int) -> float:
-    on_device = jax.jit(functools.partial(cropped, how=how))
+def _ours(
+    source: data.Source, plan: data.Plan, values: Preprocessing, size: int, steps: int
+) -> float:
+    on_device = jax.jit(lambda batch: cropped(batch, values))
     batches = data.train_batches(source, size, plan)
     if source.kind != "photographs":
         batches = (jax.block_until_ready(on_device(batch)) for batch in batches)
@@ -91,8 +94,8 @@ def _decoded_once(source: data.Source, plan: data.Plan, size: int, steps: int) -
 class Examples:
     """A data set for torch's DataLoader, whose workers import torchvision themselves."""
 
-    def __init__(self, examples: list[tuple[Any, int]], how: Preprocessing, count: int):
-        self.examples, self.how, self.count = examples, how, count
+    def __init__(self, examples: list[tuple[Any, int]], values: Preprocessing, count: int):
+        self.examples, self.values, self.count = examples, values, count
 
     def __len__(self) -> int:
         return self.count
@@ -101,14 +104,14 @@ class Examples:
     def transform(self) -> Callable[[Any], Any]:
         from torchvision_import import torchvision
 
-        transforms, side = torchvision.transforms, self.how.image_size
+        transforms, side = torchvision.transforms, self.values.image_size
         photographs = isinstance(self.examples[0][0], bytes)
         return transforms.Compose(
             [
                 transforms.RandomResizedCrop(side)
                 if photographs
-                else transforms.RandomCrop(side, self.how.pad),
-                transforms.RandomHorizontalFlip(0.5 if self.how.flip == "random" else 0.0),
+                else transforms.RandomCrop(side, self.values.pad),
+                transforms.RandomHorizontalFlip(0.5 if self.values.flip == "random" else 0.0),
                 transforms.PILToTensor(),
             ]
         )
@@ -124,11 +127,11 @@ class Examples:
         return self.transform(image), label
 
 
-def _torchs(examples: list[tuple[Any, int]], how: Preprocessing, size: int, steps: int) -> float:
+def _torchs(examples: list[tuple[Any, int]], values: Preprocessing, size: int, steps: int) -> float:
     from torch.utils.data import DataLoader
 
     loader = DataLoader(
-        Examples(examples, how, size * (steps + 1)),  # pyright: ignore[reportArgumentType]
+        Examples(examples, values, size * (steps + 1)),  # pyright: ignore[reportArgumentType]
         batch_size=size,
         num_workers=CORES,
         multiprocessing_context="spawn",  # a fork of JAX's threads may hang
@@ -143,5 +146,5 @@ def _decoding(examples: list[tuple[Any, int]], count: int) -> float:
     with concurrent.futures.ThreadPoolExecutor(CORES) as pool:
         list(pool.map(simplejpeg.decode_jpeg, pictures[:64]))
         start = time.perf_counter()
-        collections.deque(pool.map(simplejpeg.decode_jpeg, pictures), maxlen=0)  # none is kept
+        collections.deque(pool.map(simplejpeg.decode_jpeg, pictures), maxlen=0)  # keeps none
         return count / (time.perf_counter() - start)

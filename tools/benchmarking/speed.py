@@ -1,4 +1,4 @@
-"""Measure steps of a network, ours and others': seconds in turns, and compilation."""
+"""Measure the seconds of steps, ours and others' in turns, and of compilation."""
 
 import concurrent.futures
 import functools
@@ -38,23 +38,23 @@ from flaxnets.training.state import create_state, init_variables
 from flaxnets.training.step import make_train_step
 
 ROOT = pathlib.Path(__file__).parents[2]
-MULTIPLY_ADDS = 12e9  # of a batch of --all, forward
+MULTIPLY_ADDS = 12e9  # forward, for a batch of --all
 
 
 def multiply_adds(arch: str, input_shape: tuple[int, int, int] | None = None) -> int:
-    """Of one image, forward."""
+    """Return the multiply-adds of one image, forward."""
     model = create_model(arch)
     return totals(summarize(model, input_shape or model.input_shape))["multiply_adds"]
 
 
 def suitable_batch_size(arch: str) -> int:
-    """A power of two."""
+    """Return the batch size of --all for a network: a power of two from 4 to 64."""
     images = MULTIPLY_ADDS / multiply_adds(arch)
     return 2 ** min(max(round(math.log2(images)), 2), 6)
 
 
 class Ours:
-    """A network of the library in training and inference, on bytes in memory."""
+    """A network of the library in training and inference, on random images in memory."""
 
     def __init__(self, arch: str, options: Options):
         model = create_model(arch, dtype=jnp.dtype(options.dtype), remat=options.remat)
@@ -96,8 +96,10 @@ class Ours:
 
 
 def torch_network(arch: str) -> tuple[str, Callable[[], Any]] | None:
-    """torchvision's network or, where it has none, the one that the parity tests compare ours
-    with: whose it is, and a function that builds it. None without torch.
+    """Return the origin of torch's network and a function that builds it; None without torch.
+
+    It is torchvision's network. Where torchvision has none, it is the network with which the parity
+    tests compare ours.
     """
     if not installed("torch", "torchvision"):
         return None
@@ -115,12 +117,12 @@ def torch_network(arch: str) -> tuple[str, Callable[[], Any]] | None:
 def torchs(
     build: Callable[[], Any], images: np.ndarray, options: Options, on_gpu: bool
 ) -> dict[str, Contender]:
-    """Torch's network with the same work, in both memory layouts."""
+    """Return contenders that do the same work with torch's network, in both memory layouts."""
     import torch
 
     device = torch.device("cuda" if on_gpu else "cpu")
     half = options.dtype == "bfloat16"
-    torch.backends.cudnn.benchmark = True  # the fastest of its convolutions, as XLA takes
+    torch.backends.cudnn.benchmark = True  # choose the fastest convolution, as XLA does
 
     def contender(memory_format, compiled: bool) -> Contender:
         model = build().to(device)
@@ -142,7 +144,7 @@ def torchs(
                 optimizer.zero_grad()
                 outputs = forward(batch)
                 outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-                losses = [torch.nn.functional.cross_entropy(each, labels) for each in outputs]
+                losses = [torch.nn.functional.cross_entropy(logits, labels) for logits in outputs]
             torch.stack(losses).sum().backward()
             optimizer.step()
 
@@ -158,21 +160,24 @@ def torchs(
     }
 
 
-_torchs: dict[str, Contender] = {}  # in the process that has torch
+_torchs: dict[str, Contender] = {}  # filled in torch's process
 
 
 def _prepare_torchs(
     arch: str, images: np.ndarray, options: Options, on_gpu: bool
 ) -> tuple[str, list[str]] | None:
-    """Return whose network the peer is, and its name; None without torch."""
+    """Prepare torch's contenders, and return the network's origin and their names.
+
+    It is None without torch.
+    """
     quiet()
     reuse_memory()
-    found = torch_network(arch)
-    if found is None:
+    network = torch_network(arch)
+    if network is None:
         return None
-    whose, build = found
+    origin, build = network
     _torchs.update(torchs(build, images, options, on_gpu))
-    return whose, list(_torchs)
+    return origin, list(_torchs)
 
 
 def _run_torchs(name: str) -> float:
@@ -184,7 +189,7 @@ def _elsewhere(other: concurrent.futures.ProcessPoolExecutor, name: str) -> floa
 
 
 def plain_contender(arch: str, options: Options) -> Contender:
-    """Ours with XLA's own operations instead of our kernels."""
+    """Return a contender that is our network with XLA's own operations instead of our kernels."""
     run = getattr(Ours(arch, options), options.mode)
 
     def run_plain() -> None:
@@ -195,12 +200,15 @@ def plain_contender(arch: str, options: Options) -> Contender:
 
 
 def side_of_product() -> int:
-    """That fills the device for a while."""
+    """Return the side of a square matrix whose product keeps the device busy for a while."""
     return 2048 if platform() == "cpu" else 8192
 
 
 def matrix_product(dtype: str) -> Contender:
-    """Of squares; random numbers, as a GPU draws less power for constant ones, and is faster."""
+    """Return a contender that multiplies square matrices of random numbers.
+
+    With constant numbers a GPU draws less power and is faster.
+    """
     side = side_of_product()
     a = jax.random.normal(jax.random.key(0), (side, side), jnp.dtype(dtype))
     product = jax.jit(lambda a: a @ a)
@@ -208,6 +216,7 @@ def matrix_product(dtype: str) -> Contender:
 
 
 def measure_speed(arch: str, options: Options) -> Row:
+    """Return the seconds of a step, ours and others', and our share of this machine's products."""
     ours = Ours(arch, options)
     run = getattr(ours, options.mode)
     start = time.perf_counter()
@@ -218,17 +227,17 @@ def measure_speed(arch: str, options: Options) -> Row:
     contenders = {"ours": timed(run), "ceiling": matrix_product(options.dtype)}
     if "plain" in options.vs:
         contenders["plain"] = plain_contender(arch, options)
-    found, theirs = None, {}
-    # Not in this process: each would get a heap that the other has cut up.
+    peer, theirs = None, {}
+    # torch has a process of its own, so that neither gets a heap that the other has fragmented.
     with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as other:
         if {"torchvision", "torch.compile"} & set(options.vs):
             on_gpu = platform() == "gpu"
-            found = other.submit(_prepare_torchs, arch, ours.images, options, on_gpu).result()
-        for name in found[1] if found else ():
+            peer = other.submit(_prepare_torchs, arch, ours.images, options, on_gpu).result()
+        for name in peer[1] if peer else ():
             theirs[name] = functools.partial(_elsewhere, other, name)
         seconds = alternate(contenders | theirs, options.rounds)
     median = {name: statistics.median(values) for name, values in seconds.items()}
-    passes = 3 if options.mode == "train" else 1  # the backward pass is two products a layer
+    passes = 3 if options.mode == "train" else 1  # the backward pass has two products per layer
     count = len(ours.images)
     rate = 2 * multiply_adds(arch, ours.input_shape) * count * passes / median["ours"]
     row = {
@@ -243,12 +252,12 @@ def measure_speed(arch: str, options: Options) -> Row:
         "share_of_ceiling": rate * median["ceiling"] / (2 * side_of_product() ** 3),
         "peak_gigabytes": peak,
     }
-    if found:
+    if peer:
         best = min(theirs, key=lambda name: median[name])
         row |= {
             "torch_seconds": median[best],
             "torch_spread": spread(seconds[best]),
-            "torch_network": found[0],
+            "torch_network": peer[0],
             "torch_was": best,
             "ratio": median["ours"] / median[best],
         }
@@ -258,6 +267,7 @@ def measure_speed(arch: str, options: Options) -> Row:
 
 
 def measure_compilation(arch: str, options: Options) -> Row:
+    """Return the seconds to trace and to compile a training step, and those of its first run."""
     ours = Ours(arch, options)
     start = time.perf_counter()
     traced = ours.train_step.lower(ours.state, ours.batch)

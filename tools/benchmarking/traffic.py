@@ -1,8 +1,8 @@
-"""What training and evaluation steps move through the memory of a GPU that need not be here: XLA
-compiles them for a described one, and a program says what each operation reads and writes.
+"""Count the bytes that training and evaluation steps read and write on an H200, without one.
 
-It needs jax's CUDA plugin (`pip install "jax[cuda12]"`), no GPU and no driver. Kernels are not
-tried out, as XLA does on a GPU before it chooses among them.
+XLA compiles the steps for a description of the GPU, and the program says what each operation reads
+and writes. It needs jax's CUDA plugin (`pip install "jax[cuda12]"`), but no GPU and no driver. On a
+real GPU, XLA also tries out kernels before it chooses among them.
 """
 
 import collections
@@ -29,7 +29,7 @@ from flaxnets.recipes import recipe_for
 from flaxnets.training.parallel import AXIS, DataParallel
 from flaxnets.training.program import Feed, make_program
 
-# NVIDIA's numbers of the H200: bytes and multiply-adds a second, and XLA's GpuTargetConfigProto.
+# NVIDIA's numbers of the H200: bytes and multiply-adds per second; XLA's GpuTargetConfigProto.
 BANDWIDTH = 4.8e12
 PRODUCTS = {"bfloat16": 989e12 / 2, "float32": 494e12 / 2}  # as TF32
 H200 = """
@@ -64,9 +64,10 @@ gpu_device_info {
 
 
 def measure_traffic(arch: str, options: Options) -> Row:
-    """Of a training step and of an evaluation step on an H200: gigabytes that the operations read
-    and write, the seconds that its memory needs for them and its matrix products for the
-    multiply-adds, and the shares of the operations.
+    """Return the traffic of a training step and an evaluation step on an H200.
+
+    Each has the gigabytes that its operations read and write, the seconds that the memory needs for
+    them, the seconds that matrix products need for the multiply-adds, and the operations' shares.
     """
     model = create_model(arch, dtype=jnp.dtype(options.dtype), remat=options.remat)
     *size, channels = model.input_shape
@@ -100,14 +101,14 @@ def measure_traffic(arch: str, options: Options) -> Row:
         for _, operation, size_in_bytes in traffic(compiled.as_text()):
             moved[operation if is_training else operation.split(",")[0]] += size_in_bytes
         total = moved.total()
-        found = {
+        figures = {
             "gigabytes_moved": total / 1e9,
             "seconds_of_memory": total / BANDWIDTH,
             "seconds_of_products": products * (3 if is_training else 1),
             "temporary_gigabytes": compiled.memory_analysis().temp_size_in_bytes / 1e9,
             "operations": {operation: value / total for operation, value in moved.most_common()},
         }
-        row |= {f"{name}_{key}": value for key, value in found.items()}
+        row |= {f"{name}_{key}": value for key, value in figures.items()}
     return row
 
 
@@ -116,14 +117,16 @@ def described_gpu() -> list[Any]:
 
     Raises InputError without jax's CUDA plugin.
     """
-    os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"  # of a driver that is not here
+    os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"  # there is no driver to check
     jax.config.update("jax_platforms", "cpu,cuda")
     try:
         described = topologies.get_topology_desc(
             "H200", "cuda", topology="1x1x1", target_config=H200
         )
     except NotImplementedError as error:
-        raise InputError('--mode traffic needs pip install "jax[cuda12]", but no GPU') from error
+        raise InputError(
+            '--mode traffic needs jax\'s CUDA plugin, but no GPU; run pip install "jax[cuda12]"'
+        ) from error
     return list(described.devices)
 
 
@@ -139,6 +142,8 @@ FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast")
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
+    """One line of a compiled program."""
+
     name: str
     shape: str  # "f32[8,16]{1,0}", or several in parentheses
     opcode: str
@@ -150,39 +155,42 @@ class Instruction:
         return re.findall(r"%([\w.-]+)", self.arguments)
 
     def attribute(self, pattern: str) -> str:
-        found = re.search(pattern, self.attributes)
-        return found.group(1) if found else ""
+        match = re.search(pattern, self.attributes)
+        return match.group(1) if match else ""
 
 
 Computation = dict[str, Instruction]
 
 
 def traffic(text: str) -> Iterator[tuple[str, str, int]]:
-    """Yield each operation of a compiled program: its name, what --mode profile calls it, and the
-    bytes that it reads and writes. Where it takes only slices of an array, these are the slices'.
+    """Yield the name, kind and bytes of each operation of a compiled program.
+
+    The kind is that of --mode profile. The bytes are those that it reads and writes; of an array
+    that it slices, only those of the slices.
     """
     computations: dict[str, Computation] = {}
     entry = ""
     for is_entry, name, body in COMPUTATION.findall(text):
-        found = [Instruction(*each) for each in INSTRUCTION.findall(body)]
-        computations[name] = {each.name: each for each in found}
+        instructions = [Instruction(*parts) for parts in INSTRUCTION.findall(body)]
+        computations[name] = {instruction.name: instruction for instruction in instructions}
         entry = name if is_entry else entry
     program = computations[entry]
-    for each in program.values():
-        if each.opcode in FREE:
+    for operation in program.values():
+        if operation.opcode in FREE:
             continue
-        fused = computations.get(each.attribute(r"calls=%([\w.-]+)"), {})
+        fused = computations.get(operation.attribute(r"calls=%([\w.-]+)"), {})
         inside = {p.arguments: p.name for p in fused.values() if p.opcode == "parameter"}
-        size = nbytes(each.shape)
-        for index, operand in enumerate(each.operands):
+        size = nbytes(operation.shape)
+        for index, operand in enumerate(operation.operands):
             name = inside.get(str(index))
             share = share_read(fused, name) if name else 1
             size += round(share * nbytes(program[operand].shape))
-        yield each.name, kind(each.attribute(r'op_name="([^"]*)"') or "unnamed"), size
+        path = operation.attribute(r'op_name="([^"]*)"') or "unnamed"
+        yield operation.name, kind(path), size
 
 
 def share_read(fused: Computation, name: str) -> float:
-    """Of the elements of `name`."""
+    """Return the share of the elements of a parameter that a fused computation reads."""
     total = 0.0
     for user in fused.values():
         if name not in user.operands:
@@ -197,11 +205,13 @@ def share_read(fused: Computation, name: str) -> float:
 
 
 def nbytes(shape: str) -> int:
-    return sum(count(of) * int(bits or 8) // 8 for bits, of in ARRAY.findall(shape))
+    """Return the bytes of the arrays in a shape."""
+    return sum(count(sizes) * int(bits or 8) // 8 for bits, sizes in ARRAY.findall(shape))
 
 
 def elements(shape: str) -> int:
-    return sum(count(of) for _, of in ARRAY.findall(shape))
+    """Return the elements of the arrays in a shape."""
+    return sum(count(sizes) for _, sizes in ARRAY.findall(shape))
 
 
 def count(dimensions: str) -> int:

@@ -1,7 +1,7 @@
 """Crop pictures: random windows in training, the centre in evaluation, padded crops, and flips.
 
-The first four operations turn a `Picture` into uint8 pixels (height, width, channels), the others
-change pixels.
+`CenterCrop`, `RandomResizedCrop` and `RandomCrop` turn a `Picture` into uint8 pixels (height,
+width, channels). `PadAndCrop` and `Flip` change pixels.
 """
 
 import dataclasses
@@ -21,12 +21,12 @@ from flaxnets.data.pixels.resize import (
 )
 from flaxnets.recipes import Interpolation, Padding
 
-# Szegedy et al. 2014, section 6, as torchvision's RandomResizedCrop has it: the window's share of
-# the image's area, its aspect ratio (width to height), and how many are tried.
+# Szegedy et al. 2014, section 6, as torchvision's RandomResizedCrop implements it: the window's
+# share of the image's area, its aspect ratio (width to height), and the number of tries.
 AREA = (0.08, 1.0)
 RATIO = (3 / 4, 4 / 3)
 TRIES = 10
-SIDE = 2  # what a generator is for: the side of each image in the first pass
+SIDE = 2  # first word of the seed of a generator: which images are mirrored in the first pass
 LOG_RATIO = tuple(math.log(ratio) for ratio in RATIO)
 
 
@@ -56,8 +56,10 @@ def crop_of_scaled(
     size: int,
     interpolation: Interpolation,
 ) -> np.ndarray:
-    """Return `size` x `size` pixels at `offset` of the image resized to `scaled`, both (height,
-    width). If the whole would take too much memory, only that part is resized.
+    """Return `size` x `size` pixels at `offset` (top, left) of the image resized to `scaled`.
+
+    `scaled` is (height, width). If the whole resized image would take too much memory, only the
+    crop is computed.
     """
     top, left = offset
     if scaled[0] * scaled[1] <= MAX_RESIZED:
@@ -70,15 +72,14 @@ def crop_of_scaled(
 
 
 def center(pixels: np.ndarray, size: int) -> np.ndarray:
-    """Return the central (size, size, C) of (H, W, C), at the offset that torchvision rounds to."""
+    """Return the central (size, size, C) of (H, W, C); the offset is rounded as in torchvision."""
     top, left = (round((side - size) / 2) for side in pixels.shape[:2])
     return pixels[top : top + size, left : left + size]
 
 
 @dataclasses.dataclass(frozen=True)
 class RandomResizedCrop:
-    """Training: take a window of random area, aspect ratio and place, and resize it to `size` x
-    `size`.
+    """Training: resize a window of random area, aspect ratio and position to `size` x `size`.
 
     As in torchvision, the resampling reads no pixel outside the window.
     """
@@ -99,9 +100,11 @@ class RandomResizedCrop:
 
 
 def random_window(height: int, width: int, random: Random) -> tuple[int, int, int, int]:
-    """Draw top, left, height and width of a window of an image of the given size. Of ten windows
-    with uniform area and log-uniform aspect ratio the first that fits is taken, at a uniform place;
-    if none fits, the largest one in the centre with an allowed ratio.
+    """Draw the window (top, left, height, width) of an image of size `height` x `width`.
+
+    Up to `TRIES` windows with uniform area and log-uniform aspect ratio are drawn. The first that
+    fits is placed uniformly. If none fits, the result is the largest central window with an allowed
+    ratio.
     """
     for _ in range(TRIES):
         area = height * width * random.uniform(*AREA)
@@ -116,17 +119,20 @@ def random_window(height: int, width: int, random: Random) -> tuple[int, int, in
 
 
 def _covering(first: int, count: int, fewer: int, full: int) -> Span:
-    """Return the span among `fewer` pixels that covers `count` of `full` ones, from `first` on."""
+    """Return the span of a side reduced to `fewer` pixels that covers part of the `full` side.
+
+    The part is `count` pixels, from pixel `first` on.
+    """
     return first * fewer // full, -(-(first + count) * fewer // full)
 
 
 @dataclasses.dataclass(frozen=True)
 class RandomCrop:
-    """Training: resize the short side to `resize` pixels, or to a random number from there to
-    `resize_max`, then take `size` x `size` pixels at a random place.
+    """Training: resize the short side, then take `size` x `size` pixels at a random position.
 
-    Krizhevsky et al. 2012, section 4.1, whose 32 x 32 offsets of a 256-pixel image leave out the
-    last row and column; He et al. 2015, section 3.4, for the range.
+    The short side gets `resize` pixels, or with `resize_max` a random number between the two (He et
+    al. 2015, section 3.4). The crop is that of Krizhevsky et al. 2012, section 4.1: its 32 x 32
+    offsets in a 256-pixel image leave out the last row and column.
     """
 
     resize: int
@@ -149,15 +155,16 @@ class RandomCrop:
     def _sampled(
         self, picture: Picture, scaled: tuple[int, int], offsets: tuple[int, int]
     ) -> np.ndarray:
-        """Return the crop at `offsets` of the picture resized to `scaled`, both (height, width).
-        Only the part that is needed is decoded and resized.
+        """Return the crop at `offsets` (top, left) of the picture resized to `scaled`.
+
+        `scaled` is (height, width). Only the part that is needed is decoded and resized.
         """
         fraction = picture.fraction(min(picture.size), min(scaled))
         spans, first, factors = [], [], []
         sides = zip(picture.size_at(fraction), scaled, offsets, strict=True)
         for pixels, resized, offset in sides:
             factor = pixels / resized
-            reach = max(int(factor), 1) + 1  # of the filter, and of the interpolation after it
+            reach = max(int(factor), 1) + 1  # pixels that filter and interpolation read beyond it
             begin = max(math.floor(offset * factor) - reach, 0)
             end = min(math.ceil((offset + self.size) * factor) + reach, pixels)
             spans.append((begin, end))
@@ -169,13 +176,14 @@ class RandomCrop:
         return road.sample(picture.part(rows, columns, fraction), self.size, (y, x), (down, across))
 
 
-# ------------------------------------------------------------ of pixels, on the host or the device
+# ------------------------------------------------- changes of pixels, on the host or on the device
 
 
 @dataclasses.dataclass(frozen=True)
 class PadAndCrop:
-    """Zeros on all sides, or the pixels that the edge reflects, then a window of the old size at
-    random (He et al. 2015, section 4.2).
+    """Pad all sides with zeros or reflected pixels, then take a random window of the old size.
+
+    From He et al. 2015, section 4.2.
     """
 
     pad: int
@@ -189,14 +197,16 @@ class PadAndCrop:
         return padded[top : top + height, left : left + width]
 
     def draw(self, random: np.random.Generator, count: int) -> dict[str, np.ndarray]:
-        """Draw `"offset"`, int32 (count, [y, x]) in 0..2 * pad, for the training step."""
+        """Draw `"offset"`, int32 (count, [y, x]) in 0..2 * pad, which the training step uses."""
         return {"offset": random.integers(0, 2 * self.pad, (count, 2), np.int32, endpoint=True)}
 
 
 @dataclasses.dataclass(frozen=True)
 class Flip:
-    """The mirror image, left for right, with a probability; or alternating, of the same half of the
-    images in every other pass over the data and of the other half in between.
+    """Mirror pixels, left for right, with a probability.
+
+    With `alternating` one random half of the images is mirrored in every other pass over the data,
+    and the other half in the passes between.
     """
 
     probability: float = 0.5
@@ -206,11 +216,17 @@ class Flip:
         return mirror(pixels) if random.random() < self.probability else pixels
 
     def draw(self, random: np.random.Generator, count: int) -> dict[str, np.ndarray]:
-        """Draw `"mirrored"`, bool (count,), for the training step."""
+        """Draw `"mirrored"`, bool (count,), which the training step uses."""
         return {"mirrored": random.random(count) < self.probability}
 
     def alternate(self, seed: int, indices: np.ndarray, passes: np.ndarray) -> np.ndarray:
-        """Return whether the examples `indices` are mirrored in the passes `passes`, bool (N,)."""
+        """Return whether each example is mirrored in its pass, bool (N,), for `alternating`.
+
+        Args:
+            seed: seed of the run.
+            indices: (N,), index of each example in the data set.
+            passes: (N,), number of the pass in which it is read.
+        """
         size = int(indices.max(initial=0)) + 1
         begins = np.random.default_rng([SIDE, seed % 2**64]).random(size) < self.probability
         return begins[indices] ^ (passes % 2 == 1)

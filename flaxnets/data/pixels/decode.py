@@ -34,7 +34,7 @@ TURNS = {
     7: (True, True, True), 8: (True, True, False),
 }  # fmt: skip
 
-SPARE = 2  # a fraction of a picture has at least this many times the pixels that are needed
+SPARE = 2  # a decoded fraction has at least this many times the needed rows and columns
 
 
 @functools.cache
@@ -53,20 +53,20 @@ class UnreadablePicture(InputError):
 
 @dataclasses.dataclass(frozen=True)
 class Decode:
-    """The first operation of a plan: from bytes, or from pixels as they are, to a `Picture`."""
+    """The first operation of a plan, which makes a `Picture` of bytes or of pixels."""
 
     channels: int
     """1 (grey) or 3 (RGB)."""
     orientation: Orientation = "upright"
-    """Upright as EXIF says, or as the pixels are stored (as in torchvision's ImageFolder)."""
+    """Turned upright as EXIF says, or as the pixels are stored (as torchvision's ImageFolder)."""
 
     def __call__(
         self, raw: bytes | np.ndarray, *, memory: Decoded | None = None, name: str = "the picture"
     ) -> "Picture":
-        """Return the picture, of which nothing is decoded yet. Messages call it `name`; `memory`
-        keeps it decoded if it has room.
+        """Return the picture, which is decoded later. Messages call it `name`; `memory` keeps it
+        decoded if there is room.
 
-        Raises UnreadablePicture if it has no format that Pillow reads, or is too large.
+        Raises UnreadablePicture if Pillow does not read its format, or if it is too large.
         """
         return Picture(raw, self, memory or Decoded(), name)
 
@@ -85,17 +85,18 @@ def read_file(path: pathlib.Path | str) -> bytes:
 
 
 class Picture:
-    """A picture that is decoded, whole or in windows, when it is asked for.
+    """A picture that is decoded on demand, whole or in windows.
 
     `size` is its (height, width) after turning.
     """
 
     def __init__(self, raw: bytes | np.ndarray, decode: Decode, memory: Decoded, name: str):
-        self._name, self._memory = shown(name), memory
+        self._name, self._memory = name, memory
         self._kept: np.ndarray | None = None  # all pixels as stored, by the fast road
+        self._pixels: np.ndarray | None = None  # all pixels, upright, as Pillow has them
         self.size: tuple[int, int]
         if isinstance(raw, np.ndarray):
-            self.takes_fast_road, self.pixels = False, raw
+            self.takes_fast_road, self._pixels = False, raw
             self.size = raw.shape[:2]
             return
         self._encoded, self._mode = raw, _mode(decode)
@@ -122,16 +123,18 @@ class Picture:
             orientation = _orientation(header) if self.takes_fast_road and self._is_turned else 1
         self._turn = TURNS[orientation]
 
-    @functools.cached_property
+    @property
     def pixels(self) -> np.ndarray:
         """uint8 (height, width, channels) of the whole picture, exactly as Pillow has it."""
-        if self.takes_fast_road:  # memory keeps what that road gives
-            return as_array(self._decoded())
-        pixels = self._memory.get(self._encoded)
-        if pixels is None:
-            pixels = as_array(self._decoded())
-            self._memory.keep(self._encoded, pixels)
-        return pixels
+        # Not a functools.cached_property: in Python 3.11 all pictures would share its lock, so that
+        # threads would decode in turns.
+        if self._pixels is None and not self.takes_fast_road:  # memory keeps what that road gives
+            self._pixels = self._memory.get(self._encoded)
+        if self._pixels is None:
+            self._pixels = as_array(self._decoded())
+            if not self.takes_fast_road:
+                self._memory.keep(self._encoded, self._pixels)
+        return self._pixels
 
     @property
     def image(self) -> Image.Image:
@@ -154,7 +157,7 @@ class Picture:
     def part(self, rows: Span, columns: Span, fraction: int) -> np.ndarray:
         """Return uint8 pixels (rows, columns, channels) of the picture decoded to that fraction.
 
-        Of a JPEG they differ from Pillow's by at most 1/255 where the fraction is 1. Raises
+        Those of a JPEG differ from Pillow's by at most 1/255 if the fraction is 1. Raises
         UnreadablePicture if the picture is damaged.
         """
         if not self.takes_fast_road:
@@ -184,7 +187,7 @@ class Picture:
 
     def _rows(self, count: int, fraction: int) -> np.ndarray:
         """Return at least the first `count` stored rows of the picture decoded to that fraction. If
-        libjpeg-turbo finds fault with the file, Pillow decides.
+        libjpeg-turbo reports damage, Pillow decides.
         """
         if self._kept is not None:  # only where the fraction is always 1
             return self._kept
@@ -244,12 +247,15 @@ def _one_sentence(name: str) -> Iterator[None]:
     try:
         yield
     except Image.UnidentifiedImageError:
-        raise UnreadablePicture(f"{name} is not a picture in a format that Pillow reads") from None
+        sentence = f"{shown(name)} is not a picture in a format that Pillow reads"
+        raise UnreadablePicture(sentence) from None
     except Image.DecompressionBombError as error:
-        raise UnreadablePicture(f"{name} is too large a picture; scale it down first") from error
+        sentence = f"{shown(name)} is too large a picture; scale it down first"
+        raise UnreadablePicture(sentence) from error
     except Exception as error:  # what decoders raise on broken files is not documented
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise UnreadablePicture(f"{name} is not a complete picture ({reason})") from error
+        sentence = f"{shown(name)} is not a complete picture ({reason})"
+        raise UnreadablePicture(sentence) from error
 
 
 def _orientation(image: Image.Image) -> int:

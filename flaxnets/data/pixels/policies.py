@@ -1,8 +1,8 @@
-"""Augmentation policies: which operations change an image, how much, and how often.
+"""Augmentation policies: which operations change an image, how strongly, and how often.
 
-TrivialAugment-wide (Mueller & Hutter 2021), RandAugment (Cubuk et al. 2019) and the three policies
-of AutoAugment (Cubuk et al. 2018), with the operations, magnitudes and probabilities of torchvision
-(transforms/autoaugment.py), whose operations of PIL images are Pillow's, too.
+The policies are TrivialAugment-wide (Mueller & Hutter 2021), RandAugment (Cubuk et al. 2019) and
+the three of AutoAugment (Cubuk et al. 2018). Operations, magnitudes and probabilities are those of
+torchvision for PIL images (transforms/autoaugment.py), which also computes them with Pillow.
 """
 
 import dataclasses
@@ -19,13 +19,15 @@ from flaxnets.data.pixels.decode import as_array, as_image
 from flaxnets.errors import one_of
 from flaxnets.recipes import Interpolation, PolicyName
 
-# (image, magnitude, how pixels are interpolated) -> image
+# (image, magnitude, interpolation of pixels) -> image
 Operation = Callable[[Image.Image, float, Image.Resampling], Image.Image]
 
 
 def _affine(matrix: Callable[[float], tuple[float, ...]]) -> Operation:
-    """Return an operation that moves pixels by `matrix(magnitude)`: pixel [x, y] of the result is
-    that at [a x + b y + c, d x + e y + f], or zero outside the image.
+    """Return an operation that moves pixels by `matrix(magnitude)`, (a, b, c, d, e, f).
+
+    Pixel [x, y] of the result is the pixel [a x + b y + c, d x + e y + f] of the image, or zero if
+    that is outside.
     """
 
     def operation(image: Image.Image, magnitude: float, resampling: Image.Resampling):
@@ -40,22 +42,22 @@ def _enhance(kind: type) -> Operation:
     return lambda image, magnitude, _: kind(image).enhance(1 + magnitude)
 
 
-# Moving operations are interpolated; they and the enhancements are reversed half of the time.
+# Moving operations interpolate. They and the enhancements are reversed half of the time.
 MOVING: dict[str, Operation] = {
-    # Each row moves left by `magnitude` pixels more than the one above, each column up.
+    # Move each row `magnitude` pixels further left than the row above; each column further up.
     "ShearX": _affine(lambda m: (1, m, 0, 0, 1, 0)),
     "ShearY": _affine(lambda m: (1, 0, 0, m, 1, 0)),
-    # To the right and down, by whole pixels.
+    # Move right, or down, by whole pixels.
     "TranslateX": _affine(lambda m: (1, 0, -int(m), 0, 1, 0)),
     "TranslateY": _affine(lambda m: (1, 0, 0, 0, 1, -int(m))),
-    # Counter-clockwise about the centre, by degrees.
+    # Turn counter-clockwise about the centre, in degrees.
     "Rotate": lambda image, degrees, resampling: image.rotate(degrees, resampling),
 }
 ENHANCING: dict[str, Operation] = {
-    "Brightness": _enhance(ImageEnhance.Brightness),  # from black
-    "Color": _enhance(ImageEnhance.Color),  # from grey
-    "Contrast": _enhance(ImageEnhance.Contrast),  # from the mean grey value
-    "Sharpness": _enhance(ImageEnhance.Sharpness),  # from the smoothed image
+    "Brightness": _enhance(ImageEnhance.Brightness),  # away from black
+    "Color": _enhance(ImageEnhance.Color),  # away from grey
+    "Contrast": _enhance(ImageEnhance.Contrast),  # away from the mean grey value
+    "Sharpness": _enhance(ImageEnhance.Sharpness),  # away from the smoothed image
 }
 OPERATIONS: dict[str, Operation] = {
     "Identity": lambda image, _, __: image,
@@ -67,10 +69,10 @@ OPERATIONS: dict[str, Operation] = {
     "Equalize": lambda image, _, __: ImageOps.equalize(image),
     "Invert": lambda image, _, __: ImageOps.invert(image),
 }
-NAMES = list(OPERATIONS)
+OPERATION_NAMES = list(OPERATIONS)
 
 # AutoAugment's policies (Cubuk et al. 2018, appendix A, tables 7 to 9): 25 pairs of (operation,
-# probability, magnitude of 0..9; 0 where there is none).
+# probability, magnitude from 0 to 9; 0 for operations without a magnitude).
 # fmt: off
 AUTO_AUGMENT = {
     "auto_augment_imagenet": [
@@ -167,12 +169,14 @@ class Step(NamedTuple):
 
 
 def magnitudes(bins: int, height: int, width: int, wide: bool = False) -> dict[str, np.ndarray]:
-    """Return `bins` magnitudes, float32, from the weakest to the strongest, of each operation that
-    has some: tangents of the shears, pixels of the translations, degrees of the rotation, relative
-    changes of the enhancements, bits that are kept and the first value that is inverted.
+    """Return the magnitudes of each operation that has some, float32 (bins,), weakest first.
 
-    They are torchvision's up to the last bit, which decides one whole number: the sixteenth wide
-    translation is 16 pixels here; in torchvision float32 gives 15.999999, hence 15.
+    Shears have tangents, translations pixels, the rotation degrees and enhancements relative
+    changes. The magnitude of "Posterize" is the number of bits that are kept. That of "Solarize" is
+    the lowest value that is inverted.
+
+    They are torchvision's up to the last bit. That bit decides one whole number: the sixteenth wide
+    translation is 16 pixels here. In torchvision float32 gives 15.999999, hence 15.
     """
     tangent, degrees, change, bits = (0.99, 135.0, 0.99, 6) if wide else (0.3, 30.0, 0.9, 4)
     right, down = (32.0, 32.0) if wide else (150 / 331 * width, 150 / 331 * height)
@@ -190,8 +194,9 @@ def magnitudes(bins: int, height: int, width: int, wide: bool = False) -> dict[s
 def sub_policies(
     policy: PolicyName, height: int, width: int, magnitude: int = 9
 ) -> list[tuple[Step, ...]]:
-    """Return the equally likely sequences of operations that `policy` has for images of that size;
-    `magnitude`, of 0 to 30, is RandAugment's.
+    """Return the equally likely sequences of operations of `policy` for images of one size.
+
+    `magnitude`, from 0 to 30, is used by RandAugment alone.
 
     Raises InputError for an unknown policy.
     """
@@ -205,7 +210,7 @@ def sub_policies(
             )
             for pair in AUTO_AUGMENT[policy]
         ]
-    names = [name for name in NAMES if name != "Invert"]
+    names = [name for name in OPERATION_NAMES if name != "Invert"]
     values = magnitudes(31, height, width, wide=policy == "trivial_augment_wide")
     strengths = {name: values.get(name, np.zeros(31)).tolist() for name in names}
     if policy == "trivial_augment_wide":  # any operation at any magnitude
@@ -217,7 +222,7 @@ def sub_policies(
 def draw(
     policy: PolicyName, height: int, width: int, random: Random, magnitude: int = 9
 ) -> list[tuple[str, float]]:
-    """Draw what is done to an image: operations and their magnitudes."""
+    """Draw the operations for one image, with their magnitudes."""
     drawn = []
     for step in random.choice(sub_policies(policy, height, width, magnitude)):
         is_applied, is_reversed = random.random() < step.probability, random.random() < 0.5

@@ -72,9 +72,9 @@ class Resize:
         return as_array(resize(picture.image, (self.size, self.size), self.interpolation))
 
     def many(self, images: np.ndarray) -> np.ndarray:
-        """Resize uint8 images (N, H, W, C) in threads, bit-equal to one by one.
+        """Resize uint8 images (N, H, W, C) in threads, with the same bits as one by one.
 
-        A call of Pillow takes longer than resizing a small image, so many are passed as one.
+        A call of Pillow takes longer than to resize a small image, so many are passed as one.
         """
         if images.shape[1:3] == (self.size, self.size):
             return images
@@ -86,11 +86,11 @@ class Resize:
             resized[some] = self._turned(self._turned(planes)).transpose(0, 2, 3, 1)
 
         with concurrent.futures.ThreadPoolExecutor() as threads:
-            list(threads.map(part, range(0, len(images), TOGETHER)))  # raises what a thread did
+            list(threads.map(part, range(0, len(images), TOGETHER)))  # raises a thread's exception
         return resized
 
     def _turned(self, planes: np.ndarray) -> np.ndarray:
-        """(..., H, W) to (..., size, H): rows resized, for columns."""
+        """Resize rows and exchange the axes: (..., H, W) becomes (..., size, H)."""
         picture = Image.fromarray(planes.reshape(-1, planes.shape[-1]))
         resampling = Image.Resampling[self.interpolation.upper()]
         rows = np.asarray(picture.resize((self.size, picture.height), resampling))

@@ -2,19 +2,19 @@
 
 XLA's own convolutions on CPUs are up to six times slower than oneDNN's, which torch uses there, the
 filter gradients on large maps above all; batch norms with their ReLU and gradients, three to six
-times. Where the library is missing, or with FLAXNETS_ONEDNN=0 in the environment, `available()` is
-False and XLA's operations stay.
+times; max pools in bfloat16 and their gradients too. Where the library is missing, or with
+FLAXNETS_ONEDNN=0 in the environment, `available()` is False and XLA's operations stay.
 
     python -m flaxnets.kernels.onednn  # prints whether it is used here, and the versions
 
-**How a call happens.** `convolution` and `normalization` bind a jax primitive, which on CPUs is
-lowered to a `stablehlo.custom_call` of `CONVOLUTION` or `BATCH_NORM` with an attribute, an array of
-int64 named "description", of the shapes. `jax.ffi.register_ffi_target` told XLA the address of a C
-function under that name, here a ctypes callback of `_answer`. XLA calls it with one argument, a
-*call frame*: pointers to the operands' and results' memory, and the attributes. `_answer` reads
-these, finds or makes the computation of that description, runs it, and returns None, or a pointer
-to an error that XLA has made of a message. A ctypes callback takes Python's lock, and ctypes gives
-it back while oneDNN computes.
+**How a call happens.** `convolution`, `normalization` and `pooling` bind a jax primitive, which on
+CPUs is lowered to a `stablehlo.custom_call` of `CONVOLUTION`, `BATCH_NORM` or `MAX_POOL` with an
+attribute, an array of int64 named "description", of the shapes. `jax.ffi.register_ffi_target` told
+XLA the address of a C function under that name, here a ctypes callback of `_answer`. XLA calls it
+with one argument, a *call frame*: pointers to the operands' and results' memory, and the
+attributes. `_answer` reads these, finds or makes the computation of that description, runs it, and
+returns None, or a pointer to an error that XLA has made of a message. A ctypes callback takes
+Python's lock, and ctypes gives it back while oneDNN computes.
 
 **What is copied.** The structs below, from jaxlib's include/xla/ffi/api/c_api.h (in the folder
 `jax.ffi.include_dir()`), under its names without "XLA_FFI_". A struct may end earlier here, as
@@ -33,6 +33,7 @@ import atexit
 import contextlib
 import ctypes
 import functools
+import itertools
 import math
 import struct
 import time
@@ -44,10 +45,11 @@ import jax.numpy as jnp
 import numpy as np
 
 import flaxnets.kernels.onednn.library as dnnl
-from flaxnets.kernels.onednn.library import ROLES, Shape
+from flaxnets.kernels.onednn.library import EXTRAS, ROLES, Shape
 
 CONVOLUTION = "flaxnets_onednn_convolution"
 BATCH_NORM = "flaxnets_onednn_batch_norm"
+MAX_POOL = "flaxnets_onednn_max_pool"
 
 
 @functools.cache
@@ -78,20 +80,23 @@ def describe_convolution(
     shapes: Sequence[Shape],
     geometry: Sequence[int],
     narrow: bool,
-    biased: bool,
+    extras: Sequence[str],
+    relu: bool,
 ) -> np.ndarray:
     """Return the arguments of `library.Convolution` as the numbers that `CONVOLUTION` takes for its
     attribute `description`.
     """
-    return np.array([ROLES.index(result), *sum(shapes, ()), *geometry, narrow, biased], np.int64)
+    flags = (narrow, relu, *(name in extras for name in EXTRAS))
+    return np.array([ROLES.index(result), *sum(shapes, ()), *geometry, *flags], np.int64)
 
 
 @functools.cache
 def _convolution(description: bytes) -> dnnl.Convolution:
-    result, *numbers = struct.unpack("22q", description)
+    result, *numbers = struct.unpack("26q", description)
     shapes = [tuple(numbers[first : first + 4]) for first in (0, 4, 8)]
-    *geometry, narrow, biased = numbers[12:]
-    return dnnl.Convolution(ROLES[result], shapes, geometry, bool(narrow), bool(biased))
+    narrow, relu, *given = map(bool, numbers[19:])
+    extras = list(itertools.compress(EXTRAS, given))
+    return dnnl.Convolution(ROLES[result], shapes, numbers[12:19], narrow, extras, relu)
 
 
 def takes(*arrays: jax.Array) -> bool:
@@ -124,21 +129,43 @@ def _is_mapped(x: jax.Array) -> bool:
 
 
 @functools.cache
-def masks(shape: Shape, relu: bool) -> list[Shape]:
-    """Return the shapes of the masks, uint8, that `library.BatchNorm` finds: one or none."""
-    return [(dnnl.BatchNorm(shape, 1.0, relu, False).mask_bytes,)] if relu else []
+def masks(shape: Shape, narrow: bool) -> list[tuple[int]]:
+    """Return the shapes of the masks, uint8, that `library.BatchNorm` with a ReLU finds: one."""
+    return [(dnnl.BatchNorm(shape, 1.0, True, narrow, False).mask_bytes,)]
 
 
-def describe_batch_norm(shape: Shape, epsilon: float, relu: bool, gradient: bool) -> np.ndarray:
+def describe_batch_norm(
+    shape: Shape, dtype: Any, gradient: bool, epsilon: float, relu: bool
+) -> np.ndarray:
     """Return the arguments of `library.BatchNorm` as numbers, as `describe_convolution` does."""
     bits = np.float64(epsilon).view(np.int64)
-    return np.array([*shape, bits, relu, gradient], np.int64)
+    return np.array([*shape, bits, relu, dtype == jnp.bfloat16, gradient], np.int64)
 
 
 @functools.cache
 def _batch_norm(description: bytes) -> dnnl.BatchNorm:
-    *shape, epsilon, relu, gradient = struct.unpack("4qd2q", description)
-    return dnnl.BatchNorm(tuple(shape), epsilon, bool(relu), bool(gradient))
+    *shape, epsilon, relu, narrow, gradient = struct.unpack("4qd3q", description)
+    return dnnl.BatchNorm(tuple(shape), epsilon, bool(relu), bool(narrow), bool(gradient))
+
+
+@functools.cache
+def places(shapes: tuple[Shape, Shape], geometry: tuple[int, ...], narrow: bool) -> tuple[int]:
+    """Return the shape of the places, uint8, that `library.MaxPool` finds."""
+    return (dnnl.MaxPool(shapes, geometry, narrow, False).places_bytes,)
+
+
+def describe_max_pool(
+    shapes: tuple[Shape, Shape], geometry: tuple[int, ...], dtype: Any, gradient: bool
+) -> np.ndarray:
+    """Return the arguments of `library.MaxPool` as numbers, as `describe_convolution` does."""
+    return np.array([*sum(shapes, ()), *geometry, dtype == jnp.bfloat16, gradient], np.int64)
+
+
+@functools.cache
+def _max_pool(description: bytes) -> dnnl.MaxPool:
+    *numbers, narrow, gradient = struct.unpack("18q", description)
+    shapes = tuple(numbers[:4]), tuple(numbers[4:8])
+    return dnnl.MaxPool(shapes, numbers[8:], bool(narrow), bool(gradient))
 
 
 # --------------------------------------------------------------------------- c_api.h
@@ -212,4 +239,5 @@ _Handler = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.POINTER(CallFrame))
 _HANDLERS = {
     CONVOLUTION: _Handler(lambda pointer: _answer(pointer, _convolution)),
     BATCH_NORM: _Handler(lambda pointer: _answer(pointer, _batch_norm)),
+    MAX_POOL: _Handler(lambda pointer: _answer(pointer, _max_pool)),
 }

@@ -1,4 +1,4 @@
-"""oneDNN's convolutions and batch norms, called by its C interface with ctypes.
+"""oneDNN's convolutions, batch norms and pools, called by its C interface with ctypes.
 
 The wheel `onednn-cpu-gomp` (Linux on x86-64) brings the shared library; nothing is compiled.
 
@@ -30,25 +30,31 @@ import types
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 Shape = tuple[int, ...]
 
 # What a convolution relates, in this order: each of the three follows from the two others.
 ROLES = ("input", "kernel", "output")
+# What may follow it in one call, in this order: vectors (O,) in float32 that are added, multiplied
+# by and added, and an array of the output's shape and type that is added.
+EXTRAS = ("bias", "factor", "shift", "addend")
 
 # dnnl_types.h
 DNNL = types.SimpleNamespace(
     cpu=1, stream_in_order=1, bf16=2, f32=3, format_tag_any=1, convolution_direct=1,
-    cpu_isa_avx512_core_bf16=0xE7,
-    forward_training=64, backward=128, use_scale=2, use_shift=4, fuse_norm_relu=8,
-    scratchpad_mode_user=1, query_weights_md=131, query_diff_weights_md=132,
+    cpu_isa_avx512_core_bf16=0xE7, pooling_max=0x1FF, pooling_avg_include_padding=0x2FF,
+    forward_inference=96, forward_training=64, backward=128,
+    use_scale=2, use_shift=4, fuse_norm_relu=8,
+    binary_add=0x1FFF0, binary_mul=0x1FFF1, scratchpad_mode_user=1,
+    query_weights_md=131, query_diff_weights_md=132,
     query_workspace_md=135, query_scratchpad_md=136,
     # Arguments of a primitive: arrays, and the gradients (DIFF) of them.
     ARG_FROM=1, ARG_TO=17, ARG_SRC=1, ARG_WEIGHTS=33, ARG_BIAS=41, ARG_DST=17, ARG_MEAN=49,
     ARG_VARIANCE=50, ARG_SCALE=51, ARG_SHIFT=52, ARG_WORKSPACE=64, ARG_SCRATCHPAD=80,
     ARG_DIFF_SRC=129, ARG_DIFF_WEIGHTS=161, ARG_DIFF_DST=145, ARG_DIFF_SCALE=255,
-    ARG_DIFF_SHIFT=256,
+    ARG_DIFF_SHIFT=256, ARG_SRC_1=2, ARG_ATTR_MULTIPLE_POST_OP_BASE=32768,
     MAX_NDIMS=12,
 )  # fmt: skip
 _ARGUMENTS = {  # by result: of input, kernel and output
@@ -153,11 +159,13 @@ def _kernels(shape: Shape, groups: int, dtype: int) -> tuple[ctypes.c_void_p, ct
     return _strided(axes, strides), chosen
 
 
-@functools.cache
-def _attributes() -> ctypes.c_void_p:
+def _attributes(following: ctypes.c_void_p | None = None) -> ctypes.c_void_p:
+    """Return the attributes of a primitive, with the post-operations that follow it."""
     # oneDNN's own scratchpads belong to the thread that made the primitive; XLA has many threads.
     attributes = _create("dnnl_primitive_attr_create")
     _call("dnnl_primitive_attr_set_scratchpad_mode", attributes, DNNL.scratchpad_mode_user)
+    if following is not None:
+        _call("dnnl_primitive_attr_set_post_ops", attributes, following)
     return attributes
 
 
@@ -248,6 +256,10 @@ class Computation:
                 _place(memory, address)
             for step in self.steps:
                 step(room + size)
+            self.finish(addresses)
+
+    def finish(self, addresses: Sequence[int]) -> None:
+        """Mend the results, while no other computation runs."""
 
 
 class Convolution(Computation):
@@ -259,8 +271,9 @@ class Convolution(Computation):
     dilation, each for rows and columns, and the number of groups.
 
     All are float32 unless `narrow`: then input and output are bfloat16 and the kernel is rounded to
-    it; products are added up in float32. An output that is the result may be `biased`: the call
-    then takes a float32 bias (O,) as well, which is added before the sum is rounded.
+    it; products are added up in float32. An output that is the result may be followed by `extras`
+    (`EXTRAS`), which the call takes as well, and by a ReLU; it is rounded after them. What is not a
+    number stays.
 
     Raises RuntimeError with oneDNN's status where it refuses.
     """
@@ -271,7 +284,8 @@ class Convolution(Computation):
         shapes: Sequence[Shape],
         geometry: Sequence[int],
         narrow: bool = False,
-        biased: bool = False,
+        extras: Sequence[str] = (),
+        relu: bool = False,
     ):
         (engine, _), direct = _engine_and_stream(), DNNL.convolution_direct
         *window, (groups,) = geometry[:2], geometry[4:6], geometry[2:4], geometry[2:4], geometry[6:]
@@ -279,12 +293,13 @@ class Convolution(Computation):
         window = [_numbers(each) for each in window]
         dtype = DNNL.bf16 if narrow else DNNL.f32
         images, outputs = _images(shapes[0], dtype), _images(shapes[2], dtype)
-        bias = _strided(shapes[1][3:], (1,)) if biased else None
+        bias = _strided(shapes[1][3:], (1,)) if "bias" in extras else None
+        following, added, fixed = _post_operations(extras, relu, shapes[1][3], outputs)
         ours, theirs = _kernels(shapes[1], groups, dtype)
         descriptor = forward = _create(
             "dnnl_convolution_forward_primitive_desc_create",
             engine, DNNL.forward_training, direct, images, theirs, bias, outputs, *window,
-            _attributes(),
+            _attributes(following),
         )  # fmt: skip
         if result == "input":
             descriptor = _create(
@@ -303,7 +318,8 @@ class Convolution(Computation):
         arguments = dict(zip(_ARGUMENTS[result], inside, strict=True))
         if bias is not None:
             arguments[DNNL.ARG_BIAS] = _memory(bias)
-        convolution = _Primitive(descriptor, arguments)
+        arguments |= added
+        convolution = _Primitive(descriptor, arguments | fixed)
         ends = [(ours, memories[1]), (theirs, inside[1])]
         if result == "kernel":
             ends.reverse()
@@ -317,6 +333,35 @@ class Convolution(Computation):
         arrays = [*memories[:position], *memories[position + 1 :], *list(arguments.values())[3:]]
         arrays.append(memories[position])
         super().__init__(steps, arrays, (inside[1], _bytes(theirs)))
+
+
+_Memories = dict[int, ctypes.c_void_p]  # by argument
+_ZERO = np.zeros(1, np.float32)
+
+
+def _post_operations(
+    extras: Sequence[str], relu: bool, channels: int, outputs: ctypes.c_void_p
+) -> tuple[ctypes.c_void_p, _Memories, _Memories]:
+    """Return the post-operations that follow a convolution, the memories of the extras, and those
+    that have their content already.
+    """
+    operations, extra, fixed = _create("dnnl_post_ops_create"), {}, {}
+    names = [name for name in extras if name != "bias"]
+
+    def argument(index: int, role: int) -> int:
+        return DNNL.ARG_ATTR_MULTIPLE_POST_OP_BASE * (index + 1) | role
+
+    for index, name in enumerate(names):
+        algorithm = DNNL.binary_mul if name == "factor" else DNNL.binary_add
+        description = outputs if name == "addend" else _images((1, 1, 1, channels))
+        _call("dnnl_post_ops_append_binary", operations, algorithm, description)
+        extra[argument(index, DNNL.ARG_SRC_1)] = _memory(description)
+    if relu:  # as a PReLU with a slope of zero: what is not a number stays, in a ReLU it is zero
+        _call("dnnl_post_ops_append_prelu", operations, 0)
+        slope = _memory(_images((1, 1, 1, 1)))
+        _place(slope, _ZERO.ctypes.data)
+        fixed[argument(len(names), DNNL.ARG_WEIGHTS)] = slope
+    return operations, extra, fixed
 
 
 @contextlib.contextmanager
@@ -335,7 +380,8 @@ def _half_of_the_threads() -> Iterator[None]:
 
 
 class BatchNorm(Computation):
-    """Batch norm of images (N, H, W, C), float32, with its ReLU if `relu`; or its `gradient`.
+    """Batch norm of images (N, H, W, C), float32 or `narrow`, which is bfloat16, with its ReLU if
+    `relu`; or its `gradient`. Vectors are float32.
 
     The norm takes images, scale and shift. It finds the result, the batch's mean and biased
     variance and, with `relu`, the mask of what is positive, of `mask_bytes` bytes. The gradient
@@ -345,9 +391,10 @@ class BatchNorm(Computation):
     Raises RuntimeError with oneDNN's status where it refuses.
     """
 
-    def __init__(self, shape: Shape, epsilon: float, relu: bool, gradient: bool):
+    def __init__(self, shape: Shape, epsilon: float, relu: bool, narrow: bool, gradient: bool):
         engine, _ = _engine_and_stream()
-        images, channels = _images(shape), _strided(shape[-1:], (1,))
+        images = _images(shape, DNNL.bf16 if narrow else DNNL.f32)
+        channels = _strided(shape[-1:], (1,))
         flags = DNNL.use_scale | DNNL.use_shift | (DNNL.fuse_norm_relu if relu else 0)
         settings = (ctypes.c_float(epsilon), ctypes.c_uint(flags))
         taken = {DNNL.ARG_SRC: images, DNNL.ARG_SCALE: channels, DNNL.ARG_SHIFT: channels}
@@ -380,21 +427,115 @@ class BatchNorm(Computation):
         if gradient:
             del memories[DNNL.ARG_SHIFT]  # which it does not depend on, and refuses
         super().__init__([_Primitive(descriptor, memories)], arrays)
-        self._hides_nan, self._shape = relu and not gradient, shape
+        self._hides_nan, self._shape, self._narrow = relu and not gradient, shape, narrow
 
-    def __call__(self, addresses: Sequence[int]) -> None:
-        super().__call__(addresses)
+    def finish(self, addresses: Sequence[int]) -> None:
         if self._hides_nan:  # oneDNN's ReLU of what is not a number is zero
             _, scale, shift, _, mean, variance, _ = addresses
-            vectors = [_floats(each, self._shape[-1:]) for each in (scale, shift, mean, variance)]
+            vectors = [_array(each, self._shape[-1:]) for each in (scale, shift, mean, variance)]
             channels = np.isnan(sum(vectors))
             if channels.any():
-                _floats(addresses[3], self._shape)[..., channels] = np.nan
+                _array(addresses[3], self._shape, self._narrow)[..., channels] = np.nan
 
 
-def _floats(address: int, shape: Shape) -> np.ndarray:
-    """Return the float32 array at that address."""
-    return np.ctypeslib.as_array(ctypes.cast(address, ctypes.POINTER(ctypes.c_float)), shape)
+def _array(address: int, shape: Shape, narrow: bool = False) -> np.ndarray:
+    """Return the float32 or bfloat16 array at that address."""
+    kind = ctypes.c_uint16 if narrow else ctypes.c_float
+    numbers = np.ctypeslib.as_array(ctypes.cast(address, ctypes.POINTER(kind)), shape)
+    return numbers.view(ml_dtypes.bfloat16) if narrow else numbers
+
+
+class MaxPool(Computation):
+    """Maxima over windows of images (N, H, W, C), float32 or `narrow`, which is bfloat16; or their
+    `gradient`.
+
+    `shapes` are those of input and output; `geometry` is window, stride, and the padding before and
+    after the image, each for rows and columns. The pool takes images. It finds the maxima and, in
+    `places_bytes` bytes, where in its window each one was. The gradient takes that of the maxima,
+    then the images, which it does not read, and these bytes. A maximum is not a number where there
+    is one in its window.
+
+    Raises RuntimeError with oneDNN's status where it refuses.
+    """
+
+    def __init__(
+        self, shapes: Sequence[Shape], geometry: Sequence[int], narrow: bool, gradient: bool
+    ):
+        engine, _ = _engine_and_stream()
+        x, y = (_images(shape, DNNL.bf16 if narrow else DNNL.f32) for shape in shapes)
+        window, stride, before, after = (tuple(geometry[i : i + 2]) for i in (0, 2, 4, 6))
+        numbers = [_numbers(each) for each in (stride, window, (0, 0), before, after)]
+        descriptor = _create(
+            "dnnl_pooling_forward_primitive_desc_create",
+            engine, DNNL.forward_training, DNNL.pooling_max, x, y, *numbers, _attributes(),
+        )  # fmt: skip
+        places = _Primitive.description(descriptor, DNNL.query_workspace_md)
+        self.places_bytes = library().dnnl_memory_desc_get_size(places)
+        described = {DNNL.ARG_SRC: x, DNNL.ARG_DST: y, DNNL.ARG_WORKSPACE: places}
+        if gradient:
+            described = {
+                DNNL.ARG_DIFF_DST: y, DNNL.ARG_SRC: x, DNNL.ARG_WORKSPACE: places,
+                DNNL.ARG_DIFF_SRC: x,
+            }  # fmt: skip
+            descriptor = _create(
+                "dnnl_pooling_backward_primitive_desc_create",
+                engine, DNNL.pooling_max, x, y, *numbers, descriptor, _attributes(),
+            )  # fmt: skip
+        memories = {index: _memory(each) for index, each in described.items()}
+        arrays = list(memories.values())
+        if gradient:
+            del memories[DNNL.ARG_SRC]
+        steps: list[_Primitive] = [_Primitive(descriptor, memories)]
+        self._means = None
+        if not gradient:
+            count, _, _, channels = shapes[0]
+            self._means = np.zeros((count, 1, 1, channels), ml_dtypes.bfloat16 if narrow else "f4")
+            steps.append(_image_means(shapes[0], (x, arrays[0]), self._means))
+        super().__init__(steps, arrays)
+        self._shapes, self._geometry, self._narrow = shapes, (window, stride, before), narrow
+
+    def finish(self, addresses: Sequence[int]) -> None:
+        # oneDNN's maximum passes over what is not a number; a mean does not.
+        if self._means is not None and np.isnan(self._means).any():
+            x, y = (
+                _array(address, shape, self._narrow)
+                for address, shape in zip(addresses, self._shapes, strict=False)
+            )
+            y[_has_any(np.isnan(x), y.shape, *self._geometry)] = np.nan
+
+
+def _image_means(
+    shape: Shape, images: tuple[ctypes.c_void_p, ctypes.c_void_p], means: np.ndarray
+) -> _Primitive:
+    """Return the primitive for the mean of each channel of each image, in `means` (N, 1, 1, C),
+    given the description of images (N, H, W, C) and their memory.
+    """
+    engine, _ = _engine_and_stream()
+    description, memory = images
+    found = _images(means.shape, DNNL.f32 if means.dtype == np.float32 else DNNL.bf16)
+    window, zeros = _numbers(shape[1:3]), _numbers((0, 0))
+    descriptor = _create(
+        "dnnl_pooling_forward_primitive_desc_create",
+        engine, DNNL.forward_inference, DNNL.pooling_avg_include_padding, description, found,
+        window, window, zeros, zeros, zeros, _attributes(),
+    )  # fmt: skip
+    result = _memory(found)
+    _place(result, means.ctypes.data)
+    return _Primitive(descriptor, {DNNL.ARG_SRC: memory, DNNL.ARG_DST: result})
+
+
+def _has_any(
+    marks: np.ndarray, shape: Shape, window: Sequence[int], stride: Sequence[int],
+    before: Sequence[int],
+) -> np.ndarray:  # fmt: skip
+    """Return which windows (N, H', W', C) have one of the `marks` (N, H, W, C)."""
+    after = [n * step + span for n, step, span in zip(shape[1:3], stride, window, strict=True)]
+    marks = np.pad(marks, [(0, 0), *zip(before, after, strict=True), (0, 0)])
+    found = np.zeros(shape, bool)
+    for row, column in np.ndindex(*window):
+        cells = marks[:, row :: stride[0], column :: stride[1]]
+        found |= cells[:, : shape[1], : shape[2]]
+    return found
 
 
 # One computation at a time: the workspace and the memories are shared by the

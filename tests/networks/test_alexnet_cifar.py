@@ -1,4 +1,4 @@
-"""The CIFAR networks of AlexNet's paper in the forms that its comparisons are of."""
+"""AlexNet's networks for CIFAR-10, in the variants that the paper compares."""
 
 import jax
 import numpy as np
@@ -14,7 +14,7 @@ NAMES = ["alexnet_cifar", "alexnet_cifar_local"]
 
 @pytest.mark.parametrize("name", NAMES)
 def test_tanh_without_response_norm_is_torchs(name):
-    """Figure 1 and section 3.3."""
+    """The variants of Figure 1 and section 3.3."""
     fields = {"activation": "tanh", "response_norm": False}
     model, reference = parity.build_pair(name, CASES[name], **fields)
     x = parity.images(model.input_shape[0])
@@ -34,7 +34,7 @@ def test_response_norm_matters_for_pixels_in_0_to_255(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_initial_weights_are_cuda_convnets(name):
-    """Zero biases; deviations as in its files."""
+    """Biases are zero, and deviations are those of its files."""
     model = create_model(name)
     x = parity.images(model.input_shape[0])
     start = to_torch(drawn(model.init)(jax.random.key(0), x))

@@ -233,11 +233,8 @@ def one_sentence_errors() -> Iterator[None]:
         say_error(str(error))
         sys.exit(2)
     except BrokenPipeError:  # the reader closed the pipe, as `head` does
-        # Otherwise the flush at exit fails again, and a background writer that ends with the
-        # process may print a traceback.
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        for stream in (sys.stdout, sys.stderr):
-            os.dup2(nowhere, stream.fileno())
+        # Otherwise the flush at exit fails again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except KeyboardInterrupt:
         time.sleep(0.2)  # after a second Ctrl-C the watching thread prints its own line first

@@ -5,11 +5,13 @@ transfer is an error (`jax.transfer_guard`).
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import itertools
 import math
 import time
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -73,7 +75,8 @@ def fit(
     loop = _Loop(program, workdir, options)
     trace = profiler(workdir.path / "profile", loop.step, options.profile)
     progress = terminal_progress(title, program.steps, loop.step)
-    with progress as show, trace, signals_as_flag() as stopped:
+    saving = _completed_at_exit(loop.checkpoints)
+    with saving, progress as show, trace, signals_as_flag() as stopped:
         loop.begin()
         while loop.step < program.steps:
             trace(loop.step)
@@ -99,6 +102,20 @@ def fit(
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(loop.state.params)),
         "skipped_steps": loop.counts.skipped,
     }
+
+
+@contextlib.contextmanager
+def _completed_at_exit(checkpoints: Checkpoints) -> Iterator[None]:
+    """Complete the checkpoint that is being written if the block ends the process.
+
+    rich does so when the reader of its output has left. Orbax's threads would otherwise outlive
+    their event loop and print tracebacks.
+    """
+    try:
+        yield
+    except SystemExit:
+        checkpoints.close()
+        raise
 
 
 class _Loop:

@@ -15,6 +15,7 @@ import parity
 from flaxnets import create_model
 from flaxnets.inference.dense import probability_maps
 from flaxnets.inference.predict import make_predict_step
+from flaxnets.initializers import drawn
 from flaxnets.kernels import folding
 from flaxnets.kernels.folding import folded_norms
 from flaxnets.kernels.onednn import calls as onednn
@@ -56,11 +57,9 @@ class Block(nn.Module):
 
 def variables_of(model, x):
     """With statistics that matter."""
-    variables = model.init(jax.random.key(0), x)
-    leaves, tree = jax.tree.flatten(variables)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    change = [jax.random.uniform(key, each.shape) for key, each in zip(keys, leaves, strict=True)]
-    return jax.tree.unflatten(tree, [a + b for a, b in zip(leaves, change, strict=True)])
+    random = np.random.default_rng(1)
+    variables = drawn(model.init)(jax.random.key(0), x)
+    return jax.tree.map(lambda leaf: leaf + random.random(leaf.shape, np.float32), variables)
 
 
 def passes(function, *operands) -> int:

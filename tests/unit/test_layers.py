@@ -46,7 +46,7 @@ def assert_equals_torch(ours, theirs, x, tolerance=1e-6):
 @pytest.mark.parametrize("size", [7, 8, 10])
 def test_max_pool(window, stride, padding, ceil_mode, size):
     assert_equals_torch(
-        layers.max_pool(window, stride, padding, ceil_mode=ceil_mode),
+        jax.jit(layers.max_pool(window, stride, padding, ceil_mode=ceil_mode)),
         torch.nn.MaxPool2d(window, stride, padding, ceil_mode=ceil_mode),
         parity.images(size),
     )
@@ -412,29 +412,33 @@ LAYERS = {
 }
 
 
+def values_and_gradients(name):
+    layer: Any = LAYERS[name]
+    x = jnp.asarray(parity.images(12, channels=16))
+    if not isinstance(layer, nn.Module):
+        y, pull = jax.vjp(layer, x)
+        return y, pull(jnp.cos(y))
+    variables = layer.init(jax.random.key(0), x)
+    rest = {key: value for key, value in variables.items() if key != "params"}
+
+    def apply(params, x):
+        return layer.apply({"params": params, **rest}, x, mutable=["batch_stats"])[0]
+
+    y, pull = jax.vjp(apply, variables["params"], x)
+    return y, pull(jnp.cos(y))
+
+
+without_switches = functools.cache(values_and_gradients)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("switch", parity.SWITCHES)
 @pytest.mark.parametrize("name", LAYERS)
 def test_layers_work_under_jaxs_switches(name, switch):
     """Not only work: values and gradients, from initial values on, are what they are without."""
-    layer: Any = LAYERS[name]
-    x = jnp.asarray(parity.images(12, channels=16))
-
-    def found():
-        if not isinstance(layer, nn.Module):
-            y, pull = jax.vjp(layer, x)
-            return y, pull(jnp.cos(y))
-        variables = layer.init(jax.random.key(0), x)
-        rest = {key: value for key, value in variables.items() if key != "params"}
-
-        def apply(params, x):
-            return layer.apply({"params": params, **rest}, x, mutable=["batch_stats"])[0]
-
-        y, pull = jax.vjp(apply, variables["params"], x)
-        return y, pull(jnp.cos(y))
-
-    expected = found()
+    expected = without_switches(name)
     with parity.SWITCHES[switch]():
-        ours = found()
+        ours = values_and_gradients(name)
     # bfloat16 has 8 bits
     rtol, atol = (1e-2, 1e-2) if "bfloat16" in name else (1e-5, 1e-4)
     for one, other in zip(*map(jax.tree.leaves, (ours, expected)), strict=True):

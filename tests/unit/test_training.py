@@ -543,25 +543,27 @@ def compute_while_reading(monkeypatch):
 @pytest.mark.parametrize("devices", [1, 3])
 @pytest.mark.parametrize(
     "mistake",
-    [leave_batches_on_the_host, leave_the_state_on_the_host, compute_while_reading],
+    [None, leave_batches_on_the_host, leave_the_state_on_the_host, compute_while_reading],
 )
 def test_nothing_but_batches_travels_to_the_devices(
     mistake, devices, mapping, tmp_path, monkeypatch
 ):
+    """Without a mistake a run ends; with one it is refused."""
     recipe = dataclasses.replace(RECIPE, batch_size=15, epochs=1)
     parallel = DataParallel(mapping, jax.devices()[:devices])
     source = data.open_source("digits")
 
-    def run(path):
+    def run():
         feed = dataclasses.replace(feed_from_source(source, recipe, parallel), train_size=45)
-        program = make_program(create_model("lenet5"), recipe, feed, parallel)
-        with Workdir(path, {}) as workdir:
-            return fit(program, workdir)
+        with Workdir(tmp_path, {}) as workdir:
+            return fit(make_program(Normed(), recipe, feed, parallel), workdir)
 
-    assert run(tmp_path / "right")["steps"] == 3
+    if mistake is None:
+        assert run()["steps"] == 3
+        return
     mistake(monkeypatch)
     with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device transfer"):
-        run(tmp_path / "wrong")
+        run()
 
 
 def test_nothing_but_batches_travels_in_evaluation(monkeypatch):

@@ -81,6 +81,7 @@ def test_whitened_patches_have_no_correlations():
         whitening_kernel(images, (2, 2, 2, 24))
 
 
+@pytest.mark.slow
 def test_a_run_whitens_its_first_convolution_and_freezes_it(tmp_path, monkeypatch, capsys):
     """The summary has the accuracy over views that evaluate.py computes."""
     monkeypatch.setattr("flaxnets.runs.processes.join", lambda processes: None)

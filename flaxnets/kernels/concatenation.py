@@ -13,7 +13,7 @@ Array = jax.Array
 
 
 def joined(maps: Sequence[Array]) -> Array:
-    """Return maps (..., C) of one type as one, joined along their channels.
+    """Return maps (..., C) of one type, joined along their channels.
 
     XLA:CPU joins narrow types in float32 and converts them before and after (a tenth of GoogLeNet's
     inference in bfloat16). There their bits are joined.
@@ -25,7 +25,7 @@ def joined(maps: Sequence[Array]) -> Array:
 
 @jax.custom_jvp
 def _joined_bits(*maps: Array) -> Array:
-    bits = [lax.bitcast_convert_type(each, jnp.uint16) for each in maps]
+    bits = [lax.bitcast_convert_type(x, jnp.uint16) for x in maps]
     return lax.bitcast_convert_type(jnp.concatenate(bits, -1), maps[0].dtype)
 
 

@@ -22,19 +22,19 @@ def differentiable(
     target: str,
     describe: Callable[..., np.ndarray],
 ) -> Primitive:
-    """Return a primitive whose value and gradient are calls of oneDNN where a program is compiled
-    for a CPU. All the rest (tangents, second derivatives, `jax.vmap`, other platforms) is made of a
-    formula.
+    """Return a primitive whose value and gradient are calls of oneDNN in programs for CPUs.
 
-    There are two more primitives: its tangent, which is linear in the operands' tangents, and the
-    transpose of that, the gradient. The latter is given the cotangent of the result, then the
-    operands, then what else the primitive found.
+    Tangents, second derivatives, `jax.vmap` and other platforms use a formula instead.
+
+    There are two more primitives. The tangent is linear in the operands' tangents. The gradient is
+    its transpose; its operands are the cotangent of the result, the operands of the primitive, and
+    the primitive's further results.
 
     Args:
         name: name in programs.
         count: number of operands, all of which it is differentiated by.
-        formula: `(*operands, **params) -> [result, *found]` in operations of XLA; `found` is
-            constant to differentiation. Params are hashable.
+        formula: `(*operands, **params) -> [result, *further]` in operations of XLA. Further
+            results are constants for differentiation. Params are hashable.
         abstractly: shapes and types of the formula's results from those of the operands.
         target: the call's name.
         describe: `(shape, dtype, gradient, **params)` of the first operand -> its description.

@@ -82,7 +82,9 @@ class Program:
         """Return the step compiled for such a batch of this process. Calls of `train_step` find it
         compiled.
         """
-        return self.train_step.lower(self.state_shapes(), self.parallel.shard(batch)).compile()
+        shapes_suffice = self.parallel.mapping != "pmap" or jax.process_count() == 1
+        state = self.state_shapes() if shapes_suffice else self.initial_state()
+        return self.train_step.lower(state, self.parallel.shard(batch)).compile()
 
     def memory(self, batch: HostBatch, data_set: int = 0) -> dict[str, int]:
         """Return the bytes that training needs on each device, by purpose. Compiles the step.

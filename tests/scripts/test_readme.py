@@ -376,7 +376,9 @@ def test_each_operation_is_drawn(tmp_path):
     assert set(used) == drawn
     with Image.open(tmp_path / "drawn/flip.jpg") as strip:
         assert strip.size == (3 * 16 + 2 * tool.GAP, 16)
-    assert refusal(tool.main, tool.Options(size=3)).startswith("size 3 and 4 draws; expected")
+    assert refusal(tool.main, tool.Options(size=3)).startswith(
+        "--size is 3 and --draws 4; expected"
+    )
 
 
 @pytest.mark.slow

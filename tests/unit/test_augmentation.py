@@ -101,7 +101,7 @@ def test_preprocessing_that_no_image_can_have():
         (Preprocessing(repeats=0), "repeats is 0; expected a positive number"),
         (Preprocessing(train_size=-1), "train size is -1; expected zero or more"),
         (Preprocessing(grayscale=1.5), "grayscale is 1.5; expected a number from 0 to 1"),
-        (Preprocessing(train_size=288), "resize 256 is smaller than the image size 288"),
+        (Preprocessing(train_size=288), "resize 256 is smaller than the crop of 288 pixels"),
     ]:
         with pytest.raises(InputError, match=sentence):
             preprocessing.check()

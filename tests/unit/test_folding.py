@@ -240,6 +240,9 @@ def test_in_bfloat16_a_cpus_convolutions_have_what_follows():
 
 @bfloat16_only
 def test_in_bfloat16_gradients_and_vmap_are_those_of_the_operations():
+    """Beside float32 they are as exact as those of the operations one by one. A fixed bound would
+    not hold: rounding moves values across the zero of a ReLU.
+    """
     block, variables, x = in_bfloat16()
 
     def gradients(model, variables, x, fold=True):
@@ -250,15 +253,18 @@ def test_in_bfloat16_gradients_and_vmap_are_those_of_the_operations():
         return jax.grad(loss, (0, 1))(variables, x)
 
     exact = jax.jit(functools.partial(gradients, Residual(jnp.float32)))(variables, x)
-    found = jax.jit(functools.partial(gradients, block))(variables, x)
-    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(exact), strict=True):
-        assert one.dtype == jnp.float32
-        assert parity.relative_error(one, other) < 0.05
+
+    def error(tree):
+        """Return the root mean square error beside float32, relative, as a mean over the arrays."""
+        assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(tree))
+        ratios = jax.tree.map(lambda a, b: jnp.linalg.norm(a - b) / jnp.linalg.norm(b), tree, exact)
+        return np.mean(jax.tree.leaves(ratios))
+
+    apart = error(jax.jit(functools.partial(gradients, block, fold=False))(variables, x))
+    assert 0 < error(jax.jit(functools.partial(gradients, block))(variables, x)) < 1.5 * apart
     mapped = jax.jit(jax.vmap(functools.partial(gradients, block), (None, 0)))
-    for one, other in zip(
-        jax.tree.leaves(mapped(variables, jnp.stack([x, x]))), jax.tree.leaves(exact), strict=True
-    ):
-        assert parity.relative_error(one[1], other) < 0.05
+    both = mapped(variables, jnp.stack([x, x]))
+    assert 0 < error(jax.tree.map(lambda leaf: leaf[1], both)) < 1.5 * apart
 
 
 @bfloat16_only

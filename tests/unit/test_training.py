@@ -681,7 +681,7 @@ def test_recipes_refuse_impossible_values():
     ]:
         with pytest.raises(InputError, match=sentence):
             dataclasses.replace(RECIPE, **values).check()
-    with pytest.raises(InputError, match="resize 100 is smaller than the image size 224"):
+    with pytest.raises(InputError, match="resize 100 is smaller than the crop of 224 pixels"):
         Preprocessing(resize=100).check()
     with pytest.raises(InputError, match=r"batch size 12 does not divide over 8 dev.* such as 16"):
         DataParallel().check_batch_size(12)

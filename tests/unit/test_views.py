@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flaxnets import InputError, create_model, data, evaluate, pretrained, train
+from flaxnets import InputError, create_model, data, evaluate, pretrained
 from flaxnets.initializers import drawn
 from flaxnets.recipes import recipe_for
 from flaxnets.runs.feed import training_examples
@@ -82,14 +82,10 @@ def test_whitened_patches_have_no_correlations():
 
 
 @pytest.mark.slow
-def test_a_run_whitens_its_first_convolution_and_freezes_it(tmp_path, monkeypatch, capsys):
+def test_a_run_whitens_its_first_convolution_and_freezes_it(tmp_path, train_here, capsys):
     """The summary has the accuracy over views that evaluate.py computes."""
-    monkeypatch.setattr("flaxnets.runs.processes.join", lambda processes: None)
     run = tmp_path / "run"
-    train.main([
-        "--arch", "airbench94", "--epochs", "1", "--batch-size", "128", "--workdir", str(run),
-        "--no-compilation-cache",
-    ])  # fmt: skip
+    train_here("--arch", "airbench94", "--epochs", 1, "--batch-size", 128, "--workdir", run)
     network = pretrained(run)
     source = data.open_source("digits")
     recipe = recipe_for("airbench94", source.kind)
@@ -103,23 +99,15 @@ def test_a_run_whitens_its_first_convolution_and_freezes_it(tmp_path, monkeypatc
         np.testing.assert_array_equal(params["layers"][group]["norm1"]["scale"], 1.0)
     summary = read_json(run / "summary.json")
     capsys.readouterr()
-    evaluate.main(
-        evaluate.Options(
-            workdirs=(run,), views="mirror-and-shift", json=True, compilation_cache=False
-        )
-    )
+    evaluate.main(evaluate.Options(workdirs=(run,), views="mirror-and-shift", json=True))
     result = json.loads(capsys.readouterr().out)["results"][0]
     assert result["top1"] == pytest.approx(summary["views_top1"])
     assert summary["views_top1"] != summary["top1"]
 
 
-def test_only_the_kernel_of_a_convolution_whitens(tmp_path, monkeypatch):
-    monkeypatch.setattr("flaxnets.runs.processes.join", lambda processes: None)
+def test_only_the_kernel_of_a_convolution_whitens(tmp_path, train_here):
     with pytest.raises(InputError, match=r"'fc\.weight' is not the kernel of a convolution; exp"):
-        train.main([
-            "--arch", "lenet5", "--whiten", "fc.weight", "--workdir", str(tmp_path / "run"),
-            "--no-compilation-cache",
-        ])  # fmt: skip
+        train_here("--arch", "lenet5", "--whiten", "fc.weight", "--workdir", tmp_path / "run")
 
 
 def test_the_recipe_is_jordans():

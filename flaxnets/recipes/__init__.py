@@ -12,7 +12,7 @@ from flaxnets.errors import InputError, one_of
 from flaxnets.recipes.papers import PAPERS
 from flaxnets.recipes.recipe import (
     Crop,
-    Flip,
+    FlipKind,
     Interpolation,
     Kind,
     Loss,
@@ -21,14 +21,14 @@ from flaxnets.recipes.recipe import (
     PolicyName,
     Preprocessing,
     Recipe,
+    RunViews,
     Statistics,
-    Views,
 )
 from flaxnets.recipes.torchvision import VERSIONS
 
 __all__ = [
     "Crop",
-    "Flip",
+    "FlipKind",
     "Interpolation",
     "Kind",
     "Loss",
@@ -37,9 +37,9 @@ __all__ = [
     "PolicyName",
     "Preprocessing",
     "Recipe",
+    "RunViews",
     "Statistics",
     "Version",
-    "Views",
     "recipe_for",
 ]
 

@@ -14,9 +14,9 @@ Schedule: TypeAlias = Literal[
     "constant", "plateau", "step", "multistep", "linear", "cosine", "one_cycle"
 ]
 Crop: TypeAlias = Literal["random", "random_resized"]
-Flip: TypeAlias = Literal["none", "random", "alternating"]
+FlipKind: TypeAlias = Literal["none", "random", "alternating"]
 Padding: TypeAlias = Literal["zeros", "reflect"]
-Views: TypeAlias = Literal["center", "mirror-and-shift"]
+RunViews: TypeAlias = Literal["center", "mirror-and-shift"]
 PolicyName: TypeAlias = Literal[
     "none",
     "trivial_augment_wide",
@@ -51,7 +51,7 @@ class Preprocessing:
     """Pixels added on each side before the random crop (small images)."""
     padding: Padding = "zeros"
     """Padding with zeros, or with the image reflected at its edge."""
-    flip: Flip = "random"
+    flip: FlipKind = "random"
     """Mirror half of the training images, where that keeps the label: a random half, or
     alternating, the other half in every second epoch (Jordan 2024, section 3.6; images in
     memory)."""
@@ -186,7 +186,7 @@ class Recipe:
     """Steps between the updates of the moving average."""
     sync_batch_norm: bool = False
     """Compute batch norm statistics over the images of all devices, not of each device alone."""
-    views: Views = "center"
+    views: RunViews = "center"
     """Views of a test image after the last epoch: the image alone, or the average over the image,
     its mirror image, and both shifted by a pixel (Jordan 2024, section 3.5)."""
     aux_weight: float = 0.3

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from flaxnets.initializers import Drawing
-from flaxnets.recipes import Recipe, Statistics, Views
+from flaxnets.recipes import Recipe, RunViews, Statistics
 from flaxnets.training.guard import skipping_non_finite
 from flaxnets.training.optimizer import averaging_rule, learning_rate_schedule, make_optimizer
 from flaxnets.training.parallel import DataParallel
@@ -152,7 +152,7 @@ def make_program(
     if skip_non_finite:
         train_step = skipping_non_finite(train_step)
 
-    def eval_step(views: Views) -> Any:
+    def eval_step(views: RunViews) -> Any:
         return parallel.map(make_eval_step(model, feed.statistics, loss=recipe.loss, views=views))
 
     whitened = {}

@@ -14,7 +14,7 @@ import optax
 from jax import lax
 
 from flaxnets.kernels.folding import folded_norms
-from flaxnets.recipes import Loss, Recipe, Views
+from flaxnets.recipes import Loss, Recipe, RunViews
 from flaxnets.training.batch_augmentation import augmented
 from flaxnets.training.objective import Objective, make_objective, scores
 from flaxnets.training.on_device import normalize
@@ -143,7 +143,7 @@ def make_eval_step(
     statistics: tuple[Sequence[float], Sequence[float]],
     *,
     loss: Loss = "cross_entropy",
-    views: Views = "center",
+    views: RunViews = "center",
 ) -> Callable[[PyTree, Batch], tuple[Metrics, Metrics]]:
     """Return `(variables, batch with "mask") -> (sums, examples)`, both over all devices.
 

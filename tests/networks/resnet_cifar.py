@@ -136,6 +136,6 @@ CASES |= {
 }
 SMALL = {
     "resnet20_cifar": Small({"depth": 8}, 32, 8, 1, recomputed=3),
-    "resnext29_8x64d_cifar": Small({"groups": 1}, 32, 8, 1, recomputed=9),
+    "resnext29_8x64d_cifar": Small({"groups": 1}, 16, 4, 1, recomputed=9),
 }
 HEAD = "fc"

@@ -84,7 +84,7 @@ class Plan:
 
     @property
     def orientation(self) -> Orientation | None:
-        """Whether pictures are turned upright; None for rows of features."""
+        """Return whether pictures are turned upright; None for rows of features."""
         return self.decode.orientation if self.operations else None
 
     @property

@@ -231,7 +231,7 @@ class _Loop:
 
     @property
     def ends_epoch(self) -> bool:
-        """Whether the last step was the last of its epoch."""
+        """Return whether the step just taken ends an epoch."""
         return self.step % self.program.steps_per_epoch == 0
 
     def save_is_due(self) -> bool:

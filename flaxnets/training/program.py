@@ -35,7 +35,7 @@ class Feed:
 
     @property
     def pictures(self) -> bool:
-        """Whether a person can look at the images: they have pixels, and their classes names."""
+        """Return whether the images can be drawn: grey or RGB pixels, and classes with names."""
         return bool(self.class_names) and self.input_shape[0] > 1 and self.input_shape[2] in (1, 3)
 
 

@@ -50,6 +50,7 @@ onednn_only = pytest.mark.skipif(
     (sys.platform, platform.machine()) != ("linux", "x86_64"),
     reason="onednn-cpu-gomp is for Linux on x86-64",
 )
+# A library that does not load is noticed by the tests marked `onednn_only`.
 bfloat16_only = pytest.mark.skipif(
     not computes_bfloat16(), reason="this CPU does not multiply bfloat16"
 )

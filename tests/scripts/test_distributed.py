@@ -308,7 +308,7 @@ def three_files(tmp_path_factory) -> str:
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
 def test_records_are_shared_by_file_or_else_one_by_one(count, three_files):
-    """Of three files, each of two processes reads its own (unequal shares); four read all files."""
+    """Two processes share three files unequally; each of four reads records of all files."""
     source: Any = open_source("numbered", three_files)
     assert [len(source.splits[split].filepaths) for split in ("train", "test")] == [3, 3]
     for split, size in (("train", 7), ("test", 5)):

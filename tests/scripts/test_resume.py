@@ -193,7 +193,7 @@ def test_a_run_killed_again_and_again_ends_with_the_same_bits(tmp_path):
 
 
 def test_tensorboard_is_told_where_the_run_went_on(tmp_path, monkeypatch):
-    """That holds within one second, too, although a log's name has only the second of its start."""
+    """This includes a run continued within a second, although logs are named by seconds."""
     from tensorboardX import event_file_writer
     from tensorboardX.proto import event_pb2
 

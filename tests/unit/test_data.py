@@ -273,7 +273,7 @@ def test_rows_of_features_are_standardised_by_the_training_split():
 
 
 def test_a_process_without_examples_has_batches_like_the_others():
-    """Of 88 rows for three processes the first process has one more than the others."""
+    """Three processes share 88 rows: the first has one row more than the others."""
     source = open_source("diabetes")
     parts = [list(eval_batches(source, 87, SMALL, shard=(i, 3))) for i in range(3)]
     assert [[int(batch["mask"].sum()) for batch in part] for part in parts] == [

@@ -69,8 +69,8 @@ def test_values_and_gradients_are_those_of_the_formula(size, channels, relu):
 @pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize(("size", "channels"), [(7, 32), (1, 16), (19, 208)])
 def test_bfloat16_is_rounded_once(size, channels, relu):
-    """Of the formula in float32, values and the images' gradient are rounded, to 2^-8 of a value;
-    the vectors' gradients, sums over all positions, are not.
+    """Values and the images' gradient are those of the formula in float32, rounded to 2^-8 of a
+    value. The vectors' gradients, which are sums over all positions, are not rounded.
     """
     x, scale, bias = operands(size, channels)
     narrow = x.astype(jnp.bfloat16), scale, bias

@@ -265,8 +265,9 @@ def shorten_concatenations(nodes: list[Node]) -> list[Node]:
 
 
 def reachable(nodes: list[Node], output: int) -> list[Node]:
-    """Return the nodes on which the output depends, numbered anew; nodes without a label are left
-    out.
+    """Return the nodes that the output depends on, without those that have no label.
+
+    They are numbered again from zero.
     """
     needed, stack = set(), [output]
     while stack:

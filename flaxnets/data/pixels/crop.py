@@ -26,7 +26,8 @@ from flaxnets.recipes import Interpolation, Padding
 AREA = (0.08, 1.0)
 RATIO = (3 / 4, 4 / 3)
 TRIES = 10
-SIDE = 2  # first word of the seed of a generator: which images are mirrored in the first pass
+# First word of the generator's seed that decides which images are mirrored in the first pass.
+SIDE = 2
 LOG_RATIO = tuple(math.log(ratio) for ratio in RATIO)
 
 

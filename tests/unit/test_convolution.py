@@ -256,7 +256,7 @@ def test_a_matrix_product_with_its_bias_is_rounded_once(dtype):
 
 
 def test_narrow_types_have_the_gradients_of_float32(library):
-    """Of a convolution and a matrix product with biases, but for rounding to 8 bits."""
+    """A convolution and a matrix product, both with biases, differ by rounding to 8 bits alone."""
     x, kernel, geometry = arrays("7x7, stride 2, of pictures")
     bias = jax.random.normal(jax.random.key(1), kernel.shape[-1:])
     weights = jax.random.normal(jax.random.key(2), (16, 5))
@@ -385,7 +385,7 @@ def test_a_failure_inside_onednn_is_an_exception(monkeypatch):
 
 @onednn_only
 def test_a_process_ends_with_convolutions_under_way():
-    """Of a result that is held and of one that nobody holds, on a device for the process."""
+    """One result is held and another is not, when the process ends."""
     program = """
 import jax, jax.numpy as jnp
 from flaxnets.kernels.onednn import calls as onednn

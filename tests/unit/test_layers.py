@@ -84,7 +84,7 @@ def test_a_max_pool_without_gradients_is_maxima_alone():
     ("window", "stride"), [((3, 3), (2, 2)), ((2, 2), (2, 2)), ((1, 4), (3, 1))]
 )
 def test_every_formulation_of_a_max_pool(formulation, window, stride):
-    """Of CPUs and of GPUs: ties and NaN as in torch."""
+    """Those for CPUs and for GPUs treat ties and NaN as torch does."""
 
     def pool(x):
         return getattr(pooling, formulation)(x, window, stride)

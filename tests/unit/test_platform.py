@@ -114,7 +114,7 @@ def test_jaxs_caches_know_the_contexts(name):
 
 
 def loss_of_a_stack(x, kernel):
-    """Of one operation of every kernel that differs between platforms."""
+    """Return a number that needs one operation of every kernel that differs between platforms."""
     norm = layers.BatchNorm(use_running_average=False)
     x = conv2d(x, kernel, padding=(1, 1))
     x, _ = norm.init_with_output(jax.random.key(0), x)

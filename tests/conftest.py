@@ -73,6 +73,7 @@ def train_here(monkeypatch):
     device. It takes much less time than a process of its own.
     """
     from flaxnets import train
+    from flaxnets.runs import assembly  # noqa: F401  (its annotations need the class itself)
     from flaxnets.training import parallel
 
     # train.py imports both when it is called.

@@ -81,7 +81,7 @@ def bn_inception(num_classes: int = 1000, separable_stem: bool = True) -> nn.Mod
     return nn.Sequential(parts)
 
 
-CASES = {"bn_inception": Case(11_278_528, train_size=96, batch=3, reference=bn_inception)}
+CASES = {"bn_inception": Case(11_278_528, train_size=96, batch=2, reference=bn_inception)}
 SMALL = {
     "bn_inception": Small({}, 64, 2, 1),
 }

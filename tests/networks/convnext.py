@@ -43,6 +43,6 @@ CASES = {
     for size, (*_, parameters) in SIZES.items()
 }
 SMALL = {
-    "convnext_tiny": Small({"channels": (4, 6), "depths": (1, 2)}, 70, 8, 8, recomputed=3),
+    "convnext_tiny": Small({"channels": (4, 6), "depths": (1, 1)}, 38, 4, 8, recomputed=2),
 }
 HEAD = "classifier.2"

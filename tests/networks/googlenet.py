@@ -21,7 +21,7 @@ CASES = {
     "googlenet": Case(
         13_004_888,
         train_size=96,
-        batch=3,
+        batch=2,
         reference=googlenet,
         train_fields={"aux_dropout_rate": 0.0},
     ),

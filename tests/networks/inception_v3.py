@@ -27,7 +27,7 @@ CASES = {
         sizes=(299, 160),
         train_size=107,
         train_optimization=1,
-        batch=3,
+        batch=2,
         train_fields={"modules": KEPT, "aux_logits": False},
         reference=inception_v3,
     ),

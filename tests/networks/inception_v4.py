@@ -25,6 +25,7 @@ CASES = {
         sizes=(299, 139),
         cut_fields={"depths": (2, 2, 2)},
         train_size=107,
+        batch=3,
         train_optimization=1,
         train_fields={"depths": (1, 1, 1)},
         reference=inception_v4,

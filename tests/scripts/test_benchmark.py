@@ -1,5 +1,6 @@
 """tools/benchmark.py measures what it says it measures; no test looks at a time."""
 
+import concurrent.futures.process
 import csv
 import dataclasses
 import io
@@ -30,13 +31,21 @@ from flaxnets.kernels.platform import Kernel, formulation
 from tools import benchmark
 
 
+def work_in_threads(module, monkeypatch) -> None:
+    """Let a module start threads where it starts processes."""
+    futures = SimpleNamespace(
+        ProcessPoolExecutor=lambda count, _: ThreadPoolExecutor(count),
+        process=concurrent.futures.process,
+    )
+    monkeypatch.setattr(module, "concurrent", SimpleNamespace(futures=futures))
+    monkeypatch.setattr(module, "quiet", lambda: None)
+    monkeypatch.setattr(module, "reuse_memory", lambda: None)
+
+
 @pytest.fixture
 def torch_in_this_process(monkeypatch):
     """Torch's networks are timed in a thread; `test_all_is_a_table` gives them a process."""
-    pools = SimpleNamespace(ProcessPoolExecutor=lambda count, _: ThreadPoolExecutor(count))
-    monkeypatch.setattr(speed, "concurrent", SimpleNamespace(futures=pools))
-    monkeypatch.setattr(speed, "quiet", lambda: None)
-    monkeypatch.setattr(speed, "reuse_memory", lambda: None)
+    work_in_threads(speed, monkeypatch)
 
 
 @pytest.mark.parametrize("mode", ["infer", "train"])
@@ -298,7 +307,11 @@ def test_a_batch_divides_over_the_devices():
 
 
 @pytest.mark.slow
-def test_all_is_a_table(tmp_path, capsys):
+def test_all_is_a_table(tmp_path, monkeypatch, capsys):
+    """Torch is timed in a process, ours in this one; the tests after this one start a process for
+    it.
+    """
+    work_in_threads(benchmark, monkeypatch)
     out = tmp_path / "all.csv"
     benchmark.main(common.Options(arch=("mlp",), all=True, rounds=1, out=out))
     table = capsys.readouterr().out.splitlines()[-3:]

@@ -18,7 +18,7 @@ from flaxnets.kernels import convolution
 from flaxnets.kernels.convolution import conv2d
 from flaxnets.kernels.matmul import linear
 from flaxnets.kernels.onednn import calls as onednn
-from flaxnets.kernels.onednn import library as dnnl
+from flaxnets.kernels.onednn import operations
 from flaxnets.kernels.onednn.convolution import conv_by_onednn
 from flaxnets.kernels.platform import compiling_for, on_every_platform, plain
 from flaxnets.kernels.xla import xla_convolution
@@ -281,7 +281,7 @@ def test_onednn_takes_a_kernel_as_it_lies_where_that_is_its_own_layout():
     lengths = {}
     for features in (8, 16, 32, 64, 128):
         shapes = (1, 9, 9, 16), (3, 3, 16, features), (1, 9, 9, features)
-        made = dnnl.Convolution("output", shapes, (1, 1, 1, 1, 1, 1, 1))
+        made = operations.Convolution("output", shapes, (1, 1, 1, 1, 1, 1, 1))
         lengths[features] = len(made.steps)  # the convolution, behind a reorder or not
     assert min(lengths.values()) == 1
     assert lengths[128] == 2

@@ -14,6 +14,7 @@ from flaxnets.kernels import normalization
 from flaxnets.kernels.normalization import batch_norm
 from flaxnets.kernels.onednn import calls as onednn
 from flaxnets.kernels.onednn import library as dnnl
+from flaxnets.kernels.onednn import operations
 from flaxnets.kernels.platform import compiling_for, plain
 from flaxnets.layers import BatchNorm
 from parity import bfloat16_only, onednn_only
@@ -220,7 +221,7 @@ def test_the_threads_of_other_calls_stay_as_they_were():
     count = dnnl.library().omp_get_max_threads()
     dnnl.library().omp_set_num_threads(6)
     try:
-        with dnnl._half_of_the_threads():
+        with operations._half_of_the_threads():
             assert dnnl.library().omp_get_max_threads() == 3
         assert dnnl.library().omp_get_max_threads() == 6
     finally:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from sklearn.datasets import load_digits
 
 from flaxnets import InputError, create_model, data, evaluate, pretrained
 from flaxnets.initializers import drawn
@@ -84,10 +85,15 @@ def test_whitened_patches_have_no_correlations():
 @pytest.mark.slow
 def test_a_run_whitens_its_first_convolution_and_freezes_it(tmp_path, train_here, capsys):
     """The summary has the accuracy over views that evaluate.py computes."""
-    run = tmp_path / "run"
-    train_here("--arch", "airbench94", "--epochs", 1, "--batch-size", 128, "--workdir", run)
+    digits: Any = load_digits()
+    images, labels = digits.images[..., None].astype(np.uint8) * 15, digits.target
+    x, y = np.split(images, [384, 512]), np.split(labels, [384, 512])
+    np.savez(tmp_path / "few.npz", x_train=x[0], y_train=y[0], x_test=x[1], y_test=y[1])
+    few, run = f"npz:{tmp_path / 'few.npz'}", tmp_path / "run"
+    train_here("--arch", "airbench94", "--dataset", few, "--epochs", 1, "--batch-size", 32,
+               "--workdir", run)  # fmt: skip
     network = pretrained(run)
-    source = data.open_source("digits")
+    source = data.open_source(few)
     recipe = recipe_for("airbench94", source.kind)
     examples = training_examples(source, recipe.preprocessing)
     fed = np.asarray(normalize(jnp.asarray(examples), *network.statistics))

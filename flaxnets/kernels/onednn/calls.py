@@ -44,8 +44,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import flaxnets.kernels.onednn.library as dnnl
-from flaxnets.kernels.onednn.library import EXTRAS, ROLES, Shape
+from flaxnets.kernels.onednn import library as dnnl
+from flaxnets.kernels.onednn import operations
+from flaxnets.kernels.onednn.library import Shape
+from flaxnets.kernels.onednn.operations import EXTRAS, ROLES
 
 CONVOLUTION = "flaxnets_onednn_convolution"
 BATCH_NORM = "flaxnets_onednn_batch_norm"
@@ -83,20 +85,20 @@ def describe_convolution(
     extras: Sequence[str],
     relu: bool,
 ) -> np.ndarray:
-    """Return the arguments of `library.Convolution` as the numbers that `CONVOLUTION` takes for its
-    attribute `description`.
+    """Return the arguments of `operations.Convolution` as the numbers that `CONVOLUTION` takes for
+    its attribute `description`.
     """
     flags = (narrow, relu, *(name in extras for name in EXTRAS))
     return np.array([ROLES.index(result), *sum(shapes, ()), *geometry, *flags], np.int64)
 
 
 @functools.cache
-def _convolution(description: bytes) -> dnnl.Convolution:
+def _convolution(description: bytes) -> operations.Convolution:
     result, *numbers = struct.unpack("26q", description)
     shapes = [tuple(numbers[first : first + 4]) for first in (0, 4, 8)]
     narrow, relu, *given = map(bool, numbers[19:])
     extras = list(itertools.compress(EXTRAS, given))
-    return dnnl.Convolution(ROLES[result], shapes, numbers[12:19], narrow, extras, relu)
+    return operations.Convolution(ROLES[result], shapes, numbers[12:19], narrow, extras, relu)
 
 
 def takes(*arrays: jax.Array) -> bool:
@@ -130,42 +132,42 @@ def _is_mapped(x: jax.Array) -> bool:
 
 @functools.cache
 def masks(shape: Shape, narrow: bool) -> list[tuple[int]]:
-    """Return the shapes of the masks, uint8, that `library.BatchNorm` with a ReLU finds: one."""
-    return [(dnnl.BatchNorm(shape, 1.0, True, narrow, False).mask_bytes,)]
+    """Return the shapes of the masks, uint8, that `operations.BatchNorm` with a ReLU finds: one."""
+    return [(operations.BatchNorm(shape, 1.0, True, narrow, False).mask_bytes,)]
 
 
 def describe_batch_norm(
     shape: Shape, dtype: Any, gradient: bool, epsilon: float, relu: bool
 ) -> np.ndarray:
-    """Return the arguments of `library.BatchNorm` as numbers, as `describe_convolution` does."""
+    """Return the arguments of `operations.BatchNorm` as numbers, as `describe_convolution` does."""
     bits = np.float64(epsilon).view(np.int64)
     return np.array([*shape, bits, relu, dtype == jnp.bfloat16, gradient], np.int64)
 
 
 @functools.cache
-def _batch_norm(description: bytes) -> dnnl.BatchNorm:
+def _batch_norm(description: bytes) -> operations.BatchNorm:
     *shape, epsilon, relu, narrow, gradient = struct.unpack("4qd3q", description)
-    return dnnl.BatchNorm(tuple(shape), epsilon, bool(relu), bool(narrow), bool(gradient))
+    return operations.BatchNorm(tuple(shape), epsilon, bool(relu), bool(narrow), bool(gradient))
 
 
 @functools.cache
 def places(shapes: tuple[Shape, Shape], geometry: tuple[int, ...], narrow: bool) -> tuple[int]:
-    """Return the shape of the places, uint8, that `library.MaxPool` finds."""
-    return (dnnl.MaxPool(shapes, geometry, narrow, False).places_bytes,)
+    """Return the shape of the places, uint8, that `operations.MaxPool` finds."""
+    return (operations.MaxPool(shapes, geometry, narrow, False).places_bytes,)
 
 
 def describe_max_pool(
     shapes: tuple[Shape, Shape], geometry: tuple[int, ...], dtype: Any, gradient: bool
 ) -> np.ndarray:
-    """Return the arguments of `library.MaxPool` as numbers, as `describe_convolution` does."""
+    """Return the arguments of `operations.MaxPool` as numbers, as `describe_convolution` does."""
     return np.array([*sum(shapes, ()), *geometry, dtype == jnp.bfloat16, gradient], np.int64)
 
 
 @functools.cache
-def _max_pool(description: bytes) -> dnnl.MaxPool:
+def _max_pool(description: bytes) -> operations.MaxPool:
     *numbers, narrow, gradient = struct.unpack("18q", description)
     shapes = tuple(numbers[:4]), tuple(numbers[4:8])
-    return dnnl.MaxPool(shapes, numbers[8:], bool(narrow), bool(gradient))
+    return operations.MaxPool(shapes, numbers[8:], bool(narrow), bool(gradient))
 
 
 # --------------------------------------------------------------------------- c_api.h

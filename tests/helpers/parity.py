@@ -25,7 +25,7 @@ import torch
 from flaxnets import create_model, from_torch, to_torch
 from flaxnets.convert import IGNORED
 from flaxnets.initializers import drawn
-from flaxnets.kernels.onednn.library import computes_bfloat16
+from flaxnets.kernels.onednn.library import Computation, computes_bfloat16
 from tools.torchvision_import import torchvision
 
 AUX_WEIGHT = 0.3
@@ -217,6 +217,18 @@ def recomputed_parts(jaxpr) -> int:
             if hasattr(inner, "eqns"):
                 count += recomputed_parts(inner)
     return count
+
+
+def computed(kind: type[Computation], monkeypatch) -> list[Computation]:
+    """Return a list that gets oneDNN's computations of that kind, as programs run them."""
+    calls, run = [], kind.__call__
+
+    def noted(self, addresses):
+        calls.append(self)
+        run(self, addresses)
+
+    monkeypatch.setattr(kind, "__call__", noted)
+    return calls
 
 
 def relative_error(ours, theirs, floor: float = 0.0) -> float:

@@ -44,7 +44,7 @@ def work_in_threads(module, monkeypatch) -> None:
 
 @pytest.fixture
 def torch_in_this_process(monkeypatch):
-    """Torch's networks are timed in a thread; `test_all_is_a_table` gives them a process."""
+    """Torch's networks are timed in a thread; `test_speed_beside_torchvision` gives them a process."""
     work_in_threads(speed, monkeypatch)
 
 
@@ -66,7 +66,7 @@ def test_speed(mode, torch_in_this_process):
 
 
 @pytest.mark.slow
-def test_speed_beside_torchvision(torch_in_this_process):
+def test_speed_beside_torchvision():
     options = common.Options(mode="infer", batch_size=1, rounds=1, image_size=64)
     row = speed.measure_speed("resnet18", options)
     assert row["torch_network"] == "torchvision"
@@ -307,10 +307,8 @@ def test_a_batch_divides_over_the_devices():
 
 
 @pytest.mark.slow
-def test_all_is_a_table(tmp_path, monkeypatch, capsys):
-    """Torch is timed in a process, ours in this one; the tests after this one start a process for
-    it.
-    """
+def test_all_is_a_table(tmp_path, monkeypatch, torch_in_this_process, capsys):
+    """Ours is timed in this process too; the next test starts one for it."""
     work_in_threads(benchmark, monkeypatch)
     out = tmp_path / "all.csv"
     benchmark.main(common.Options(arch=("mlp",), all=True, rounds=1, out=out))

@@ -11,11 +11,12 @@ from importlib import metadata
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # Programs are compiled more often than they run here: LLVM's level 0 takes a quarter of the time,
-# and half of that with the older emitters of fusions, which jaxlib 0.11 no longer has.
+# and half of that with the older emitters of fusions, which jaxlib 0.11 no longer has. A process
+# has one core, so that splitting a program among compiling threads would cost a tenth.
 # `XLA_FLAGS= pytest`, as CI does once a week, compiles them as users do.
 os.environ.setdefault(
     "XLA_FLAGS",
-    "--xla_backend_optimization_level=0"
+    "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
     + " --xla_cpu_use_fusion_emitters=false"
     * (tuple(map(int, metadata.version("jaxlib").split(".")[:2])) < (0, 11)),
 )

@@ -35,6 +35,7 @@ Peers (--vs):
         Where torchvision lacks a network, it is the one that the parity tests use.
     torch.compile: the compiled ones too.
     plain: our network with XLA's own operations instead of our kernels.
+    float32: our network in float32, beside --dtype bfloat16.
 
 Every measurement runs in a process of its own.
 """

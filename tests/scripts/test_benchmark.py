@@ -44,7 +44,7 @@ def work_in_threads(module, monkeypatch) -> None:
 
 @pytest.fixture
 def torch_in_this_process(monkeypatch):
-    """Torch's networks are timed in a thread; `test_speed_beside_torchvision` gives them a process."""
+    """Torch is timed in a thread; `test_speed_beside_torchvision` gives it a process."""
     work_in_threads(speed, monkeypatch)
 
 
@@ -52,7 +52,8 @@ def torch_in_this_process(monkeypatch):
 @pytest.mark.slow
 def test_speed(mode, torch_in_this_process):
     """LeNet-5 has 86,400 + 153,600 multiply-adds in convolutions, 30,720 + 10,080 + 840 after."""
-    options = common.Options(mode=mode, batch_size=4, rounds=2, vs=("torchvision", "plain"))
+    peers: Any = "torchvision", "plain", "float32"
+    options = common.Options(mode=mode, batch_size=4, rounds=2, vs=peers)
     row = speed.measure_speed("lenet5", options)
     assert (row["batch_size"], row["image_size"]) == (4, 28)
     assert row["images_per_second"] == pytest.approx(4 / row["seconds"])
@@ -60,6 +61,7 @@ def test_speed(mode, torch_in_this_process):
     assert multiply_adds == pytest.approx(281_640 * (3 if mode == "train" else 1))
     assert 0 < row["share_of_ceiling"] < 1.5
     assert row["ratio_to_plain"] > 0
+    assert row["ratio_to_float32"] > 0
     assert row["first_seconds"] > row["seconds"]
     assert row["torch_network"] == "tests/networks"  # torchvision has none
     assert row["ratio"] == pytest.approx(row["seconds"] / row["torch_seconds"])

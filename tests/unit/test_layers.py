@@ -1,5 +1,6 @@
 """Each layer against torch's or XLA's own, in values and gradients."""
 
+import contextlib
 import functools
 import math
 from typing import Any
@@ -17,7 +18,7 @@ from flaxnets import layers
 from flaxnets.kernels import pooling
 from flaxnets.kernels.onednn import calls as onednn
 from flaxnets.kernels.platform import compiling_for
-from parity import bfloat16_only
+from parity import bfloat16_only, onednn_only
 
 
 def gradient_like(f, x, *, seed=1):
@@ -69,7 +70,10 @@ def test_max_pool_keeps_nan(place):
 
 
 def test_a_max_pool_without_gradients_is_maxima_alone():
-    pool, x = layers.max_pool(3, 2, 1), jnp.zeros((1, 8, 8, 3))
+    x = jnp.zeros((1, 8, 8, 3))
+
+    def pool(x):
+        return pooling._maxima_by_axes(x, (3, 3), (2, 2))
 
     def program(function):
         return jax.jit(function).trace(x).lower(lowering_platforms=("cpu",)).as_text()
@@ -102,34 +106,53 @@ POOLS = [((3, 3), (2, 2), (1, 1)), ((2, 2), (2, 2), (0, 0)), ((3, 3), (1, 1), (1
          ((2, 3), (3, 1), (0, 1))]  # fmt: skip
 
 
-@bfloat16_only
+BY_ONEDNN = [
+    pytest.param(jnp.float32, marks=onednn_only), pytest.param(jnp.bfloat16, marks=bfloat16_only),
+]  # fmt: skip
+
+
+@contextlib.contextmanager
+def by_slices(monkeypatch):
+    """Pool as on a CPU without oneDNN."""
+    with monkeypatch.context() as patch:
+        patch.setattr(onednn, "takes", lambda x: False)
+        yield
+
+
+@pytest.mark.parametrize("dtype", BY_ONEDNN)
 @pytest.mark.parametrize("ceil_mode", [False, True])
 @pytest.mark.parametrize("channels", [3, 64])
 @pytest.mark.parametrize(("window", "stride", "padding"), POOLS)
-def test_a_max_pool_in_bfloat16_is_onednns(window, stride, padding, channels, ceil_mode):
-    """The maxima are exactly those of float32, ties and NaN included. A pixel's gradient is a sum
-    over the windows that it is the maximum of, each of whose additions is rounded, to 2^-8.
+def test_a_max_pool_is_onednns(window, stride, padding, channels, ceil_mode, dtype, monkeypatch):
+    """The maxima are exactly those of slices in float32, ties and NaN included.
+
+    A pixel's gradient is a sum over the windows that it is the maximum of, each of whose additions
+    is rounded.
     """
 
     def pool(x):
         return pooling.window_maxima(x, window, stride, padding, ceil_mode=ceil_mode)
 
     shape = (2, 10, 11, channels)
-    x = jnp.asarray(np.random.default_rng(0).integers(-3, 3, shape), jnp.bfloat16)
+    x = jnp.asarray(np.random.default_rng(0).integers(-3, 3, shape), dtype)
     assert onednn.MAX_POOL in jax.jit(pool).lower(x).as_text()
     y, pull = jax.vjp(jax.jit(pool), x)
-    expected, pull_expected = jax.vjp(pool, x.astype(jnp.float32))
-    assert y.dtype == jnp.bfloat16
+    with by_slices(monkeypatch):
+        expected, pull_expected = jax.vjp(pool, x.astype(jnp.float32))
+    assert y.dtype == dtype
     np.testing.assert_array_equal(y.astype(jnp.float32), expected)
-    cotangent = jnp.sin(jnp.arange(y.size)).reshape(y.shape).astype(jnp.bfloat16)
+    cotangent = jnp.sin(jnp.arange(y.size)).reshape(y.shape).astype(dtype)
     (found,), (wanted,) = pull(cotangent), pull_expected(cotangent.astype(jnp.float32))
     (largest,) = pull_expected(jnp.abs(cotangent.astype(jnp.float32)))  # of the sum, at any time
     windows = math.prod(-(-span // step) for span, step in zip(window, stride, strict=True))
-    bound = 1.01 * (windows - 1) * 2**-8 * np.asarray(largest)
+    rounding = float(jnp.finfo(dtype).eps) / 2
+    bound = 1.01 * (windows - 1) * rounding * np.asarray(largest)
     assert (np.abs(found.astype(jnp.float32) - wanted) <= bound).all()
     for place in ((0, 0, 0, 1), (1, 5, 5, 2), (1, 9, 10, 0)):
         x = x.at[place].set(jnp.nan)
-    np.testing.assert_array_equal(np.isnan(pool(x)), np.isnan(pool(x.astype(jnp.float32))))
+    with by_slices(monkeypatch):
+        expected = pool(x.astype(jnp.float32))
+    np.testing.assert_array_equal(np.isnan(pool(x)), np.isnan(expected))
 
 
 def test_joined_maps_are_their_concatenation():
@@ -150,9 +173,9 @@ def test_joined_maps_are_their_concatenation():
             np.testing.assert_array_equal(one.astype(jnp.float32), other.astype(jnp.float32))
 
 
-@bfloat16_only
-def test_a_max_pool_in_bfloat16_has_all_derivatives():
-    x = jnp.asarray(parity.images(8, channels=16), jnp.bfloat16)
+@pytest.mark.parametrize("dtype", BY_ONEDNN)
+def test_a_max_pool_by_onednn_has_all_derivatives(dtype, monkeypatch):
+    x = jnp.asarray(parity.images(8, channels=16), dtype)
     pool = layers.max_pool(3, 2, 1)
 
     def gradient(x):
@@ -162,10 +185,13 @@ def test_a_max_pool_in_bfloat16_has_all_derivatives():
         forward = jax.jvp(pool, (x,), (jnp.ones_like(x),))
         return *forward, jax.jvp(gradient, (x,), (x,))[1], jax.vmap(gradient)(x[:, None])
 
-    found, expected = derivatives(x), derivatives(x.astype(jnp.float32))
+    found = derivatives(x)
+    with by_slices(monkeypatch):
+        expected = derivatives(x.astype(jnp.float32))
+    bound = 2 * float(jnp.finfo(dtype).eps)
     for one, other in zip(found, expected, strict=True):
-        assert one.dtype == jnp.bfloat16
-        np.testing.assert_allclose(one.astype(jnp.float32), other, rtol=2**-6, atol=2**-6)
+        assert one.dtype == dtype
+        np.testing.assert_allclose(one.astype(jnp.float32), other, rtol=bound, atol=bound)
 
 
 @pytest.mark.parametrize(

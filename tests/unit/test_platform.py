@@ -15,6 +15,7 @@ from flaxnets.errors import InputError
 from flaxnets.kernels import platform as kernels_platform
 from flaxnets.kernels.convolution import conv2d
 from flaxnets.kernels.folding import folded_norms
+from flaxnets.kernels.onednn import calls as onednn
 from flaxnets.kernels.platform import (
     Kernel,
     compiling_for,
@@ -159,8 +160,11 @@ def test_plain_kernels_are_operations_of_xla(backend):
             assert gradient(lambda x, relu=relu: relu(x)) == gradient(lambda x: jax.nn.relu(x))
 
 
-def test_a_program_for_several_platforms_has_the_formulation_of_each():
-    """It is `function` as it is traced for the platform it runs on, in values and operations."""
+def test_a_program_for_several_platforms_has_the_formulation_of_each(monkeypatch):
+    """It is `function` as it is traced for the platform it runs on, in values and operations. A
+    call of oneDNN cannot be exported.
+    """
+    monkeypatch.setattr(onednn, "takes", lambda *_: False)
     pool = layers.max_pool(3, 2, 1)
 
     def gradient(x):

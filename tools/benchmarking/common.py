@@ -14,7 +14,7 @@ import jax
 
 Row = dict[str, Any]
 Contender = Callable[[], float]  # does some work, waits for the result, returns the seconds
-Other = Literal["torchvision", "torch.compile", "plain"]
+Other = Literal["torchvision", "torch.compile", "plain", "float32"]
 Mode = Literal[
     "infer", "train", "compile", "profile", "traffic", "growth", "dense", "data", "start", "learn",
     "accuracy",

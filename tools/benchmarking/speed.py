@@ -192,6 +192,11 @@ def _elsewhere(other: concurrent.futures.ProcessPoolExecutor, name: str) -> floa
     return other.submit(_run_torchs, name).result()
 
 
+def in_float32(arch: str, options: Options) -> Contender:
+    """Return a contender that is our network in float32."""
+    return timed(getattr(Ours(arch, dataclasses.replace(options, dtype="float32")), options.mode))
+
+
 def plain_contender(arch: str, options: Options) -> Contender:
     """Return a contender that is our network with XLA's own operations instead of our kernels."""
     run = getattr(Ours(arch, options), options.mode)
@@ -229,8 +234,9 @@ def measure_speed(arch: str, options: Options) -> Row:
     run()
     peak = peak_gigabytes()
     contenders = {"ours": timed(run), "ceiling": matrix_product(options.dtype)}
-    if "plain" in options.vs:
-        contenders["plain"] = plain_contender(arch, options)
+    own = {"plain": plain_contender, "float32": in_float32}
+    own = {name: of_own for name, of_own in own.items() if name in options.vs}
+    contenders |= {name: of_own(arch, options) for name, of_own in own.items()}
     peer, theirs = None, {}
     # torch has a process of its own, so that neither gets a heap that the other has fragmented.
     with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as other:
@@ -265,9 +271,7 @@ def measure_speed(arch: str, options: Options) -> Row:
             "torch_was": best,
             "ratio": median["ours"] / median[best],
         }
-    if "plain" in options.vs:
-        row["ratio_to_plain"] = median["ours"] / median["plain"]
-    return row
+    return row | {f"ratio_to_{name}": median["ours"] / median[name] for name in own}
 
 
 def measure_compilation(arch: str, options: Options) -> Row:

@@ -2,8 +2,8 @@
 
 XLA's own convolutions on CPUs are up to six times slower than oneDNN's, which torch uses there, the
 filter gradients on large maps above all; batch norms with their ReLU and gradients, three to six
-times; max pools in bfloat16 and their gradients too. Where the library is missing, or with
-FLAXNETS_ONEDNN=0 in the environment, `available()` is False and XLA's operations stay.
+times; max pools and their gradients too, in bfloat16 above all. Where the library is missing, or
+with FLAXNETS_ONEDNN=0 in the environment, `available()` is False and XLA's operations stay.
 
     python -m flaxnets.kernels.onednn  # prints whether it is used here, and the versions
 

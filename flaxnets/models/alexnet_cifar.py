@@ -15,7 +15,6 @@ from collections.abc import Callable
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jax import lax
 
 from flaxnets.blocks import activation_named, identity
 from flaxnets.layers import (
@@ -114,9 +113,9 @@ class LocalConv(nn.Module):
         weight = self.param("weight", nn.initializers.normal(0.04), shape, jnp.float32)
         zeros = nn.initializers.zeros
         bias = self.param("bias", zeros, (shape[0], self.features), jnp.float32)
-        patches = lax.conv_general_dilated_patches(
-            x, (3, 3), (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-        ).reshape(count, *shape[:2])
+        x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+        cells = [x[:, i : i + height, j : j + width] for i in range(3) for j in range(3)]
+        patches = jnp.stack(cells, -1).reshape(count, *shape[:2])
         y = jnp.einsum("npc,pcf->npf", patches, weight.astype(self.dtype)) + bias.astype(self.dtype)
         return y.reshape(count, height, width, self.features)
 

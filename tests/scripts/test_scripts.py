@@ -337,7 +337,7 @@ import jax, jax.numpy as jnp
 from flaxnets.terminal import reuse_memory
 if sys.argv[1] == "kept":
     reuse_memory()
-import flaxnets.data.tfds
+    import flaxnets.data.tfds
 largest = jax.jit(lambda x, y: (jnp.tile(x, (1, 8)) @ y).max())
 x, y = jnp.ones((4096, 1024)), jnp.ones((8192, 8))
 faults = []

@@ -48,18 +48,21 @@ NETWORKS = [
     *(
         pytest.param(name, marks=pytest.mark.slow)
         for name in (
-            "googlenet", "resnet18", "wrn_16_4",
+            "convnext_tiny", "resnet18", "wrn_16_4",
             "densenet_bc_100_12", "nin_cifar",
         )
     ),
 ]  # fmt: skip
+FEW_LAYERS = {
+    "densenet_bc_100_12": {"depths": (2, 2, 2)},
+    "convnext_tiny": {"depths": (1, 1, 1, 1)},
+}
 
 
 @pytest.mark.parametrize("arch", NETWORKS)
 def test_a_network_is_drawn_with_the_bits_of_its_own_program(arch):
     """With `remat` as well, where each block is a program inside."""
-    few_layers = {"depths": (2, 2, 2)} if arch == "densenet_bc_100_12" else {}
-    model = create_model(arch, **few_layers)
+    model = create_model(arch, **FEW_LAYERS.get(arch, {}))
     images = jnp.zeros((1, *model.input_shape))
     expected = jax.jit(model.init)(KEY, images)
     versions = [model, model.clone(remat=True)] if hasattr(model, "remat") else [model]

@@ -90,7 +90,7 @@ def test_a_run_whitens_its_first_convolution_and_freezes_it(tmp_path, train_here
     x, y = np.split(images, [384, 512]), np.split(labels, [384, 512])
     np.savez(tmp_path / "few.npz", x_train=x[0], y_train=y[0], x_test=x[1], y_test=y[1])
     few, run = f"npz:{tmp_path / 'few.npz'}", tmp_path / "run"
-    train_here("--arch", "airbench94", "--dataset", few, "--epochs", 1, "--batch-size", 32,
+    train_here("--arch", "airbench94", "--dataset", few, "--epochs", 1, "--batch-size", 96,
                "--workdir", run)  # fmt: skip
     network = pretrained(run)
     source = data.open_source(few)

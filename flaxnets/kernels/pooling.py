@@ -32,7 +32,7 @@ def window_maxima(
     x: Array, window: Pair, stride: Pair, padding: Pair = (0, 0), *, ceil_mode: bool = False
 ) -> Array:
     """Return the maximum of each channel of `x` (N, H, W, C) in each window; NaN where there is
-    one (but see `_maxima_by_xla`). The gradient goes to the first of equal values in reading order, as in torch.
+    one. The gradient goes to the first of equal values in reading order, as in torch.
 
     `padding` counts pixels on both sides, which are below every value. With `ceil_mode` a last
     window may extend beyond the edge as long as it starts inside.
@@ -123,8 +123,8 @@ def _padding_after(size: int, window: int, stride: int, before: int, ceil_mode: 
 def _maxima_by_xla(
     x: Array, window: Pair, stride: Pair, padding: tuple[Pair, Pair] = ((0, 0), (0, 0))
 ) -> Array:
-    """Return the maxima of XLA's own operation. On CPUs, in the compiler of jaxlib 0.10, NaN is lost
-    where the map has many channels (found with 64).
+    """Return the maxima of XLA's own operation. On CPUs jaxlib 0.10 loses NaN where the map has many
+    channels (found with 64).
     """
     margins = ((0, 0), *padding, (0, 0))
     return lax.reduce_window(x, -jnp.inf, lax.max, (1, *window, 1), (1, *stride, 1), margins)

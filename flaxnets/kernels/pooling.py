@@ -123,8 +123,8 @@ def _padding_after(size: int, window: int, stride: int, before: int, ceil_mode: 
 def _maxima_by_xla(
     x: Array, window: Pair, stride: Pair, padding: tuple[Pair, Pair] = ((0, 0), (0, 0))
 ) -> Array:
-    """Return the maxima of XLA's own operation. On CPUs jaxlib 0.10 loses NaN where the map has many
-    channels (found with 64).
+    """Return the maxima by XLA's own operation, which loses NaN on CPUs where the map has many
+    channels (found with 64, jaxlib 0.10).
     """
     margins = ((0, 0), *padding, (0, 0))
     return lax.reduce_window(x, -jnp.inf, lax.max, (1, *window, 1), (1, *stride, 1), margins)

@@ -4,6 +4,7 @@ the run share, and the parity table at the end.
 
 import functools
 import gc
+import importlib
 import os
 import shutil
 import tempfile
@@ -74,9 +75,9 @@ def train_here(monkeypatch):
     device. It takes much less time than a process of its own.
     """
     from flaxnets import train
-    from flaxnets.runs import assembly  # noqa: F401  (its annotations need the class itself)
     from flaxnets.training import parallel
 
+    importlib.import_module("flaxnets.runs.assembly")  # its annotations need the class itself
     # train.py imports both when it is called.
     on_one = functools.partial(parallel.DataParallel, devices=jax.devices()[:1])
     monkeypatch.setattr(parallel, "DataParallel", on_one)

@@ -113,7 +113,7 @@ class Convolution(dnnl.Computation):
             ends.reverse()
         reorder = dnnl.Reorder(*ends)
         if shapes[1][3] <= _WIDEST_BLOCK and reorder.changes_nothing():
-            # The kernel is then one of `self.arrays`, which get their addresses after the workspace.
+            # The kernel is then one of `self.arrays`, whose addresses are set after `inside`.
             memories, steps = inside, [convolution]
         else:
             steps = [convolution, reorder] if result == "kernel" else [reorder, convolution]

@@ -226,8 +226,10 @@ def test_in_bfloat16_a_cpus_convolutions_have_what_follows(monkeypatch):
     exact: Any = Residual(jnp.float32).apply(variables, x)
     calls = computed(operations.Convolution, monkeypatch)
     ours = jax.jit(folded)(variables, x).block_until_ready()
-    # Input, kernel and output; the bias; factor and shift of a norm; the residual sum.
-    assert [len(call.arrays) for call in calls] == [3 + 1, 3 + 2, 3 + 1 + 2 + 1]
+    # Each has input, kernel, output, scratchpad and its ReLU's slope. They add a bias; factor and
+    # shift of a norm; both and the residual sum.
+    arguments = [len(call.steps[-1].arguments) for call in calls]
+    assert arguments == [5 + 1, 5 + 2, 5 + 1 + 2 + 1]
     apart = jax.jit(block.apply)(variables, x)
     assert ours.dtype == apart.dtype == jnp.bfloat16
     error = np.abs(ours.astype(jnp.float32) - exact)

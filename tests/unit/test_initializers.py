@@ -48,7 +48,7 @@ NETWORKS = [
     *(
         pytest.param(name, marks=pytest.mark.slow)
         for name in (
-            "convnext_tiny", "resnet18", "wrn_16_4",
+            "googlenet", "convnext_tiny", "resnet18", "wrn_16_4",
             "densenet_bc_100_12", "nin_cifar",
         )
     ),

@@ -120,7 +120,8 @@ def by_slices(monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", BY_ONEDNN)
-@pytest.mark.parametrize(("ceil_mode", "channels"), [(False, 3), (True, 64)])
+@pytest.mark.parametrize("ceil_mode", [False, True])
+@pytest.mark.parametrize("channels", [3, 64])
 @pytest.mark.parametrize(("window", "stride", "padding"), POOLS)
 def test_a_max_pool_is_onednns(window, stride, padding, ceil_mode, channels, dtype, monkeypatch):
     """The maxima are exactly those of slices in float32, ties and NaN included.

@@ -86,6 +86,12 @@ def train_here(monkeypatch):
 
 
 @pytest.fixture
+def short_turns(monkeypatch):
+    """A measurement calls each contender for 10 ms; no test looks at a time."""
+    monkeypatch.setattr("benchmarking.common.TURN", 0.01)
+
+
+@pytest.fixture
 def record_parity(request):
     """`record_parity(name, "logits", error)`: a cell of the table that pytest prints at the end."""
 

@@ -30,6 +30,8 @@ from flaxnets.errors import InputError
 from flaxnets.kernels.platform import Kernel, formulation
 from tools import benchmark
 
+pytestmark = pytest.mark.usefixtures("short_turns")
+
 
 def work_in_threads(module, monkeypatch) -> None:
     """Let a module start threads where it starts processes."""
@@ -90,6 +92,7 @@ def test_the_plain_contender_has_no_kernel_of_ours(monkeypatch):
 def test_a_turn_is_filled_with_short_calls(monkeypatch):
     """The first call wakes the cores and does not count, unless it fills the turn alone."""
     clock = [0.0]
+    monkeypatch.setattr(common, "TURN", 0.3)
     monkeypatch.setattr(common.time, "perf_counter", lambda: clock[0])
 
     def contender(seconds):

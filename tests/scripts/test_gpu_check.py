@@ -18,6 +18,8 @@ from flaxnets import InputError
 from prepared import Tiny, noise
 from tools import gpu_carry, gpu_check
 
+pytestmark = pytest.mark.usefixtures("short_turns")
+
 
 class Small(Tiny):
     """A data set with two splits that have the names of CIFAR-10's."""

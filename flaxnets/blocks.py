@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from flaxnets.errors import one_of
 from flaxnets.kernels.normalization import layer_norm
+from flaxnets.kernels.precision import widened
 from flaxnets.layers import (
     Array,
     BatchNorm,
@@ -55,12 +56,33 @@ def hard_swish(x: Array) -> Array:
     return jax.nn.hard_swish(x)
 
 
+@jax.custom_jvp
 def gelu(x: Array) -> Array:
-    """Return x times the normal distribution function of x, torch's `GELU`.
+    """Return x times the normal distribution function of x, torch's `GELU`, computed in float32 at
+    least and rounded once.
 
-    jax's own default is an approximation.
+    jax's own default is an approximation. Its exact form rounds the argument of erfc, and takes 1.4
+    to 3.6 times as long on CPUs.
     """
-    return jax.nn.gelu(x, approximate=False)
+    wide = widened(x)
+    return (wide * _normal_distribution(wide)).astype(x.dtype)
+
+
+def _normal_distribution(x: Array) -> Array:
+    return 0.5 * (1 + jax.lax.erf(x * 0.5**0.5))
+
+
+@functools.partial(jax.checkpoint, prevent_cse=False)  # x alone is stored for the backward pass
+def _times_slope_of_gelu(x: Array, tangent: Array) -> Array:
+    wide = widened(x)
+    density = jnp.exp(-0.5 * wide * wide) * (2 * jnp.pi) ** -0.5
+    slope = _normal_distribution(wide) + wide * density
+    return (widened(tangent) * slope).astype(x.dtype)
+
+
+@gelu.defjvp
+def _gelu_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    return gelu(*primals), _times_slope_of_gelu(*primals, *tangents)
 
 
 def scaled_tanh(x: Array) -> Array:

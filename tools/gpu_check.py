@@ -52,7 +52,7 @@ class Part:
 
 
 EXACT = ("resnet50", "vgg19", "resnext50_32x4d", "densenet121", "googlenet", "alexnet",
-         "inception_v3", "wide_resnet50_2")  # fmt: skip
+         "inception_v3", "wide_resnet50_2", "vit_b_16")  # fmt: skip
 PARTS = [
     *(Part(f"logits:{arch}", 100, together=True) for arch in EXACT),
     Part("step:resnet50", 120, together=True),
@@ -69,8 +69,8 @@ PARTS = [
     Part("speed:efficientnet_b0", 200),
     Part("speed:mobilenet_v3_large", 170),
     Part("speed:densenet121", 300),
-    Part("speed:googlenet", 200),
-    Part("speed:alexnet", 80),
+    Part("speed:googlenet", 250),
+    Part("speed:alexnet", 100),
 ]
 TINY = [
     Part("logits:resnet18", 600, together=True),

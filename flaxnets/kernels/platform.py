@@ -28,7 +28,7 @@ from jax import lax
 from flaxnets.errors import one_of
 
 Platform = Literal["cpu", "gpu", "tpu"]
-Kernel = Literal["activation", "convolution", "folding", "normalization", "pooling"]
+Kernel = Literal["activation", "attention", "convolution", "folding", "normalization", "pooling"]
 
 _platform = jax.make_user_context(None)
 _plain = jax.make_user_context(frozenset())
@@ -102,3 +102,13 @@ def on_every_platform(function: Callable[..., Any]) -> Callable[..., Any]:
     gpu = traced_for("gpu")
     branches = {"cpu": traced_for("cpu"), "cuda": gpu, "rocm": gpu, "tpu": traced_for("tpu")}
     return lambda *operands: lax.platform_dependent(*operands, **branches)
+
+
+def on_cuda(function: Callable[..., Any], default: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `function` for programs that run on an NVIDIA GPU, `default` for all others."""
+    return lambda *operands: lax.platform_dependent(*operands, cuda=function, default=default)
+
+
+def has_cuda() -> bool:
+    """Return whether this machine's devices are NVIDIA's GPUs, whatever is traced for."""
+    return "cuda" in jax.devices()[0].client.platform_version

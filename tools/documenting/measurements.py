@@ -84,7 +84,10 @@ def gpu_rows() -> list[GPU]:
                 row["gigabytes_moved"] / row["seconds"] / beside["gigabytes_per_second"]
             )
             speed.images_per_second = rate
-    return [speed for speed, _ in found.values()]
+    networks = list(dict.fromkeys(network for network, _ in found))
+    return sorted(
+        (speed for speed, _ in found.values()), key=lambda speed: networks.index(speed.network)
+    )
 
 
 def gpu_lines(names: list[str]) -> list[list[Any]]:

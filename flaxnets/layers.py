@@ -22,6 +22,7 @@ from flaxnets.kernels.convolution import conv2d
 from flaxnets.kernels.matmul import linear
 from flaxnets.kernels.normalization import averaged_norm, batch_norm, moments, response_norm
 from flaxnets.kernels.pooling import bin_means, window_maxima, window_means
+from flaxnets.kernels.residual import residual_sum as residual_sum
 
 Array = jax.Array
 Dtype = Any

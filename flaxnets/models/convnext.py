@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from flaxnets.blocks import LayerNorm, StochasticDepth, gelu, identity, rates_by_depth
 from flaxnets.initializers import normal
-from flaxnets.layers import Array, Conv, Dtype, Linear, Sequential, average_positions
+from flaxnets.layers import Array, Conv, Dtype, Linear, Sequential, average_positions, residual_sum
 from flaxnets.models.base import Model
 
 # Section 3: channels and blocks of the stages res2 to res5.
@@ -50,7 +50,7 @@ class Block(nn.Module):
         init = nn.initializers.constant(LAYER_SCALE)
         scale = self.param("layer_scale", init, (1, 1, channels), jnp.float32)
         drop = StochasticDepth(self.stochastic_depth_rate, self.train, name="stochastic_depth")
-        return x + drop(scale[None].astype(y.dtype) * y)
+        return residual_sum(x, drop(scale[None].astype(y.dtype) * y))
 
 
 class ConvNeXt(Model):

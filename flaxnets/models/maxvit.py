@@ -36,6 +36,7 @@ from flaxnets.layers import (
     Sequential,
     average_positions,
     avg_pool,
+    residual_sum,
 )
 from flaxnets.models.base import Model
 
@@ -71,7 +72,7 @@ class MBConv(nn.Module):
         if self.stride > 1:
             x = avg_pool(3, self.stride, 1)(x)
             x = self.conv(self.features, 1, name="proj.1")(x)
-        return x + StochasticDepth(self.stochastic_depth_rate, self.train)(y)
+        return residual_sum(x, StochasticDepth(self.stochastic_depth_rate, self.train)(y))
 
 
 class RelativeAttention(nn.Module):
@@ -128,7 +129,7 @@ class PartitionAttention(nn.Module):
         mlp = [self.norm(), self.linear(4 * channels), gelu, self.linear(channels)]
         for layers, name in ((attention, "attn_layer"), (mlp, "mlp_layer")):
             y = Sequential(layers, name=name)(x)
-            x = x + StochasticDepth(self.stochastic_depth_rate, self.train)(y)
+            x = residual_sum(x, StochasticDepth(self.stochastic_depth_rate, self.train)(y))
         x = x.swapaxes(1, 2) if self.grid else x
         return from_windows(x, (height, width), window)
 

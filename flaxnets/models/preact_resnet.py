@@ -10,6 +10,7 @@ Not in torchvision; modules have the names of its residual networks.
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -25,6 +26,7 @@ from flaxnets.layers import (
     Sequential,
     average_positions,
     he_normal_fan_out,
+    residual_sum,
 )
 from flaxnets.models.base import Model
 
@@ -44,10 +46,10 @@ class BasicBlock(nn.Module):
     def __call__(self, x: Array) -> Array:
         y = self.norm(name="bn1")(x, relu=True)
         start = y if self.first else x
-        around = shortcut("A", start, self.features, self.stride, self.conv, self.norm)
+        around: Any = shortcut("A", start, self.features, self.stride, self.conv, self.norm)
         y = self.conv(self.features, 3, self.stride, 1, name="conv1")(y)
         y = self.norm(name="bn2")(y, relu=True)
-        return self.conv(self.features, 3, padding=1, name="conv2")(y) + around
+        return residual_sum(self.conv(self.features, 3, padding=1, name="conv2")(y), around)
 
 
 class Bottleneck(nn.Module):
@@ -71,7 +73,7 @@ class Bottleneck(nn.Module):
         y = self.norm(name="bn2")(y, relu=True)
         y = self.conv(self.features, 3, padding=1, name="conv2")(y)
         y = self.norm(name="bn3")(y, relu=True)
-        return self.conv(4 * self.features, 1, name="conv3")(y) + x
+        return residual_sum(self.conv(4 * self.features, 1, name="conv3")(y), x)
 
 
 class PreActResNetCIFAR(Model):

@@ -28,7 +28,16 @@ from flaxnets.attention import (
 )
 from flaxnets.blocks import LayerNorm, StochasticDepth, identity, rates_by_depth
 from flaxnets.initializers import normal
-from flaxnets.layers import Array, Conv, Dtype, Linear, Sequential, average_positions, relu
+from flaxnets.layers import (
+    Array,
+    Conv,
+    Dtype,
+    Linear,
+    Sequential,
+    average_positions,
+    relu,
+    residual_sum,
+)
 from flaxnets.models.base import Model
 
 # Section 3.3: channels of the first stage, number of layers and heads of each stage.
@@ -176,7 +185,8 @@ class Block(nn.Module):
             ),
         )
         for norm, layer in branches:
-            x = x + drop()(norm(layer(x)) if self.norm_is_last else layer(norm(x)))
+            y = norm(layer(x)) if self.norm_is_last else layer(norm(x))
+            x = residual_sum(x, drop()(y))
         return x
 
 

@@ -17,7 +17,7 @@ from flaxnets.attention import FeedForward, SelfAttention
 from flaxnets.blocks import LayerNorm
 from flaxnets.errors import InputError
 from flaxnets.initializers import normal
-from flaxnets.layers import Array, Conv, Dtype, Linear
+from flaxnets.layers import Array, Conv, Dtype, Linear, residual_sum
 from flaxnets.models.base import Model
 
 # Table 1.
@@ -46,9 +46,9 @@ class EncoderBlock(nn.Module):
             dtype=self.dtype,
         )
         y = SelfAttention(self.heads, self.dtype, name="self_attention")(self.norm(name="ln_1")(x))
-        x += self.dropout(name="dropout")(y)
+        x = residual_sum(x, self.dropout(name="dropout")(y))
         mlp = FeedForward(self.mlp_features, linear, self.dropout, name="mlp")
-        return x + mlp(self.norm(name="ln_2")(x))
+        return residual_sum(x, mlp(self.norm(name="ln_2")(x)))
 
 
 class VisionTransformer(Model):

@@ -49,7 +49,9 @@ def logits(arch: str, tiny: bool) -> Iterator[Row]:
             torch.nn.init.uniform_(module.bias, -0.2, 0.2)
             module.running_mean = torch.empty_like(module.weight).uniform_(-0.2, 0.2).detach()
             module.running_var = torch.empty_like(module.weight).uniform_(0.5, 1.5).detach()
-    side = 64 if tiny and arch != "googlenet" else 224
+        elif isinstance(module, torch.nn.Linear) and not module.weight.any():
+            torch.nn.init.normal_(module.weight, std=0.02)  # a vision transformer's head
+    side = 64 if tiny and arch not in ("googlenet", "vit_b_16") else 224
     x = np.random.default_rng(0).standard_normal((2 if tiny else 16, side, side, 3), np.float32)
     state = {key: value.clone() for key, value in reference.state_dict().items()}
     reference = reference.to(device)

@@ -56,7 +56,6 @@ def hard_swish(x: Array) -> Array:
     return jax.nn.hard_swish(x)
 
 
-@jax.custom_jvp
 def gelu(x: Array) -> Array:
     """Return x times the normal distribution function of x, torch's `GELU`, computed in float32 at
     least and rounded once.
@@ -64,6 +63,11 @@ def gelu(x: Array) -> Array:
     jax's own default is an approximation. Its exact form rounds the argument of erfc, and takes 1.4
     to 3.6 times as long on CPUs.
     """
+    return _gelu(x)  # an object of `jax.custom_jvp` cannot be pickled
+
+
+@jax.custom_jvp
+def _gelu(x: Array) -> Array:
     wide = widened(x)
     return (wide * _normal_distribution(wide)).astype(x.dtype)
 
@@ -72,7 +76,9 @@ def _normal_distribution(x: Array) -> Array:
     return 0.5 * (1 + jax.lax.erf(x * 0.5**0.5))
 
 
-@functools.partial(jax.checkpoint, prevent_cse=False)  # x alone is stored for the backward pass
+# The backward pass needs `x` alone. A barrier against common subexpressions would keep XLA from
+# fusing it with what comes before.
+@functools.partial(jax.checkpoint, prevent_cse=False)
 def _times_slope_of_gelu(x: Array, tangent: Array) -> Array:
     wide = widened(x)
     density = jnp.exp(-0.5 * wide * wide) * (2 * jnp.pi) ** -0.5
@@ -80,9 +86,9 @@ def _times_slope_of_gelu(x: Array, tangent: Array) -> Array:
     return (widened(tangent) * slope).astype(x.dtype)
 
 
-@gelu.defjvp
+@_gelu.defjvp
 def _gelu_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-    return gelu(*primals), _times_slope_of_gelu(*primals, *tangents)
+    return _gelu(*primals), _times_slope_of_gelu(*primals, *tangents)
 
 
 def scaled_tanh(x: Array) -> Array:

@@ -1,5 +1,7 @@
 """The GELU: torch's values and gradients, rounded once in 16 bits."""
 
+import pickle
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -60,3 +62,7 @@ def test_the_backward_pass_needs_the_argument_alone():
 
     x = jnp.zeros((8, 4), jnp.bfloat16)
     assert [a.shape for a in jax.tree.leaves(jax.eval_shape(stored, x))] == [(8, 4)]
+
+
+def test_it_can_be_pickled_with_a_network_that_has_it_in_a_field():
+    assert pickle.loads(pickle.dumps(gelu)) is gelu

@@ -92,8 +92,10 @@ def _gelu_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Arr
 
 
 def scaled_tanh(x: Array) -> Array:
-    """Return 1.7159 tanh(2 x / 3), which is 1 at 1 and -1 at -1 (LeCun et al. 1998, appendix A)."""
-    return 1.7159 * jnp.tanh(2 / 3 * x)
+    """Return 1.7159 tanh(2 x / 3), which is 1 at 1 and -1 at -1 (LeCun et al. 1998, appendix A),
+    computed in float32 at least and rounded once.
+    """
+    return (1.7159 * jnp.tanh(2 / 3 * widened(x))).astype(x.dtype)
 
 
 # Uniform in +-1/sqrt(fan_out), as in the heads of TensorFlow's EfficientNets.

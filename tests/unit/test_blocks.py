@@ -1,4 +1,4 @@
-"""The GELU: torch's values and gradients, rounded once in 16 bits."""
+"""Activations with constants that 16 bits do not hold: rounded once. The GELU's derivatives."""
 
 import pickle
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from flaxnets.blocks import gelu
+from flaxnets.blocks import gelu, scaled_tanh
 
 X = np.linspace(-12, 12, 1201)
 
@@ -66,3 +66,11 @@ def test_the_backward_pass_needs_the_argument_alone():
 
 def test_it_can_be_pickled_with_a_network_that_has_it_in_a_field():
     assert pickle.loads(pickle.dumps(gelu)) is gelu
+
+
+def test_in_bfloat16_the_scaled_tanh_is_rounded_once():
+    x = jnp.asarray(X, jnp.bfloat16)
+    y = scaled_tanh(x)
+    assert y.dtype == jnp.bfloat16
+    exact = 1.7159 * np.tanh(2 / 3 * np.asarray(x, np.float64))
+    np.testing.assert_allclose(y.astype(jnp.float32), exact, rtol=2**-8)

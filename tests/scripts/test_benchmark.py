@@ -306,6 +306,12 @@ def test_a_start_that_fails_is_a_sentence():
         starting.measure_start("mlp", common.Options(mode="start", dataset="digit"))
 
 
+def test_a_start_that_is_killed_is_a_sentence():
+    killed = ["-c", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"]
+    with pytest.raises(InputError, match=r"killed by signal 9.* a smaller --batch-size"):
+        starting._seconds(killed, os.environ)
+
+
 def test_a_batch_divides_over_the_devices():
     with pytest.raises(InputError, match="batch size 3 does not divide over 2 devices"):
         speed.measure_speed("mlp", common.Options(batch_size=3, devices=2))

@@ -55,6 +55,8 @@ def measure_start(arch: str, options: Options) -> Row:
         for name in ("first", "second"):
             workdir = f"{directory}/{name}"
             arguments = ["--arch", arch, "--dataset", options.dataset, "--workdir", workdir]
+            if options.batch_size is not None:
+                arguments += ["--batch-size", str(options.batch_size)]
             if options.data_dir is not None:
                 arguments += ["--data-dir", options.data_dir]
             command = ["-c", UNTIL_THE_FIRST_STEP, *arguments]
@@ -90,6 +92,11 @@ def _seconds(command: list[str], environment: os._Environ | dict) -> tuple[float
     os.close(terminal)
     _, errors = process.communicate()
     end = time.perf_counter() - start
+    if process.returncode < 0:
+        raise InputError(
+            f"train.py was killed by signal {-process.returncode}; where memory was short, give it "
+            f"more or a smaller --batch-size"
+        )
     if process.returncode:
         raise InputError(errors.decode().strip().removeprefix("error: "))
     return (marks[0] if marks else end), end, errors.decode()

@@ -22,7 +22,8 @@ from flaxnets.kernels.precision import is_narrow, widened
 
 Array = jax.Array
 Moments = tuple[Array, Array]  # of each channel (C,): mean and biased variance
-VECTOR = 16  # channels: oneDNN's norm of others is slow (densenet_bc_100_12's step: 1.5 times)
+# Channels; oneDNN's norm is slow for other than multiples (densenet_bc_100_12's step: 1.5 times).
+VECTOR = 16
 
 
 def batch_norm(
@@ -162,8 +163,8 @@ def response_norm(x: Array, size: int, alpha: float, beta: float, k: float) -> A
 def _norm_of_whole_vectors(
     x: Array, scale: Array, bias: Array, epsilon: float, relu: bool
 ) -> tuple[Array, Moments]:
-    """Return `batch_norm` by oneDNN, which takes channels in sixteens, with zeros for channels that
-    are missing.
+    """Return `batch_norm` by oneDNN, with channels of zeros up to a multiple of `VECTOR`, which are
+    cut off again.
     """
     channels = x.shape[-1]
     missing = -channels % VECTOR

@@ -71,6 +71,16 @@ def test_values_and_gradients_are_those_of_the_formula(size, channels, relu):
     np.testing.assert_allclose(var, x.var((0, 1, 2)), rtol=1e-5, atol=1e-9)
 
 
+@onednn_only
+def test_onednn_sees_whole_vectors_of_joined_maps():
+    """It computes other numbers of channels too, but slowly."""
+    norm = jax.jit(functools.partial(by_onednn, relu=True, joined=True))
+    program = norm.lower(*operands(7, 20)).as_text()
+    (call,) = [line for line in program.splitlines() if onednn.BATCH_NORM in line]
+    assert "x7x7x32xf32>" in call
+    assert "x7x7x20xf32>" not in call
+
+
 @bfloat16_only
 @pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize(("size", "channels"), SHAPES)

@@ -27,9 +27,9 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import tyro
+from child_process import check_status
 from jax import tree_util
 
-from flaxnets.errors import InputError
 from flaxnets.runs.files import json_text
 from flaxnets.runs.progress import TIMED
 from flaxnets.terminal import arguments, one_sentence_errors
@@ -60,8 +60,7 @@ def wait_for_change(value: Callable[[], Any], run: subprocess.Popen) -> None:
 
 
 def check(run: subprocess.Popen) -> None:
-    if run.wait():
-        raise InputError("experiments/train.py failed; see its message above")
+    check_status("experiments/train.py", run.wait())
 
 
 def arrays(workdir: pathlib.Path) -> dict[str, np.ndarray]:

@@ -20,6 +20,7 @@ import tempfile
 
 import numpy as np
 import tyro
+from child_process import check_status
 from PIL import Image
 
 from flaxnets import data
@@ -51,8 +52,7 @@ def write_folder(source: InMemory, root: pathlib.Path, classes: list[int], train
 def run(script: str, *arguments: object) -> None:
     """Run a script. Raises InputError if it fails."""
     command = [sys.executable, str(ROOT / script), *map(str, arguments)]
-    if subprocess.run(command, check=False).returncode:
-        raise InputError(f"{script} failed; see its message above")
+    check_status(script, subprocess.run(command, check=False).returncode)
 
 
 def main(

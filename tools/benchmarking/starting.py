@@ -9,6 +9,8 @@ import sys
 import tempfile
 import time
 
+from child_process import check_status
+
 from benchmarking.common import Options, Row
 from flaxnets.errors import InputError
 
@@ -92,11 +94,7 @@ def _seconds(command: list[str], environment: os._Environ | dict) -> tuple[float
     os.close(terminal)
     _, errors = process.communicate()
     end = time.perf_counter() - start
-    if process.returncode < 0:
-        raise InputError(
-            f"train.py was killed by signal {-process.returncode}; where memory was short, give it "
-            f"more or a smaller --batch-size"
-        )
-    if process.returncode:
+    if process.returncode > 0:
         raise InputError(errors.decode().strip().removeprefix("error: "))
+    check_status("train.py", process.returncode)
     return (marks[0] if marks else end), end, errors.decode()

@@ -66,6 +66,7 @@ PARTS = [
     Part("speed:resnext50_32x4d", 150),
     Part("speed:convnext_tiny", 180),
     Part("profile:convnext_tiny", 120),
+    Part("depthwise", 170),
     Part("speed:vit_b_16", 120),
     Part("speed:efficientnet_b0", 200),
     Part("speed:mobilenet_v3_large", 170),
@@ -79,6 +80,7 @@ TINY = [
     Part("speed:lenet5", 600),
     Part("variants:lenet5", 600),
     Part("profile:lenet5", 600),
+    Part("depthwise", 600),
     Part("cifar", 600),
     Part("feed", 600),
 ]

@@ -95,10 +95,10 @@ def _on_cpu(x: Array, kernel: Array, geometry: Geometry) -> Array:
         return _conv_to_one_pixel(x, kernel, padding, dilation)
     if groups > 1:
         if kernel.shape[2:] == (1, groups):
-            return _conv_by_taps(x, kernel, geometry)
+            return conv_by_taps(x, kernel, geometry)
         return _conv_by_bundles(x, kernel, geometry)
     if math.prod(x.shape[1:3]) <= 16 and kernel.shape[:2] != (1, 1):
-        return _conv_by_taps(x, kernel, geometry)
+        return conv_by_taps(x, kernel, geometry)
     if kernel.shape[:2] == (1, 1) and padding == (0, 0):
         return _conv_pointwise(x, kernel, stride)
     return xla_convolution(x, kernel, geometry)
@@ -169,7 +169,7 @@ def _conv_pointwise(x: Array, kernel: Array, stride: Pair) -> Array:
     return x[:, :: stride[0], :: stride[1]] @ kernel[0, 0]
 
 
-def _conv_by_taps(x: Array, kernel: Array, geometry: Geometry) -> Array:
+def conv_by_taps(x: Array, kernel: Array, geometry: Geometry) -> Array:
     """Return a convolution on a tiny map: one matrix product for each cell of the kernel, over the
     pixels that it meets. Cells that meet only padding cost nothing (3x3 on 2x2 pixels: 587 -> 5
     ms).

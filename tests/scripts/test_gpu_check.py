@@ -66,6 +66,11 @@ def check_profile(busy, shares, *longest):
     assert busy["busy_seconds"] * 1e3 >= sum(row["milliseconds"] for row in longest)
 
 
+def check_depthwise(*measured):
+    assert len(measured) == 9  # three results in three formulations
+    assert all(row["difference"] < 0.01 for row in measured)
+
+
 def check_cifar(learnt):
     assert learnt["epochs"] == len(learnt["accuracies"]) == 1
 
@@ -76,7 +81,8 @@ def check_feed(*measured):
 
 FIGURES = {
     "logits": check_logits, "step": check_step, "speed": check_speed, "variants": check_variants,
-    "profile": check_profile, "cifar": check_cifar, "feed": check_feed,
+    "profile": check_profile, "depthwise": check_depthwise, "cifar": check_cifar,
+    "feed": check_feed,
 }  # fmt: skip
 
 

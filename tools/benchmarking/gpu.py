@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 
 from benchmarking.common import Row
 from benchmarking.gpu_data import cifar, feed
+from benchmarking.gpu_depthwise import depthwise
 from benchmarking.gpu_exactness import logits, step
 from benchmarking.gpu_speed import profile, speeds, variants
 
@@ -17,6 +18,7 @@ PARTS: dict[str, Callable[[str, bool], Iterator[Row]]] = {
     "speed": speeds,
     "variants": variants,
     "profile": profile,
+    "depthwise": depthwise,
     "cifar": cifar,
     "feed": feed,
 }

@@ -1,4 +1,4 @@
-"""What is said of a script that another one started."""
+"""Report how a script ended that another one started."""
 
 from flaxnets.errors import InputError
 

@@ -27,9 +27,9 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import tyro
-from child_process import check_status
 from jax import tree_util
 
+from child_process import check_status
 from flaxnets.runs.files import json_text
 from flaxnets.runs.progress import TIMED
 from flaxnets.terminal import arguments, one_sentence_errors

@@ -20,9 +20,9 @@ import tempfile
 
 import numpy as np
 import tyro
-from child_process import check_status
 from PIL import Image
 
+from child_process import check_status
 from flaxnets import data
 from flaxnets.data.source import InMemory
 from flaxnets.errors import InputError

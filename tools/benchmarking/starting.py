@@ -9,9 +9,8 @@ import sys
 import tempfile
 import time
 
-from child_process import check_status
-
 from benchmarking.common import Options, Row
+from child_process import check_status
 from flaxnets.errors import InputError
 
 ROOT = pathlib.Path(__file__).parents[2]

@@ -26,6 +26,7 @@ from benchmarking import (
 )
 from PIL import Image
 
+from child_process import check_status
 from flaxnets.errors import InputError
 from flaxnets.kernels.platform import Kernel, formulation
 from tools import benchmark
@@ -310,6 +311,12 @@ def test_a_start_that_is_killed_is_a_sentence():
     killed = ["-c", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"]
     with pytest.raises(InputError, match=r"killed by signal 9.* a smaller --batch-size"):
         starting._seconds(killed, os.environ)
+
+
+def test_a_script_that_fails_has_said_why():
+    check_status("x.py", 0)
+    with pytest.raises(InputError, match=r"^x\.py failed; see its message above$"):
+        check_status("x.py", 2)
 
 
 def test_a_batch_divides_over_the_devices():

@@ -51,10 +51,10 @@ def depthwise(_: str, tiny: bool) -> Iterator[Row]:
         for result in RESULTS:
             compute = {way: _compiled(convolve, result, geometry) for way, convolve in WAYS.items()}
             values = {way: call(*arrays).astype(jnp.float32) for way, call in compute.items()}
+            wide = values["float32"]
             contenders = {way: _contender(call, arrays) for way, call in compute.items()}
             for way, seconds in alternate(contenders, 2 if tiny else 3).items():
                 median = statistics.median(seconds)
-                wide = values["float32"]
                 yield {
                     "size": size,
                     "channels": channels,

@@ -110,8 +110,11 @@ def step(arch: str, tiny: bool) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as directory:
         file = pathlib.Path(directory) / "cpu.npz"
         command = [sys.executable, __file__, arch, str(side), str(count), str(file)]
+        # As many CPU devices as here: XLA has a thread for each, and splits the sums of matrix
+        # products among the threads, which changes their last bits.
         environment = os.environ | {
             "JAX_PLATFORMS": "cpu",
+            "JAX_NUM_CPU_DEVICES": str(jax.local_device_count(backend="cpu")),
             "PYTHONPATH": os.pathsep.join(sys.path),
         }
         subprocess.run(command, check=True, env=environment)

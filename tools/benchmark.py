@@ -98,6 +98,9 @@ MODES: dict[str, Callable[[str, Options], Row]] = {
 }
 
 
+VECTORS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")  # as /proc/cpuinfo names instructions
+
+
 def measure(options: Options, arch: str) -> Row:
     """Return the row of one network."""
     quiet()
@@ -130,13 +133,16 @@ def plan(options: Options) -> list[tuple[Row, str, Options]]:
 
 
 def hardware() -> dict[str, Any]:
-    """Return the device, the processor, its cores, and the versions of packages."""
-    cpu = pathlib.Path("/proc/cpuinfo")
-    names = [line for line in cpu.read_text().splitlines() if line.startswith("model name")]
+    """Return the device, the processor, its vector instructions and cores, and versions."""
+    cpu = pathlib.Path("/proc/cpuinfo")  # of Linux
+    lines = cpu.read_text().splitlines() if cpu.exists() else []
+    facts = dict(line.replace("\t", "").split(": ", 1) for line in lines if ": " in line)
     return {
         "device": jax.devices()[0].device_kind,
-        "processor": names[0].split(": ")[1] if names else platform.processor(),
-        "cores": len(names) or multiprocessing.cpu_count(),
+        "processor": facts.get("model name", platform.processor()),
+        # Processors of one name differ in these, and so in speed.
+        "vectors": [name for name in VECTORS if name in facts.get("flags", "").split()],
+        "cores": multiprocessing.cpu_count(),
         "versions": versions(("torch", "torchvision", "simplejpeg")),
     }
 

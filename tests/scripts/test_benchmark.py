@@ -4,6 +4,7 @@ import concurrent.futures.process
 import csv
 import dataclasses
 import io
+import json
 import os
 import signal
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +29,7 @@ from PIL import Image
 
 from child_process import check_status
 from flaxnets.errors import InputError
+from flaxnets.kernels.onednn import library
 from flaxnets.kernels.platform import Kernel, formulation
 from tools import benchmark
 
@@ -335,8 +337,9 @@ def test_all_is_a_table(tmp_path, monkeypatch, torch_in_this_process, capsys):
     assert len({len(line) for line in cells}) == 1
     assert [cell.strip() for cell in cells[-1][:4]] == ["mlp", "tests/networks", "8", "64"]
     lines = out.read_text().splitlines()
-    assert lines[0].startswith("# {")
-    assert "torchvision" in lines[0]
+    hardware = json.loads(lines[0].removeprefix("# "))
+    assert "torchvision" in hardware["versions"]
+    assert ("avx512_bf16" in hardware["vectors"]) == library.computes_bfloat16()
     assert [row["mode"] for row in csv.DictReader(lines[1:])] == ["infer", "train"]
 
 

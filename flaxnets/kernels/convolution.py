@@ -19,11 +19,14 @@ from jax import lax
 from flaxnets.kernels.folding import Affine, Output, remember
 from flaxnets.kernels.geometry import Pair, check_fits
 from flaxnets.kernels.onednn.convolution import conv_by_onednn, fused, is_for_onednn
+from flaxnets.kernels.onednn.library import has_avx512
 from flaxnets.kernels.platform import formulation
 from flaxnets.kernels.precision import is_narrow, plus_bias, widened
 from flaxnets.kernels.xla import Geometry, output_map, xla_convolution
 
 Array = jax.Array
+
+VECTOR = 8  # float32 numbers in a vector of AVX2
 
 
 def conv2d(
@@ -90,7 +93,9 @@ def _on_cpu(x: Array, kernel: Array, geometry: Geometry) -> Array:
     """Return the convolution in the formulation that is fastest on CPUs at this shape."""
     stride, padding, dilation, groups = geometry
     if is_for_onednn(x, kernel, geometry):
-        return conv_by_onednn(x, kernel, geometry)
+        size = 1 if has_avx512() else _groups_of_a_vector(kernel, groups)
+        kernel = _block_diagonal(kernel, groups, size)
+        return conv_by_onednn(x, kernel, (stride, padding, dilation, groups // size))
     if groups == 1 and output_map(x, kernel, geometry) == (1, 1):
         return _conv_to_one_pixel(x, kernel, padding, dilation)
     if groups > 1:
@@ -199,6 +204,28 @@ def conv_by_taps(x: Array, kernel: Array, geometry: Geometry) -> Array:
     return y
 
 
+def _groups_of_a_vector(kernel: Array, groups: int) -> int:
+    """Return how many groups of a grouped convolution fill a vector of AVX2; 1 for other ones.
+
+    oneDNN has no AVX2 kernel for narrower groups (32 groups of 4, 56x56 pixels, 4 images: 18 -> 6
+    ms, its gradients 11 -> 9).
+    """
+    width, features = kernel.shape[2], kernel.shape[3] // groups
+    size = VECTOR // width
+    fits = 1 < width == features and size * width == VECTOR and groups % size == 0
+    return size if fits else 1
+
+
+def _block_diagonal(kernel: Array, groups: int, size: int) -> Array:
+    """Return the kernel of the same convolution with `size` groups in one."""
+    if size == 1:
+        return kernel
+    height, width, channels, features = kernel.shape
+    blocks = kernel.reshape(height, width, channels, groups // size, size, -1)
+    blocks = jnp.einsum("hwcbgf,gk->hwkcbgf", blocks, jnp.eye(size, dtype=kernel.dtype))
+    return blocks.reshape(height, width, size * channels, features)
+
+
 def _conv_by_bundles(x: Array, kernel: Array, geometry: Geometry) -> Array:
     """Return a grouped convolution as a few dense ones. Each covers a bundle of groups at least 32
     channels wide, and its kernel is block-diagonal (filter gradient, 32 groups of 4: 4055 -> 14
@@ -208,12 +235,10 @@ def _conv_by_bundles(x: Array, kernel: Array, geometry: Geometry) -> Array:
     width, features = kernel.shape[2], kernel.shape[3] // groups
     widest = min(32, x.shape[3])
     size = next(n for n in range(1, groups + 1) if groups % n == 0 and n * width >= widest)
+    kernel = _block_diagonal(kernel, groups, size)
     outputs = []
     for first in range(0, groups, size):
         part = x[..., first * width : (first + size) * width]
-        blocks = kernel[..., first * features : (first + size) * features]
-        blocks = blocks.reshape(*kernel.shape[:3], size, features)
-        block_diagonal = jnp.einsum("hwcgf,gk->hwkcgf", blocks, jnp.eye(size, dtype=kernel.dtype))
-        dense = block_diagonal.reshape(*kernel.shape[:2], size * width, size * features)
+        dense = kernel[..., first * features : (first + size) * features]
         outputs.append(_on_cpu(part, dense, (stride, padding, dilation, 1)))
     return jnp.concatenate(outputs, -1)

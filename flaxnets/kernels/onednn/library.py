@@ -36,7 +36,8 @@ Shape = tuple[int, ...]
 # dnnl_types.h
 DNNL = types.SimpleNamespace(
     cpu=1, stream_in_order=1, bf16=2, f32=3, format_tag_any=1, convolution_direct=1,
-    cpu_isa_avx512_core_bf16=0xE7, pooling_max=0x1FF, pooling_avg_include_padding=0x2FF,
+    cpu_isa_avx512_core=0x27, cpu_isa_avx512_core_bf16=0xE7,
+    pooling_max=0x1FF, pooling_avg_include_padding=0x2FF,
     forward_inference=96, forward_training=64, backward=128,
     use_scale=2, use_shift=4, fuse_norm_relu=8,
     binary_add=0x1FFF0, binary_mul=0x1FFF1, scratchpad_mode_user=1,
@@ -82,10 +83,19 @@ def library_version() -> str:
     return ".".join(map(str, (ctypes.c_int * 3).from_address(library().dnnl_version())))
 
 
-@functools.cache
 def computes_bfloat16() -> bool:
     """Return whether this CPU multiplies bfloat16 (avx512_bf16 or AMX) and the library is here."""
-    needed = DNNL.cpu_isa_avx512_core_bf16  # a bit for each set of instructions
+    return _has_instructions(DNNL.cpu_isa_avx512_core_bf16)
+
+
+def has_avx512() -> bool:
+    """Return whether this CPU has AVX-512 and the library is here."""
+    return _has_instructions(DNNL.cpu_isa_avx512_core)
+
+
+@functools.cache
+def _has_instructions(needed: int) -> bool:
+    """Return whether the library uses all the instructions `needed`, a bit for each set."""
     return library() is not None and library().dnnl_get_effective_cpu_isa() & needed == needed
 
 

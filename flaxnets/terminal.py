@@ -136,9 +136,14 @@ def reuse_memory() -> None:
     large blocks to the system each time. The page faults took a quarter of a training step of
     ResNet-50. One arena is used, because the others cannot hold blocks of more than 64 MiB.
 
+    Kept blocks are not always used again, so that a process needs up to four times its intermediate
+    results. With FLAXNETS_KEEP_MEMORY=0 in the environment nothing is kept.
+
     Call this before the first thread starts. `one_sentence_errors` and TensorFlow's import start
     threads.
     """
+    if os.environ.get("FLAXNETS_KEEP_MEMORY") == "0":
+        return
     arena_max, mmap_max, trim_threshold = -8, -4, -1  # malloc.h
     with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL(None).mallopt

@@ -208,7 +208,7 @@ def _groups_of_a_vector(kernel: Array, groups: int) -> int:
     """Return how many groups fill a vector of AVX2, or 1 if no whole number of them does.
 
     oneDNN 3.2 has no AVX2 kernel for groups narrower than a vector (32 groups of 4 as 16 of 8,
-    56x56 pixels, 4 images: 18 -> 6 ms, with gradients 11 -> 9).
+    56x56 pixels, 4 images: 18 -> 6 ms, both gradients 11 -> 9).
     """
     width, features = kernel.shape[2], kernel.shape[3] // groups
     size = VECTOR // width

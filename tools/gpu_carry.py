@@ -2,8 +2,9 @@
 
     python tools/gpu_carry.py --out carried --wheels simplejpeg --data-dir my_tfds
 
-It writes cifar10.npz, which has the images of TensorFlow Datasets' cifar10 in their stored
-encoding, and downloads wheels for the other machine's Python. On that machine:
+It writes cifar10.npz, which has the images of TensorFlow Datasets' cifar10, and downloads wheels
+for the other machine's Python. Images stored as PNG become lossless WebP, 106 MB in place of 138;
+JPEGs stay as they are. On that machine:
 
     python3 -m pip install --no-index --no-deps --target site carried/*.whl
     PYTHONPATH=site python3 tools/gpu_check.py --out results --cifar carried/cifar10.npz
@@ -15,12 +16,15 @@ if __name__ == "__main__":  # first, because the other imports take seconds
     quiet()
 
 import argparse
+import concurrent.futures
+import io
 import pathlib
 import subprocess
 import sys
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from flaxnets.errors import InputError
 from flaxnets.terminal import one_sentence_errors
@@ -72,11 +76,22 @@ def packed(builder: Any) -> Any:
     decoders: Any = {"image": tfds.decode.SkipDecoding()}
     for split in ("train", "test"):
         stream = builder.as_dataset(split=split, decoders=decoders)
-        examples = [(e["image"], e["label"]) for e in tfds.as_numpy(stream)]
-        arrays[f"encoded_{split}"] = np.frombuffer(b"".join(e for e, _ in examples), np.uint8)
-        arrays[f"ends_{split}"] = np.cumsum([len(e) for e, _ in examples])
-        arrays[f"labels_{split}"] = np.array([label for _, label in examples], np.int32)
+        examples = list(tfds.as_numpy(stream))
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            encoded = list(pool.map(smaller, (e["image"] for e in examples)))
+        arrays[f"encoded_{split}"] = np.frombuffer(b"".join(encoded), np.uint8)
+        arrays[f"ends_{split}"] = np.cumsum([len(e) for e in encoded])
+        arrays[f"labels_{split}"] = np.array([e["label"] for e in examples], np.int32)
     return arrays
+
+
+def smaller(encoded: bytes) -> bytes:
+    """Return a PNG as lossless WebP, and an image of another encoding as it is."""
+    if not encoded.startswith(b"\x89PNG"):
+        return encoded
+    buffer = io.BytesIO()
+    Image.open(io.BytesIO(encoded)).save(buffer, "WEBP", lossless=True, quality=100, method=4)
+    return buffer.getvalue()
 
 
 if __name__ == "__main__":

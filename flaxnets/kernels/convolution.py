@@ -1,11 +1,14 @@
 """The convolution of NHWC images, in the formulation that is fastest on the platform.
 
-GPU and TPU keep XLA's own operation. XLA's CPU backend has no operation that is fast at every
-shape, so there the shape decides when the program is traced:
+TPU keeps XLA's own operation. Elsewhere the shape decides when the program is traced. XLA's CPU
+backend has no operation that is fast at every shape:
 
 - An output of one pixel is a matrix product.
 - Other shapes are a call of oneDNN (`flaxnets.kernels.onednn.convolution`).
 - Without oneDNN they are matrix products, or dense convolutions in place of a grouped one.
+
+On GPUs XLA calls cuDNN, with two exceptions: a first layer in bfloat16, and depthwise convolutions
+with large kernels on small maps.
 
 Values and derivatives of any order are the same.
 """
@@ -14,6 +17,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from flaxnets.kernels.folding import Affine, Output, remember
@@ -27,6 +31,8 @@ from flaxnets.kernels.xla import Geometry, output_map, xla_convolution
 Array = jax.Array
 
 VECTOR = 8  # float32 numbers in a vector of AVX2
+# Where a depthwise convolution is matrix products on GPUs: cells of the kernel, pixels of the map.
+WIDE, SMALL = 7 * 7, 12 * 12
 
 
 def conv2d(
@@ -78,15 +84,22 @@ def _convolve(
     x: Array, kernel: Array, bias: Array | None, geometry: Geometry, traced_for: str
 ) -> Array:
     kernel = kernel.astype(x.dtype)
-    if traced_for != "cpu":
-        if traced_for == "gpu" and _is_narrow_stem(x, geometry):
-            return plus_bias(conv_of_blocks(x, kernel, geometry), bias)
-        # On GPUs XLA makes one call of cuDNN of this, for narrow types too, and adds the bias in
-        # float32. If asked for a float32 result, it would first convert the images (4.5 times the
-        # bytes).
-        return plus_bias(xla_convolution(x, kernel, geometry), bias)
-    y = _on_cpu(widened(x), widened(kernel), geometry)
-    return plus_bias(y, bias).astype(x.dtype)
+    if traced_for == "cpu":
+        y = _on_cpu(widened(x), widened(kernel), geometry)
+        return plus_bias(y, bias).astype(x.dtype)
+    convolve = _on_gpu if traced_for == "gpu" else xla_convolution
+    return plus_bias(convolve(x, kernel, geometry), bias)
+
+
+def _on_gpu(x: Array, kernel: Array, geometry: Geometry) -> Array:
+    """Return the convolution in the formulation that is fastest on GPUs at this shape."""
+    if _is_narrow_stem(x, geometry):
+        return conv_of_blocks(x, kernel, geometry)
+    if _is_for_positions(x, kernel, geometry):
+        return conv_by_positions(x, kernel, geometry)
+    # XLA makes one call of cuDNN of this, for narrow types too, and adds the bias in float32. If
+    # asked for a float32 result, it would first convert the images (4.5 times the bytes).
+    return xla_convolution(x, kernel, geometry)
 
 
 def _on_cpu(x: Array, kernel: Array, geometry: Geometry) -> Array:
@@ -145,6 +158,30 @@ def conv_of_blocks(x: Array, kernel: Array, geometry: Geometry) -> Array:
     kernel = kernel.reshape(cells[0], stride[0], cells[1], stride[1], channels, features)
     kernel = kernel.transpose(0, 2, 1, 3, 4, 5).reshape(*cells, -1, features)
     return xla_convolution(folded, kernel, ((1, 1), (0, 0), (1, 1), 1))
+
+
+def _is_for_positions(x: Array, kernel: Array, geometry: Geometry) -> bool:
+    is_depthwise = kernel.shape[2:] == (1, geometry[-1])
+    cells, pixels = math.prod(kernel.shape[:2]), math.prod(x.shape[1:3])
+    return is_depthwise and cells >= WIDE and pixels <= SMALL
+
+
+def conv_by_positions(x: Array, kernel: Array, geometry: Geometry) -> Array:
+    """Return a depthwise convolution of a small map: for each channel one matrix product, whose
+    matrix has for each position of the input and of the output the weight with which they meet.
+
+    With 7x7 cells it takes 0.8 of cuDNN's time on 12x12 pixels, 1.2 on 14x14. On 7x7 cuDNN has no
+    fast gradient of the kernel (4.07 -> 0.08 ms; 256 images, 768 channels, bfloat16, H100).
+    """
+    strides, paddings, dilations, _ = geometry
+    size, n_out = x.shape[1:3], output_map(x, kernel, geometry)
+    meets = []  # for each axis, 1 where input position p meets output position q in cell c
+    for axis in range(2):
+        p, q, c = np.ogrid[: size[axis], : n_out[axis], : kernel.shape[axis]]
+        meets.append(p == q * strides[axis] + c * dilations[axis] - paddings[axis])
+    rows, columns = (jnp.asarray(m, jnp.float32) for m in meets)
+    weights = jnp.einsum("hik,wjl,klc->chwij", rows, columns, widened(kernel[:, :, 0]))
+    return jnp.einsum("nhwc,chwij->nijc", x, weights.astype(x.dtype))
 
 
 def _conv_to_one_pixel(x: Array, kernel: Array, padding: Pair, dilation: Pair) -> Array:

@@ -132,11 +132,36 @@ def layer_norm(
     """Return `x` (..., C) less the mean of its channels, divided by their deviation, or by the root
     of a given `variance` (..., 1), then scaled and shifted, in float32 at least.
     """
+    if variance is None and formulation("normalization") == "gpu":
+        y = _standardized_on_gpu(x, epsilon)
+    else:
+        y = _standardized(x, epsilon, variance)
+    return y * _beside(y, scale) + _beside(y, bias)
+
+
+def _standardized(x: Array, epsilon: float, variance: Array | None = None) -> Array:
     x = widened(x)
     x = x - x.mean(-1, keepdims=True)
     if variance is None:
         variance = jnp.square(x).mean(-1, keepdims=True)
-    return x * lax.rsqrt(variance + epsilon) * _beside(x, scale) + _beside(x, bias)
+    return x * lax.rsqrt(variance + epsilon)
+
+
+_standardized_on_gpu = jax.custom_jvp(_standardized, nondiff_argnums=(1,))
+
+
+@_standardized_on_gpu.defjvp
+def _standardized_jvp(epsilon: float, primals: tuple[Array], tangents: tuple[Array]):
+    # Without the barriers XLA:GPU finds mean and deviation again in each pass that needs them, and
+    # stores the gradient of `x`, and its product with `y`, in float32: 17 reads and writes of a map
+    # in bfloat16, now 10.
+    wide, change = widened(primals[0]), widened(lax.optimization_barrier(tangents[0]))
+    mean = wide.mean(-1, keepdims=True)
+    factor = lax.rsqrt(jnp.square(wide - mean).mean(-1, keepdims=True) + epsilon)
+    mean, factor = lax.optimization_barrier((mean, factor))
+    y = (wide - mean) * factor
+    along_y = (y * change).mean(-1, keepdims=True)
+    return y, factor * (change - change.mean(-1, keepdims=True) - y * along_y)
 
 
 def response_norm(x: Array, size: int, alpha: float, beta: float, k: float) -> Array:

@@ -515,3 +515,37 @@ def test_narrow_first_layers_on_gpus_have_their_stride_as_channels():
         assert not has_blocks(x.astype(jnp.float32))
         with plain("convolution"):
             assert not has_blocks(x)
+
+
+DEPTHWISE = [
+    name for name, (shape, *_, groups, _) in CONVOLUTIONS.items() if shape[2:] == (1, groups)
+]
+
+
+@pytest.mark.parametrize("name", DEPTHWISE)
+def test_a_depthwise_convolution_is_a_product_over_positions(name):
+    x, kernel, geometry = arrays(name)
+    assert_same_derivatives(
+        lambda x, kernel: convolution.conv_by_positions(x, kernel, geometry),
+        lambda x, kernel: xla_convolution(x, kernel, geometry),
+        (x, kernel),
+    )
+
+
+@pytest.mark.parametrize(
+    ("window", "size", "is_product"), [(7, 7, True), (7, 12, True), (7, 14, False), (5, 7, False)]
+)
+def test_wide_depthwise_kernels_of_small_maps_are_products_on_gpus(window, size, is_product):
+    x, kernel = jnp.ones((2, size, size, 4), jnp.bfloat16), jnp.ones((window, window, 1, 4))
+    geometry = ((1, 1), (window // 2, window // 2), (1, 1), 4)
+
+    def is_product_here():
+        program = str(jax.make_jaxpr(lambda x: conv2d(x, kernel, *geometry))(x))
+        return "dot_general" in program and "conv_general_dilated" not in program
+
+    with compiling_for("gpu"):
+        assert is_product_here() == is_product
+        with plain("convolution"):
+            assert not is_product_here()
+    with compiling_for("tpu"):
+        assert not is_product_here()

@@ -1,4 +1,6 @@
-"""Batch norm by oneDNN against its formula, in values and derivatives."""
+"""Batch norm by oneDNN, and layer norm as on GPUs, against their formulas, in values and
+derivatives.
+"""
 
 import functools
 
@@ -11,7 +13,7 @@ from jax.extend.core import Literal
 
 import parity
 from flaxnets.kernels import normalization
-from flaxnets.kernels.normalization import batch_norm
+from flaxnets.kernels.normalization import batch_norm, layer_norm
 from flaxnets.kernels.onednn import calls as onednn
 from flaxnets.kernels.onednn import library as dnnl
 from flaxnets.kernels.onednn import operations
@@ -271,3 +273,51 @@ def test_the_layer_takes_the_relu_along(mode, channels):
         alone = norm.clone(axis_name=None)
         whole, _ = alone.apply(variables, x, mutable=["batch_stats"], relu=True)
         np.testing.assert_allclose(positive[:, 0], whole, atol=1e-5)
+
+
+def test_layer_norm_on_gpus_has_the_derivatives_of_its_formula():
+    """Ba, Kiros & Hinton 2016, equations 2 to 4."""
+
+    def expected(x, scale, bias):
+        mean, variance = x.mean(-1, keepdims=True), x.var(-1, keepdims=True)
+        return (x - mean) / jnp.sqrt(variance + EPSILON) * scale + bias
+
+    def derivatives(norm, arrays):
+        def loss(*arrays):
+            return jnp.sin(norm(*arrays)).sum()
+
+        gradient = jax.grad(loss, (0, 1, 2))
+        second = jax.grad(lambda *arrays: jnp.cos(gradient(*arrays)[0]).sum(), (0, 1))(*arrays)
+        return norm(*arrays), gradient(*arrays), second, jax.jvp(gradient, arrays, arrays)
+
+    with jax.enable_x64(), compiling_for("gpu"):
+        arrays = tuple(each.astype(np.float64) for each in operands())
+        found = derivatives(functools.partial(layer_norm, epsilon=EPSILON), arrays)
+        jax.tree.map(
+            functools.partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-10),
+            found,
+            derivatives(expected, arrays),
+        )
+
+
+def test_layer_norm_on_gpus_stores_the_moments_and_a_narrow_gradient():
+    """The barriers are in the gradient alone: without it, XLA fuses the whole norm."""
+    x, scale, bias = (each.astype(jnp.bfloat16) for each in operands())
+
+    def norm(x):
+        return layer_norm(x, scale, bias, EPSILON)
+
+    def barriers(function):
+        with compiling_for("gpu"):
+            program = jax.make_jaxpr(function)(x).jaxpr
+        return sorted(
+            (str(each.aval.dtype), each.aval.size)
+            for equation in program.eqns
+            if equation.primitive.name == "optimization_barrier"
+            for each in equation.outvars
+        )
+
+    pixels = x.size // CHANNELS
+    assert barriers(norm) == []
+    gradient = barriers(jax.grad(lambda x: norm(x).sum()))
+    assert gradient == [("bfloat16", x.size), ("float32", pixels), ("float32", pixels)]

@@ -3,7 +3,7 @@
     python tools/gpu_carry.py --out carried --wheels simplejpeg --data-dir my_tfds
 
 It writes cifar10.npz, which has the images of TensorFlow Datasets' cifar10, and downloads wheels
-for the other machine's Python. Images stored as PNG become lossless WebP, 106 MB in place of 138;
+for the other machine's Python. Images stored as PNG become lossless WebP, 105 MB in place of 138;
 JPEGs stay as they are. On that machine:
 
     python3 -m pip install --no-index --no-deps --target site carried/*.whl

@@ -321,3 +321,5 @@ def test_layer_norm_on_gpus_stores_the_moments_and_a_narrow_gradient():
     assert barriers(norm) == []
     gradient = barriers(jax.grad(lambda x: norm(x).sum()))
     assert gradient == [("bfloat16", x.size), ("float32", pixels), ("float32", pixels)]
+    with plain("normalization"):
+        assert barriers(jax.grad(lambda x: norm(x).sum())) == []

@@ -5,8 +5,11 @@ read and written several times). cuDNN's kernel keeps them in the processors' ow
 2022, "FlashAttention", arXiv:2205.14135).
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from flaxnets.kernels.platform import formulation, has_cuda, on_cuda
 from flaxnets.kernels.precision import is_narrow, multiplies_bfloat16, widened
@@ -31,12 +34,39 @@ def attention(query: Array, key: Array, value: Array, bias: Array | None = None)
 
 
 def _by_xla(query: Array, key: Array, value: Array, bias: Array | None = None) -> Array:
+    on_gpu = formulation("attention") == "gpu" and is_narrow(query)
+    weights = (_narrow_weights if on_gpu else _weights)(query, key, bias)
+    return jnp.einsum("...hqk,...khc->...qhc", weights.astype(value.dtype), value)
+
+
+def _weights(query: Array, key: Array, bias: Array | None) -> Array:
+    """Return the weights (..., heads, Q, K) of the values, in float32 at least."""
     wide = jnp.promote_types(query.dtype, jnp.float32)
-    logits = jnp.einsum("...qhc,...khc->...hqk", query, key, preferred_element_type=wide)
+    logits = _products(query, key, preferred_element_type=wide)
+    return jax.nn.softmax(logits if bias is None else logits + widened(bias))
+
+
+_products = functools.partial(jnp.einsum, "...qhc,...khc->...hqk")
+
+
+@jax.custom_jvp
+def _narrow_weights(query: Array, key: Array, bias: Array | None) -> Array:
+    return _weights(query, key, bias).astype(query.dtype)
+
+
+@_narrow_weights.defjvp
+def _narrow_weights_jvp(primals, tangents):
+    # As in FlashAttention, the gradient of the logits is rounded before it is multiplied. Otherwise
+    # XLA:GPU stores it and the weights in float32, and multiplies in float32: with a bias, which
+    # cuDNN does not take, Swin-T's step moves 1.1 times the bytes.
+    (query, key, bias), (dquery, dkey, dbias) = primals, tangents
+    weights = lax.optimization_barrier(_narrow_weights(query, key, bias))
+    change = _products(dquery, key) + _products(query, dkey)
     if bias is not None:
-        logits = logits + widened(bias)
-    weights = jax.nn.softmax(logits).astype(value.dtype)
-    return jnp.einsum("...hqk,...khc->...qhc", weights, value)
+        change = (widened(change) + widened(dbias)).astype(change.dtype)
+    wide, change = widened(weights), widened(lax.optimization_barrier(change))
+    change = wide * (change - (wide * change).sum(-1, keepdims=True))
+    return weights, change.astype(weights.dtype)
 
 
 def _is_for_cudnn(query: Array, key: Array, value: Array) -> bool:

@@ -1,5 +1,8 @@
-"""Attention by cuDNN: when it is chosen, and how its operands are padded."""
+"""Attention by cuDNN: when it is chosen, and how its operands are padded. And what XLA multiplies
+on GPUs where cuDNN's is not chosen.
+"""
 
+import contextlib
 import dataclasses
 from typing import Any
 
@@ -112,3 +115,41 @@ def test_a_program_traced_for_cudnn_runs_on_a_cpu(cudnn, monkeypatch):
         assert chooses_cudnn(*arrays)
         found = jax.jit(lambda *arrays: attention(*arrays))(*arrays)
     np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_narrow_gradients_on_gpus_are_products_of_narrow_operands(with_bias):
+    arrays = operands(batch=(2, 4))
+    if with_bias:
+        arrays.append(jax.random.normal(jax.random.key(1), (1, 1, 3, 9, 9)))
+
+    def loss(*arrays):
+        return jnp.sin(attention(*arrays).astype(jnp.float32)).sum()
+
+    gradient = jax.grad(loss, tuple(range(len(arrays))))
+
+    def found(*contexts):
+        with contextlib.ExitStack() as stack:
+            for context in contexts:
+                stack.enter_context(context)
+            program = jax.make_jaxpr(gradient)(*arrays)
+            products = [e for e in program.eqns if e.primitive.name == "dot_general"]
+            types = {operand.aval.dtype for e in products for operand in e.invars}
+            return attention(*arrays), gradient(*arrays), types
+
+    values, gradients, types = found(compiling_for("gpu"))
+    plain_values, plain_gradients, plain_types = found(compiling_for("gpu"), plain("attention"))
+    assert (types, plain_types) == (
+        {jnp.dtype("bfloat16")},
+        {*map(jnp.dtype, ("bfloat16", "float32"))},
+    )
+    np.testing.assert_array_equal(values, plain_values)
+
+    exact = gradient(*(x.astype(jnp.float32) for x in arrays))
+
+    def errors(gradients):
+        pairs = zip(gradients, exact, strict=True)
+        return np.array([np.linalg.norm(g - e) / np.linalg.norm(e) for g, e in pairs])
+
+    assert max(errors(gradients)) < 0.01
+    assert max(errors(gradients) / errors(plain_gradients)) < 1.5

@@ -206,28 +206,44 @@ def test_operations_are_named_after_their_pass():
 
 PROGRAM = """HloModule step
 
-%fused (p.1: bf16[4,8], p.2: f32[8]) -> f32[8] {
+%fused (p.1: bf16[4,8], p.2: f32[8], p.3: pred[4,8]) -> f32[8] {
   %p.1 = bf16[4,8]{1,0} parameter(0)
   %wide = f32[4,8]{1,0} convert(%p.1)
-  %row = f32[1,8]{1,0} slice(%wide), slice={[1:2], [0:8]}
+  %p.3 = pred[4,8]{1,0} parameter(2)
+  %chosen = f32[4,8]{1,0} select(%p.3, %wide, %wide)
+  %row = f32[1,8]{1,0} slice(%chosen), slice={[1:2], [0:8]}
   %flat = f32[8]{0} bitcast(%row)
   %p.2 = f32[8]{0} parameter(1)
   ROOT %sum = f32[8]{0} add(%flat, %p.2), metadata={op_name="jit(step)/add"}
 }
 
-ENTRY %main (x: bf16[4,8], y: f32[8]) -> (f32[8], u8[3]) {
+%converted (p.4: f32[8]) -> bf16[8] {
+  %p.4 = f32[8]{0} parameter(0)
+  ROOT %narrow = bf16[8]{0} convert(%p.4)
+}
+
+ENTRY %main (x: bf16[4,8], y: f32[8], mask: pred[4,8]) -> (f32[8], u8[3]) {
   %x = bf16[4,8]{1,0} parameter(0)
   %y = f32[8]{0} parameter(1)
-  %fusion = f32[8]{0} fusion(%x, %y), calls=%fused, metadata={op_name="jit(step)/jvp(A)/add"}
-  ROOT %conv = (f32[8]{0}, u8[3]{0}) custom-call(%fusion, %x), custom_call_target="convolution"
+  %mask = pred[4,8]{1,0} parameter(2)
+  %fusion = f32[8]{0} fusion(%x, %y, %mask), calls=%fused, metadata={op_name="jit(step)/jvp(A)/add"}
+  %rounded = bf16[8]{0} fusion(%fusion), calls=%converted
+  ROOT %conv = (f32[8]{0}, u8[3]{0}) custom-call(%rounded, %x), custom_call_target="convolution"
 }
 """
 
 
 def test_the_traffic_of_a_program():
-    """A fusion that reads one row of four counts 16 bytes of 64, and 32 read and 32 written."""
+    """A fusion that needs one row of four reads 16 bytes of 64 and 8 of 32, whatever comes before
+    the slice.
+    """
     moved = [(kind, size) for _, kind, size in traffic.traffic(PROGRAM)]
-    assert moved == [("add, forward", 16 + 32 + 32), ("unnamed, update", 32 + 64 + 32 + 3)]
+    rounded, convolution = 32 + 16, 16 + 64 + 32 + 3
+    assert moved == [
+        ("add, forward", 16 + 32 + 8 + 32),
+        ("unnamed, update", rounded),
+        ("unnamed, update", convolution),
+    ]
 
 
 def test_traffic_without_the_plugin(monkeypatch):

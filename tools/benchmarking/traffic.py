@@ -180,28 +180,33 @@ def traffic(text: str) -> Iterator[tuple[str, str, int]]:
             continue
         fused = computations.get(operation.attribute(r"calls=%([\w.-]+)"), {})
         inside = {p.arguments: p.name for p in fused.values() if p.opcode == "parameter"}
+        shares = shares_read(fused)
         size = nbytes(operation.shape)
         for index, operand in enumerate(operation.operands):
-            name = inside.get(str(index))
-            share = share_read(fused, name) if name else 1
+            share = shares.get(inside.get(str(index), ""), 1.0)
             size += round(share * nbytes(program[operand].shape))
         path = operation.attribute(r'op_name="([^"]*)"') or "unnamed"
         yield operation.name, kind(path), size
 
 
-def share_read(fused: Computation, name: str) -> float:
-    """Return the share of the elements of a parameter that a fused computation reads."""
-    total = 0.0
-    for user in fused.values():
-        if name not in user.operands:
-            continue
-        if user.opcode in ("slice", "dynamic-slice"):
-            total += elements(user.shape) / elements(fused[name].shape)
-        elif user.opcode in ("convert", "bitcast"):
-            total += share_read(fused, user.name)
-        else:
-            return 1
-    return min(total, 1)
+def shares_read(fused: Computation) -> dict[str, float]:
+    """Return the share of its elements that each instruction of a fused computation has to give.
+
+    Of what is sliced in the end, in whatever operations, only the slice is read.
+    """
+    shares = dict.fromkeys(fused, 0.0)
+    for name, instruction in reversed(fused.items()):  # users come after what they use
+        if not shares[name]:  # the result
+            shares[name] = 1.0
+        for operand in set(instruction.operands) & fused.keys():
+            given, read = elements(instruction.shape), elements(fused[operand].shape)
+            share = 1.0
+            if instruction.opcode in ("slice", "dynamic-slice"):
+                share = shares[name] * given / read
+            elif given == read and instruction.opcode != "tuple":
+                share = shares[name]
+            shares[operand] = min(shares[operand] + share, 1.0)
+    return shares
 
 
 def nbytes(shape: str) -> int:

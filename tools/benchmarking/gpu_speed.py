@@ -20,7 +20,7 @@ from benchmarking.common import Contender, Options, Row, alternate, peak_gigabyt
 from benchmarking.profiling import TRACED, large_copy, nanoseconds_of_steps
 from benchmarking.speed import Ours, matrix_product, multiply_adds, side_of_product
 from benchmarking.traffic import traffic
-from flaxnets.kernels.platform import plain
+from flaxnets.kernels.platform import Kernel, plain
 
 ROUNDS = 5
 BATCH = {"vgg19": 128}  # images of networks for which 256 do not fit into memory with torch's
@@ -162,29 +162,29 @@ def torch_peak() -> float | None:
     return peak
 
 
+Without = dict[str, Kernel | None]  # variants by the kernel that is left out
+BATCH_NORMS: dict[str, Without] = {
+    "infer": {"ours": None, "unfolded": "folding", "xla_stem": "convolution"},
+    "train": {"ours": None, "xla_pools": "pooling", "xla_relu": "activation",
+              "xla_stem": "convolution"},
+}  # fmt: skip
+LAYER_NORMS: dict[str, Without] = {
+    "train": {"ours": None, "xla_norms": "normalization", "xla_attention": "attention",
+              "xla_convolutions": "convolution"},
+}  # fmt: skip
+
+
 def variants(arch: str, tiny: bool) -> Iterator[Row]:
     """Measure the gain of folding and of our kernels: each is left out alone.
 
     A row has the seconds of a step and the gigabytes that it moves, beside those of all kernels.
     """
     options = _options(arch, tiny)
-    left_out = {
-        "infer": {
-            "ours": contextlib.nullcontext,
-            "unfolded": lambda: plain("folding"),
-            "xla_stem": lambda: plain("convolution"),
-        },
-        "train": {
-            "ours": contextlib.nullcontext,
-            "xla_pools": lambda: plain("pooling"),
-            "xla_relu": lambda: plain("activation"),
-            "xla_stem": lambda: plain("convolution"),
-        },
-    }
-    for mode, contexts in left_out.items():
+    has_layer_norms = arch.startswith(("convnext", "maxvit", "swin", "vit"))
+    for mode, left_out in (LAYER_NORMS if has_layer_norms else BATCH_NORMS).items():
         compiled = {}
-        for name, context in contexts.items():
-            with context():
+        for name, kernel in left_out.items():
+            with plain(kernel) if kernel else contextlib.nullcontext():
                 compiled[name] = _compile(Ours(arch, options), mode)
         contenders = {name: contender for name, (contender, _) in compiled.items()}
         seconds = alternate(contenders, 2 if tiny else ROUNDS)

@@ -32,7 +32,7 @@ Array = jax.Array
 
 VECTOR = 8  # float32 numbers in a vector of AVX2
 # Where a depthwise convolution is matrix products on GPUs: cells of the kernel, pixels of the map.
-WIDE, SMALL = 7 * 7, 12 * 12
+WIDE, SMALL = 7 * 7, 10 * 10
 
 
 def conv2d(
@@ -170,8 +170,9 @@ def conv_by_positions(x: Array, kernel: Array, geometry: Geometry) -> Array:
     """Return a depthwise convolution of a small map: for each channel one matrix product, whose
     matrix has for each position of the input and of the output the weight with which they meet.
 
-    With 7x7 cells it takes 0.8 of cuDNN's time on 12x12 pixels, 1.2 on 14x14. On 7x7 cuDNN has no
-    fast gradient of the kernel (4.07 -> 0.08 ms; 256 images, 768 channels, bfloat16, H100).
+    On 7x7 pixels cuDNN has no fast gradient of a 7x7 kernel (4.07 -> 0.08 ms; 256 images, 768
+    channels, bfloat16, H100). On 12x12 products take 0.8 of its time, on 14x14 1.2. The matrices
+    grow with the square of the pixels (12x12: 32 MB), which a call for one image has to write, too.
     """
     strides, paddings, dilations, _ = geometry
     size, n_out = x.shape[1:3], output_map(x, kernel, geometry)

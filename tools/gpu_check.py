@@ -52,7 +52,7 @@ class Part:
 
 
 EXACT = ("resnet50", "vgg19", "resnext50_32x4d", "densenet121", "googlenet", "alexnet",
-         "inception_v3", "wide_resnet50_2", "vit_b_16")  # fmt: skip
+         "inception_v3", "wide_resnet50_2", "vit_b_16", "convnext_tiny")  # fmt: skip
 PARTS = [
     *(Part(f"logits:{arch}", 100, together=True) for arch in EXACT),
     Part("step:resnet50", 120, together=True),
@@ -73,6 +73,8 @@ PARTS = [
     Part("speed:densenet121", 300),
     Part("speed:googlenet", 250),
     Part("speed:alexnet", 100),
+    Part("variants:convnext_tiny", 300),
+    Part("variants:swin_t", 300),
 ]
 TINY = [
     Part("logits:resnet18", 600, together=True),

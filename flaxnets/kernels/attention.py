@@ -34,7 +34,8 @@ def attention(query: Array, key: Array, value: Array, bias: Array | None = None)
 
 
 def _by_xla(query: Array, key: Array, value: Array, bias: Array | None = None) -> Array:
-    on_gpu = formulation("attention") == "gpu" and is_narrow(query)
+    is_narrow_call = is_narrow(query) and query.dtype == key.dtype == value.dtype
+    on_gpu = formulation("attention") == "gpu" and is_narrow_call
     weights = (_narrow_weights if on_gpu else _weights)(query, key, bias)
     return jnp.einsum("...hqk,...khc->...qhc", weights.astype(value.dtype), value)
 
@@ -57,8 +58,8 @@ def _narrow_weights(query: Array, key: Array, bias: Array | None) -> Array:
 @_narrow_weights.defjvp
 def _narrow_weights_jvp(primals, tangents):
     # As in FlashAttention, the gradient of the logits is rounded before it is multiplied. Otherwise
-    # XLA:GPU stores it and the weights in float32, and multiplies in float32: with a bias, which
-    # cuDNN does not take, Swin-T's step moves 1.1 times the bytes.
+    # XLA:GPU stores it and the weights in float32, and multiplies in float32: Swin-T's step, whose
+    # attention has a bias, moves 1.1 times the bytes.
     (query, key, bias), (dquery, dkey, dbias) = primals, tangents
     weights = lax.optimization_barrier(_narrow_weights(query, key, bias))
     change = _products(dquery, key) + _products(query, dkey)

@@ -153,3 +153,16 @@ def test_narrow_gradients_on_gpus_are_products_of_narrow_operands(with_bias):
 
     assert max(errors(gradients)) < 0.01
     assert max(errors(gradients) / errors(plain_gradients)) < 1.5
+
+
+def test_weights_are_rounded_to_the_type_of_the_values():
+    """Those of narrow queries and keys are not, if the values are wide."""
+    query, key, value = operands(batch=(2, 4))
+    wide = value.astype(jnp.float32)
+    with compiling_for("gpu"):
+        found = attention(query, key, wide)
+        with plain("attention"):
+            np.testing.assert_array_equal(found, attention(query, key, wide))
+    rounded = attention(query, key, value)
+    assert (found.dtype, rounded.dtype) == (jnp.float32, jnp.bfloat16)
+    assert jnp.abs(found - rounded).max() < 0.02

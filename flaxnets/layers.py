@@ -20,7 +20,8 @@ from flaxnets.kernels.activation import relu_of_sum as relu_of_sum
 from flaxnets.kernels.concatenation import joined as joined
 from flaxnets.kernels.convolution import conv2d
 from flaxnets.kernels.matmul import linear
-from flaxnets.kernels.normalization import averaged_norm, batch_norm, moments, response_norm
+from flaxnets.kernels.moments import moments
+from flaxnets.kernels.normalization import averaged_norm, batch_norm, response_norm
 from flaxnets.kernels.pooling import bin_means, window_maxima, window_means
 from flaxnets.kernels.residual import residual_sum as residual_sum
 

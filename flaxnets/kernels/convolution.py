@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from flaxnets.kernels.folding import Affine, Output, remember
+from flaxnets.kernels.folding import Affine, Output, Product, remember
 from flaxnets.kernels.geometry import Pair, check_fits
 from flaxnets.kernels.onednn.convolution import conv_by_onednn, fused, is_for_onednn
 from flaxnets.kernels.onednn.library import has_avx512
@@ -76,7 +76,9 @@ def conv2d(
 
     y = make(None, None, False)
     if traced_for == "gpu" or is_narrow_call:
-        remember(y, Output(make))
+        is_product = kernel.shape[:2] == (1, 1) and (stride, padding, groups) == ((1, 1), (0, 0), 1)
+        product = Product(x, kernel[0, 0], bias) if is_product else None
+        remember(y, Output(make, product=product))
     return y
 
 
@@ -148,8 +150,8 @@ def conv_of_blocks(x: Array, kernel: Array, geometry: Geometry) -> Array:
     ]
     x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *((*m, 0) for m in margins), (0, 0, 0)])
     channels, features = kernel.shape[2:]
-    folded = x.reshape(len(x), blocks[0], stride[0], blocks[1], stride[1], channels)
-    folded = folded.transpose(0, 1, 3, 2, 4, 5).reshape(len(x), *blocks, -1)
+    folded = x.reshape(x.shape[0], blocks[0], stride[0], blocks[1], stride[1], channels)
+    folded = folded.transpose(0, 1, 3, 2, 4, 5).reshape(x.shape[0], *blocks, -1)
     missing = [
         (0, count * step - span)
         for count, step, span in zip(cells, stride, kernel.shape[:2], strict=True)

@@ -1,4 +1,4 @@
-"""Fuse what follows a convolution into it, in evaluation and prediction.
+"""Fuse what follows a convolution into it.
 
 A separate norm between two convolutions passes over the map and is bound by memory.
 
@@ -6,13 +6,18 @@ A separate norm between two convolutions passes over the map and is bound by mem
   kernel, its factor costs nothing. Its shift becomes a bias, which cuDNN's convolution fuses with
   the ReLU and the sum that follow. ResNet-50's inference moves 0.63 of the bytes and takes 0.76 of
   the time (H100, 256 images in bfloat16, jax 0.11.2; docs/performance.md has the table).
+- In training on GPUs, in 16 bits, the same is done with a norm by the batch's moments if it follows
+  a pointwise convolution that widens the map: the moments of its output are found in its narrower
+  input (`flaxnets.kernels.moments`). ResNet-50's training step moves 0.8 of the bytes.
 - On CPUs, only in bfloat16, oneDNN's call of the convolution includes the following norm, residual
-  sum and ReLU (`flaxnets.kernels.convolution`).
+  sum and ReLU (`flaxnets.kernels.convolution`). Training does without.
 
 `plain("folding")` or FLAXNETS_PLAIN=folding switches folding off (`flaxnets.kernels.platform`).
 
     with folded_norms():  # in a function that jax traces: an evaluation or prediction step
         logits = model.apply(variables, images)
+    with folded_norms("gpu"):  # a training step
+        logits, state = model.apply(variables, images, train=True, mutable="batch_stats")
 
 Inside this context a convolution remembers how to recompute its output. What follows recalls this
 and recomputes the output with itself included. The first output is then unused, and XLA eliminates
@@ -29,10 +34,21 @@ from contextvars import ContextVar
 import jax
 from jax.core import Tracer
 
-from flaxnets.kernels.platform import formulation
+from flaxnets.kernels.platform import Platform, formulation
 
 Array = jax.Array
 Affine = tuple[Array, Array]  # a factor and a shift, which is then added, of each channel (C,)
+
+
+@dataclasses.dataclass(frozen=True)
+class Product:
+    """A convolution that is a matrix product at each position: `x` (N, H, W, C) times `weights`
+    (C, O), plus `bias` (O,) if it has one.
+    """
+
+    x: Array
+    weights: Array
+    bias: Array | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,34 +63,32 @@ class Output:
     # whether a ReLU follows.
     make: Callable[[Affine | None, Array | None, bool], Array]
     affine: Affine | None = None  # what is fused already
+    product: Product | None = None  # the convolution as a matrix product, if it is one
 
-    def normed(self, affine: Affine, relu: bool) -> Array:
-        """Return the output times a factor plus a shift, and with `relu` the ReLU of this."""
-        if formulation("folding") == "gpu":
-            y = self.make(affine, None, False)
-            return jax.nn.relu(y) if relu else y
-        y = self.make(affine, None, relu)
-        if not relu:
-            remember(y, dataclasses.replace(self, affine=affine))
+    def normed(self, affine: Affine) -> Array:
+        """Return the output times a factor plus a shift. `rectified` can fuse in what follows."""
+        y = self.make(affine, None, False)
+        remember(y, dataclasses.replace(self, affine=affine))
         return y
 
 
 # How to recompute the outputs of the innermost context, by their `id`, because tracers have no
 # hash.
 _outputs: ContextVar[dict[int, Output] | None] = ContextVar("outputs", default=None)
-_is_on = jax.make_user_context(False)  # makes jax trace a function again inside the context
+# The platforms that fold. It makes jax trace a function again inside the context.
+_folding = jax.make_user_context(())
 
 
 @contextlib.contextmanager
-def folded_norms() -> Iterator[None]:
+def folded_norms(*platforms: Platform) -> Iterator[None]:
     """Fuse what follows a convolution into it, in what is traced inside for GPUs, or in bfloat16
-    for CPUs.
+    for CPUs; or only for the given `platforms`.
 
     What the context remembers is released when it ends.
     """
     token = _outputs.set({})
     try:
-        with _is_on(True):
+        with _folding(platforms or ("cpu", "gpu")):
             yield
     finally:
         _outputs.reset(token)
@@ -83,7 +97,7 @@ def folded_norms() -> Iterator[None]:
 def remember(output: Array, made: Output) -> None:
     """Remember how to recompute a convolution's `output` (..., C)."""
     outputs = _outputs.get()
-    if outputs is None or formulation("folding") not in ("cpu", "gpu"):
+    if outputs is None or formulation("folding") not in _folding.value:
         return
     if not isinstance(output, Tracer):
         return

@@ -3,9 +3,9 @@ layer normalisation, and response normalisation over channels.
 
 XLA's CPU backend takes a dozen operations for a norm with its ReLU and their gradient, each of them
 compiled, and several over the whole map; there they become two calls of oneDNN
-(`flaxnets.kernels.onednn.calls`). GPU and TPU keep XLA's operations; on GPUs a norm by running
-averages is a part of the convolution before it (`flaxnets.kernels.folding`). Values and derivatives
-of any order are the same.
+(`flaxnets.kernels.onednn.calls`). GPU and TPU keep XLA's operations; on GPUs a norm can be a part
+of the convolution before it (`flaxnets.kernels.folding`). Values and derivatives of any order are
+the same.
 """
 
 from typing import Any
@@ -15,13 +15,14 @@ import jax.numpy as jnp
 from jax import lax
 
 import flaxnets.kernels.onednn.calls as onednn
-from flaxnets.kernels.folding import recall
+from flaxnets.kernels.activation import relu as rectify
+from flaxnets.kernels.folding import Output, recall
+from flaxnets.kernels.moments import Moments, beside, has_wide_output, moments, moments_of_product
 from flaxnets.kernels.onednn.primitives import differentiable
 from flaxnets.kernels.platform import formulation
 from flaxnets.kernels.precision import is_narrow, widened
 
 Array = jax.Array
-Moments = tuple[Array, Array]  # of each channel (C,): mean and biased variance
 # Channels; oneDNN's norm is slow for other than multiples (densenet_bc_100_12's step: 1.5 times).
 VECTOR = 16
 
@@ -45,8 +46,13 @@ def batch_norm(
     """
     if axis_name is None and _is_for_onednn(x, scale, bias, joined=known is not None):
         return _norm_of_whole_vectors(x, scale, bias, epsilon, relu)
-    found = known or moments(x, axis_name)
-    y = normalized(widened(x), found, scale, bias, epsilon, relu).astype(x.dtype)
+    convolution = recall(x)
+    if convolution is not None and known is None and has_wide_output(convolution.product):
+        found = moments_of_product(convolution.product, axis_name)
+        y = _folded(convolution, found, scale, bias, epsilon, relu)
+    else:
+        found = known or moments(x, axis_name)
+        y = normalized(widened(x), found, scale, bias, epsilon, relu).astype(x.dtype)
     return y, lax.stop_gradient(found)
 
 
@@ -59,7 +65,15 @@ def averaged_norm(
     convolution = recall(x)
     if convolution is None:
         return normalized(widened(x), averages, scale, bias, epsilon, relu)
-    return convolution.normed(as_affine(averages, scale, bias, epsilon), relu)
+    return _folded(convolution, averages, scale, bias, epsilon, relu)
+
+
+def _folded(
+    convolution: Output, by: Moments, scale: Array, bias: Array, epsilon: float, relu: bool
+) -> Array:
+    """Return the norm of a convolution's output as a part of the convolution."""
+    y = convolution.normed(as_affine(by, scale, bias, epsilon))
+    return rectify(y) if relu else y
 
 
 def normalized(
@@ -75,9 +89,27 @@ def normalized(
     mean, var = by
     center = lax.stop_gradient(mean)
     factor, shift = as_affine((mean - center, var), scale, bias, epsilon)
-    center, factor, shift = (_beside(x, each) for each in (center, factor, shift))
+    center, factor, shift = (beside(x, each) for each in (center, factor, shift))
+    if relu and formulation("normalization") == "gpu":
+        return _rectified_affine(x - center, factor, shift)
     y = (x - center) * factor + shift
     return jax.nn.relu(y) if relu else y
+
+
+@jax.custom_jvp
+def _rectified_affine(x: Array, factor: Array, shift: Array) -> Array:
+    """Return the ReLU of `x * factor + shift`; the gradient finds in `x` where that is positive."""
+    return jax.nn.relu(x * factor + shift)
+
+
+@_rectified_affine.defjvp
+def _rectified_affine_jvp(primals: tuple[Array, ...], tangents: tuple[Array, ...]):
+    x, factor, shift = primals
+    change, change_of_factor, change_of_shift = tangents
+    slope = change * factor + x * change_of_factor + change_of_shift
+    # The condition is `x * factor + shift > 0`, written so that XLA does not store it, a byte for
+    # each number, when it computes the output.
+    return _rectified_affine(*primals), jnp.where(x * factor > -shift, slope, 0)
 
 
 def as_affine(by: Moments, scale: Array, bias: Array, epsilon: float) -> tuple[Array, Array]:
@@ -85,45 +117,6 @@ def as_affine(by: Moments, scale: Array, bias: Array, epsilon: float) -> tuple[A
     mean, var = by
     factor = scale * lax.rsqrt(var + epsilon)
     return factor, bias - mean * factor
-
-
-def _beside(x: Array, vector: Array) -> Array:
-    """Return a vector (C,) in the rank of `x` (..., C), as strict rank promotion asks."""
-    return lax.broadcast_to_rank(vector, x.ndim)
-
-
-def moments(x: Array, axis_name: str | None = None) -> Moments:
-    """Return mean and biased variance (C,) of `x` (N, ..., C), in float32 at least, over the batch
-    of this device or of all devices of the mapped axis.
-    """
-    x = widened(x)
-    in_turn = formulation("normalization") == "cpu"  # where it takes 0.9 of the other's bytes
-    return (_moments_in_turn if in_turn else _moments_at_once)(x, axis_name)
-
-
-def _moments_in_turn(x: Array, axis_name: str | None) -> Moments:
-    mean = _mean(x, axis_name)
-    center = lax.stop_gradient(mean)
-    distance = x - _beside(x, center)
-    return mean, _mean(jnp.square(distance), axis_name) - jnp.square(mean - center)
-
-
-def _moments_at_once(x: Array, axis_name: str | None) -> Moments:
-    """Find both in one pass over the map, so the variance need not wait for the mean: they are sums
-    of distances from the mean of one pixel of each image, the middle one. As that is within the
-    range of the values, hardly a digit cancels out.
-    """
-    middle = x[:, *(size // 2 for size in x.shape[1:-1])]
-    center = lax.stop_gradient(_mean(middle, axis_name))
-    distance = x - _beside(x, center)
-    shift = _mean(distance, axis_name)
-    return center + shift, _mean(jnp.square(distance), axis_name) - jnp.square(shift)
-
-
-def _mean(x: Array, axis_name: str | None) -> Array:
-    """Return the mean of each channel, over the mapped axis too."""
-    mean = x.mean(tuple(range(x.ndim - 1)))
-    return mean if axis_name is None else lax.pmean(mean, axis_name)
 
 
 def layer_norm(
@@ -136,7 +129,7 @@ def layer_norm(
         y = _standardized_on_gpu(x, epsilon)
     else:
         y = _standardized(x, epsilon, variance)
-    return y * _beside(y, scale) + _beside(y, bias)
+    return y * beside(y, scale) + beside(y, bias)
 
 
 def _standardized(x: Array, epsilon: float, variance: Array | None = None) -> Array:

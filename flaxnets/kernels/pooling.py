@@ -179,6 +179,8 @@ def _maxima_of_cells_jvp(window: Pair, stride: Pair, primals: tuple[Array], tang
     for index, cell in enumerate(others, 1):
         stays = (y >= cell) | (y != y)
         y, place = jnp.where(stays, y, cell), jnp.where(stays, place, jnp.uint8(index))
+    # Without the barrier XLA:GPU computes all of it again in several readers of the output.
+    y, place = lax.optimization_barrier((y, place))
     change, *changes = _cells(*tangents, window, stride)
     for index, cell in enumerate(changes, 1):
         change = jnp.where(place == index, cell, change)

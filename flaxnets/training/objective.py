@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from flaxnets.kernels.folding import folded_norms
 from flaxnets.recipes import Loss, Recipe
 from flaxnets.training.batch_norms import norms_of
 from flaxnets.training.optimizer import unless_frozen
@@ -89,7 +90,7 @@ def make_objective(model: nn.Module, recipe: Recipe) -> Objective:
 
         constant = {"params": lax.stop_gradient(params)}
         variables = unless_frozen(recipe, constant, {"params": params}) | model_state
-        with norms_of(recipe):
+        with norms_of(recipe), folded_norms("gpu"):
             logits, new_state = model.apply(
                 variables,
                 images,

@@ -399,16 +399,20 @@ def test_convolution_inside_shard_map(devices, check_vma):
     assert by_onednn == (devices == 1 and not check_vma)
 
 
-def test_a_symbolic_batch_is_exported_for_all_platforms():
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("two groups", "float32"), ("7x7, stride 2, of pictures", "bfloat16")]
+)
+def test_a_symbolic_batch_is_exported_for_all_platforms(name, dtype):
     """One file for any machine: no call of a library that another one may lack."""
-    _, kernel, geometry = arrays("two groups")
+    x, kernel, geometry = arrays(name)
     (batch,) = export.symbolic_shape("N")
     convolve = jax.jit(on_every_platform(lambda x: conv2d(x, kernel, *geometry)))
-    images = jax.ShapeDtypeStruct((batch, 7, 7, 64), jnp.float32)
+    images = jax.ShapeDtypeStruct((batch, *x.shape[1:]), dtype)
     exported = export.export(convolve, platforms=("cpu", "cuda"))(images)
-    x = arrays("two groups")[0]
     expected = xla_convolution(x, kernel, geometry)
-    np.testing.assert_allclose(exported.call(x), expected, rtol=1e-5, atol=1e-4)
+    found = exported.call(x.astype(dtype)).astype(jnp.float32)
+    rtol, atol = (1e-5, 1e-4) if dtype == "float32" else (2**-7, 2**-6 * float(expected.std()))
+    np.testing.assert_allclose(found, expected, rtol=rtol, atol=atol)
 
 
 @onednn_only

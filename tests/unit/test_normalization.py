@@ -9,10 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import export
-from jax.extend.core import Literal
 
 import parity
-from flaxnets.kernels import normalization
+from flaxnets.kernels.moments import moments
 from flaxnets.kernels.normalization import batch_norm, layer_norm
 from flaxnets.kernels.onednn import calls as onednn
 from flaxnets.kernels.onednn import library as dnnl
@@ -36,7 +35,7 @@ def formula(x, scale, bias, relu):
 
 def by_onednn(x, scale, bias, relu, joined=False):
     """With `joined`, `x` counts as joined maps, whose moments are known."""
-    known = normalization.moments(x) if joined else None
+    known = moments(x) if joined else None
     return batch_norm(x, scale, bias, EPSILON, relu, known)[0]
 
 
@@ -66,7 +65,7 @@ def test_values_and_gradients_are_those_of_the_formula(size, channels, relu):
     expected, pull_expected = jax.vjp(functools.partial(formula, relu=relu), *arrays)
     np.testing.assert_allclose(y, expected, atol=1e-5)
     assert_close(pull(jnp.cos(3 * y)), pull_expected(jnp.cos(3 * y)))
-    known = normalization.moments(arrays[0]) if joined else None
+    known = moments(arrays[0]) if joined else None
     _, (mean, var) = batch_norm(*arrays, EPSILON, relu, known)
     x = np.asarray(arrays[0], np.float64)
     np.testing.assert_allclose(mean, x.mean((0, 1, 2)), rtol=1e-6)
@@ -155,48 +154,6 @@ def test_what_onednn_does_not_have_or_does_slowly_stays_with_xla():
         np.testing.assert_allclose(found, formula(x, scale, bias, relu=True), atol=1e-5)
 
 
-@pytest.mark.parametrize("formulation", ["_moments_in_turn", "_moments_at_once"])
-def test_moments_of_values_far_from_zero(formulation):
-    """E[x^2] - E[x]^2 would lose all digits of the variance."""
-    x = parity.images(9, channels=3) + np.array([1000, -3000, 5000], np.float32)
-    mean, var = getattr(normalization, formulation)(jnp.asarray(x), None)
-    x = x.astype(np.float64)
-    np.testing.assert_allclose(mean, x.mean((0, 1, 2)), rtol=1e-6)
-    np.testing.assert_allclose(var, x.var((0, 1, 2)), rtol=1e-5)
-
-
-def test_moments_at_once_take_one_pass_over_the_map():
-    """No sum over the map waits for another one."""
-    x = jnp.zeros((4, 9, 9, 3))
-    at_once = functools.partial(normalization._moments_at_once, axis_name=None)
-    behind, sums = set(), 0
-    for equation in jax.make_jaxpr(at_once)(x).eqns:
-        operands = [each for each in equation.invars if not isinstance(each, Literal)]
-        waits = not behind.isdisjoint(operands)
-        if equation.primitive.name == "reduce_sum" and operands[0].aval.size == x.size:
-            assert not waits
-            waits, sums = True, sums + 1
-        if waits:
-            behind.update(equation.outvars)
-    assert sums == 2
-
-
-def test_both_formulations_of_moments_have_the_same_derivatives():
-    def gradients(formulation, x):
-        def function(x):
-            mean, var = formulation(x, None)
-            return (jnp.sin(mean) * jnp.sqrt(var)).sum()
-
-        return jax.grad(function)(x), jax.grad(lambda x: jnp.square(jax.grad(function)(x)).sum())(x)
-
-    with jax.enable_x64():
-        x = jnp.asarray(parity.images(5, channels=3).astype(np.float64))
-        in_turn = gradients(normalization._moments_in_turn, x)
-        at_once = gradients(normalization._moments_at_once, x)
-    for one, other in zip(in_turn, at_once, strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-12)
-
-
 @onednn_only
 def test_another_platform_has_the_formula():
     arrays = operands()
@@ -254,7 +211,7 @@ def test_the_layer_takes_the_relu_along(mode, channels):
     norm = BatchNorm(use_running_average=mode == "evaluation", axis_name=axis)
     variables = norm.init(jax.random.key(0), x)
     variables["params"]["bias"] = jnp.linspace(-1.0, 1.0, channels)
-    known = (normalization.moments(x),) if mode == "known moments" else ()
+    known = (moments(x),) if mode == "known moments" else ()
 
     def apply(x, **options):
         return norm.apply(variables, x, *known, mutable=["batch_stats"], **options)
@@ -275,13 +232,21 @@ def test_the_layer_takes_the_relu_along(mode, channels):
         np.testing.assert_allclose(positive[:, 0], whole, atol=1e-5)
 
 
-def test_layer_norm_on_gpus_has_the_derivatives_of_its_formula():
+def layer_norm_formula(x, scale, bias):
     """Ba, Kiros & Hinton 2016, equations 2 to 4."""
+    mean, variance = x.mean(-1, keepdims=True), x.var(-1, keepdims=True)
+    return (x - mean) / jnp.sqrt(variance + EPSILON) * scale + bias
 
-    def expected(x, scale, bias):
-        mean, variance = x.mean(-1, keepdims=True), x.var(-1, keepdims=True)
-        return (x - mean) / jnp.sqrt(variance + EPSILON) * scale + bias
 
+@pytest.mark.parametrize(
+    ("ours", "expected"),
+    [
+        (functools.partial(layer_norm, epsilon=EPSILON), layer_norm_formula),
+        (functools.partial(by_onednn, relu=True), functools.partial(formula, relu=True)),
+    ],
+    ids=["layer norm", "batch norm with ReLU"],
+)
+def test_norms_on_gpus_have_the_derivatives_of_their_formulas(ours, expected):
     def derivatives(norm, arrays):
         def loss(*arrays):
             return jnp.sin(norm(*arrays)).sum()
@@ -292,10 +257,9 @@ def test_layer_norm_on_gpus_has_the_derivatives_of_its_formula():
 
     with jax.enable_x64(), compiling_for("gpu"):
         arrays = tuple(each.astype(np.float64) for each in operands())
-        found = derivatives(functools.partial(layer_norm, epsilon=EPSILON), arrays)
         jax.tree.map(
             functools.partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-10),
-            found,
+            derivatives(ours, arrays),
             derivatives(expected, arrays),
         )
 

@@ -98,10 +98,11 @@ def _largest(ours: np.ndarray, theirs: np.ndarray) -> float:
 
 
 def step(arch: str, tiny: bool) -> Iterator[Row]:
-    """Measure the errors of one training step in float32 against the CPU's.
+    """Measure the errors of one training step against the CPU's in float32.
 
-    For parameters and running statistics: the norm of the errors, divided by the norm of the
-    values, and by that of the step's update. Then the largest difference between both mappings.
+    For parameters and running statistics in float32: the norm of the errors, divided by the norm of
+    the values, and by that of the step's update. Then the largest difference between both mappings.
+    Last the errors of the updates in bfloat16, with folded norms and without.
 
     The errors of the update are a few per cent. So are those of two formulations on one CPU,
     because rounding moves values across a ReLU's zero.
@@ -122,14 +123,21 @@ def step(arch: str, tiny: bool) -> Iterator[Row]:
             on_cpu = dict(arrays)
     with jax.default_matmul_precision("highest"):
         mapped = {name: one_step(arch, side, count, name) for name in ("shard_map", "pmap")}
+    narrow = {"bfloat16": one_step(arch, side, count, "shard_map", jnp.bfloat16)}
+    with plain("folding"):
+        narrow["unfolded_bfloat16"] = one_step(arch, side, count, "shard_map", jnp.bfloat16)
     row: Row = {}
     here = mapped["shard_map"]
     for part in ("params", "statistics"):
         names = [name for name in on_cpu if name.startswith(part)]
-        changes = [on_cpu[name] - on_cpu["before " + name] for name in names]
-        errors = [here[name] - on_cpu[name] for name in names]
-        row[f"{part}_error"] = _norm(errors) / _norm([on_cpu[name] for name in names])
-        row[f"{part}_error_of_the_update"] = _norm(errors) / _norm(changes)
+        update = _norm([on_cpu[name] - on_cpu["before " + name] for name in names])
+
+        def error(step: dict[str, np.ndarray], names: list[str] = names) -> float:
+            return _norm([step[name] - on_cpu[name] for name in names])
+
+        row[f"{part}_error"] = error(here) / _norm([on_cpu[name] for name in names])
+        for name, result in {"": here, **narrow}.items():
+            row[f"{name}_{part}_error_of_the_update".lstrip("_")] = error(result) / update
     row["mappings_differ"] = float(
         max(np.abs(here[name] - mapped["pmap"][name]).max() for name in here)
     )
@@ -141,7 +149,9 @@ def _norm(arrays: list[np.ndarray]) -> float:
     return float(np.sqrt(sum(np.square(array, dtype=np.float64).sum() for array in arrays)))
 
 
-def one_step(arch: str, side: int, count: int, mapping: Any) -> dict[str, np.ndarray]:
+def one_step(
+    arch: str, side: int, count: int, mapping: Any, dtype: Any = jnp.float32
+) -> dict[str, np.ndarray]:
     """Return the parameters and running statistics before and after one training step.
 
     Args:
@@ -149,9 +159,10 @@ def one_step(arch: str, side: int, count: int, mapping: Any) -> dict[str, np.nda
         side: pixels of each side of the images.
         count: number of images.
         mapping: as for `DataParallel`.
+        dtype: type of the activations.
     """
     fields = {"dropout_rate": 0.0} if hasattr(create_model(arch), "dropout_rate") else {}
-    model = create_model(arch, **fields)
+    model = create_model(arch, dtype=dtype, **fields)
     recipe = recipe_for(arch, "small images")
     optimizer = make_optimizer(recipe, lambda _: jnp.float32(0.01))
     # The CPU draws the same bits everywhere.

@@ -165,8 +165,8 @@ def torch_peak() -> float | None:
 Without = dict[str, Kernel | None]  # variants by the kernel that is left out
 BATCH_NORMS: dict[str, Without] = {
     "infer": {"ours": None, "unfolded": "folding", "xla_stem": "convolution"},
-    "train": {"ours": None, "xla_pools": "pooling", "xla_relu": "activation",
-              "xla_stem": "convolution"},
+    "train": {"ours": None, "unfolded": "folding", "xla_norms": "normalization",
+              "xla_pools": "pooling", "xla_relu": "activation", "xla_stem": "convolution"},
 }  # fmt: skip
 LAYER_NORMS: dict[str, Without] = {
     "train": {"ours": None, "xla_norms": "normalization", "xla_attention": "attention",

@@ -137,6 +137,7 @@ COMPUTATION = re.compile(r"^(ENTRY )?%([\w.-]+) \(.*\{\n((?:  .*\n)*)\}", re.MUL
 INSTRUCTION = re.compile(
     r"^  (?:ROOT )?%([\w.-]+) = (\(.*?\)|\S+) ([\w-]+)\((.*?)\)(.*)", re.MULTILINE
 )
+SCRATCH = re.compile(r", [su]8\[\d+\][^,]*\)$")  # the last result of a call of cuBLAS or cuDNN
 FREE = ("parameter", "constant", "tuple", "get-tuple-element", "bitcast")
 
 
@@ -181,10 +182,12 @@ def traffic(text: str) -> Iterator[tuple[str, str, int]]:
         fused = computations.get(operation.attribute(r"calls=%([\w.-]+)"), {})
         inside = {p.arguments: p.name for p in fused.values() if p.opcode == "parameter"}
         shares = shares_read(fused)
-        size = nbytes(operation.shape)
+        size = nbytes(SCRATCH.sub("", operation.shape))
+        read: dict[str, float] = {}  # each array once, however often it is an operand
         for index, operand in enumerate(operation.operands):
             share = shares.get(inside.get(str(index), ""), 1.0)
-            size += round(share * nbytes(program[operand].shape))
+            read[operand] = max(share, read.get(operand, 0.0))
+        size += sum(round(share * nbytes(program[name].shape)) for name, share in read.items())
         path = operation.attribute(r'op_name="([^"]*)"') or "unnamed"
         yield operation.name, kind(path), size
 

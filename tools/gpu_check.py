@@ -57,7 +57,7 @@ PARTS = [
     *(Part(f"logits:{arch}", 100, together=True) for arch in EXACT),
     Part("step:resnet50", 120, together=True),
     Part("speed:resnet50", 200),
-    Part("variants:resnet50", 100),
+    Part("variants:resnet50", 180),
     Part("profile:resnet50", 60),
     Part("cifar", 150),
     Part("feed", 30),

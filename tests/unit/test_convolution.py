@@ -428,7 +428,9 @@ def test_a_failure_inside_onednn_is_an_exception(monkeypatch):
 
 @onednn_only
 def test_a_process_ends_with_convolutions_under_way():
-    """One result is held and another is not, when the process ends."""
+    """One result is held and another is not, when the process ends; and XLA computes for more than
+    a second between two calls.
+    """
     program = """
 import jax, jax.numpy as jnp
 from flaxnets.kernels.onednn import calls as onednn
@@ -439,6 +441,16 @@ gradients = jax.jit(jax.grad(lambda *pair: jnp.square(conv2d(*pair)).mean(), (0,
 jax.block_until_ready(gradients(x, kernel))
 held = gradients(x, kernel)
 gradients(x, kernel)
+
+@jax.jit
+def far_apart(x):
+    x = conv2d(x, kernel, padding=(1, 1))
+    for _ in range(20):
+        x = jnp.cumsum(jnp.sin(x), 3)
+    return conv2d(x, kernel)
+
+jax.block_until_ready(far_apart(x))
+far_apart(x)
 """
     subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
 

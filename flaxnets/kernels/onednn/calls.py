@@ -35,7 +35,9 @@ import ctypes
 import functools
 import itertools
 import math
+import pathlib
 import struct
+import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -66,15 +68,30 @@ def available() -> bool:
 
 
 def _finish() -> None:
-    """Wait for what is under way: a convolution that begins while Python ends waits for ever."""
+    """Wait for what is under way: a call that begins while Python ends waits for ever, or crashes.
+
+    jax does not tell what is under way for results that nobody holds any more. So this waits until
+    no other thread has run in five looks, or for a minute without a call: one may run for ever.
+    """
     for array in jax.live_arrays():
         with contextlib.suppress(Exception):  # whoever asked for the array has seen its error
             array.block_until_ready()
-    idle = 0.0
-    while idle < 0.2:  # seconds, for results that nobody holds any more
-        time.sleep(0.05)
+    start, quiet = time.monotonic(), 0
+    while quiet < 5:
+        time.sleep(0.02)
         with dnnl.lock:  # not while one is computed
-            idle = time.monotonic() - _last_call[0]
+            idle = time.monotonic() - max(start, _last_call[0])
+        quiet = 0 if idle < 60 and _other_threads_run() else quiet + 1
+
+
+def _other_threads_run() -> bool:
+    """Return whether another thread of this process runs, or waits for a core or a disk."""
+    for file in pathlib.Path("/proc/self/task").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # a thread that has just ended
+            state = file.read_text().rpartition(")")[2].split()[0]
+            if state in "RD" and file.parent.name != str(threading.get_native_id()):
+                return True
+    return False
 
 
 def describe_convolution(

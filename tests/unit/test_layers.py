@@ -194,6 +194,16 @@ def test_a_max_pool_by_onednn_has_all_derivatives(dtype, monkeypatch):
         np.testing.assert_allclose(one.astype(jnp.float32), other, rtol=bound, atol=bound)
 
 
+def test_in_training_on_gpus_maxima_and_their_places_are_computed_once():
+    """XLA must not fuse them into their readers, the passes of a norm, say."""
+    x = jnp.zeros((2, 9, 9, 4))
+    with compiling_for("gpu"):
+        pool = layers.max_pool(3, 2, 1)
+        program = jax.make_jaxpr(jax.grad(lambda x: pool(x).sum()))(x).jaxpr
+    (barrier,) = [e for e in program.eqns if e.primitive.name == "optimization_barrier"]
+    assert [v.aval.str_short() for v in barrier.outvars] == ["float32[2,5,5,4]", "uint8[2,5,5,4]"]
+
+
 @pytest.mark.parametrize(
     ("backend", "platform", "scatters"), [("cpu", "cpu", 0), ("gpu", "cuda", 0), ("tpu", "tpu", 1)]
 )

@@ -245,10 +245,14 @@ def test_the_training_step_folds(name, widening, products):
 
 
 def test_a_gpu_multiplies_in_parts():
-    """As many as have tiles for all of its cores, if they divide the positions."""
+    """As many as have tiles for all of its cores, if they divide the positions. XLA must not join
+    them.
+    """
     for shape, parts in (((256, 56, 56, 64), 128), ((256, 14, 14, 256), 32), ((3, 5, 5, 64), 1)):
         x = jax.ShapeDtypeStruct(shape, jnp.bfloat16)
         program = jax.make_jaxpr(moments._sums_of_products.fun)(x).jaxpr
         (product,) = [e for e in program.eqns if e.primitive.name == "dot_general"]
         assert product.outvars[0].aval.shape == (parts, shape[-1], shape[-1])
         assert product.outvars[0].aval.dtype == jnp.float32
+        (barrier,) = [e for e in program.eqns if e.primitive.name == "optimization_barrier"]
+        assert barrier.invars == product.outvars

@@ -55,7 +55,7 @@ EXACT = ("resnet50", "vgg19", "resnext50_32x4d", "densenet121", "googlenet", "al
          "inception_v3", "wide_resnet50_2", "vit_b_16", "convnext_tiny")  # fmt: skip
 PARTS = [
     *(Part(f"logits:{arch}", 100, together=True) for arch in EXACT),
-    Part("step:resnet50", 120, together=True),
+    Part("step:resnet50", 200, together=True),
     Part("speed:resnet50", 200),
     Part("variants:resnet50", 180),
     Part("profile:resnet50", 60),

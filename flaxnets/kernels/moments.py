@@ -65,8 +65,8 @@ def beside(x: Array, vector: Array) -> Array:
 
 
 def has_wide_output(product: Product | None) -> TypeGuard[Product]:
-    """Return whether the moments of a product's output are found in its input, which is in 16 bits
-    and has fewer channels.
+    """Return whether a product is in 16 bits and its output so wide that its moments are found in
+    its input.
     """
     if product is None:
         return False

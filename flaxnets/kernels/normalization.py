@@ -106,10 +106,10 @@ def _rectified_affine(x: Array, factor: Array, shift: Array) -> Array:
 def _rectified_affine_jvp(primals: tuple[Array, ...], tangents: tuple[Array, ...]):
     x, factor, shift = primals
     change, change_of_factor, change_of_shift = tangents
-    slope = change * factor + x * change_of_factor + change_of_shift
+    change_of_sum = change * factor + x * change_of_factor + change_of_shift
     # The condition is `x * factor + shift > 0`, written so that XLA does not store it, a byte for
     # each number, when it computes the output.
-    return _rectified_affine(*primals), jnp.where(x * factor > -shift, slope, 0)
+    return _rectified_affine(*primals), jnp.where(x * factor > -shift, change_of_sum, 0)
 
 
 def as_affine(by: Moments, scale: Array, bias: Array, epsilon: float) -> tuple[Array, Array]:

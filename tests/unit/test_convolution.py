@@ -428,8 +428,8 @@ def test_a_failure_inside_onednn_is_an_exception(monkeypatch):
 
 @onednn_only
 def test_a_process_ends_with_convolutions_under_way():
-    """One result is held and another is not, when the process ends; and XLA computes for more than
-    a second between two calls.
+    """One result is held and another is not when the process ends. Between two calls XLA computes
+    for a second or so.
     """
     program = """
 import jax, jax.numpy as jnp

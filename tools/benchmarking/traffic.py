@@ -182,7 +182,8 @@ def traffic(text: str) -> Iterator[tuple[str, str, int]]:
         fused = computations.get(operation.attribute(r"calls=%([\w.-]+)"), {})
         inside = {p.arguments: p.name for p in fused.values() if p.opcode == "parameter"}
         shares = shares_read(fused)
-        size = nbytes(SCRATCH.sub("", operation.shape))
+        is_call = operation.opcode == "custom-call"
+        size = nbytes(SCRATCH.sub("", operation.shape) if is_call else operation.shape)
         read: dict[str, float] = {}  # each array once, however often it is an operand
         for index, operand in enumerate(operation.operands):
             share = shares.get(inside.get(str(index), ""), 1.0)
